@@ -1,0 +1,157 @@
+"""Extended-mind attention as tensor functions: local part, memory part, and their exact merge.
+
+    softmax( Q (K_M ++ K_L)^T * scaling ) (V_M ++ V_L)
+
+One softmax over retrieved and local keys splits into two attentions, each with its log-sum-exp
+(lse), merged by weights exp(lse - total lse). So masks, sliding windows and caches stay the model's
+own.
+
+Shapes: **B** batch, **H** query heads, **Hkv** KV heads, **G** = H / Hkv, **Q** query length,
+**S** local key length, **M** memory rows, **N** flat queries of one KV head (B * G * Q),
+**k** retrieved, **D** and **Dv** head dims of keys and values.
+
+Source: Klett and Ahle, Extended Mind Transformers (arXiv 2406.02332), section 3; for the merge,
+Dao et al., FlashAttention (arXiv 2205.14135), section 3.1.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class MemoryAttentionOutput(NamedTuple):
+    """What extended-mind attention computes.
+
+    Attributes:
+        output: (B, H, Q, Dv), in the query's dtype.
+        memory_weights: (B, H, Q, k) float32, each retrieved memory's share of the joint softmax.
+    """
+
+    output: Tensor
+    memory_weights: Tensor
+
+
+def memory_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    memory_keys: Tensor,
+    memory_values: Tensor,
+    *,
+    scaling: float,
+    attention_mask: Tensor | None = None,
+    memory_mask: Tensor | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> MemoryAttentionOutput:
+    """Attend to each query's own memories and to the local context, in one softmax.
+
+    Args:
+        query: (B, H, Q, D), as the model compares it with keys: after norms and RoPE.
+        key: (B, Hkv, S, D), local keys, KV heads not repeated.
+        value: (B, Hkv, S, Dv).
+        memory_keys: (B, H, Q, k, D), the memories each query retrieved, not normalised.
+        memory_values: (B, H, Q, k, Dv).
+        scaling: the model's own factor on logits.
+        attention_mask: (B or 1, H or 1, Q, S), bool (True is visible) or added to logits; None if
+            every query sees all S keys.
+        memory_mask: (B, H, Q, k) bool, False for memories that get no weight.
+        softcap: logits become softcap * tanh(logits / softcap), local and memory alike.
+        sinks: (H,) logits that take part in the softmax and carry no value (GPT-OSS).
+
+    Returns:
+        Output and memory weights. A query that sees nothing at all gets zeros.
+
+    Raises:
+        ValueError: the shapes do not fit.
+
+    Source:
+        Equation 1 of arXiv 2406.02332.
+    """
+    _check_shapes(query, key, memory_keys, memory_values)
+    local, local_lse = _local(query, key, value, attention_mask, scaling, softcap)
+    logits = (memory_keys.float() @ query.float().unsqueeze(-1)).squeeze(-1)  # (B, H, Q, k)
+    logits = logits * scaling
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    if memory_mask is not None:
+        logits = logits.masked_fill(~memory_mask, -torch.inf)
+    total_lse = torch.logaddexp(local_lse, torch.logsumexp(logits, dim=-1))  # (B, H, Q)
+    if sinks is not None:
+        total_lse = torch.logaddexp(total_lse, sinks.float().view(1, -1, 1))
+    total_lse = total_lse.masked_fill(total_lse == -torch.inf, 0.0).unsqueeze(-1)  # nothing visible
+    weights = torch.exp(logits - total_lse)  # (B, H, Q, k)
+    remembered = (weights.unsqueeze(-2) @ memory_values.float()).squeeze(-2)  # (B, H, Q, Dv)
+    output = local * torch.exp(local_lse.unsqueeze(-1) - total_lse) + remembered
+    return MemoryAttentionOutput(output.to(query.dtype), weights)
+
+
+def _check_shapes(query: Tensor, key: Tensor, memory_keys: Tensor, memory_values: Tensor) -> None:
+    batch, num_heads, num_queries, dim = query.shape
+    num_kv_heads = key.shape[1]
+    if num_heads % num_kv_heads:
+        raise ValueError(
+            f"query heads must be a multiple of KV heads; got {num_heads} and {num_kv_heads}."
+        )
+    expected = (batch, num_heads, num_queries)
+    if memory_keys.shape[:3] != expected or memory_keys.shape[4:] != (dim,):
+        raise ValueError(
+            f"memory_keys must have shape (B={batch}, H={num_heads}, Q={num_queries}, k, D={dim}); "
+            f"got {tuple(memory_keys.shape)}. Give each query head its own memories."
+        )
+    if memory_values.shape[:4] != memory_keys.shape[:4]:
+        raise ValueError(
+            f"memory_values must have shape {(*memory_keys.shape[:4], 'Dv')}, as memory_keys; "
+            f"got {tuple(memory_values.shape)}."
+        )
+
+
+def _local(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:
+    """Return local attention (B, H, Q, Dv) and its log-sum-exp (B, H, Q), both float32."""
+    batch, num_heads, num_queries, dim = query.shape
+    num_kv_heads = key.shape[1]
+    grouped = query.float().reshape(batch, num_kv_heads, -1, dim)  # (B, Hkv, G * Q, D)
+    logits = (grouped @ key.float().transpose(-1, -2)) * scaling
+    logits = logits.view(batch, num_heads, num_queries, -1)  # (B, H, Q, S)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    if attention_mask is not None:
+        if attention_mask.dtype == torch.bool:
+            logits = logits.masked_fill(~attention_mask, -torch.inf)
+        else:
+            logits = logits + attention_mask
+    lse = torch.logsumexp(logits, dim=-1)
+    safe = lse if attention_mask is None else lse.masked_fill(lse == -torch.inf, 0.0)
+    weights = torch.exp(logits - safe.unsqueeze(-1)).view(batch, num_kv_heads, -1, logits.shape[-1])
+    output = (weights @ value.float()).view(batch, num_heads, num_queries, -1)
+    return output, lse
+
+
+def visible_to(start: int, stop: int, num_keys: int, device: torch.device) -> Tensor:
+    """Return which first keys of a prompt its queries `start` to `stop` see, (Q, S) bool."""
+    queries = torch.arange(start, stop, device=device)
+    return torch.arange(num_keys, device=device) <= queries.unsqueeze(-1)
+
+
+def group_queries(query: Tensor, num_kv_heads: int) -> Tensor:
+    """Stack each KV head's query heads: (B, H, Q, D) to (Hkv, N, D), N in the order (B, G, Q)."""
+    batch, _, num_queries, dim = query.shape
+    grouped = query.view(batch, num_kv_heads, -1, num_queries, dim)  # (B, Hkv, G, Q, D)
+    return grouped.transpose(0, 1).reshape(num_kv_heads, -1, dim)
+
+
+def ungroup(found: Tensor, batch: int, num_queries: int) -> Tensor:
+    """Undo `group_queries` on anything found for the queries: (Hkv, N, ...) to (B, H, Q, ...)."""
+    num_kv_heads, _, *rest = found.shape
+    split = found.view(num_kv_heads, batch, -1, num_queries, *rest)  # (Hkv, B, G, Q, ...)
+    return split.transpose(0, 1).reshape(batch, -1, num_queries, *rest)

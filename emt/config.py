@@ -1,0 +1,214 @@
+"""`MemoryConfig`: every setting of a memory, checked when it is made, to and from YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+import yaml
+
+from emt.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """Settings of a memory. The defaults are the published method's.
+
+    Attributes:
+        memory_type: "manual" keeps rows as tensors, "vector_db" in a store searched by FAISS.
+        path: the store's directory; opened if it exists, else made by the first write. None keeps
+            the memory for the life of the process only.
+        topk: memories that each query attends to, at every layer and head.
+        layers: model layers that read memories; None for every full-attention layer.
+        mask_by_sim: leave out retrieved memories whose cosine similarity is not above
+            `sim_threshold`.
+        sim_threshold: see `mask_by_sim`; a cosine, -1 to 1.
+        memory_device: where "manual" keeps its tensors; None for the CPU.
+        remove_special_ids: after encoding, drop the rows of special token ids.
+        special_ids: the ids dropped; None for all special ids of the tokenizer given to `attach`,
+            or, without one, the model's own bos, eos and pad ids.
+        stride: tokens between the starts of two encoding windows.
+        max_length: tokens in an encoding window, at least `stride`.
+        sinks: "all" finds every row. "one" finds the attention sinks (the first rows of a window
+            without left context) of the first document only: many documents' sinks hijack
+            retrieval.
+        index: "auto" or a FAISS factory string, for "vector_db".
+
+    Raises:
+        ConfigError: a value of a wrong type or out of range.
+
+    Source:
+        Klett and Ahle, Extended Mind Transformers (arXiv 2406.02332), for names and defaults;
+        `sinks`, `path` and `index` are ours.
+    """
+
+    memory_type: Literal["manual", "vector_db"] = "manual"
+    path: str | None = None
+    topk: int = 10
+    layers: tuple[int, ...] | None = None
+    mask_by_sim: bool = False
+    sim_threshold: float = 0.25
+    memory_device: str | None = None
+    remove_special_ids: bool = True
+    special_ids: tuple[int, ...] | None = None
+    stride: int = 512
+    max_length: int = 3072
+    sinks: Literal["all", "one"] = "all"
+    index: str = "auto"
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = _CONVERT.get(field.name, _same)(getattr(self, field.name))
+            accepts, what = _ACCEPTS[field.name]
+            if not accepts(value):
+                raise ConfigError(f"{field.name} must be {what}; got {value!r}.")
+            object.__setattr__(self, field.name, value)
+        if self.max_length < self.stride:
+            raise ConfigError(
+                f"max_length ({self.max_length}) must be at least stride ({self.stride}): "
+                "shorter windows would leave out the tokens in between. "
+                "Raise max_length or lower stride."
+            )
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some settings changed.
+
+        Raises:
+            ConfigError: an unknown name, or a value of a wrong type or out of range.
+        """
+        _check_names(changes, "settings")
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all settings as plain YAML types."""
+        values = dataclasses.asdict(self)
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Make a config from plain types.
+
+        Raises:
+            ConfigError: an unknown key, or a value of a wrong type or out of range.
+        """
+        _check_names(values, "a memory config")
+        return cls(**values)
+
+    @classmethod
+    def from_yaml(cls, path: Path | str) -> Self:
+        """Read a config; settings that the file does not name have their defaults.
+
+        Raises:
+            ConfigError: the file is missing or not a YAML mapping, or has an unknown key or a wrong
+                value.
+        """
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"config '{path}' cannot be read as YAML: {reason}") from error
+        if values is None:
+            values = {}
+        if not isinstance(values, dict):
+            raise ConfigError(
+                f"config '{path}' must be a mapping of settings; got a {type(values).__name__}."
+            )
+        try:
+            return cls.from_dict(values)
+        except ConfigError as error:
+            raise ConfigError(f"config '{path}': {error}") from error
+
+    def to_yaml(self, path: Path | str) -> None:
+        """Write all settings to a file that `from_yaml` reads."""
+        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+
+
+def _check_names(values: Mapping[str, Any], what: str) -> None:
+    names = [field.name for field in dataclasses.fields(MemoryConfig)]
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
+            hint = f" Did you mean '{near[0]}'?" if near else f" The keys are {', '.join(names)}."
+            raise ConfigError(f"unknown key {key!r} in {what}.{hint}")
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _ints_to_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _path_to_str(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _int_to_float(value: Any) -> Any:
+    return float(value) if _is_int(value) else value
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_int(value) and value > 0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_none_or_text(value: Any) -> bool:
+    return value is None or _is_text(value)
+
+
+def _is_none_or_ids(value: Any) -> bool:
+    return value is None or (isinstance(value, tuple) and all(_is_int(i) and i >= 0 for i in value))
+
+
+def _is_none_or_layers(value: Any) -> bool:
+    return value is None or (_is_none_or_ids(value) and len(value) > 0)
+
+
+def _is_none_or_device(value: Any) -> bool:
+    if not _is_none_or_text(value):
+        return False
+    try:
+        torch.device(value or "cpu")
+    except RuntimeError:
+        return False
+    return True
+
+
+_CONVERT: dict[str, Callable[[Any], Any]] = {
+    "layers": _ints_to_tuple,
+    "special_ids": _ints_to_tuple,
+    "path": _path_to_str,
+    "sim_threshold": _int_to_float,
+}
+_ACCEPTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "memory_type": (lambda v: v in ("manual", "vector_db"), "'manual' or 'vector_db'"),
+    "path": (_is_none_or_text, "a directory name or null"),
+    "topk": (_is_positive, "a whole number of at least 1"),
+    "layers": (_is_none_or_layers, "a list of at least one layer index (0, 1, ...) or null"),
+    "mask_by_sim": (_is_bool, "true or false"),
+    "sim_threshold": (lambda v: isinstance(v, float) and -1 <= v <= 1, "a cosine, -1 to 1"),
+    "memory_device": (_is_none_or_device, "a torch device such as 'cpu' or 'cuda:0', or null"),
+    "remove_special_ids": (_is_bool, "true or false"),
+    "special_ids": (_is_none_or_ids, "a list of token ids or null"),
+    "stride": (_is_positive, "a whole number of at least 1"),
+    "max_length": (_is_positive, "a whole number of at least 1"),
+    "sinks": (lambda v: v in ("all", "one"), "'all' or 'one'"),
+    "index": (_is_text, "'auto' or a FAISS factory string"),
+}

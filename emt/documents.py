@@ -1,0 +1,96 @@
+"""What a user writes to a document of token ids: text, or ids, checked before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from emt.config import MemoryConfig
+from emt.errors import DocumentError, MemoryUseError
+from memory_backends import Document
+
+Source = str | Sequence[int] | torch.Tensor
+
+
+def to_document(
+    source: Source, name: str, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int
+) -> Document:
+    """Make a document of text or token ids.
+
+    Args:
+        source: text, or token ids of shape (T,) or (1, T).
+        name: the document's name.
+        tokenizer: for text; a fast one also tells where each token stands in the text.
+        vocab_size: ids must be below.
+
+    Raises:
+        DocumentError: no name, nothing to remember, not ids, or an id the model does not have.
+        MemoryUseError: text without a tokenizer.
+    """
+    if not isinstance(name, str) or not name:
+        raise DocumentError(f"a document's name must be text; got {name!r}.")
+    made = _of_text(source, name, tokenizer) if isinstance(source, str) else _of_ids(source, name)
+    ids = made.token_ids
+    if len(ids) and (ids.min() < 0 or ids.max() >= vocab_size):
+        raise DocumentError(
+            f"token ids of document '{name}' must be 0 to {vocab_size - 1}; "
+            f"got {ids.min()} to {ids.max()}. Use the model's own tokenizer."
+        )
+    return made
+
+
+def special_ids(
+    config: MemoryConfig, tokenizer: PreTrainedTokenizerBase | None, model_config: PreTrainedConfig
+) -> set[int]:
+    """Return the token ids whose rows are dropped.
+
+    They are the config's, or the tokenizer's, or else the model's bos, eos and pad ids.
+    """
+    if not config.remove_special_ids:
+        return set()
+    if config.special_ids is not None:
+        return set(config.special_ids)
+    if tokenizer is not None:
+        return set(tokenizer.all_special_ids)
+    special: set[int] = set()
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        found = getattr(model_config, name, None)
+        special.update([found] if isinstance(found, int) else found or [])
+    return special
+
+
+def _of_text(text: str, name: str, tokenizer: PreTrainedTokenizerBase | None) -> Document:
+    if tokenizer is None:
+        raise MemoryUseError(
+            "writing text needs a tokenizer. "
+            "Pass one to attach(model, config, tokenizer=...), or write ids."
+        )
+    if not text.strip():
+        raise DocumentError(f"document '{name}' is empty. Leave it out.")
+    encoded = tokenizer(text, return_offsets_mapping=tokenizer.is_fast, verbose=False)
+    offsets = encoded.get("offset_mapping")
+    return Document(
+        name,
+        np.asarray(encoded["input_ids"], dtype=np.int32),
+        text,
+        None if offsets is None else np.asarray(offsets, dtype=np.int32),
+    )
+
+
+def _of_ids(source: Any, name: str) -> Document:
+    try:
+        ids = np.asarray(source.cpu() if isinstance(source, torch.Tensor) else source)
+    except (ValueError, TypeError) as error:  # rows of different lengths, bfloat16
+        raise DocumentError(f"document '{name}' is neither text nor token ids: {error}") from error
+    if ids.ndim == 2 and len(ids) == 1:
+        ids = ids[0]
+    if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
+        raise DocumentError(
+            f"document '{name}' must be text or token ids of shape (T,) or (1, T), "
+            f"T at least 1; got {ids.dtype} of shape {ids.shape}."
+        )
+    return Document(name, ids.astype(np.int32))

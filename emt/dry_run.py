@@ -1,0 +1,159 @@
+"""The dry run of `attach`: prove that every layer is reached and that its keys can be stored.
+
+One token is run at two positions with every attention call watched. What was reached, what shape
+the keys and values have, and how the keys are brought back to position 0 is all seen, not
+configured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from emt.encode import input_device
+from emt.errors import UnsupportedModelError
+from emt.hook import AttentionCall, watching
+from emt.retrieval import check_options
+from emt.rope import Unrotation, find_unrotation, is_at_zero
+from memory_backends import LayerLayout, MemoryLayout
+
+_DRY_RUN_POSITION = 5  # radians, at the fastest frequency: a rotation nobody can miss
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+@dataclass(frozen=True)
+class ReachedLayer:
+    """One layer as the dry run saw it: its call at position 0, and what follows from it."""
+
+    call: AttentionCall
+    unrotation: Unrotation | None
+    is_sliding: bool
+
+
+def dry_run(decoder: PreTrainedModel) -> dict[int, ReachedLayer]:
+    """Run one token at two positions; return what was seen of each layer.
+
+    A token that stands alone attends to itself only, so its keys differ between positions by their
+    rotation and nothing else. (Learned position embeddings change the values too; such models have
+    no rotation.)
+
+    Raises:
+        UnsupportedModelError: a layer was not reached, or its keys cannot be brought to position 0.
+    """
+    at_zero = _attention_calls(decoder, 0)
+    expected = _layers_with_attention(decoder.config)
+    missing = [idx for idx in expected if idx not in at_zero]
+    if missing:
+        which = "none of its" if len(missing) == len(expected) else f"not layers {missing} of its"
+        raise UnsupportedModelError(
+            f"{decoder.config.model_type}: attention must go through transformers' "
+            f"AttentionInterface; a dry run reached {which} {len(expected)} layers. "
+            "This family computes attention inline and needs an adapter."
+        )
+    has_positions = "position_ids" in inspect.signature(decoder.forward).parameters
+    moved = _attention_calls(decoder, _DRY_RUN_POSITION) if has_positions else at_zero
+    return {
+        idx: ReachedLayer(
+            call, _unrotation_of(call, *moved[idx]), _is_sliding(decoder.config, call)
+        )
+        for idx, (call, _) in sorted(at_zero.items())
+    }
+
+
+@torch.no_grad()
+def _attention_calls(
+    decoder: PreTrainedModel, position: int
+) -> dict[int, tuple[AttentionCall, Any]]:
+    token = torch.full((1, 1), decoder.config.vocab_size // 2, device=input_device(decoder))
+    position_ids = {"position_ids": torch.full_like(token, position)} if position else {}
+    with _evaluating(decoder), watching(decoder) as seen:
+        decoder(input_ids=token, use_cache=False, **position_ids)
+    calls: dict[int, tuple[AttentionCall, Any]] = {}
+    for call in seen.calls:
+        check_options(call)
+        if getattr(call.module, "is_causal", True) is False:
+            raise UnsupportedModelError(
+                f"{decoder.config.model_type}: layer {call.layer_idx} must attend causally; "
+                "it attends to later tokens too. Only causal language models have memories."
+            )
+        if call.layer_idx in calls:
+            raise UnsupportedModelError(
+                f"{decoder.config.model_type}: layer {call.layer_idx} attends twice in one "
+                "forward, so its memories cannot be told apart."
+            )
+        calls[call.layer_idx] = (call, seen.position_embeddings.get(call.module))
+    return calls
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Turn dropout off for a while."""
+    training = [module for module in model.modules() if module.training]
+    model.train(False)
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _layers_with_attention(config: PreTrainedConfig) -> list[int]:
+    """List the layers that the config says have softmax attention."""
+    types = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    if types is None:
+        return list(range(config.num_hidden_layers))
+    return [idx for idx, kind in enumerate(types) if "attention" in kind and "linear" not in kind]
+
+
+def _is_sliding(config: PreTrainedConfig, call: AttentionCall) -> bool:
+    types = getattr(config, "layer_types", None)
+    if types is not None:
+        return bool(types[call.layer_idx] != "full_attention")
+    return call.options.get("sliding_window") is not None
+
+
+def _unrotation_of(
+    at_zero: AttentionCall, moved: AttentionCall, embeddings: Any
+) -> Unrotation | None:
+    tolerance = _TOLERANCE[at_zero.key.dtype]
+    if is_at_zero(moved.key, at_zero.key, moved.key, tolerance):
+        return None  # no rotation in this layer
+    value = at_zero.value.float()
+    if (moved.value.float() - value).norm() > tolerance * value.norm():
+        return None  # positions were added to the embeddings
+    found = find_unrotation(at_zero.module, moved.key, at_zero.key, embeddings, tolerance)
+    if found is None:
+        raise UnsupportedModelError(
+            f"{type(at_zero.module).__name__}, layer {at_zero.layer_idx}: its keys depend on the "
+            "position, and its apply_rotary_pos_emb does not bring them back to position 0. "
+            "This family needs an adapter."
+        )
+    return found
+
+
+def layout_of(layers: dict[int, ReachedLayer]) -> MemoryLayout:
+    """Return the shape and dtype of a model's keys and values.
+
+    Raises:
+        UnsupportedModelError: the layers' keys have different dtypes.
+    """
+    dtypes = {layer.call.key.dtype for layer in layers.values()}
+    if len(dtypes) > 1:
+        raise UnsupportedModelError(
+            f"all layers must have keys of one dtype; got {sorted(map(str, dtypes))}."
+        )
+    shapes = {idx: (layer.call.key.shape, layer.call.value.shape) for idx, layer in layers.items()}
+    return MemoryLayout(
+        {
+            idx: LayerLayout(num_key_value_heads=key[1], head_dim=key[3], value_head_dim=value[3])
+            for idx, (key, value) in shapes.items()
+        },
+        dtypes.pop(),
+    )

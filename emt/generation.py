@@ -1,0 +1,132 @@
+"""One prompt, one answer, with what it was made from: what the command line and the demo do."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from emt.citations import Citation, RowCitation, cite, cite_tokens
+from emt.errors import ConfigError, MemoryUseError
+from emt.memory import Memory
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A generated text with its sources.
+
+    Attributes:
+        prompt: as given.
+        text: what was generated, without special tokens.
+        token_ids: the generated ids, special ones included.
+        tokens: the text of each generated id.
+        citations: the passages that carried most memory attention.
+        token_citations: the same, row by row, for each generated token.
+        timings: seconds, and tokens a second.
+    """
+
+    prompt: str
+    text: str
+    token_ids: list[int]
+    tokens: list[str]
+    citations: list[Citation]
+    token_citations: list[list[RowCitation]]
+    timings: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the answer as plain JSON types."""
+        cited = self.token_citations or [[] for _ in self.token_ids]
+        return {
+            "prompt": self.prompt,
+            "text": self.text,
+            "token_ids": self.token_ids,
+            "timings": self.timings,
+            "citations": [asdict(citation) for citation in self.citations],
+            "tokens": [
+                {"id": token_id, "text": text, "rows": [asdict(row) for row in rows]}
+                for token_id, text, rows in zip(self.token_ids, self.tokens, cited, strict=True)
+            ],
+        }
+
+
+def generate(
+    model: PreTrainedModel,
+    memory: Memory,
+    prompt: str,
+    *,
+    chat: bool | None = None,
+    max_new_tokens: int = 64,
+    use_memory: bool = True,
+    topk: int | None = None,
+) -> Answer:
+    """Answer one prompt greedily.
+
+    Args:
+        model: the model the memory is attached to.
+        memory: with a tokenizer.
+        prompt: the user's message, or plain text to go on from.
+        chat: put the prompt into the chat template; None for "if the tokenizer has one".
+        max_new_tokens: where to stop at the latest.
+        use_memory: False for the plain model.
+        topk: memories for each query; the memory's own setting if None.
+
+    Raises:
+        ConfigError: the prompt is empty, too long, or `chat` is True and there is no template.
+        MemoryUseError: the memory has no tokenizer.
+    """
+    tokenizer = memory.tokenizer
+    if tokenizer is None:
+        raise MemoryUseError("generating from text needs a tokenizer. Pass one to attach().")
+    if not prompt.strip():
+        raise ConfigError("the prompt is empty. Ask something.")
+    input_ids = _prompt_ids(tokenizer, prompt, chat)
+    num_prompt = input_ids.shape[1]
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(positions, int) and num_prompt + max_new_tokens > positions:
+        raise ConfigError(
+            f"the prompt's {num_prompt} tokens and {max_new_tokens} new ones must fit the model's "
+            f"{positions} positions. Shorten the prompt, or index it as a document."
+        )
+    pad = tokenizer.pad_token_id
+    changes = {} if topk is None else {"topk": topk}
+    started = time.perf_counter()
+    with memory.using(enabled=use_memory, **changes), memory.recording() as recording:
+        output = cast(Any, model).generate(
+            input_ids.to(model.device),
+            attention_mask=torch.ones_like(input_ids, device=model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=pad if pad is not None else tokenizer.eos_token_id,
+        )
+    seconds = time.perf_counter() - started
+    token_ids = output[0, num_prompt:].tolist()
+    return Answer(
+        prompt=prompt,
+        text=str(tokenizer.decode(token_ids, skip_special_tokens=True)).strip(),
+        token_ids=token_ids,
+        tokens=[str(tokenizer.decode([token_id])) for token_id in token_ids],
+        citations=cite(memory, recording),
+        token_citations=cite_tokens(memory, recording),
+        timings={
+            "generate_seconds": round(seconds, 3),
+            "tokens_per_second": round(len(token_ids) / seconds, 2),
+        },
+    )
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool | None) -> torch.Tensor:
+    has_template = bool(tokenizer.chat_template)
+    if chat and not has_template:
+        raise ConfigError("this model's tokenizer has no chat template. Use --no-chat.")
+    use_template = has_template if chat is None else chat
+    if use_template:
+        message = [{"role": "user", "content": prompt}]
+        prompt = cast(
+            str,
+            tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False),
+        )
+    encoded = tokenizer(prompt, add_special_tokens=not use_template, return_tensors="pt")
+    return cast(torch.Tensor, encoded.input_ids)

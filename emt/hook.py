@@ -1,0 +1,202 @@
+"""The seam to transformers: attention functions, mask functions, and a register of who listens.
+
+Importing this registers two attention implementations. Each computes what the model's own
+implementation would, unless the module that calls it is attached to a memory (`bind`) or is being
+watched (`watching`):
+
+* `extended_mind` stands in for `sdpa` and for anything faster (flash, flex), with sdpa's masks;
+* `extended_mind_eager` stands in for `eager`, with eager's masks.
+
+The names avoid `sdpa`, `flash`, `flex_attention` and `/`: transformers looks for these substrings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+from emt.errors import UnsupportedModelError
+
+IMPLEMENTATION = "extended_mind"
+EAGER_IMPLEMENTATION = "extended_mind_eager"
+
+AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One call of a layer's attention, as transformers makes it.
+
+    Attributes:
+        module: the attention module.
+        query: (B, H, Q, D), after norms and RoPE.
+        key: (B, Hkv, S, D), KV heads not repeated.
+        value: (B, Hkv, S, Dv).
+        attention_mask: (B, 1, Q, S) bool or additive; None for causal (Q > 1) or all visible
+            (Q = 1).
+        options: keywords: `scaling`, `softcap`, `sliding_window`, `s_aux` and what else the family
+            passes.
+        own: the model's own attention function.
+    """
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attention_mask: Tensor | None
+    options: dict[str, Any]
+    own: AttentionFunction
+
+    def compute(self) -> tuple[Tensor, Tensor | None]:
+        """Return the model's own attention, bit for bit."""
+        return self.own(
+            self.module, self.query, self.key, self.value, self.attention_mask, **self.options
+        )
+
+    @property
+    def layer_idx(self) -> int:
+        """The layer, as the module itself numbers it."""
+        found = getattr(self.module, "layer_idx", None)
+        if not isinstance(found, int):
+            raise UnsupportedModelError(
+                f"{type(self.module).__name__} must have an integer layer_idx; got {found!r}. "
+                "Its layers cannot be told apart."
+            )
+        return found
+
+
+class Listener(Protocol):
+    """What a module can be bound to."""
+
+    def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+        """Compute a layer's attention: output (B, Q, H, Dv) and weights or None."""
+
+
+_listeners: WeakKeyDictionary[nn.Module, Listener] = WeakKeyDictionary()
+
+
+def bind(module: nn.Module, listener: Listener) -> None:
+    """Send an attention module's calls to a listener."""
+    _listeners[module] = listener
+
+
+def is_bound(module: nn.Module) -> bool:
+    """Tell whether an attention module has a listener."""
+    return module in _listeners
+
+
+def unbind(module: nn.Module) -> None:
+    """Undo `bind`."""
+    _listeners.pop(module, None)
+
+
+@dataclass
+class Watched:
+    """What `watching` saw of one forward: attention calls, and what RoPE each module was given."""
+
+    calls: list[AttentionCall] = field(default_factory=list)
+    position_embeddings: dict[nn.Module, Any] = field(default_factory=dict)
+
+
+_watched: ContextVar[Watched | None] = ContextVar("emt_watched", default=None)
+
+
+@contextlib.contextmanager
+def watching(model: nn.Module) -> Iterator[Watched]:
+    """Collect the attention calls this thread makes; the model computes as if not attached."""
+    seen = Watched()
+    hooks = [
+        module.register_forward_pre_hook(_keep_embeddings(seen), with_kwargs=True)
+        for module in model.modules()
+        if "position_embeddings" in inspect.signature(module.forward).parameters
+    ]
+    token = _watched.set(seen)
+    try:
+        yield seen
+    finally:
+        _watched.reset(token)
+        for hook in hooks:
+            hook.remove()
+
+
+def _keep_embeddings(seen: Watched) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if _watched.get() is not seen:  # another thread runs the same model
+            return
+        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        seen.position_embeddings[module] = given.get("position_embeddings")
+
+    return hook
+
+
+def own_eager(module: nn.Module) -> AttentionFunction:
+    """Return the eager attention function of the file that defines a module.
+
+    Raises:
+        UnsupportedModelError: the file has none.
+    """
+    found: AttentionFunction | None = vars(sys.modules[type(module).__module__]).get(
+        "eager_attention_forward"
+    )
+    if found is None:
+        raise UnsupportedModelError(
+            f"expected an eager_attention_forward beside {type(module).__name__}; found none. "
+            'Load the model with attn_implementation="sdpa".'
+        )
+    return found
+
+
+def _dispatch(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+    seen = _watched.get()
+    if seen is not None:
+        seen.calls.append(call)
+        return call.compute()
+    listener = _listeners.get(call.module)
+    if listener is None:  # a copy of an attached model, or a model built from the same config
+        return call.compute()
+    return listener.attend(call)
+
+
+def _over_sdpa(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    return _dispatch(
+        AttentionCall(module, query, key, value, attention_mask, options, sdpa_attention_forward)
+    )
+
+
+def _over_eager(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    return _dispatch(
+        AttentionCall(module, query, key, value, attention_mask, options, own_eager(module))
+    )
+
+
+_uncompiled = cast(Callable[[AttentionFunction], AttentionFunction], torch.compiler.disable)
+AttentionInterface.register(IMPLEMENTATION, _uncompiled(_over_sdpa))
+AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+AttentionInterface.register(EAGER_IMPLEMENTATION, _uncompiled(_over_eager))
+AttentionMaskInterface.register(EAGER_IMPLEMENTATION, eager_mask)

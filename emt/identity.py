@@ -1,0 +1,63 @@
+"""What a model is, for a store to recognise the one that wrote it: shapes, rope, some weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from memory_backends import MemoryLayout
+
+_SAMPLED_TENSORS = 64
+_SAMPLED_VALUES = 64
+
+
+def identity_of(
+    model: nn.Module,
+    config: PreTrainedConfig,
+    layout: MemoryLayout,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> dict[str, Any]:
+    """Describe a model as plain JSON types; two models with equal descriptions share memories.
+
+    Args:
+        model: the causal language model.
+        config: the config of its text decoder.
+        layout: the shape of its keys and values.
+        tokenizer: its tokenizer, if known; a field left out is not compared.
+    """
+    layers = layout.layers.values()
+    identity: dict[str, Any] = {
+        "model_type": config.model_type,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_key_value_heads": _one_or_all([layer.num_key_value_heads for layer in layers]),
+        "head_dim": _one_or_all([layer.head_dim for layer in layers]),
+        "dtype": str(layout.dtype).removeprefix("torch."),
+        "rope": getattr(config, "rope_parameters", None),
+        "weights": _weights_fingerprint(model),
+    }
+    if tokenizer is not None:
+        vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+        identity["tokenizer"] = hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
+    return {key: value for key, value in identity.items() if value is not None}
+
+
+def _one_or_all(numbers: list[int]) -> int | list[int]:
+    return numbers[0] if len(set(numbers)) == 1 else numbers
+
+
+def _weights_fingerprint(model: nn.Module) -> str | None:
+    """Hash a sample of the weights: cheap, and different for any fine-tune. None if offloaded."""
+    parameters = [tensor for _, tensor in sorted(model.named_parameters())]
+    digest = hashlib.sha256()
+    for tensor in parameters[:: max(len(parameters) // _SAMPLED_TENSORS, 1)]:
+        if tensor.device.type == "meta":
+            return None
+        flat = tensor.detach().flatten()
+        sample = flat[:: max(flat.numel() // _SAMPLED_VALUES, 1)][:_SAMPLED_VALUES]
+        digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()[:16]

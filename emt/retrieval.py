@@ -1,0 +1,147 @@
+"""One layer's extended-mind attention: search, fetch, and attend to memories and local context."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from emt.attention import group_queries, memory_attention, ungroup, visible_to
+from emt.config import MemoryConfig
+from emt.errors import UnsupportedModelError
+from emt.hook import AttentionCall
+from memory_backends import MemoryBackend
+
+_CHUNK_BYTES = 64 * 2**20  # what one chunk of queries may take for its logits or its memories
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """What the queries of one attention call retrieved.
+
+    Attributes:
+        layer_idx: the layer.
+        ids: (B, H, Q, k) int64 row ids, best first; -1 where there was nothing.
+        scores: (B, H, Q, k) float32 cosine similarities; -inf where there was nothing.
+        weights: (B, H, Q, k) float32 shares of the joint softmax; 0 for masked memories.
+    """
+
+    layer_idx: int
+    ids: Tensor
+    scores: Tensor
+    weights: Tensor
+
+    def of_sequence(self, row: int) -> Retrieved:
+        """Return one batch row's part: tensors (H, Q, k)."""
+        return Retrieved(self.layer_idx, self.ids[row], self.scores[row], self.weights[row])
+
+
+def attend_with_memories(
+    call: AttentionCall, backend: MemoryBackend, config: MemoryConfig
+) -> tuple[Tensor, Retrieved]:
+    """Compute a layer's attention over its local context and each query's own memories.
+
+    Queries are taken in chunks, so that a prompt of Q tokens costs Q * k memories and not more.
+
+    Returns:
+        Output (B, Q, H, Dv), as transformers wants it, and what was retrieved.
+
+    Raises:
+        UnsupportedModelError: the call has a feature that cannot be merged with memories.
+    """
+    check_options(call)
+    num_queries = call.query.shape[2]
+    step = _chunk_length(call, config.topk)
+    outputs, retrieved = [], []
+    for start in range(0, num_queries, step):
+        output, found = _attend_chunk(call, backend, config, start, min(start + step, num_queries))
+        outputs.append(output)
+        retrieved.append(found)
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)  # (B, H, Q, Dv)
+    return output.transpose(1, 2).contiguous(), _joined(retrieved)
+
+
+def _attend_chunk(
+    call: AttentionCall, backend: MemoryBackend, config: MemoryConfig, start: int, stop: int
+) -> tuple[Tensor, Retrieved]:
+    query = call.query[:, :, start:stop]
+    batch, _, num_queries, _ = query.shape
+    key, value, mask = _local_context(call, start, stop)
+    found = backend.search(call.layer_idx, group_queries(query, key.shape[1]), config.topk)
+    memory_keys, memory_values = (
+        ungroup(rows.to(query.device), batch, num_queries)
+        for rows in backend.fetch(call.layer_idx, found.ids)
+    )
+    scores, ids = (ungroup(part.to(query.device), batch, num_queries) for part in found)
+    usable = scores > (config.sim_threshold if config.mask_by_sim else -torch.inf)
+    output, weights = memory_attention(
+        query,
+        key,
+        value,
+        memory_keys,
+        memory_values,
+        scaling=_scaling(call),
+        attention_mask=mask,
+        memory_mask=usable,
+        softcap=call.options.get("softcap"),
+        sinks=call.options.get("s_aux"),
+    )
+    return output, Retrieved(call.layer_idx, ids, scores, weights)
+
+
+def _local_context(
+    call: AttentionCall, start: int, stop: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the keys, values and mask of queries `start` to `stop`."""
+    mask = call.attention_mask
+    if mask is not None:
+        return call.key, call.value, mask[:, :, start:stop, : call.key.shape[2]]
+    if call.query.shape[2] == 1 or not _is_causal(call):
+        return call.key, call.value, None
+    # As in transformers' sdpa, no mask means causal from the first key on: a static cache has not
+    # written the later ones yet.
+    seen = visible_to(start, stop, stop, call.query.device)
+    return call.key[:, :, :stop], call.value[:, :, :stop], seen
+
+
+def _is_causal(call: AttentionCall) -> bool:
+    given = call.options.get("is_causal")
+    return bool(getattr(call.module, "is_causal", True) if given is None else given)
+
+
+def _scaling(call: AttentionCall) -> float:
+    given = call.options.get("scaling")
+    return float(call.query.shape[-1] ** -0.5 if given is None else given)
+
+
+def _chunk_length(call: AttentionCall, topk: int) -> int:
+    batch, num_heads, num_queries, dim = call.query.shape
+    local = call.key.shape[2]
+    remembered = topk * (dim + call.value.shape[-1])
+    per_query = 4 * batch * num_heads * max(local, remembered)
+    return max(min(_CHUNK_BYTES // per_query, num_queries), 1)
+
+
+def check_options(call: AttentionCall) -> None:
+    """Refuse a call that does more than attend.
+
+    Raises:
+        UnsupportedModelError: naming what it does.
+    """
+    for option in ("position_bias", "cache"):
+        if call.options.get(option) is not None:
+            raise UnsupportedModelError(
+                f"memories cannot be read in a call with '{option}' (layer {call.layer_idx}). "
+                "Detach the memory, or generate without continuous batching."
+            )
+
+
+def _joined(parts: list[Retrieved]) -> Retrieved:
+    if len(parts) == 1:
+        return parts[0]
+    ids, scores, weights = (
+        torch.cat([getattr(part, name) for part in parts], dim=2)
+        for name in ("ids", "scores", "weights")
+    )
+    return Retrieved(parts[0].layer_idx, ids, scores, weights)

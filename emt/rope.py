@@ -1,0 +1,96 @@
+"""Rotary position embeddings: a layer's keys back to position 0.
+
+Reading memories needs no knowledge of RoPE, only writing does. The cosines and sines are those the
+model itself hands to a layer, and the rotation is the model's own `apply_rotary_pos_emb` with the
+sine negated, so every variant (partial, interleaved, two bases, NTK, YaRN) is undone by the code
+that did it. Whether and how a layer rotates its keys is not read from the config but seen:
+`find_unrotation` compares the keys of one token at two positions, where everything but the rotation
+is the same.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PositionEmbeddings = tuple[Tensor, Tensor]  # cos and sin, each (B, Q, rotary dims or half of them)
+
+
+@dataclass(frozen=True)
+class Unrotation:
+    """How to bring one layer's keys back to position 0.
+
+    Attributes:
+        rotate: the model's `apply_rotary_pos_emb(query, key, cos, sin)`.
+        num_rotated: how many of the head's dims, from the first, it is given.
+    """
+
+    rotate: Callable[..., Any]
+    num_rotated: int
+
+    def __call__(self, key: Tensor, embeddings: PositionEmbeddings) -> Tensor:
+        """Return keys as the model would have computed them at position 0.
+
+        Args:
+            key: (B, Hkv, Q, D), rotated by the model.
+            embeddings: the cos and sin that the model rotated them with.
+
+        Returns:
+            (B, Hkv, Q, D) in the key's dtype, computed in float32.
+
+        YaRN and its relatives scale cos and sin by a factor a. Turning back with (a cos, -a sin)
+        leaves a^2 = cos^2 + sin^2 on the key, where position 0 has a; so divide by a.
+        """
+        cos, sin = (part.to(key.device, torch.float32) for part in embeddings)
+        turned, rest = key[..., : self.num_rotated].float(), key[..., self.num_rotated :].float()
+        back = self.rotate(turned, turned, cos, -sin)[1]
+        scale = (cos.square() + sin.square()).mean().sqrt()
+        return torch.cat([back / scale, rest], dim=-1).to(key.dtype)
+
+
+def is_at_zero(key: Tensor, key_at_zero: Tensor, moved: Tensor, tolerance: float) -> bool:
+    """Tell whether a key, found from the rotated key `moved`, is the one at position 0.
+
+    Each element is compared on its own scale, for some keys have elements a thousand times larger
+    than others. Rounding in a rotation is a few units in the last place of an element as it was
+    before or after, so it cannot fail this test.
+    """
+    key, key_at_zero, moved = key.float(), key_at_zero.float(), moved.float()
+    bound = tolerance * (key_at_zero.abs() + moved.abs())
+    return bool(((key - key_at_zero).abs() <= bound).all())
+
+
+def find_unrotation(
+    module: nn.Module, key: Tensor, key_at_zero: Tensor, embeddings: Any, tolerance: float
+) -> Unrotation | None:
+    """Find out how to bring an attention module's keys back to position 0.
+
+    Args:
+        module: the attention module.
+        key: (1, Hkv, 1, D), the key of one token alone at some position.
+        key_at_zero: the key of the same token alone at position 0.
+        embeddings: what the module was given as `position_embeddings` for `key`, or None.
+        tolerance: largest relative difference that still counts as equal.
+
+    Returns:
+        An `Unrotation` that was seen to work, or None where nothing works.
+    """
+    rotate = vars(sys.modules[type(module).__module__]).get("apply_rotary_pos_emb")
+    is_pair = isinstance(embeddings, tuple) and len(embeddings) == 2
+    if not callable(rotate) or not is_pair:
+        return None
+    # Some files split the rotated dims off before rotating, some while rotating, some rotate all.
+    for num_rotated in dict.fromkeys((embeddings[0].shape[-1], key.shape[-1])):
+        candidate = Unrotation(rotate, num_rotated)
+        try:
+            back = candidate(key, embeddings)
+        except (RuntimeError, ValueError, TypeError, IndexError):  # not this variant's shapes
+            continue
+        if is_at_zero(back, key_at_zero, key, tolerance):
+            return candidate
+    return None

@@ -1,0 +1,30 @@
+"""Where memories are stored and searched. Knows torch, numpy and FAISS; no language model."""
+
+from memory_backends.base import MemoryBackend, SearchResult
+from memory_backends.errors import (
+    DocumentError,
+    EMTError,
+    IndexFactoryError,
+    MemoryMismatchError,
+    StoreError,
+)
+from memory_backends.layout import Document, LayerLayout, MemoryLayout, Rows, StoredDocument
+from memory_backends.manual import ManualBackend
+from memory_backends.vector_db import VectorDBBackend
+
+__all__ = [
+    "Document",
+    "DocumentError",
+    "EMTError",
+    "IndexFactoryError",
+    "LayerLayout",
+    "ManualBackend",
+    "MemoryBackend",
+    "MemoryLayout",
+    "MemoryMismatchError",
+    "Rows",
+    "SearchResult",
+    "StoreError",
+    "StoredDocument",
+    "VectorDBBackend",
+]

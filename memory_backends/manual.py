@@ -1,0 +1,100 @@
+"""`memory_type="manual"`: rows as tensors on a device, searched exactly with one matrix product."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memory_backends.base import MemoryBackend, SearchResult, Sinks
+from memory_backends.layout import MemoryLayout
+from memory_backends.rows import RowFiles, RowStorage, RowTensors
+
+_SCORES_AT_ONCE = 2**26  # float32 scores in one matrix product: 256 MiB
+
+
+class ManualBackend(MemoryBackend):
+    """Exact search over tensors on `device`.
+
+    Without a path the rows live on the device alone. With one, they are also in the store, and each
+    layer is loaded onto the device when it is first used. Keys are kept a second time, normalised
+    and in float32: 4 * head_dim bytes a key.
+
+    Args:
+        layout: the shape of the rows.
+        path: see `MemoryBackend`.
+        identity: see `MemoryBackend`.
+        sinks: see `MemoryBackend`.
+        device: where the tensors live; the CPU if None.
+    """
+
+    def __init__(
+        self,
+        layout: MemoryLayout,
+        *,
+        path: Path | str | None = None,
+        identity: Mapping[str, Any] | None = None,
+        sinks: Sinks = "all",
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.device = torch.device(device or "cpu")
+        self._loaded: dict[int, torch.Tensor] = {}  # layer -> rows on the device
+        self._directions: dict[int, torch.Tensor] = {}  # layer -> (Hkv, n, D) float32, unit length
+        self._searchable_ids: torch.Tensor | None = None
+        super().__init__(layout, path=path, identity=identity, sinks=sinks)
+
+    def search(self, layer_idx: int, queries: torch.Tensor, k: int) -> SearchResult:
+        """Find the rows with the highest cosine similarity; see `MemoryBackend.search`."""
+        self._check_search(layer_idx, queries, k)
+        directions = self._unit_keys(layer_idx)  # (Hkv, n, D)
+        queries = queries.detach().to(self.device, torch.float32)
+        unit = torch.nn.functional.normalize(queries, dim=-1)
+        found = min(k, directions.shape[1])
+        step = max(_SCORES_AT_ONCE // max(directions.shape[0] * directions.shape[1], 1), 1)
+        parts = [
+            (chunk @ directions.transpose(1, 2)).topk(found, dim=-1)  # of (Hkv, step, n)
+            for chunk in torch.split(unit, step, dim=1)
+        ]
+        best = torch.cat([scores for scores, _ in parts], dim=1)  # (Hkv, N, found)
+        ids = self._ids()[torch.cat([positions for _, positions in parts], dim=1)]
+        if found < k:
+            best = torch.nn.functional.pad(best, (0, k - found), value=-torch.inf)
+            ids = torch.nn.functional.pad(ids, (0, k - found), value=-1)
+        return SearchResult(best, ids)
+
+    def _open_rows(self) -> RowStorage:
+        if self.path is not None and self._catalog.path is not None:
+            return RowFiles(self.layout, self.path, self._catalog.num_rows)
+        return RowTensors(self.layout, self.device)
+
+    def _stored(self, layer_idx: int) -> torch.Tensor:
+        if isinstance(self._rows, RowTensors):
+            return self._rows.layer(layer_idx)
+        rows = self._rows.layer(layer_idx)
+        loaded = self._loaded.get(layer_idx)
+        if loaded is None or len(loaded) != len(rows):
+            self._loaded[layer_idx] = loaded = rows.to(self.device, copy=True)
+        return loaded
+
+    def _rows_changed(self) -> None:
+        super()._rows_changed()
+        self._searchable_ids = None
+        self._directions.clear()
+
+    def _ids(self) -> torch.Tensor:
+        """Return the searchable row ids on the device, (n,)."""
+        if self._searchable_ids is None:
+            self._searchable_ids = torch.from_numpy(self._searchable_rows()).to(self.device)
+        return self._searchable_ids
+
+    def _unit_keys(self, layer_idx: int) -> torch.Tensor:
+        """Return a layer's searchable keys, normalised, (Hkv, n, head_dim) float32."""
+        ids = self._ids()
+        if layer_idx not in self._directions:
+            head_dim = self._layer(layer_idx).head_dim
+            keys = self._stored(layer_idx)[..., :head_dim][ids].float()  # (n, Hkv, D)
+            unit = torch.nn.functional.normalize(keys, dim=-1)
+            self._directions[layer_idx] = unit.transpose(0, 1).contiguous()
+        return self._directions[layer_idx]

@@ -1,0 +1,152 @@
+"""What a backend refuses before it changes anything: rows, documents, queries and directories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from memory_backends.catalog import FILE_NAME as CATALOG_FILE_NAME
+from memory_backends.errors import DocumentError, MemoryMismatchError, StoreError
+from memory_backends.layout import Document, LayerLayout, MemoryLayout, Rows
+
+LOCK_FILE_NAME = "write.lock"
+
+
+def check_document(document: Document) -> None:
+    """Refuse a document whose parts do not fit together.
+
+    Raises:
+        DocumentError: an empty name, token ids that are not (T,), offsets that are not (T, 2).
+    """
+    if not document.name:
+        raise DocumentError("a document needs a name; got ''. Give it one, such as its file's.")
+    ids = np.shape(document.token_ids)
+    if len(ids) != 1:
+        raise DocumentError(
+            f"token_ids of document '{document.name}' must have shape (T,); got {ids}."
+        )
+    if document.offsets is not None and np.shape(document.offsets) != (*ids, 2):
+        raise DocumentError(
+            f"offsets of document '{document.name}' must have shape (T={ids[0]}, 2), one span of "
+            f"characters a token; got {np.shape(document.offsets)}."
+        )
+
+
+def check_rows(rows: Rows, layout: MemoryLayout, document: Document, first: int) -> None:
+    """Refuse rows that are not the layout's or not the document's, or that cannot be searched.
+
+    Args:
+        rows: a run of the document's rows.
+        layout: the shape that they must have.
+        document: whose tokens they say they are.
+        first: how many rows of the document came before them, for messages.
+
+    Raises:
+        MemoryMismatchError: a shape, dtype or layer that is not the layout's, a token that is not
+            the document's, a key or value that is NaN or infinite, a key that is zero.
+    """
+    _check_tokens(rows, document)
+    for idx, layer in layout.layers.items():
+        heads, num_rows = layer.num_key_value_heads, len(rows)
+        parts = (
+            ("keys", rows.keys, "head_dim", layer.head_dim),
+            ("values", rows.values, "value_head_dim", layer.value_head_dim),
+        )
+        for name, tensors, dim_name, dim in parts:
+            found = tensors.get(idx)
+            if found is None:
+                raise MemoryMismatchError(
+                    f"{name} must have layers {sorted(layout.layers)}; got {sorted(tensors)}. "
+                    f"Layer {idx} is missing."
+                )
+            if tuple(found.shape) != (heads, num_rows, dim) or found.dtype != layout.dtype:
+                raise MemoryMismatchError(
+                    f"{name} of layer {idx} must have shape (num_key_value_heads={heads}, "
+                    f"N={num_rows}, {dim_name}={dim}) and dtype {layout.dtype}; got "
+                    f"{tuple(found.shape)}, {found.dtype}. Pass KV heads, before repeating them."
+                )
+            _check_numbers(found, name, idx, first)
+
+
+def check_search(layer: LayerLayout, queries: torch.Tensor, k: int) -> None:
+    """Refuse queries of another shape than (Hkv, N, head_dim), and k below 1.
+
+    Raises:
+        MemoryMismatchError: either.
+    """
+    if queries.ndim != 3 or queries.shape[::2] != (layer.num_key_value_heads, layer.head_dim):
+        raise MemoryMismatchError(
+            f"queries must have shape (num_key_value_heads={layer.num_key_value_heads}, N, "
+            f"head_dim={layer.head_dim}); got {tuple(queries.shape)}. "
+            "Stack the query heads of a group along N."
+        )
+    if k < 1:
+        raise MemoryMismatchError(f"k must be at least 1; got {k}.")
+
+
+def has_no_store(path: Path) -> bool:
+    """Tell whether a store can be made at `path`: nothing is there, or nothing of worth.
+
+    A directory may hold what a process leaves that was killed before it had made its store.
+    """
+    if not path.exists():
+        return True
+    partial = CATALOG_FILE_NAME + ".partial"
+    return path.is_dir() and all(
+        entry.name == LOCK_FILE_NAME or entry.name.startswith(partial) for entry in path.iterdir()
+    )
+
+
+def check_directory(path: Path) -> Path:
+    """Refuse a path that is a file, and return it.
+
+    Raises:
+        StoreError: it is one.
+    """
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"expected a store directory at '{path}'; it is a file. Give a directory.")
+    return path
+
+
+def check_free(path: Path) -> Path:
+    """Refuse a path where there is something already, and return it.
+
+    Raises:
+        StoreError: there is.
+    """
+    if not has_no_store(check_directory(path)):
+        raise StoreError(
+            f"expected a new or an empty directory at '{path}'; it is not empty. "
+            "Save to another directory."
+        )
+    return path
+
+
+def _check_tokens(rows: Rows, document: Document) -> None:
+    if np.shape(rows.tokens) != np.shape(rows.sinks) or np.ndim(rows.tokens) != 1:
+        raise MemoryMismatchError(
+            "tokens and sinks of rows must both have shape (n,); "
+            f"got {np.shape(rows.tokens)} and {np.shape(rows.sinks)}."
+        )
+    num_tokens = len(document.token_ids)
+    if len(rows) and not 0 <= rows.tokens.min() <= rows.tokens.max() < num_tokens:
+        raise MemoryMismatchError(
+            f"rows of document '{document.name}' must be of its tokens 0 to {num_tokens - 1}; "
+            f"got {rows.tokens.min()} to {rows.tokens.max()}."
+        )
+
+
+def _check_numbers(found: torch.Tensor, name: str, layer_idx: int, first: int) -> None:
+    bad = ~torch.isfinite(found).all(dim=-1)  # (Hkv, n)
+    what = "NaN or infinite. float16 overflows where bfloat16 does not: check the model's dtype"
+    if name == "keys" and not bad.any():
+        bad = (found == 0).all(dim=-1)
+        what = "zero: it has no direction to search by. Check the model's weights"
+    if bad.any():
+        head, row = bad.nonzero()[0].tolist()
+        raise MemoryMismatchError(
+            f"{name} must be finite, and keys not zero; "
+            f"got one at layer {layer_idx}, KV head {head}, row {first + row} that is {what}."
+        )

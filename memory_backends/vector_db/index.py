@@ -1,0 +1,216 @@
+"""FAISS indexes: from a factory string to a searchable index over L2-normalised keys.
+
+Facts these functions rest on (FAISS 1.14.2 to 1.15.1):
+
+* `index_factory` with the metric, never a constructor: `IndexIVFPQ`'s defaults to L2.
+* Search parameters go with each call; setting `nprobe` on a shared index from several threads has
+  crashed.
+* A list shorter than k is filled with id -1 and a huge negative score.
+* Training wants at least 39 points a list.
+* What `downcast_index` returns is freed with its argument: keep that alive.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from memory_backends.errors import IndexFactoryError, StoreError
+
+try:
+    import faiss
+except ImportError as error:  # pragma: no cover - the test runs this in a process without faiss
+    raise ImportError(
+        "emt needs FAISS. Install it with `pip install 'emt[cpu]'`, "
+        "or `pip install 'emt[gpu]'` on a machine with CUDA."
+    ) from error
+
+Float32Array = npt.NDArray[np.float32]
+
+POINTS_PER_LIST = 39  # FAISS's own minimum, `ClusteringParameters.min_points_per_centroid`
+_TRAIN_POINTS_PER_LIST = 64
+# A scalar quantizer cuts off what lies outside the ranges it has seen, so it must see many rows.
+_RANGE_ROWS = 1024
+_MIN_SAMPLE = 16_384
+_SCANNED_SHARE = 16  # an IVF index looks into one list of 16; `benchmarks/` has what that finds
+
+# `auto`: exact below, IVF from here on; `benchmarks/decode.md` has the measurement behind it.
+AUTO_IVF_ROWS = 32_768
+
+_SCALAR_QUANTIZERS = (
+    faiss.IndexScalarQuantizer,
+    faiss.IndexIVFScalarQuantizer,
+    faiss.IndexHNSWSQ,
+)
+# IVF indexes that refuse a selector.
+_NO_SELECTOR = (faiss.IndexIVFAdditiveQuantizer, faiss.IndexIVFAdditiveQuantizerFastScan)
+
+
+def check_factory(factory: str, dim: int) -> None:
+    """Refuse a factory string that cannot serve a memory.
+
+    Raises:
+        IndexFactoryError: FAISS rejects it, or its index cannot leave removed rows out of a search.
+    """
+    if factory == "auto":
+        return
+    index = new_index(factory, dim)
+    inner = faiss.downcast_index(index)
+    if isinstance(inner, faiss.IndexPreTransform) and inner.index.d > dim:
+        raise IndexFactoryError(
+            f"index {factory!r} must keep at most the {dim} components of a key; it makes "
+            f"{inner.index.d} of them. Use a number up to {dim}."
+        )
+    _parameters(index, None, factory)
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT:  # FAISS ignores the metric for HNSW over PQ
+        raise IndexFactoryError(
+            f"index {factory!r} must search by inner product, metric {faiss.METRIC_INNER_PRODUCT}; "
+            f"FAISS makes it with metric {index.metric_type}. Use IVF for product quantization."
+        )
+
+
+def new_index(factory: str, dim: int) -> Any:
+    """Return an empty inner-product index over `dim` components.
+
+    Raises:
+        IndexFactoryError: FAISS rejects the factory string, in FAISS's words.
+    """
+    try:
+        return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise IndexFactoryError(
+            f"index must be 'auto' or a FAISS factory string for {dim}-dimensional inner products, "
+            f"such as 'Flat' or 'IVF256,SQfp16'; got {factory!r}. FAISS says: {_reason(error)}"
+        ) from error
+
+
+def factory_for(factory: str, num_rows: int, dim: int) -> str:
+    """Return the factory string to build with, given how many rows there are to train on.
+
+    "auto" is "Flat" below `AUTO_IVF_ROWS` and IVF with half-precision codes above. A string that
+    needs training is "Flat" until there are enough rows.
+    """
+    if factory == "auto":
+        if num_rows < AUTO_IVF_ROWS:
+            return "Flat"
+        num_lists = 2 ** round(np.log2(2 * num_rows**0.5))
+        return f"IVF{num_lists},SQfp16"
+    return factory if num_rows >= _rows_to_train(new_index(factory, dim)) else "Flat"
+
+
+def training_rows(index: Any) -> int:
+    """Return how many rows are a good sample to train an index on; 0 if it needs none."""
+    needed = _rows_to_train(index)
+    return max(needed * _TRAIN_POINTS_PER_LIST // POINTS_PER_LIST, _MIN_SAMPLE) if needed else 0
+
+
+def search(
+    index: Any, queries: Float32Array, k: int, searchable: npt.NDArray[np.uint8] | None
+) -> tuple[Float32Array, npt.NDArray[np.int64]]:
+    """Search one index.
+
+    Args:
+        index: any index that `check_factory` accepts.
+        queries: (N, dim), normalised.
+        k: how many to find; fewer come back as position -1 and score -inf.
+        searchable: little-endian bitmap over positions, or None for all of them.
+
+    Returns:
+        Cosine similarities and positions, each (N, k), best first.
+    """
+    selector = None if searchable is None else faiss.IDSelectorBitmap(searchable)
+    scores, positions = index.search(queries, k, params=_parameters(index, selector, "this index"))
+    scores[positions < 0] = -np.inf
+    return scores, positions
+
+
+def read_index(path: Path, dim: int, num_rows: int) -> Any:
+    """Read a FAISS file and check that it is the one that was written.
+
+    Raises:
+        StoreError: missing, damaged, of another size, or not of inner products.
+    """
+    advice = "Delete the folder 'index' of the store: it is made anew from the rows."
+    try:
+        index = faiss.read_index(str(path))
+    except (RuntimeError, MemoryError) as error:
+        state = "is damaged or truncated" if path.exists() else "is missing"
+        raise StoreError(f"FAISS file '{path}' {state}. {advice}") from error
+    if (index.d, index.ntotal) != (dim, num_rows):
+        raise StoreError(
+            f"FAISS file '{path}' must hold {num_rows} vectors of {dim} components; "
+            f"it holds {index.ntotal} of {index.d}. {advice}"
+        )
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise StoreError(
+            f"FAISS file '{path}' must be of metric {faiss.METRIC_INNER_PRODUCT}, inner product; "
+            f"it is of metric {index.metric_type}. {advice}"
+        )
+    return index
+
+
+def write_index(index: Any, path: Path) -> None:
+    """Write a FAISS file.
+
+    Raises:
+        OSError: the disk is full or read-only.
+    """
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:
+        raise OSError(f"FAISS could not write '{path}': {_reason(error)}") from error
+
+
+def use_one_thread() -> None:
+    """Keep FAISS's OpenMP to the calling thread, for pools that search one head a thread."""
+    faiss.omp_set_num_threads(1)
+
+
+def _reason(error: RuntimeError) -> str:
+    """Return what FAISS says is wrong, without where in its source it says so."""
+    message = " ".join(str(error).split())
+    return re.sub(r"^Error in .*? at \S+:\d+: (Error: )?", "", message)
+
+
+def _rows_to_train(index: Any) -> int:
+    """Return how many rows an index must see to be trained: 0 for one that needs no training."""
+    if index.is_trained:
+        return 0
+    inner = faiss.downcast_index(index)
+    rows = POINTS_PER_LIST
+    if isinstance(inner, faiss.IndexPreTransform):
+        rows = max(
+            inner.d, 256
+        )  # PCA needs a row a component; OPQ's own quantizer has 256 centroids
+        inner = faiss.downcast_index(inner.index)
+    if isinstance(inner, faiss.IndexIVF):
+        rows = max(rows, POINTS_PER_LIST * inner.nlist)
+    if isinstance(inner, faiss.IndexIVFPQ | faiss.IndexIVFPQFastScan):
+        rows = max(rows, POINTS_PER_LIST * inner.pq.ksub)
+    if isinstance(inner, _SCALAR_QUANTIZERS):
+        rows = max(rows, _RANGE_ROWS)
+    return int(rows)
+
+
+def _parameters(index: Any, selector: Any, name: str) -> Any:
+    """Return search parameters with the effort and the selector for the index's class."""
+    inner = faiss.downcast_index(index)
+    options = {} if selector is None else {"sel": selector}
+    if isinstance(inner, faiss.IndexIVF) and inner.nlist and not isinstance(inner, _NO_SELECTOR):
+        return faiss.SearchParametersIVF(nprobe=max(inner.nlist // _SCANNED_SHARE, 1), **options)
+    if isinstance(inner, faiss.IndexHNSW):
+        return faiss.SearchParametersHNSW(efSearch=max(inner.hnsw.efSearch, 64), **options)
+    if isinstance(inner, faiss.IndexPreTransform):
+        parameters = _parameters(inner.index, selector, name)
+        return faiss.SearchParametersPreTransform(index_params=parameters)
+    if isinstance(inner, faiss.IndexFlat | faiss.IndexScalarQuantizer | faiss.IndexRaBitQ):
+        return faiss.SearchParameters(**options)
+    raise IndexFactoryError(
+        "index must be 'auto' or a factory string of the families Flat, SQ, RaBitQ, IVF and HNSW; "
+        f"got {name!r}, a FAISS {type(inner).__name__}, which cannot leave removed rows out of a "
+        "search."
+    )

@@ -1,0 +1,10 @@
+"""Every test runs on one thread and from one seed."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _one_seed() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)

@@ -1,0 +1,165 @@
+import dataclasses
+
+import pytest
+import yaml
+
+from emt import MemoryConfig
+from emt.errors import ConfigError
+
+CHANGED = {
+    "memory_type": "vector_db",
+    "path": "memories/",
+    "topk": 3,
+    "layers": (0, 2),
+    "mask_by_sim": True,
+    "sim_threshold": -0.5,
+    "memory_device": "cuda:1",
+    "remove_special_ids": False,
+    "special_ids": (),
+    "stride": 7,
+    "max_length": 9,
+    "sinks": "one",
+    "index": "IVF64,Flat",
+}
+WRONG = {
+    "memory_type": ["faiss", None, 1, True, ["manual"]],
+    "path": ["", 3, True, ["a"]],
+    "topk": [0, -1, 2.0, "3", None, True],
+    "layers": [[], [-1], [1.0], [True], 1, "0", {0: 1}, ["0"]],
+    "mask_by_sim": [1, 0, None, "yes"],
+    "sim_threshold": [1.01, -1.01, float("nan"), "0.5", None, True],
+    "memory_device": ["", "gpu", "cuda:x", 0, True],
+    "remove_special_ids": [1, None, "true"],
+    "special_ids": [[-1], [1.5], 1, "1", [True]],
+    "stride": [0, -512, 1.0, None, "512", False],
+    "max_length": [0, -1, 3072.0, None, True],
+    "sinks": ["none", None, 4, True],
+    "index": ["", None, 5],
+}
+
+
+def test_defaults_are_the_published_ones():
+    assert MemoryConfig().to_dict() == {
+        "memory_type": "manual",
+        "path": None,
+        "topk": 10,
+        "layers": None,
+        "mask_by_sim": False,
+        "sim_threshold": 0.25,
+        "memory_device": None,
+        "remove_special_ids": True,
+        "special_ids": None,
+        "stride": 512,
+        "max_length": 3072,
+        "sinks": "all",
+        "index": "auto",
+    }
+
+
+def test_every_field_is_tested_here():
+    names = [field.name for field in dataclasses.fields(MemoryConfig)]
+    assert names == list(CHANGED) == list(WRONG)
+
+
+@pytest.mark.parametrize("values", [{}, CHANGED], ids=["defaults", "all changed"])
+def test_yaml_round_trip(tmp_path, values):
+    config = MemoryConfig(**values)
+    config.to_yaml(tmp_path / "config.yaml")
+    assert MemoryConfig.from_yaml(tmp_path / "config.yaml") == config
+    plain = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert list(plain) == list(CHANGED)
+    assert MemoryConfig.from_dict(plain) == config
+
+
+def test_yaml_keeps_defaults_of_what_it_does_not_name(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("topk: 4\nlayers: [2, 0]\nsim_threshold: 1\n")
+    assert MemoryConfig.from_yaml(path) == MemoryConfig(topk=4, layers=(2, 0), sim_threshold=1.0)
+    path.write_text("# nothing\n")
+    assert MemoryConfig.from_yaml(path) == MemoryConfig()
+
+
+def test_paths_and_lists_are_normalised(tmp_path):
+    config = MemoryConfig(path=tmp_path, layers=[1], special_ids=[0])
+    assert (config.path, config.layers, config.special_ids) == (str(tmp_path), (1,), (0,))
+    assert hash(config) == hash(MemoryConfig(path=str(tmp_path), layers=(1,), special_ids=(0,)))
+
+
+def test_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        MemoryConfig().topk = 3
+
+
+def test_positional_arguments_are_refused():
+    with pytest.raises(TypeError, match="positional"):
+        MemoryConfig("manual")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values]
+)
+def test_wrong_values_are_refused_with_expected_and_got(name, value):
+    with pytest.raises(ConfigError) as caught:
+        MemoryConfig(**{name: value})
+    got = tuple(value) if isinstance(value, list) and name in ("layers", "special_ids") else value
+    assert str(caught.value).startswith(f"{name} must be ")
+    assert str(caught.value).endswith(f"; got {got!r}.")
+    assert isinstance(caught.value, ValueError)
+
+
+def test_windows_must_not_leave_gaps():
+    with pytest.raises(ConfigError, match=r"max_length \(511\) must be at least stride \(512\)"):
+        MemoryConfig(max_length=511)
+    assert MemoryConfig(max_length=512).max_length == 512
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("top_k", "Did you mean 'topk'?"),
+        ("memory_typ", "Did you mean 'memory_type'?"),
+        ("masks_by_similarity", "Did you mean 'mask_by_sim'?"),
+        ("zzz", "The keys are memory_type, path, topk,"),
+        (7, "The keys are memory_type"),
+    ],
+)
+def test_unknown_keys_name_the_nearest(key, hint):
+    with pytest.raises(ConfigError) as caught:
+        MemoryConfig.from_dict({key: 1})
+    assert f"unknown key {key!r}" in str(caught.value)
+    assert hint in str(caught.value)
+
+
+def test_replace_checks_names_and_values():
+    assert MemoryConfig().replace(topk=2) == MemoryConfig(topk=2)
+    with pytest.raises(ConfigError, match="Did you mean 'topk'"):
+        MemoryConfig().replace(topks=2)
+    with pytest.raises(ConfigError, match="topk must be a whole number of at least 1; got 0"):
+        MemoryConfig().replace(topk=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- topk\n", "must be a mapping of settings; got a list"),
+        ("topk: [1\n", "cannot be read as YAML"),
+        ("topk: 0\n", "topk must be a whole number of at least 1; got 0"),
+        ("tpk: 1\n", "Did you mean 'topk'"),
+        ("!!python/object/apply:os.getcwd []\n", "cannot be read as YAML"),
+    ],
+)
+def test_bad_files_are_refused_by_name(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        MemoryConfig.from_yaml(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_binary_files_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="No such file"):
+        MemoryConfig.from_yaml(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot be read as YAML"):
+        MemoryConfig.from_yaml(tmp_path / "binary.yaml")

@@ -1,0 +1,185 @@
+"""The model families emt is tested with: tiny random models, built in code, and the prefix oracle.
+
+`scripts/families_table.py` prints the README's table from `FAMILIES`, so the two cannot disagree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from emt.encode import encode
+from emt.memory import Memory
+from memory_backends import Document
+
+VOCAB_SIZE = 97
+
+_SMALL: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "initializer_range": 0.15,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_NAMED_DIFFERENTLY = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A tiny model of one family.
+
+    Attributes:
+        model_type: as transformers names it.
+        options: config keys beyond `_SMALL`, or instead of them.
+        note: what is special about its attention, for the table.
+        drop: keys of `_SMALL` that this family does not have.
+    """
+
+    model_type: str
+    note: str
+    options: dict[str, Any] = field(default_factory=dict)
+    drop: tuple[str, ...] = ()
+
+    def build(self, *, dtype: torch.dtype = torch.float32, **more: Any) -> PreTrainedModel:
+        """Return a seeded random model in evaluation mode."""
+        small = {key: value for key, value in _SMALL.items() if key not in self.drop}
+        config = AutoConfig.for_model(self.model_type, **{**small, **self.options, **more})
+        torch.manual_seed(0)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        return model.to(dtype).eval()
+
+
+FAMILIES = [
+    Family("llama", "grouped-query attention"),
+    Family("mistral", "sliding window, here off", {"sliding_window": None}),
+    Family("qwen2", "biases on queries and keys"),
+    Family("qwen3", "query and key norms", {"head_dim": 16}),
+    Family("phi3", "half of each head rotated", {"partial_rotary_factor": 0.5}),
+    Family(
+        "gemma2",
+        "soft cap; every other layer has a sliding window",
+        {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 512},
+    ),
+    Family(
+        "gemma3_text",
+        "norms; two RoPE bases; sliding windows",
+        {
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 512,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    Family(
+        "gpt_oss",
+        "attention sinks; sliding windows; experts",
+        {
+            "head_dim": 16,
+            "sliding_window": 512,
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        },
+    ),
+    Family("cohere", "interleaved RoPE"),
+    Family("glm", "half of each head rotated, interleaved", {"head_dim": 16}),
+    Family("olmo2", "norms over all heads"),
+    Family(
+        "gpt_neox",
+        "multi-head; a quarter of each head rotated; parallel residual",
+        {"rotary_pct": 0.25},
+        drop=("num_key_value_heads",),
+    ),
+    Family(
+        "gpt2",
+        "learned positions",
+        {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 4096},
+        drop=_NAMED_DIFFERENTLY,
+    ),
+    Family("starcoder2", "layer norms with bias"),
+    Family("stablelm", "a quarter of each head rotated", {"partial_rotary_factor": 0.25}),
+    Family("granite", "own attention multiplier", {"attention_multiplier": 0.2}),
+    Family("smollm3", "some layers without RoPE", {"no_rope_layers": [1, 0, 1]}),
+]
+
+REFUSED = [
+    Family(
+        "mpt",
+        "ALiBi, attention inline",
+        {"d_model": 64, "n_heads": 4, "n_layers": 3},
+        drop=_NAMED_DIFFERENTLY,
+    ),
+    Family(
+        "bloom",
+        "ALiBi, attention inline",
+        {"n_head": 4, "n_layer": 3},
+        drop=_NAMED_DIFFERENTLY[1:],
+    ),
+]
+
+
+@torch.no_grad()
+def oracle_error(
+    model: PreTrainedModel,
+    memory: Memory,
+    *,
+    num_prefix: int = 40,
+    lengths: tuple[int, ...] = (12,),
+    topk: int | None = None,
+) -> float:
+    """Return the largest logit difference between a full-context run and the prefix oracle.
+
+    The oracle: keys and values of the first tokens become memories at their true positions, every
+    layer reads all of them (`topk` of them, if given), and the rest runs with `position_ids` that
+    go on from there. Several `lengths` make a left-padded batch.
+    """
+    torch.manual_seed(1)
+    prefix = torch.randint(3, VOCAB_SIZE, (num_prefix,))
+    suffixes = [torch.randint(3, VOCAB_SIZE, (length,)) for length in lengths]
+    decoder = memory._attached_model("test").decoder()
+    rows = encode(
+        decoder,
+        prefix,
+        stride=num_prefix,
+        max_length=num_prefix,
+        unrotations=dict.fromkeys(memory.backend.layout.layers),
+    )
+    with memory.using(enabled=False):
+        expected = [
+            model(torch.cat([prefix, suffix])[None]).logits[0, num_prefix:] for suffix in suffixes
+        ]
+    memory.backend.add(Document("prefix", prefix.int().numpy()), rows)
+    width = max(lengths)
+    input_ids = torch.zeros(len(lengths), width, dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, suffix in enumerate(suffixes):
+        input_ids[row, width - len(suffix) :] = suffix
+        attention_mask[row, width - len(suffix) :] = 1
+    position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0) + num_prefix
+    with memory.using(topk=topk or num_prefix, layers=list(memory.backend.layout.layers)):
+        logits = model(input_ids, attention_mask=attention_mask, position_ids=position_ids).logits
+    return max(
+        float((logits[row, width - len(suffix) :] - expected[row]).abs().max())
+        for row, suffix in enumerate(suffixes)
+    )
+
+
+def build(model_type: str, **options: Any) -> PreTrainedModel:
+    """Build one family by name."""
+    return next(family for family in FAMILIES if family.model_type == model_type).build(**options)

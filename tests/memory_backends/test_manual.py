@@ -1,0 +1,54 @@
+"""Rows as tensors, with and without a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memory_backends import ManualBackend, StoreError
+from tests.memory_backends.conformance import BackendConformance, Make, assert_finds
+from tests.memory_backends.reference import LAYOUT, make_document, make_rows
+
+
+class TestInRAM(BackendConformance):
+    @pytest.fixture
+    def make(self) -> Make:
+        return lambda layout=LAYOUT, **options: ManualBackend(layout, **options)
+
+    def test_saving_without_a_path_is_refused(self, make: Make) -> None:
+        with pytest.raises(StoreError, match="this memory has no path"):
+            make().save()
+
+    def test_many_queries_are_taken_in_parts(
+        self, make: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("memory_backends.manual._SCORES_AT_ONCE", 2 * 10 * 4)  # 4 queries
+        backend = make()
+        backend.add(make_document("a", 10), [self.runs[0]])
+        assert_finds(backend, self.runs, range(10))
+
+
+class TestWithAPath(BackendConformance):
+    @pytest.fixture
+    def make(self, tmp_path: Path) -> Make:
+        made = iter(range(100))
+
+        def make_one(layout: Any = LAYOUT, **options: Any) -> ManualBackend:
+            return ManualBackend(layout, path=tmp_path / f"store-{next(made)}", **options)
+
+        return make_one
+
+    def test_what_was_added_is_there_without_saving(self, make: Make) -> None:
+        backend = make()
+        assert backend.path is not None
+        assert not backend.path.exists()
+        backend.add(make_document("a", 10), [self.runs[0]])
+        assert_finds(ManualBackend.open(backend.path), self.runs, range(10))
+
+    def test_saving_an_empty_memory_makes_its_store(self, make: Make) -> None:
+        backend = make()
+        assert backend.path is not None
+        backend.save()
+        assert_finds(ManualBackend.open(backend.path), [make_rows(0, seed=1)], [])

@@ -1,0 +1,384 @@
+"""The persistent store and its FAISS files."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pytest
+import torch
+
+from memory_backends import (
+    IndexFactoryError,
+    LayerLayout,
+    MemoryLayout,
+    MemoryMismatchError,
+    StoreError,
+    VectorDBBackend,
+)
+from tests.memory_backends.conformance import BackendConformance, Make, assert_fetches, assert_finds
+from tests.memory_backends.reference import (
+    LAYOUT,
+    keys_of,
+    make_document,
+    make_queries,
+    make_rows,
+    nearest,
+)
+
+RUNS = [make_rows(10, seed=1), make_rows(7, seed=2)]
+
+
+class TestVectorDB(BackendConformance):
+    @pytest.fixture
+    def make(self) -> Make:
+        return lambda layout=LAYOUT, **options: VectorDBBackend(layout, index="Flat", **options)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A saved store with the documents 'a' (rows 0-9) and 'b' (rows 10-16)."""
+    path = tmp_path / "store"
+    backend = VectorDBBackend(LAYOUT, path=path)
+    for name, rows in zip("ab", RUNS, strict=True):
+        backend.add(make_document(name, len(rows)), [rows])
+    backend.save()
+    backend.close()
+    return path
+
+
+def _generation(store: Path) -> Path:
+    (folder,) = (store / "index").iterdir()
+    return folder
+
+
+def test_faiss_opens_the_files_and_finds_normalised_keys_in_order(store: Path) -> None:
+    for layer_idx, head in ((0, 0), (0, 1), (3, 0)):
+        file = _generation(store) / f"layer-{layer_idx:03d}-head-{head:03d}.faiss"
+        index = faiss.read_index(str(file))
+        assert index.metric_type == faiss.METRIC_INNER_PRODUCT
+        keys = keys_of(RUNS, layer_idx)[head]
+        unit = keys / np.linalg.norm(keys, axis=1, keepdims=True)
+        np.testing.assert_allclose(index.reconstruct_n(0, index.ntotal), unit, atol=1e-6)
+    assert np.fromfile(_generation(store) / "ids.bin", "<i8").tolist() == list(range(17))
+
+
+def test_index_bytes_counts_the_files(store: Path) -> None:
+    sizes = [file.stat().st_size for file in _generation(store).glob("*.faiss")]
+    assert len(sizes) == 3
+    assert VectorDBBackend.open(store).index_bytes == sum(sizes)
+
+
+def test_another_process_opens_the_store(store: Path) -> None:
+    queries = make_queries(0, 3)
+    code = (
+        "import sys, torch\n"
+        "from memory_backends import VectorDBBackend\n"
+        "torch.set_num_threads(1)\n"
+        f"queries = torch.tensor({queries.tolist()})\n"
+        "print(VectorDBBackend.open(sys.argv[1]).search(0, queries, 4).ids.tolist())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(store)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(nearest(keys_of(RUNS, 0), queries, 4, range(17))[1].tolist())
+
+
+def test_rows_written_after_saving_are_found(store: Path) -> None:
+    backend = VectorDBBackend.open(store)
+    more = make_rows(4, seed=5)
+    backend.add(make_document("c", 4), [more])
+    assert_finds(backend, [*RUNS, more], range(21))
+    assert_finds(VectorDBBackend.open(store), [*RUNS, more], range(21))
+    assert len(np.fromfile(_generation(store) / "ids.bin", "<i8")) == 17
+
+
+def test_saving_drops_removed_rows_from_the_files(store: Path) -> None:
+    backend = VectorDBBackend.open(store)
+    backend.remove([0, 12])
+    backend.remove_document("b")
+    assert_finds(backend, RUNS, range(1, 10))
+    backend.save()
+    assert _generation(store).name == "000002"
+    assert np.fromfile(_generation(store) / "ids.bin", "<i8").tolist() == list(range(1, 10))
+    index = faiss.read_index(str(_generation(store) / "layer-003-head-000.faiss"))
+    assert index.ntotal == 9
+    for memory in (backend, VectorDBBackend.open(store)):
+        assert_finds(memory, RUNS, range(1, 10))
+        assert_fetches(memory, RUNS)
+
+
+def test_a_copy_has_its_own_files(store: Path, tmp_path: Path) -> None:
+    backend = VectorDBBackend.open(store)
+    backend.remove_document("a")
+    backend.save(tmp_path / "copy")
+    assert np.fromfile(_generation(tmp_path / "copy") / "ids.bin", "<i8").tolist() == list(
+        range(10, 17)
+    )
+    shutil.rmtree(store)
+    assert_finds(VectorDBBackend.open(tmp_path / "copy"), RUNS, range(10, 17))
+
+
+def test_rows_out_of_order_are_searched_as_they_are(tmp_path: Path) -> None:
+    """A sink that another document's removal sets free is indexed after rows with higher ids."""
+    backend = VectorDBBackend(LAYOUT, path=tmp_path / "store", sinks="one")
+    runs = [
+        make_rows(3, seed=1, sinks=[0]),
+        make_rows(7, seed=2, sinks=[0]),
+        make_rows(1, seed=3),
+        make_rows(2, seed=4, sinks=[0]),
+    ]
+    for name, rows in zip("ab", runs[:2], strict=True):
+        backend.add(make_document(name, len(rows)), [rows])
+    assert_finds(backend, runs, [0, 1, 2, *range(4, 10)])
+    backend.add(make_document("c", 1), [runs[2]])  # row 10
+    backend.remove_document("a")  # frees row 3
+    backend.add(make_document("d", 2), [runs[3]])  # rows 11, a sink, and 12
+    assert_finds(backend, runs, [*range(3, 11), 12])  # the last three added are 10, 3, 12
+    backend.save()
+    assert_finds(VectorDBBackend.open(tmp_path / "store", sinks="one"), runs, [*range(3, 11), 12])
+
+
+@pytest.mark.parametrize("name", ["layer-000-head-001.faiss", "layer-003-head-000.faiss"])
+def test_a_damaged_or_missing_faiss_file_is_found(store: Path, name: str) -> None:
+    file = _generation(store) / name
+    layer_idx = int(name[6:9])
+    whole = file.read_bytes()
+
+    def refused(state: str) -> None:
+        backend = VectorDBBackend.open(store)
+        message = f"FAISS file '{file}' {state}"
+        with pytest.raises(StoreError, match=re.escape(message)):
+            backend.search(layer_idx, make_queries(layer_idx, 1), 3)
+
+    file.write_bytes(whole[:-8])
+    refused("is damaged or truncated")
+    file.write_bytes(b"pickle" + whole[6:])
+    refused("is damaged or truncated")
+    dim = LAYOUT.layers[layer_idx].head_dim
+    other = faiss.IndexFlatIP(dim)
+    other.add(np.ones((3, dim), np.float32))
+    faiss.write_index(other, str(file))
+    refused(f"must hold 17 vectors of {dim} components; it holds 3 of {dim}")
+    distances = faiss.IndexFlatL2(dim)
+    distances.add(np.ones((17, dim), np.float32))
+    faiss.write_index(distances, str(file))
+    refused("must be of metric 0, inner product; it is of metric 1")
+    file.unlink()
+    refused("is missing")
+    file.write_bytes(whole)
+    assert_finds(VectorDBBackend.open(store), RUNS, range(17))
+
+
+def test_damaged_or_missing_ids_are_found(store: Path) -> None:
+    file = _generation(store) / "ids.bin"
+    for damage, message in (
+        (np.arange(16), f"'{file}' has 128 bytes; expected 136 bytes"),
+        (np.arange(17) + 1, f"'{file}' is damaged: expected row ids 0 to 16; got 1 to 17"),
+    ):
+        damage.astype("<i8").tofile(file)
+        with pytest.raises(StoreError, match=re.escape(message)):
+            VectorDBBackend.open(store)
+    file.unlink()
+    with pytest.raises(StoreError, match=re.escape(f"'{file}' is missing; expected 136 bytes")):
+        VectorDBBackend.open(store)
+
+
+def test_a_store_without_its_index_folder_makes_it_anew(store: Path) -> None:
+    shutil.rmtree(store / "index")  # as the messages above advise
+    backend = VectorDBBackend.open(store)
+    assert_finds(backend, RUNS, range(17))
+    backend.save()
+    assert_finds(VectorDBBackend.open(store), RUNS, range(17))
+
+
+def test_a_reader_outlives_the_files_it_was_going_to_read(store: Path) -> None:
+    reader, writer = VectorDBBackend.open(store), VectorDBBackend.open(store)
+    writer.remove_document("a")
+    writer.save()
+    found = reader.search(0, make_queries(0, 6), 5)
+    expected = nearest(keys_of(RUNS, 0), make_queries(0, 6), 5, range(17))
+    np.testing.assert_array_equal(found.ids.numpy(), expected[1])
+
+
+@pytest.mark.parametrize("full", ["memory_backends.vector_db.index.faiss.write_index", "os.fsync"])
+def test_a_full_disk_while_saving_leaves_the_files_as_they_were(
+    store: Path, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    backend = VectorDBBackend.open(store)
+    backend.remove([3])
+
+    def fail(*_: Any) -> None:
+        if "faiss" in full:
+            raise RuntimeError("Error in f at x.cpp:12: Error: 'ret == n' failed: disk full")
+        raise OSError(errno.ENOSPC, "disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(full, fail)
+        with pytest.raises(
+            StoreError, match=f"'{re.escape(str(store))}' cannot be written: .*disk"
+        ):
+            backend.save()
+    assert _generation(store).name == "000001"
+    left = [row for row in range(17) if row != 3]
+    assert_finds(backend, RUNS, left)
+    assert_finds(VectorDBBackend.open(store), RUNS, left)
+    backend.save()
+    assert_finds(VectorDBBackend.open(store), RUNS, left)
+
+
+def test_auto_is_exact_while_small_and_then_ivf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memory_backends.vector_db.index.AUTO_IVF_ROWS", 700)
+    backend = VectorDBBackend(LAYOUT, path=tmp_path / "store")
+    runs = [make_rows(699, seed=1), make_rows(1801, seed=2)]
+    backend.add(make_document("a", 699), [runs[0]])
+    assert backend.factory == "Flat"
+    assert_finds(backend, runs, range(699))
+    backend.add(make_document("b", 1801), [runs[1]])
+    assert backend.factory == "IVF128,SQfp16"  # 2 * sqrt(2500) = 100 lists, as a power of two
+    _assert_finds_itself(backend, runs, 2500, tolerance=2e-3)
+    backend.save()
+    file = _generation(tmp_path / "store") / "layer-000-head-000.faiss"
+    index = faiss.downcast_index(faiss.read_index(str(file)))
+    assert isinstance(index, faiss.IndexIVFScalarQuantizer)
+    assert (index.nlist, index.ntotal) == (128, 2500)
+    reopened = VectorDBBackend.open(tmp_path / "store")
+    assert reopened.factory == "IVF128,SQfp16"
+    _assert_finds_itself(reopened, runs, 2500, tolerance=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("factory", "tolerance"),
+    [
+        ("IVF4,Flat", 1e-6),
+        ("IVF4,SQ8", 0.01),
+        ("HNSW16", 1e-6),
+        ("HNSW16,SQ8", 0.01),
+        ("SQ8", 0.01),
+        ("SQfp16", 2e-3),
+        ("L2norm,HNSW16", 1e-6),
+    ],
+)
+def test_a_factory_string_of_the_user(tmp_path: Path, factory: str, tolerance: float) -> None:
+    runs = [make_rows(1100, seed=1), make_rows(400, seed=2)]
+    backend = VectorDBBackend(LAYOUT, path=tmp_path / "store", index=factory)
+    for name, rows in zip("ab", runs, strict=True):
+        backend.add(make_document(name, len(rows)), [rows])
+        assert backend.factory == factory
+    _assert_finds_itself(backend, runs, 1500, tolerance)
+    backend.save()
+    backend.remove_document("a")
+    reopened = VectorDBBackend.open(tmp_path / "store", index=factory)
+    for memory in (backend, reopened, VectorDBBackend.open(tmp_path / "store")):
+        assert memory.factory == factory
+        found = memory.search(0, make_queries(0, 50), 5).ids
+        assert set(found.unique().tolist()) <= {-1, *range(1100, 1500)}
+        _assert_finds_itself(memory, runs, 1500, tolerance, first=1100)
+
+
+def test_pca_searches_around_the_mean(tmp_path: Path) -> None:
+    """FAISS's PCA subtracts the mean of what it was trained on, from keys and from queries."""
+    rows = make_rows(300, seed=1)
+    backend = VectorDBBackend(LAYOUT, path=tmp_path / "store", index="PCA4,Flat")
+    backend.add(make_document("a", 300), [rows])
+    queries = make_queries(3, 8)  # layer 3 has head_dim 4: PCA4 only turns
+    found = backend.search(3, queries, 5)
+    keys, unit = keys_of([rows], 3)[0], queries[0].double().numpy()
+    keys /= np.linalg.norm(keys, axis=1, keepdims=True)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    products = (unit - keys.mean(axis=0)) @ (keys - keys.mean(axis=0)).T
+    np.testing.assert_array_equal(found.ids[0].numpy(), np.argsort(-products)[:, :5])
+    np.testing.assert_allclose(found.scores[0].numpy(), -np.sort(-products)[:, :5], atol=1e-5)
+
+
+def test_a_factory_that_needs_training_waits_for_enough_rows(tmp_path: Path) -> None:
+    backend = VectorDBBackend(LAYOUT, path=tmp_path / "store", index="IVF4,Flat")
+    runs = [make_rows(155, seed=1), make_rows(1, seed=2)]
+    backend.add(make_document("a", 155), [runs[0]])
+    assert backend.factory == "Flat"  # below 4 lists of 39 points
+    assert_finds(backend, runs, range(155))
+    backend.add(make_document("b", 1), [runs[1]])
+    assert backend.factory == "IVF4,Flat"
+    _assert_finds_itself(backend, runs, 156, tolerance=1e-6)
+
+
+def test_another_index_than_the_saved_one_is_made_anew(store: Path) -> None:
+    backend = VectorDBBackend.open(store, index="HNSW16")
+    assert backend.factory == "HNSW16"
+    assert_finds(backend, RUNS, range(17))
+    backend.save()
+    assert VectorDBBackend.open(store).factory == "HNSW16"
+    file = _generation(store) / "layer-000-head-000.faiss"
+    assert isinstance(faiss.downcast_index(faiss.read_index(str(file))), faiss.IndexHNSW)
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("nonsense", "such as 'Flat' .* got 'nonsense'. FAISS says: could not parse index string"),
+        ("", "such as 'Flat' .* got ''. FAISS says: could not parse"),
+        ("LSH", "got 'LSH'. FAISS says: 'metric == METRIC_L2' failed"),
+        ("PQ4", "families Flat, SQ, RaBitQ, IVF and HNSW; got 'PQ4', a FAISS IndexPQ"),
+        ("IVF4,Flat,RFlat", "got 'IVF4,Flat,RFlat', a FAISS IndexRefineFlat"),
+        ("IDMap,Flat", "got 'IDMap,Flat', a FAISS IndexIDMap"),
+        ("NSG16", "got 'NSG16', a FAISS IndexNSGFlat"),
+        ("IVF4,RQ2x4", "got 'IVF4,RQ2x4', a FAISS IndexIVFResidualQuantizer"),
+        ("PCA6,Flat", "index 'PCA6,Flat' must keep at most the 4 components .* makes 6"),
+        ("HNSW16_PQ4", "must search by inner product, metric 0; FAISS makes it with metric 1"),
+    ],
+)
+def test_a_factory_that_cannot_serve_is_refused(tmp_path: Path, factory: str, message: str) -> None:
+    layout = MemoryLayout({0: LayerLayout(1, 4, 4)}, torch.float32)
+    with pytest.raises(IndexFactoryError, match=message):
+        VectorDBBackend(layout, path=tmp_path / "store", index=factory)
+    assert not (tmp_path / "store").exists()
+
+
+def test_only_indexed_layers_have_files(tmp_path: Path) -> None:
+    backend = VectorDBBackend(LAYOUT, path=tmp_path / "store", indexed_layers=[3])
+    backend.add(make_document("a", 10), [RUNS[0]])
+    backend.save()
+    names = {file.name for file in _generation(tmp_path / "store").iterdir()}
+    assert names == {"layer-003-head-000.faiss", "ids.bin"}
+    assert_finds(VectorDBBackend.open(tmp_path / "store"), RUNS, range(10))
+    with pytest.raises(MemoryMismatchError, match=r"some of \[0, 3\]; got \[1, 3\]"):
+        VectorDBBackend(LAYOUT, indexed_layers=[3, 1])
+
+
+def test_a_memory_without_a_path_leaves_nothing_behind(tmp_path: Path) -> None:
+    backend = VectorDBBackend(LAYOUT)
+    backend.add(make_document("a", 10), [RUNS[0]])
+    folder = backend.path
+    assert folder is not None
+    assert folder.is_dir()
+    with pytest.raises(StoreError, match="this memory has no path"):
+        backend.save()
+    backend.save(tmp_path / "copy")
+    backend.close()
+    del backend
+    gc.collect()
+    assert not folder.parent.exists()
+    assert_finds(VectorDBBackend.open(tmp_path / "copy"), RUNS, range(10))
+
+
+def _assert_finds_itself(
+    backend: VectorDBBackend, runs: list[Any], stop: int, tolerance: float, first: int = 0
+) -> None:
+    """Search with some keys: each must be its own nearest, at cosine 1, in any kind of index."""
+    assert len(backend) == stop - first
+    rows = np.arange(first, stop, 7)
+    queries = torch.from_numpy(keys_of(runs, 0)[:, rows]).float()
+    found = backend.search(0, queries, 1)
+    for head in range(2):
+        np.testing.assert_array_equal(found.ids[head, :, 0].numpy(), rows)
+    np.testing.assert_allclose(found.scores.numpy(), 1, atol=tolerance)
