@@ -17,7 +17,7 @@ import json
 import shutil
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -354,15 +354,27 @@ class MemoryBackend(ABC):
                 with reported(self.path):
                     locks.enter_context(_locked(self.path))
                     if self._catalog.path is None:
-                        self._make_store(self.path)
+                        locks.push(self._make_store(self.path))
                 self._rows.publish(self._catalog.num_rows)  # another process may have added some
             yield
 
-    def _make_store(self, path: Path) -> None:
-        if (path / CATALOG_FILE_NAME).exists():  # another process was first
-            catalog = self._open_catalog()
-        else:
-            catalog = Catalog.create(path, self.layout, self._identity)
+    def _make_store(self, path: Path) -> Callable[..., None]:
+        """Make the store of the first write; return how to take it away if that write fails."""
+        is_ours = not (path / CATALOG_FILE_NAME).exists()  # or another process was first
+        if is_ours:
+            self._catalog.copy_to(path, {})
+        self._use(self._open_catalog())
+
+        def after(error: type[BaseException] | None, *_: object) -> None:
+            if error is not None and is_ours:
+                self._use(self._catalog.copy_in_memory())
+                (path / CATALOG_FILE_NAME).unlink()  # first: without it, it is not a store
+                shutil.rmtree(path / "rows", ignore_errors=True)
+                shutil.rmtree(path / "index", ignore_errors=True)
+
+        return after
+
+    def _use(self, catalog: Catalog) -> None:
         self._catalog.close()
         self._catalog = catalog
         self._rows.close()
@@ -393,6 +405,7 @@ class MemoryBackend(ABC):
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold the write lock of the store at `path`."""
+    is_new = not path.exists()
     path.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path / LOCK_FILE_NAME, timeout=0)
     try:
@@ -404,4 +417,6 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if is_new and has_no_store(path):  # the first write failed
+            shutil.rmtree(path, ignore_errors=True)
         lock.release()

@@ -75,22 +75,6 @@ class Catalog:
         return cls(connection, None)
 
     @classmethod
-    def create(cls, directory: Path, layout: MemoryLayout, identity: Mapping[str, Any]) -> Catalog:
-        """Make an empty catalogue in `directory`.
-
-        Raises:
-            StoreError: the directory cannot be written.
-        """
-        path = directory / FILE_NAME
-        partial = directory / (FILE_NAME + ".partial")
-        with _as_store_error(path):
-            partial.unlink(missing_ok=True)
-            with contextlib.closing(sqlite3.connect(partial)) as connection:
-                _initialise(connection, layout, identity)
-            partial.replace(path)
-        return cls.open(directory)
-
-    @classmethod
     def open(cls, directory: Path) -> Catalog:
         """Open the catalogue in `directory`; documents are not read.
 
@@ -147,6 +131,13 @@ class Catalog:
                     if self.path is None:
                         _put_checksums(target, checksums, 0, self.num_rows)
             partial.replace(path)
+
+    def copy_in_memory(self) -> Catalog:
+        """Return a copy of the catalogue that lives in RAM."""
+        connection = sqlite3.connect(":memory:", check_same_thread=False)
+        with self._reading():
+            self._connection.backup(connection)
+        return Catalog(connection, None)
 
     def check_identity(self, identity: Mapping[str, Any]) -> None:
         """Refuse a model that did not write this memory.

@@ -161,8 +161,9 @@ def test_write_all_stops_at_the_first_error_and_keeps_what_was_before(model):
 
 def test_documents_are_read_in_evaluation_mode_and_within_the_models_positions(model):
     memory = attach(model, MemoryConfig(max_length=5000))
-    with pytest.raises(ConfigError, match=r"max_length \(5000\) must be at most the model's 4096"):
-        memory.write([5], document="d")
+    with pytest.raises(ConfigError, match=r"max_length \(4097\) must be at most the model's 4096"):
+        memory.write([5] * 4097, document="d")
+    assert len(memory.write([5], document="short")) == 1
     model.train()
     with pytest.raises(MemoryUseError, match=r"in training mode. Call model.eval\(\)"):
         memory.write([5], document="d")

@@ -14,11 +14,16 @@ from memory_backends.catalog import Catalog
 from tests.memory_backends.reference import IDENTITY, LAYOUT, make_document
 
 
+def new_catalog(directory: Path) -> Catalog:
+    Catalog.in_memory(LAYOUT, IDENTITY).copy_to(directory, {})
+    return Catalog.open(directory)
+
+
 @pytest.fixture(params=["in memory", "on disk"])
 def catalog(request: pytest.FixtureRequest, tmp_path: Path) -> Catalog:
     if request.param == "in memory":
         return Catalog.in_memory(LAYOUT, IDENTITY)
-    return Catalog.create(tmp_path, LAYOUT, IDENTITY)
+    return new_catalog(tmp_path)
 
 
 def publish(catalog: Catalog, name: str, num_rows: int, sinks: tuple[int, ...] = ()) -> range:
@@ -182,7 +187,7 @@ def test_a_copy_leaves_out_the_index_and_gets_checksums(catalog: Catalog, tmp_pa
 def test_a_catalogue_that_is_not_ours_is_refused(
     tmp_path: Path, statement: str, message: str
 ) -> None:
-    Catalog.create(tmp_path, LAYOUT, IDENTITY).close()
+    new_catalog(tmp_path).close()
     with sqlite3.connect(tmp_path / "catalog.sqlite") as connection:
         connection.execute(statement)
     connection.close()
@@ -192,4 +197,4 @@ def test_a_catalogue_that_is_not_ours_is_refused(
 
 def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"gone/catalog\.sqlite' cannot be used: unable to open"):
-        Catalog.create(tmp_path / "gone", LAYOUT, IDENTITY)
+        Catalog.in_memory(LAYOUT, IDENTITY).copy_to(tmp_path / "gone", {})
