@@ -8,7 +8,6 @@ their content.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,12 +16,9 @@ import torch
 
 from emt.errors import MemoryUseError
 from emt.memory import Memory
+from emt.passages import passages_of
 from emt.recording import Recording, Step
 from memory_backends import StoredDocument
-
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"'\u201d\u2019)\]]*\s+|\n+")
-_MAX_PASSAGE = 400  # characters; a longer sentence is cut at a space
-_TOKENS_PER_PASSAGE = 32  # of documents that were written as ids
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,8 @@ class Citation:
         start: first character in the document's text, or None if it was written as ids.
         end: the character after its last, or None.
         text: the passage, exactly as in the document.
-        share: of all memory attention mass, sinks left out; 0 to 1.
+        share: of all memory attention mass, attention sinks and removed documents left out; more
+            than 0, at most 1.
     """
 
     document: str
@@ -52,7 +49,8 @@ class RowCitation:
         row: its id.
         document: its document's name.
         token: its index in the document's token ids.
-        share: of the memory attention mass of this generated token, sinks left out; 0 to 1.
+        share: of the memory attention mass of this generated token, attention sinks and removed
+            documents left out; more than 0, at most 1.
     """
 
     row: int
@@ -72,6 +70,8 @@ def cite(
 ) -> list[Citation]:
     """Rank the passages that carried most memory attention for a generated text.
 
+    What was removed between recording and citing is left out.
+
     Args:
         memory: the memory that was recorded.
         recording: of one `generate` call.
@@ -82,20 +82,21 @@ def cite(
         top: how many passages to return at the most.
 
     Returns:
-        Passages (sentences) with their shares, highest first.
+        Passages (sentences) with their shares, highest first; none if no memory was attended to.
 
     Raises:
-        MemoryUseError: the recording has no such sequence.
+        MemoryUseError: the recording has no such sequence, or a number is negative.
     """
-    steps = _steps_of(recording, sequence, num_tokens, beam_indices)
-    ids, mass = _mass(steps)
-    found = _Rows(memory, ids)
-    total = float(mass[found.is_content].sum())
+    _check_numbers(num_tokens, top)
+    ids, mass = _mass(_steps_of(recording, sequence, num_tokens, beam_indices))
+    rows = _Rows(memory, ids)
+    mass = np.where(rows.is_content, mass, 0.0)
+    total = float(mass.sum())
     citations = []
-    for document in found.documents.values():
-        mine = np.flatnonzero(found.is_content & (found.owner == document.name))
-        passages = _passages(document)
-        at = np.searchsorted(passages[:, 0], found.token[mine], side="right") - 1
+    for document, mine in rows.documents:
+        mine = mine[mass[mine] > 0]
+        passages = passages_of(document)
+        at = np.searchsorted(passages[:, 0], rows.token[mine], side="right") - 1
         for passage in np.unique(at):
             share = float(mass[mine[at == passage]].sum()) / total
             citations.append(_citation(memory, document, passages[passage], share))
@@ -120,26 +121,39 @@ def cite_tokens(
         num_tokens: as in `cite`.
         beam_indices: as in `cite`.
         top: how many rows for each token, at the most.
+
+    Raises:
+        MemoryUseError: as `cite`.
     """
+    _check_numbers(num_tokens, top)
+    steps = _steps_of(recording, sequence, num_tokens, beam_indices)
+    all_ids, _ = _mass(steps)
+    rows = _Rows(memory, all_ids)
     explained = []
-    for step in _steps_of(recording, sequence, num_tokens, beam_indices):
+    for step in steps:
         ids, mass = _mass([step])
-        found = _Rows(memory, ids)
-        mass = np.where(found.is_content, mass, 0.0)
+        at = np.searchsorted(all_ids, ids)
+        mass = np.where(rows.is_content[at], mass, 0.0)
         best = np.argsort(-mass, kind="stable")[:top]
         explained.append(
             [
                 RowCitation(
-                    row=int(ids[at]),
-                    document=str(found.owner[at]),
-                    token=int(found.token[at]),
-                    share=float(mass[at] / mass.sum()),
+                    row=int(ids[row]),
+                    document=str(rows.owner[at[row]]),
+                    token=int(rows.token[at[row]]),
+                    share=float(mass[row] / mass.sum()),
                 )
-                for at in best
-                if mass[at] > 0
+                for row in best
+                if mass[row] > 0
             ]
         )
     return explained
+
+
+def _check_numbers(num_tokens: int | None, top: int) -> None:
+    for name, number in (("num_tokens", num_tokens), ("top", top)):
+        if number is not None and number < 0:
+            raise MemoryUseError(f"{name} must be at least 0; got {number}.")
 
 
 def _steps_of(
@@ -156,10 +170,12 @@ def _steps_of(
         rows = [int(row) for row in beam_indices if int(row) >= 0]
     if steps:
         batch = min(next(iter(step.values())).ids.shape[0] for step in steps)
-        if not all(0 <= row < batch for row in rows):
+        wrong = [row for row in rows if not 0 <= row < batch]
+        if wrong:
+            name = "sequence" if beam_indices is None else "beam_indices"
             raise MemoryUseError(
-                f"sequence must be 0 to {batch - 1}, the recorded batch; got {sequence}. "
-                "For beams, pass the beam_indices that generate() returns."
+                f"{name} must be 0 to {batch - 1}, the recorded batch; got {wrong[0]}. "
+                "For beams, pass one row of the beam_indices that generate() returns."
             )
     return [
         {layer: retrieved.of_sequence(row) for layer, retrieved in step.items()}
@@ -179,7 +195,10 @@ def _mass(steps: Iterable[Step]) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Rows:
-    """Where rows come from: `owner`, `token`, and `is_content` (still there, and no sink)."""
+    """Where rows come from: `owner`, `token`, and `is_content` (still there, and no sink).
+
+    `documents` has each document with the positions of its rows.
+    """
 
     def __init__(self, memory: Memory, ids: np.ndarray) -> None:
         catalog = memory.backend.catalog
@@ -187,43 +206,14 @@ class _Rows:
         self.owner = np.array([owners.get(row, "") for row in ids.tolist()], dtype=object)
         self.token = np.zeros(len(ids), dtype=np.int64)
         self.is_content = self.owner != ""
-        self.documents: dict[str, StoredDocument] = {}
+        self.documents: list[tuple[StoredDocument, np.ndarray]] = []
         for name in dict.fromkeys(owners.values()):
             document = catalog.document(name)
-            self.documents[name] = document
             mine = np.flatnonzero(self.owner == name)
             at = ids[mine] - document.first_row
             self.token[mine] = document.row_tokens[at]
             self.is_content[mine] = ~np.isin(at, document.sink_rows)
-
-
-def _passages(document: StoredDocument) -> np.ndarray:
-    """Return (first token, stop token) of each passage of a document, in order: (P, 2)."""
-    num_tokens = len(document.token_ids)
-    if document.text is None or document.offsets is None:
-        starts = np.arange(0, num_tokens, _TOKENS_PER_PASSAGE)
-    else:
-        ends = np.array(_passage_ends(document.text))
-        # A token belongs to the passage that its last character is in.
-        passage = np.searchsorted(ends, document.offsets[:, 1], side="left")
-        passage = np.maximum.accumulate(passage)
-        starts = np.flatnonzero(np.diff(passage, prepend=-1))
-    return np.stack([starts, np.append(starts[1:], num_tokens)], axis=1)
-
-
-def _passage_ends(text: str) -> list[int]:
-    """Return where passages end: at sentences, lines, or a space in what is too long."""
-    ends: list[int] = []
-    start = 0
-    for stop in [*(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]:
-        while stop - start > _MAX_PASSAGE:
-            space = text.rfind(" ", start + 1, start + _MAX_PASSAGE)
-            start = space + 1 if space > start else start + _MAX_PASSAGE
-            ends.append(start)
-        if stop > start:
-            ends.append(stop)
-            start = stop
-    return ends
+            self.documents.append((document, mine))
 
 
 def _citation(
@@ -235,7 +225,8 @@ def _citation(
         text = "" if memory.tokenizer is None else str(memory.tokenizer.decode(ids))
         return Citation(document.name, None, None, text, share)
     spans = document.offsets[first:stop]
-    start, end = int(spans[:, 0].min()), int(spans[:, 1].max())
+    spans = spans[spans[:, 1] > spans[:, 0]]  # without special tokens
+    start, end = int(spans[:, 0].min(initial=len(document.text))), int(spans[:, 1].max(initial=0))
     quoted = document.text[start:end]
     start += len(quoted) - len(quoted.lstrip())
     return Citation(document.name, start, start + len(quoted.strip()), quoted.strip(), share)

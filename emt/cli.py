@@ -2,7 +2,7 @@
 library.
 
 Results go to stdout, progress and errors to stderr. A mistake of the user's is one line and exit
-code 2.
+code 2; what is no mistake of the user's keeps its traceback.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from emt.indexing import estimate
 from emt.integration import attach
 from emt.loading import DEFAULT_MODEL, load
 from memory_backends import VectorDBBackend
+from memory_backends.catalog import FILE_NAME as CATALOG_FILE_NAME
 from memory_backends.catalog import Catalog
+from memory_backends.validation import check_directory, has_no_store
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -40,10 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command: Command = options.command
     try:
         command(options)
+        sys.stdout.flush()
     except EMTError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        _fail("interrupted; documents that were finished are stored.", code=130)
+        _fail("interrupted. What was finished before is kept.", code=130)
     except BrokenPipeError:  # the reader of a pipe went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -53,8 +56,15 @@ def _fail(message: str, code: int = 2) -> NoReturn:
     raise SystemExit(code)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        _fail(f"{message} (see `{self.prog} --help`)")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="emt", description="A memory of millions of tokens for any causal language model."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -117,31 +127,26 @@ def _index(options: argparse.Namespace) -> None:
     corpus = Corpus(options.source)
     session = _Session(options, writing=True)
     memory = session.memory
-    for name in corpus.names:
-        if memory.backend.catalog.has_document(name):
-            _fail(
-                f"document '{name}' is already in '{options.store}'. "
-                "Remove it first with `emt remove`, or leave it out."
-            )
     expected = estimate(session.model, memory, corpus)
     print(
-        f"{corpus.num_documents} documents, about {expected.tokens:,} tokens: "
-        f"about {_size(expected.bytes)} and {_duration(expected.seconds)}.",
+        f"{_count(len(corpus.names), 'document')}, {_count(expected.tokens, 'token')}: "
+        f"about {_size(expected.bytes)} and {_duration(expected.seconds)}",
         file=sys.stderr,
     )
-    session.remember()
+    if session.is_new:  # becomes part of the store with its first document
+        session.remember()
     started = time.perf_counter()
-    with tqdm(total=expected.tokens, unit="tok", disable=None, smoothing=0.05) as bar:
+    with tqdm(total=expected.rows, unit="tok", disable=None, smoothing=0.05) as bar:
         memory.write_all(((d.name, d.text) for d in corpus), on_rows=bar.update)
     seconds = time.perf_counter() - started
-    written = [
-        size for size in memory.backend.catalog.document_sizes() if size[0] in set(corpus.names)
-    ]
+    session.remember()
+    names = set(corpus.names)
+    written = [size for size in memory.backend.catalog.document_sizes() if size[0] in names]
     tokens, rows = sum(size[1] for size in written), sum(size[2] for size in written)
     print(
-        f"{len(written)} documents, {tokens:,} tokens, {rows:,} rows, "
-        f"{_size(_bytes_in(Path(options.store)))} in '{options.store}', "
-        f"{seconds:.1f} s ({tokens / seconds:,.0f} tokens/s)"
+        f"{_count(len(written), 'document')}, {_count(tokens, 'token')}, {_count(rows, 'row')} in "
+        f"{seconds:.1f} s ({tokens / seconds:,.0f} tokens/s); "
+        f"'{options.store}' has {_size(_bytes_in(Path(options.store)))}"
     )
 
 
@@ -181,32 +186,31 @@ def _generate(options: argparse.Namespace) -> None:
 
 def _info(options: argparse.Namespace) -> None:
     store = _existing(options.store)
-    catalog = Catalog.open(store)
-    documents = catalog.document_sizes()
-    index = catalog.setting("index") or {}
-    described = {
-        "store": str(store),
-        "model": {"source": catalog.setting("model"), **catalog.identity},
-        "config": catalog.setting("config"),
-        "documents": [{"name": n, "tokens": t, "rows": r} for n, t, r in documents],
-        "tokens": sum(tokens for _, tokens, _ in documents),
-        "rows": len(catalog.searchable_rows("all")),
-        "layers": len(catalog.layout.layers),
-        "index": {key: index[key] for key in ("factory", "num_rows") if key in index},
-        "bytes": {
-            "rows": _bytes_in(store / "rows"),
-            "index": _bytes_in(store / "index"),
-            "total": _bytes_in(store),
-            "per_row": catalog.layout.bytes_per_row,
-        },
-    }
-    catalog.close()
+    with contextlib.closing(Catalog.open(store)) as catalog:
+        documents = catalog.document_sizes()
+        index = catalog.setting("index") or {}
+        described = {
+            "store": str(store),
+            "model": {"source": catalog.setting("model"), **catalog.identity},
+            "config": catalog.setting("config"),
+            "documents": [{"name": n, "tokens": t, "rows": r} for n, t, r in documents],
+            "tokens": sum(tokens for _, tokens, _ in documents),
+            "rows": len(catalog.searchable_rows("all")),
+            "layers": len(catalog.layout.layers),
+            "index": {key: index[key] for key in ("factory", "num_rows") if key in index},
+            "bytes": {
+                "rows": _bytes_in(store / "rows"),
+                "index": _bytes_in(store / "index"),
+                "total": _bytes_in(store),
+                "per_row": catalog.layout.bytes_per_row,
+            },
+        }
     if options.json:
         _print_json(described)
         return
     sizes = described["bytes"]
     print(f"store      {store}")
-    print(f"model      {described['model']['source']} ({catalog.identity.get('model_type')})")
+    print(f"model      {described['model']['source']} ({described['model'].get('model_type')})")
     print(f"documents  {len(documents):,}")
     print(f"tokens     {described['tokens']:,}")
     print(f"rows       {described['rows']:,} in each of {described['layers']} layers")
@@ -216,23 +220,22 @@ def _info(options: argparse.Namespace) -> None:
         f"({sizes['per_row']:,} bytes a token), index {_size(sizes['index'])}"
     )
     for name, tokens, rows in documents:
-        print(f"  {name}  {tokens:,} tokens, {rows:,} rows")
+        print(f"  {name}  {_count(tokens, 'token')}, {_count(rows, 'row')}")
 
 
 def _remove(options: argparse.Namespace) -> None:
     store = _existing(options.store)
-    catalog = Catalog.open(store)
-    unknown = [name for name in options.document if not catalog.has_document(name)]
-    catalog.close()
+    with contextlib.closing(Catalog.open(store)) as catalog:
+        unknown = [name for name in options.document if not catalog.has_document(name)]
     if unknown:
         raise DocumentError(
             f"no document '{unknown[0]}' in '{store}'; nothing was removed. "
             "`emt info` lists the documents."
         )
-    backend = VectorDBBackend.open(store)
-    removed = {name: backend.remove_document(name) for name in dict.fromkeys(options.document)}
-    backend.close()
-    print(f"removed {len(removed)} documents, {sum(removed.values()):,} rows, from '{store}'")
+    names = dict.fromkeys(options.document)
+    with contextlib.closing(VectorDBBackend.open(store)) as backend:
+        rows = sum(backend.remove_document(name) for name in names)
+    print(f"removed {_count(len(names), 'document')}, {_count(rows, 'row')}, from '{store}'")
 
 
 # -- shared -------------------------------------------------------------------------------------
@@ -242,17 +245,14 @@ class _Session:
     """A model, its tokenizer and its memory over a store, from command-line options."""
 
     def __init__(self, options: argparse.Namespace, *, writing: bool) -> None:
-        store = Path(options.store)
-        exists = store.is_dir() and any(store.iterdir())
-        if not writing or (store.exists() and not store.is_dir()):
-            _existing(options.store)
+        store = Path(options.store) if writing else _existing(options.store)
+        self.is_new = writing and _is_free(store)
         settings: dict[str, Any] = {}
         self.source = options.model
-        if exists:
-            catalog = Catalog.open(store)
-            settings = catalog.setting("config") or {}
-            self.source = self.source or catalog.setting("model")
-            catalog.close()
+        if not self.is_new:
+            with contextlib.closing(Catalog.open(store)) as catalog:
+                settings = catalog.setting("config") or {}
+                self.source = self.source or catalog.setting("model")
         if options.config is not None:
             config = MemoryConfig.from_yaml(options.config)
         else:
@@ -286,11 +286,28 @@ def quiet() -> Iterator[None]:
 
 
 def _existing(store: str) -> Path:
+    """Return the path of a store that must be there."""
     path = Path(store)
-    if not path.is_dir():
-        state = "it is a file" if path.exists() else "there is nothing"
-        raise StoreError(f"expected a store directory at '{path}'; {state}. Correct the path.")
+    if _is_free(path):
+        raise StoreError(f"expected a store at '{path}'; there is none. Correct the path.")
     return path
+
+
+def _is_free(path: Path) -> bool:
+    """Tell whether a store can be made at a path; False if there is one."""
+    try:
+        is_free = has_no_store(check_directory(path))
+        is_store = is_free or (path / CATALOG_FILE_NAME).is_file()
+    except StoreError:
+        raise
+    except OSError as error:  # no permission, too long a name, a file on the way
+        raise StoreError(f"'{path}' cannot be a store: {error.strerror}.") from error
+    if not is_store:
+        raise StoreError(
+            f"'{path}' has no {CATALOG_FILE_NAME}, so it is no store, but it is not empty. "
+            "Give the directory of a store, or a new one."
+        )
+    return is_free
 
 
 def _print_json(value: Any) -> None:
@@ -299,6 +316,10 @@ def _print_json(value: Any) -> None:
 
 def _bytes_in(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _size(num_bytes: float) -> str:

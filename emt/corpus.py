@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from emt.documents import is_utf8
 from emt.errors import CorpusError
 
 SUFFIXES = (".txt", ".md", ".jsonl")
@@ -40,24 +41,23 @@ class Corpus:
             "text" a line), and folders, searched through and sorted by path.
 
     Raises:
-        CorpusError: a source that is missing, empty, binary or not UTF-8, a folder without
+        CorpusError: no source, or one that is missing, empty, binary or not UTF-8, a folder without
             documents, a .jsonl line that is not such an object, or a name that comes twice.
     """
 
     def __init__(self, sources: Iterable[Path | str]) -> None:
         self._files = [found for source in sources for found in _files_of(Path(source))]
-        self.num_documents = 0
-        self.num_characters = 0
+        if not self._files:
+            raise CorpusError("expected at least one file or folder of documents; got none.")
         origins: dict[str, str] = {}
         for document in self:
             if document.name in origins:
                 raise CorpusError(
                     f"document names must be unique; '{document.name}' is in "
-                    f"{origins[document.name]} and in {document.origin}. Rename one of them."
+                    f"{origins[document.name]} and in {document.origin}. Rename one of them, or give "
+                    "it once."
                 )
             origins[document.name] = document.origin
-            self.num_documents += 1
-            self.num_characters += len(document.text)
         self.names = list(origins)
 
     def __iter__(self) -> Iterator[TextDocument]:
@@ -66,20 +66,17 @@ class Corpus:
 
 
 def _files_of(source: Path) -> list[tuple[Path, str]]:
-    """Return (file, document name) of each file of a source."""
-    if source.is_dir():
-        found = sorted(
-            path
-            for path in source.rglob("*")
-            if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
-        )
-        if not found:
-            raise CorpusError(
-                f"folder '{source}' has no documents. Put {', '.join(SUFFIXES)} files into it."
-            )
-        return [(path, path.relative_to(source).as_posix()) for path in found]
-    if not source.exists():
-        raise CorpusError(f"'{source}' does not exist. Give a file or a folder of documents.")
+    """Return (file, document name) of each file of a source; hidden ones in folders are skipped."""
+    try:
+        if source.is_dir():
+            return _files_in(source)
+        source.stat()
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            reason = "does not exist. Give a file or a folder of documents"
+        else:
+            reason = f"cannot be read: {error.strerror}"
+        raise CorpusError(f"'{source}' {reason}.") from error
     if source.suffix.lower() not in SUFFIXES:
         raise CorpusError(
             f"expected a {', '.join(SUFFIXES)} file or a folder of them; got '{source}'. "
@@ -88,9 +85,25 @@ def _files_of(source: Path) -> list[tuple[Path, str]]:
     return [(source, source.name)]
 
 
+def _files_in(folder: Path) -> list[tuple[Path, str]]:
+    found = []
+    for path in sorted(folder.rglob("*")):
+        below = path.relative_to(folder)
+        is_hidden = any(part.startswith(".") for part in below.parts)
+        if path.suffix.lower() in SUFFIXES and not is_hidden and path.is_file():
+            found.append((path, below.as_posix()))
+    if not found:
+        raise CorpusError(
+            f"folder '{folder}' has no documents. Put {', '.join(SUFFIXES)} files into it."
+        )
+    return found
+
+
 def _documents_of(path: Path, name: str) -> Iterator[TextDocument]:
     text = _read(path)
     if path.suffix.lower() != ".jsonl":
+        if not is_utf8(name):  # a file system that takes any bytes
+            raise CorpusError(f"the name of file {name!r} is not UTF-8. Rename it.")
         yield TextDocument(name, text, f"'{path}'")
         return
     for number, line in enumerate(text.split("\n"), start=1):
@@ -122,6 +135,8 @@ def _document_of_line(line: str, origin: str) -> TextDocument:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise CorpusError(f"{origin} is not JSON: {error.msg} at column {error.colno}.") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, deep nesting
+        raise CorpusError(f"{origin} cannot be read as JSON: {error}.") from error
     if not isinstance(record, dict):
         raise CorpusError(f"{origin} must be an object; got {type(record).__name__}.")
     for key in ("id", "text"):
@@ -129,8 +144,16 @@ def _document_of_line(line: str, origin: str) -> TextDocument:
             keys = ", ".join(map(repr, record)) or "none"
             raise CorpusError(f'{origin} must have the keys "id" and "text"; got {keys}.')
     name, text = record["id"], record["text"]
-    if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
-        raise CorpusError(f'{origin}: "id" must be a string or a number; got {name!r}.')
-    if not isinstance(text, str) or not text.strip():
-        raise CorpusError(f'{origin}: "text" must be a string that is not empty; got {text!r}.')
-    return TextDocument(str(name), text, origin)
+    if isinstance(name, int) and not isinstance(name, bool):
+        name = str(name)
+    for key, value in (("id", name), ("text", text)):
+        if not isinstance(value, str) or not value.strip():
+            got = "blank text" if isinstance(value, str) else type(value).__name__
+            what = "text or a whole number" if key == "id" else "text"
+            raise CorpusError(f'{origin}: "{key}" must be {what}, not blank; got {got}.')
+        if not is_utf8(value):
+            raise CorpusError(
+                f'{origin}: "{key}" has half of a surrogate pair (\\ud800 to \\udfff), which is no '
+                "character. Correct the escape."
+            )
+    return TextDocument(name, text, origin)

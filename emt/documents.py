@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -13,6 +14,7 @@ from emt.config import MemoryConfig
 from emt.errors import DocumentError, MemoryUseError
 from memory_backends import Document
 
+Int32Array = npt.NDArray[np.int32]
 Source = str | Sequence[int] | torch.Tensor
 
 
@@ -33,14 +35,33 @@ def to_document(
     """
     if not isinstance(name, str) or not name:
         raise DocumentError(f"a document's name must be text; got {name!r}.")
-    made = _of_text(source, name, tokenizer) if isinstance(source, str) else _of_ids(source, name)
-    ids = made.token_ids
-    if len(ids) and (ids.min() < 0 or ids.max() >= vocab_size):
-        raise DocumentError(
-            f"token ids of document '{name}' must be 0 to {vocab_size - 1}; "
-            f"got {ids.min()} to {ids.max()}. Use the model's own tokenizer."
-        )
-    return made
+    if not is_utf8(name):
+        raise DocumentError(f"a document's name must be valid Unicode; got {name!r}.")
+    if isinstance(source, str):
+        return _of_text(source, name, tokenizer, vocab_size)
+    return Document(name, _checked(_of_ids(source, name), name, vocab_size))
+
+
+def is_utf8(text: str) -> bool:
+    """Tell whether text can be written as UTF-8: it has no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def token_ids_of(
+    text: str, name: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int
+) -> Int32Array:
+    """Return the token ids of a document's text, (T,) int32; `to_document` makes the same.
+
+    Raises:
+        DocumentError: as `to_document`.
+    """
+    _check_text(text, name)
+    ids = tokenizer(text, verbose=False)["input_ids"]
+    return _checked(np.asarray(ids, dtype=np.int64), name, vocab_size)
 
 
 def special_ids(
@@ -63,25 +84,46 @@ def special_ids(
     return special
 
 
-def _of_text(text: str, name: str, tokenizer: PreTrainedTokenizerBase | None) -> Document:
+def _of_text(
+    text: str, name: str, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int
+) -> Document:
     if tokenizer is None:
         raise MemoryUseError(
             "writing text needs a tokenizer. "
             "Pass one to attach(model, config, tokenizer=...), or write ids."
         )
-    if not text.strip():
-        raise DocumentError(f"document '{name}' is empty. Leave it out.")
+    _check_text(text, name)
     encoded = tokenizer(text, return_offsets_mapping=tokenizer.is_fast, verbose=False)
     offsets = encoded.get("offset_mapping")
     return Document(
         name,
-        np.asarray(encoded["input_ids"], dtype=np.int32),
+        _checked(np.asarray(encoded["input_ids"], dtype=np.int64), name, vocab_size),
         text,
         None if offsets is None else np.asarray(offsets, dtype=np.int32),
     )
 
 
-def _of_ids(source: Any, name: str) -> Document:
+def _check_text(text: str, name: str) -> None:
+    if not text.strip():
+        raise DocumentError(f"document '{name}' is empty. Leave it out.")
+    if not is_utf8(text):
+        raise DocumentError(
+            f"document '{name}' has half of a surrogate pair, which is no character. "
+            "Decode it as UTF-8."
+        )
+
+
+def _checked(ids: npt.NDArray[np.integer[Any]], name: str, vocab_size: int) -> Int32Array:
+    """Return ids as int32, once they are known to be the model's."""
+    if len(ids) and (ids.min() < 0 or ids.max() >= vocab_size):
+        raise DocumentError(
+            f"token ids of document '{name}' must be 0 to {vocab_size - 1}; "
+            f"got {ids.min()} to {ids.max()}. Use the model's own tokenizer."
+        )
+    return ids.astype(np.int32)
+
+
+def _of_ids(source: Any, name: str) -> npt.NDArray[np.integer[Any]]:
     try:
         ids = np.asarray(source.cpu() if isinstance(source, torch.Tensor) else source)
     except (ValueError, TypeError) as error:  # rows of different lengths, bfloat16
@@ -93,4 +135,4 @@ def _of_ids(source: Any, name: str) -> Document:
             f"document '{name}' must be text or token ids of shape (T,) or (1, T), "
             f"T at least 1; got {ids.dtype} of shape {ids.shape}."
         )
-    return Document(name, ids.astype(np.int32))
+    return ids

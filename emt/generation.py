@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from emt.citations import Citation, RowCitation, cite, cite_tokens
+from emt.documents import is_utf8
 from emt.errors import ConfigError, MemoryUseError
 from emt.memory import Memory
 
@@ -74,7 +75,8 @@ def generate(
         topk: memories for each query; the memory's own setting if None.
 
     Raises:
-        ConfigError: the prompt is empty, too long, or `chat` is True and there is no template.
+        ConfigError: the prompt is empty, not Unicode or too long, a number is below 1, or `chat` is
+            True and there is no template.
         MemoryUseError: the memory has no tokenizer.
     """
     tokenizer = memory.tokenizer
@@ -82,9 +84,13 @@ def generate(
         raise MemoryUseError("generating from text needs a tokenizer. Pass one to attach().")
     if not prompt.strip():
         raise ConfigError("the prompt is empty. Ask something.")
+    if not is_utf8(prompt):
+        raise ConfigError("the prompt is not UTF-8. Convert it.")
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens must be at least 1; got {max_new_tokens}.")
     input_ids = _prompt_ids(tokenizer, prompt, chat)
     num_prompt = input_ids.shape[1]
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(positions, int) and num_prompt + max_new_tokens > positions:
         raise ConfigError(
             f"the prompt's {num_prompt} tokens and {max_new_tokens} new ones must fit the model's "
@@ -99,6 +105,7 @@ def generate(
             attention_mask=torch.ones_like(input_ids, device=model.device),
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            num_beams=1,
             pad_token_id=pad if pad is not None else tokenizer.eos_token_id,
         )
     seconds = time.perf_counter() - started
@@ -128,5 +135,6 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool | No
             str,
             tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False),
         )
-    encoded = tokenizer(prompt, add_special_tokens=not use_template, return_tensors="pt")
-    return cast(torch.Tensor, encoded.input_ids)
+    add_special_tokens = not use_template  # a template writes its own
+    encoded = tokenizer(prompt, add_special_tokens=add_special_tokens, verbose=False)
+    return torch.tensor([encoded["input_ids"]], dtype=torch.long)

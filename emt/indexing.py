@@ -1,71 +1,91 @@
-"""What reading a corpus will cost, before it starts."""
+"""What reading a corpus will cost, and whether it can be read at all, before anything is written."""
 
 from __future__ import annotations
 
 import time
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from emt.corpus import Corpus
-from emt.encode import windows
-from emt.errors import MemoryUseError
+from emt.documents import special_ids, token_ids_of
+from emt.encode import check_max_length, input_device, windows
+from emt.errors import DocumentError, MemoryUseError
 from emt.memory import Memory
 
-_SAMPLE_CHARACTERS = 20_000
 _TIMED_TOKENS = 128
 _INDEX_BYTES = 4  # a component of a "Flat" index, the largest that `auto` makes
 
 
 class Estimate(NamedTuple):
-    """Expected `tokens`, `bytes` on disk (rows and index) and `seconds`; all approximate."""
+    """What a corpus will be.
+
+    Attributes:
+        tokens: counted, special ones included.
+        rows: counted.
+        bytes: of rows and index on disk, with a "Flat" index.
+        seconds: from one short timed window.
+    """
 
     tokens: int
+    rows: int
     bytes: int
     seconds: float
 
 
 def estimate(model: PreTrainedModel, memory: Memory, corpus: Corpus) -> Estimate:
-    """Estimate tokens from a sample of the text, and seconds from one short timed window.
+    """Tokenize the corpus once, without reading it, so that no document stops a run halfway.
 
     Raises:
         MemoryUseError: the memory has no tokenizer.
+        DocumentError: a document that `Memory.write` would refuse.
+        ConfigError: `max_length` is beyond the model's positions, and a document is as long.
     """
-    tokenizer = memory.tokenizer
+    tokenizer, config = memory.tokenizer, memory.config
     if tokenizer is None:
         raise MemoryUseError("an estimate needs a tokenizer. Pass one to attach().")
-    tokens_per_character = _tokens_per_character(tokenizer, corpus)
-    average = round(corpus.num_characters * tokens_per_character / corpus.num_documents)
-    tokens = round(corpus.num_characters * tokens_per_character)
-    config = memory.config
-    read = sum(w.stop - w.start for w in windows(max(average, 1), config.stride, config.max_length))
-    layout = memory.backend.layout
-    keys = sum(ll.num_key_value_heads * ll.head_dim for ll in layout.layers.values())
-    index_bytes = _INDEX_BYTES * keys if config.memory_type == "vector_db" else 0
-    return Estimate(
-        tokens=tokens,
-        bytes=tokens * (layout.bytes_per_row + index_bytes),
-        seconds=read * corpus.num_documents * _seconds_per_token(model, memory),
-    )
-
-
-def _tokens_per_character(tokenizer: PreTrainedTokenizerBase, corpus: Corpus) -> float:
-    characters = tokens = 0
+    model_config = model.config.get_text_config()
+    dropped = sorted(special_ids(config, tokenizer, model_config))
+    tokens = rows = read = 0
     for document in corpus:
-        sample = document.text[:_SAMPLE_CHARACTERS]
-        tokens += len(tokenizer(sample, verbose=False).input_ids)
-        characters += len(sample)
-        if characters >= _SAMPLE_CHARACTERS:
-            break
-    return tokens / characters
+        if memory.backend.catalog.has_document(document.name):
+            raise DocumentError(
+                f"document '{document.name}' is already in the memory. "
+                "Remove it first with `emt remove`, or leave it out."
+            )
+        ids = token_ids_of(document.text, document.name, tokenizer, model_config.vocab_size)
+        check_max_length(model_config, min(config.max_length, len(ids)))
+        kept = int(np.isin(ids, dropped, invert=True).sum())
+        if not kept:
+            raise DocumentError(
+                f"document '{document.name}' has nothing but special tokens. Leave it out."
+            )
+        tokens, rows = tokens + len(ids), rows + kept
+        read += sum(w.stop - w.start for w in windows(len(ids), config.stride, config.max_length))
+    with memory.using(enabled=False):
+        seconds = read * _seconds_per_token(model)
+    return Estimate(tokens, rows, rows * _bytes_per_row(memory), seconds)
+
+
+def _bytes_per_row(memory: Memory) -> int:
+    layout = memory.backend.layout
+    if memory.config.memory_type == "manual":
+        return layout.bytes_per_row
+    indexed = [layout.layers[layer_idx] for layer_idx in memory.layers]
+    keys = sum(layer.num_key_value_heads * layer.head_dim for layer in indexed)
+    return layout.bytes_per_row + _INDEX_BYTES * keys
 
 
 @torch.no_grad()
-def _seconds_per_token(model: PreTrainedModel, memory: Memory) -> float:
-    token_ids = torch.zeros(1, _TIMED_TOKENS, dtype=torch.long, device=model.device)
-    with memory.using(enabled=False):
-        model.base_model(input_ids=token_ids, use_cache=False)  # warm up
-        started = time.perf_counter()
-        model.base_model(input_ids=token_ids, use_cache=False)
-    return (time.perf_counter() - started) / _TIMED_TOKENS
+def _seconds_per_token(model: PreTrainedModel) -> float:
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    length = min(_TIMED_TOKENS, positions or _TIMED_TOKENS)
+    token_ids = torch.zeros(1, length, dtype=torch.long, device=input_device(model))
+    model.base_model(input_ids=token_ids, use_cache=False)  # warm up
+    started = time.perf_counter()
+    model.base_model(input_ids=token_ids, use_cache=False)
+    if token_ids.is_cuda:
+        torch.cuda.synchronize(token_ids.device)
+    return (time.perf_counter() - started) / length

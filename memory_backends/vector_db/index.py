@@ -12,7 +12,9 @@ Facts these functions rest on (FAISS 1.14.2 to 1.15.1):
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +38,13 @@ _TRAIN_POINTS_PER_LIST = 64
 # A scalar quantizer cuts off what lies outside the ranges it has seen, so it must see many rows.
 _RANGE_ROWS = 1024
 _MIN_SAMPLE = 16_384
-_SCANNED_SHARE = 16  # an IVF index looks into one list of 16; `benchmarks/` has what that finds
+# An IVF index looks into one list of 8, and at least 4: what that finds of real queries' nearest
+# keys is in `benchmarks/recall.md`.
+_SCANNED_SHARE = 8
+_MIN_SCANNED = 4
 
-# `auto`: exact below, IVF from here on; `benchmarks/decode.md` has the measurement behind it.
-AUTO_IVF_ROWS = 32_768
+# `auto`: exact below, IVF from here on; `benchmarks/decode.md` has the times of both.
+AUTO_IVF_ROWS = 8_192
 
 _SCALAR_QUANTIZERS = (
     faiss.IndexScalarQuantizer,
@@ -80,12 +85,16 @@ def new_index(factory: str, dim: int) -> Any:
         IndexFactoryError: FAISS rejects the factory string, in FAISS's words.
     """
     try:
-        return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         raise IndexFactoryError(
             f"index must be 'auto' or a FAISS factory string for {dim}-dimensional inner products, "
             f"such as 'Flat' or 'IVF256,SQfp16'; got {factory!r}. FAISS says: {_reason(error)}"
         ) from error
+    inner = faiss.downcast_index(index)
+    if isinstance(inner, faiss.IndexIVF):  # lists trained with L2 find more than spherical ones
+        inner.cp.spherical = False
+    return index
 
 
 def factory_for(factory: str, num_rows: int, dim: int) -> str:
@@ -123,7 +132,10 @@ def search(
         Cosine similarities and positions, each (N, k), best first.
     """
     selector = None if searchable is None else faiss.IDSelectorBitmap(searchable)
-    scores, positions = index.search(queries, k, params=_parameters(index, selector, "this index"))
+    with one_thread():
+        scores, positions = index.search(
+            queries, k, params=_parameters(index, selector, "this index")
+        )
     scores[positions < 0] = -np.inf
     return scores, positions
 
@@ -165,9 +177,19 @@ def write_index(index: Any, path: Path) -> None:
         raise OSError(f"FAISS could not write '{path}': {_reason(error)}") from error
 
 
-def use_one_thread() -> None:
-    """Keep FAISS's OpenMP to the calling thread, for pools that search one head a thread."""
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep FAISS's OpenMP to the calling thread, which may be one of a pool.
+
+    A search of a few queries is too short to share: waking OpenMP's threads costs more than it
+    saves, and whole milliseconds where torch's OpenMP threads still spin on the cores.
+    """
+    before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def _reason(error: RuntimeError) -> str:
@@ -201,7 +223,8 @@ def _parameters(index: Any, selector: Any, name: str) -> Any:
     inner = faiss.downcast_index(index)
     options = {} if selector is None else {"sel": selector}
     if isinstance(inner, faiss.IndexIVF) and inner.nlist and not isinstance(inner, _NO_SELECTOR):
-        return faiss.SearchParametersIVF(nprobe=max(inner.nlist // _SCANNED_SHARE, 1), **options)
+        effort = min(max(inner.nlist // _SCANNED_SHARE, _MIN_SCANNED), inner.nlist)
+        return faiss.SearchParametersIVF(nprobe=effort, **options)
     if isinstance(inner, faiss.IndexHNSW):
         return faiss.SearchParametersHNSW(efSearch=max(inner.hnsw.efSearch, 64), **options)
     if isinstance(inner, faiss.IndexPreTransform):

@@ -23,8 +23,9 @@ def unit_vectors(num: int, seed: int, dim: int = DIM) -> np.ndarray:
     ("num_rows", "factory"),
     [
         (0, "Flat"),
-        (32_767, "Flat"),
-        (32_768, "IVF256,SQfp16"),
+        (8_191, "Flat"),
+        (8_192, "IVF128,SQfp16"),
+        (16_384, "IVF256,SQfp16"),
         (100_000, "IVF512,SQfp16"),
         (1_000_000, "IVF2048,SQfp16"),
         (10_000_000, "IVF8192,SQfp16"),
