@@ -54,8 +54,8 @@ class Corpus:
             if document.name in origins:
                 raise CorpusError(
                     f"document names must be unique; '{document.name}' is in "
-                    f"{origins[document.name]} and in {document.origin}. Rename one of them, or give "
-                    "it once."
+                    f"{origins[document.name]} and in {document.origin}. "
+                    "Rename one of them, or give it once."
                 )
             origins[document.name] = document.origin
         self.names = list(origins)

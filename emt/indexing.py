@@ -1,4 +1,4 @@
-"""What reading a corpus will cost, and whether it can be read at all, before anything is written."""
+"""What a corpus will cost, and whether it can be read at all, before anything is written."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ class Memory:
         for name, text in documents:
             self._write(text, name, replace=False, on_rows=on_rows)
             written += 1
-        if self.backend.path is not None:
+        if self.config.path is not None:  # else nothing is kept
             self.save()
         return written
 

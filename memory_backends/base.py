@@ -43,6 +43,8 @@ from memory_backends.validation import (
 Sinks = Literal["all", "one"]
 
 _ROWS_PER_COPY = 4096
+_SPARE_CANDIDATES = 4  # near neighbours of the k-th, among which float32 may have chosen wrongly
+_TINY = 1e-300
 
 
 class SearchResult(NamedTuple):
@@ -98,9 +100,13 @@ class MemoryBackend(ABC):
 
     # -- the contract ---------------------------------------------------------------------------
 
-    @abstractmethod
     def search(self, layer_idx: int, queries: torch.Tensor, k: int) -> SearchResult:
         """Find the rows with the highest cosine similarity to each query, for each KV head.
+
+        Candidates come from the backend's own search; they are ranked by their exact cosine,
+        computed from the stored rows in float64, equal ones by id. So backends agree to the last
+        id, where the rounding of float32 would decide between near neighbours, and scores are true
+        cosines whatever an index keeps of its vectors.
 
         Args:
             layer_idx: the model's layer.
@@ -108,11 +114,30 @@ class MemoryBackend(ABC):
             k: how many rows to return for each query; at most `len(self)` are found.
 
         Returns:
-            Scores and ids, each (Hkv, N, k), on the backend's device.
+            Scores and ids, each (Hkv, N, k), on the device of the rows.
 
         Raises:
             MemoryMismatchError: a shape or layer that is not the layout's, or k < 1.
         """
+        layer = self._layer(layer_idx)
+        check_search(layer, queries, k)
+        queries = queries.detach()
+        found = min(k + _SPARE_CANDIDATES, len(self))
+        ids = self._candidates(
+            layer_idx, torch.nn.functional.normalize(queries.float(), dim=-1), found
+        )
+        ids = ids.sort(dim=-1).values  # so that a stable sort by score leaves ties in order
+        keys = self._gather(layer_idx, ids)[..., : layer.head_dim].double()  # (Hkv, N, found, D)
+        query = queries.to(keys.device).double().unsqueeze(-1)
+        norms = keys.norm(dim=-1) * query.norm(dim=-2)
+        scores = (keys @ query).squeeze(-1) / norms.clamp(min=_TINY)
+        scores = scores.masked_fill(ids < 0, -torch.inf)
+        best = scores.argsort(dim=-1, descending=True, stable=True)[..., :k]
+        scores, ids = scores.gather(-1, best).float(), ids.gather(-1, best)
+        if found < k:
+            scores = torch.nn.functional.pad(scores, (0, k - found), value=-torch.inf)
+            ids = torch.nn.functional.pad(ids, (0, k - found), value=-1)
+        return SearchResult(scores, ids)
 
     def add(self, document: Document, rows: Iterable[Rows], *, replace: bool = False) -> range:
         """Store a document and its rows, all or nothing.
@@ -197,13 +222,7 @@ class MemoryBackend(ABC):
                 f"row ids must be less than {len(rows)}, the rows written so far, or -1; "
                 f"got {int(ids.min())} to {int(ids.max())}."
             )
-        if not len(rows):
-            found = rows.new_zeros(*ids.shape, layer.row_dim)
-            return found[..., : layer.head_dim], found[..., layer.head_dim :]
-        heads = torch.arange(num_heads, device=rows.device).view(-1, *[1] * (ids.ndim - 1))
-        flat = ids.clamp(min=0) * num_heads + heads
-        found = rows.flatten(0, 1).index_select(0, flat.flatten())  # (Hkv * ..., D + Dv)
-        found = found.view(*ids.shape, layer.row_dim)
+        found = self._gather(layer_idx, ids)
         return found[..., : layer.head_dim], found[..., layer.head_dim :]
 
     def remove(self, ids: Iterable[int]) -> None:
@@ -288,6 +307,29 @@ class MemoryBackend(ABC):
     def _open_rows(self) -> RowStorage:
         """Return where this backend keeps its rows."""
 
+    @abstractmethod
+    def _candidates(self, layer_idx: int, unit_queries: torch.Tensor, k: int) -> torch.Tensor:
+        """Return the ids of the k rows nearest to each query, in any order.
+
+        Args:
+            layer_idx: one of the layout's.
+            unit_queries: (Hkv, N, head_dim) float32 of unit length, on the queries' device.
+            k: at most `len(self)`.
+
+        Returns:
+            (Hkv, N, k) int64 on the device of the rows; -1 where an index found fewer.
+        """
+
+    def _gather(self, layer_idx: int, ids: torch.Tensor) -> torch.Tensor:
+        """Return rows by id: (Hkv, ...) to (Hkv, ..., head_dim + value_head_dim); any for -1."""
+        rows = self._stored(layer_idx)  # (M, Hkv, D + Dv)
+        num_rows, num_heads, row_dim = rows.shape
+        if not num_rows:
+            return rows.new_zeros(*ids.shape, row_dim)
+        heads = torch.arange(num_heads, device=rows.device).view(-1, *[1] * (ids.ndim - 1))
+        flat = ids.clamp(min=0) * num_heads + heads
+        return rows.flatten(0, 1).index_select(0, flat.flatten()).view(*ids.shape, row_dim)
+
     def _stored(self, layer_idx: int) -> torch.Tensor:
         """Return all rows of a layer for `fetch`, (M, Hkv, head_dim + value_head_dim)."""
         return self._rows.layer(layer_idx)
@@ -309,9 +351,6 @@ class MemoryBackend(ABC):
                 f"layer must be one of {sorted(self.layout.layers)}; got {layer_idx}."
             )
         return self.layout.layers[layer_idx]
-
-    def _check_search(self, layer_idx: int, queries: torch.Tensor, k: int) -> None:
-        check_search(self._layer(layer_idx), queries, k)
 
     def _copy_target(self, path: Path | str | None) -> Path | None:
         """Return where `save` puts a copy; None if `path` is where the memory is kept already.

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from memory_backends.base import MemoryBackend, SearchResult, Sinks
+from memory_backends.base import MemoryBackend, Sinks
 from memory_backends.layout import MemoryLayout
 from memory_backends.rows import RowFiles, RowStorage, RowTensors
 
@@ -45,24 +45,14 @@ class ManualBackend(MemoryBackend):
         self._searchable_ids: torch.Tensor | None = None
         super().__init__(layout, path=path, identity=identity, sinks=sinks)
 
-    def search(self, layer_idx: int, queries: torch.Tensor, k: int) -> SearchResult:
-        """Find the rows with the highest cosine similarity; see `MemoryBackend.search`."""
-        self._check_search(layer_idx, queries, k)
+    def _candidates(self, layer_idx: int, unit_queries: torch.Tensor, k: int) -> torch.Tensor:
         directions = self._unit_keys(layer_idx)  # (Hkv, n, D)
-        queries = queries.detach().to(self.device, torch.float32)
-        unit = torch.nn.functional.normalize(queries, dim=-1)
-        found = min(k, directions.shape[1])
         step = max(_SCORES_AT_ONCE // max(directions.shape[0] * directions.shape[1], 1), 1)
         parts = [
-            (chunk @ directions.transpose(1, 2)).topk(found, dim=-1)  # of (Hkv, step, n)
-            for chunk in torch.split(unit, step, dim=1)
+            (chunk @ directions.transpose(1, 2)).topk(k, dim=-1).indices  # of (Hkv, step, n)
+            for chunk in torch.split(unit_queries.to(self.device), step, dim=1)
         ]
-        best = torch.cat([scores for scores, _ in parts], dim=1)  # (Hkv, N, found)
-        ids = self._ids()[torch.cat([positions for _, positions in parts], dim=1)]
-        if found < k:
-            best = torch.nn.functional.pad(best, (0, k - found), value=-torch.inf)
-            ids = torch.nn.functional.pad(ids, (0, k - found), value=-1)
-        return SearchResult(best, ids)
+        return self._ids()[torch.cat(parts, dim=1)]
 
     def _open_rows(self) -> RowStorage:
         if self.path is not None and self._catalog.path is not None:

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from memory_backends.base import MemoryBackend, SearchResult, Sinks
+from memory_backends.base import MemoryBackend, Sinks
 from memory_backends.errors import MemoryMismatchError, StoreError, reported
 from memory_backends.layout import Int64Array, MemoryLayout
 from memory_backends.rows import RowFiles, RowStorage, RowTensors
@@ -90,24 +90,6 @@ class VectorDBBackend(MemoryBackend):
         super().__init__(layout, path=path, identity=identity, sinks=sinks)
         self._read_cache_settings()
 
-    def search(self, layer_idx: int, queries: torch.Tensor, k: int) -> SearchResult:
-        """Find the rows with the highest cosine similarity; see `MemoryBackend.search`."""
-        self._check_search(layer_idx, queries, k)
-        indexes = self._layer_indexes(layer_idx)
-        unit = torch.nn.functional.normalize(queries.detach().float(), dim=-1).cpu().numpy()
-        searchable = self._searchable_bitmap
-
-        def search_head(head: int) -> tuple[Float32Array, Int64Array]:
-            return faiss_index.search(indexes[head], unit[head], k, searchable)
-
-        heads = range(1, len(indexes))
-        pending = [self._pool.submit(search_head, head) for head in heads]
-        found = [search_head(0), *(task.result() for task in pending)]
-        scores = np.stack([scores for scores, _ in found])  # (Hkv, N, k)
-        positions = np.stack([positions for _, positions in found])
-        ids = np.where(positions < 0, -1, self._ids[positions]) if len(self._ids) else positions
-        return SearchResult(torch.from_numpy(scores), torch.from_numpy(ids))
-
     def save(self, path: Path | str | None = None) -> None:
         """Bring the FAISS files up to date; with a path, those of a copy of the memory there.
 
@@ -145,6 +127,21 @@ class VectorDBBackend(MemoryBackend):
     def factory(self) -> str:
         """The factory string that the indexes are built with now."""
         return self._factory
+
+    def _candidates(self, layer_idx: int, unit_queries: torch.Tensor, k: int) -> torch.Tensor:
+        if not k:
+            return torch.empty(*unit_queries.shape[:2], 0, dtype=torch.int64)
+        indexes = self._layer_indexes(layer_idx)
+        queries = unit_queries.cpu().numpy()
+        searchable = self._searchable_bitmap
+
+        def positions_of(head: int) -> Int64Array:
+            return faiss_index.search(indexes[head], queries[head], k, searchable)[1]
+
+        heads = range(1, len(indexes))
+        pending = [self._pool.submit(positions_of, head) for head in heads]
+        positions = np.stack([positions_of(0), *(task.result() for task in pending)])  # (Hkv, N, k)
+        return torch.from_numpy(np.where(positions < 0, -1, self._ids[positions]))
 
     # -- the set of indexed rows ----------------------------------------------------------------
 

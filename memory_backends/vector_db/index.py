@@ -106,7 +106,7 @@ def factory_for(factory: str, num_rows: int, dim: int) -> str:
     if factory == "auto":
         if num_rows < AUTO_IVF_ROWS:
             return "Flat"
-        num_lists = 2 ** round(np.log2(2 * num_rows**0.5))
+        num_lists = 2 ** int(np.log2(2 * num_rows**0.5))
         return f"IVF{num_lists},SQfp16"
     return factory if num_rows >= _rows_to_train(new_index(factory, dim)) else "Flat"
 

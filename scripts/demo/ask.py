@@ -16,7 +16,8 @@ from emt.loading import load
 from memory_backends.catalog import Catalog
 
 HERE = Path(__file__).resolve().parent
-MAX_NEW_TOKENS = 24
+MAX_NEW_TOKENS = 12
+CITATIONS = 2
 
 
 def main() -> None:
@@ -32,27 +33,28 @@ def main() -> None:
     right = {False: 0, True: 0}
     cited = 0
     for question in questions:
-        print(f"\nQ  {question['question']}")
+        print(f"\n{question['prompt']} ...")
         for use_memory in (False, True):
             answer = generate(
                 loaded.model,
                 memory,
-                question["question"],
+                question["prompt"],
+                chat=False,
                 max_new_tokens=MAX_NEW_TOKENS,
                 use_memory=use_memory,
             )
             is_right = question["answer"].lower() in answer.text.lower()
             right[use_memory] += is_right
             label = "with memory   " if use_memory else "without memory"
-            print(f"   {label}  {'✓' if is_right else '✗'}  {' '.join(answer.text.split())}")
-        best = answer.citations[0]
-        cited += question["fact"] in best.text
-        print(f"   cited ({best.share:.0%} of memory attention, {best.document}): {best.text}")
+            print(f"   {label}  {'✓' if is_right else '✗'}  ... {' '.join(answer.text.split())}")
+        for citation in answer.citations[:CITATIONS]:
+            print(f"   cited {citation.share:5.1%}  {citation.document}: {citation.text}")
+        cited += any(question["fact"] in citation.text for citation in answer.citations[:CITATIONS])
     total = len(questions)
     print(
         f"\nright without memory: {right[False]} of {total}; with memory: {right[True]} of {total}"
     )
-    print(f"first citation is the sentence with the answer: {cited} of {total}")
+    print(f"the sentence with the answer is among the {CITATIONS} citations: {cited} of {total}")
 
 
 if __name__ == "__main__":
