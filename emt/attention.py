@@ -1,17 +1,15 @@
-"""Extended-mind attention as tensor functions: local part, memory part, and their exact merge.
+"""Extended-mind attention as tensor functions: one softmax over retrieved and local keys.
 
     softmax( Q (K_M ++ K_L)^T * scaling ) (V_M ++ V_L)
 
-One softmax over retrieved and local keys splits into two attentions, each with its log-sum-exp
-(lse), merged by weights exp(lse - total lse). So masks, sliding windows and caches stay the model's
-own.
+Local logits, with the model's own mask, and the logits of each query's own memories are computed
+apart and meet in one softmax in float32. So masks, sliding windows and caches stay as they are.
 
 Shapes: **B** batch, **H** query heads, **Hkv** KV heads, **G** = H / Hkv, **Q** query length,
 **S** local key length, **M** memory rows, **N** flat queries of one KV head (B * G * Q),
 **k** retrieved, **D** and **Dv** head dims of keys and values.
 
-Source: Klett and Ahle, Extended Mind Transformers (arXiv 2406.02332), section 3; for the merge,
-Dao et al., FlashAttention (arXiv 2205.14135), section 3.1.
+Source: Klett and Ahle, Extended Mind Transformers (arXiv 2406.02332), section 3.
 """
 
 from __future__ import annotations
@@ -72,21 +70,36 @@ def memory_attention(
         Equation 1 of arXiv 2406.02332.
     """
     _check_shapes(query, key, memory_keys, memory_values)
-    local, local_lse = _local(query, key, value, attention_mask, scaling, softcap)
-    logits = (memory_keys.float() @ query.float().unsqueeze(-1)).squeeze(-1)  # (B, H, Q, k)
-    logits = logits * scaling
+    batch, num_heads, num_queries, dim = query.shape
+    scaled = query.float() * scaling
+    grouped = scaled.reshape(batch, key.shape[1], -1, dim)  # (B, Hkv, G * Q, D)
+    local = grouped @ key.float().transpose(-1, -2)
+    local = local.view(batch, num_heads, num_queries, -1)  # (B, H, Q, S)
+    remembered = (memory_keys.float() @ scaled.unsqueeze(-1)).squeeze(-1)  # (B, H, Q, k)
     if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
+        local = softcap * torch.tanh(local / softcap)
+        remembered = softcap * torch.tanh(remembered / softcap)
+    if attention_mask is not None:
+        if attention_mask.dtype == torch.bool:
+            local = local.masked_fill(~attention_mask, -torch.inf)
+        else:
+            local = local + attention_mask
     if memory_mask is not None:
-        logits = logits.masked_fill(~memory_mask, -torch.inf)
-    total_lse = torch.logaddexp(local_lse, torch.logsumexp(logits, dim=-1))  # (B, H, Q)
+        remembered = remembered.masked_fill(~memory_mask, -torch.inf)
+    parts = [remembered, local]
     if sinks is not None:
-        total_lse = torch.logaddexp(total_lse, sinks.float().view(1, -1, 1))
-    total_lse = total_lse.masked_fill(total_lse == -torch.inf, 0.0).unsqueeze(-1)  # nothing visible
-    weights = torch.exp(logits - total_lse)  # (B, H, Q, k)
-    remembered = (weights.unsqueeze(-2) @ memory_values.float()).squeeze(-2)  # (B, H, Q, Dv)
-    output = local * torch.exp(local_lse.unsqueeze(-1) - total_lse) + remembered
-    return MemoryAttentionOutput(output.to(query.dtype), weights)
+        parts.append(sinks.float().view(1, -1, 1, 1).expand(batch, -1, num_queries, 1))
+    logits = torch.cat(parts, dim=-1)  # (B, H, Q, k + S [+ 1])
+    weights = torch.softmax(logits, dim=-1)
+    if attention_mask is not None:  # a padded query may see nothing at all
+        weights = weights.masked_fill(logits.amax(dim=-1, keepdim=True) == -torch.inf, 0.0)
+    num_memories, num_keys = remembered.shape[-1], local.shape[-1]
+    memory_weights = weights[..., :num_memories]
+    local_weights = weights[..., num_memories : num_memories + num_keys]
+    local_weights = local_weights.reshape(batch, key.shape[1], -1, num_keys)  # (B, Hkv, G * Q, S)
+    output = (local_weights @ value.float()).view(batch, num_heads, num_queries, -1)
+    output = output + (memory_weights.unsqueeze(-2) @ memory_values.float()).squeeze(-2)
+    return MemoryAttentionOutput(output.to(query.dtype), memory_weights)
 
 
 def _check_shapes(query: Tensor, key: Tensor, memory_keys: Tensor, memory_values: Tensor) -> None:
@@ -107,34 +120,6 @@ def _check_shapes(query: Tensor, key: Tensor, memory_keys: Tensor, memory_values
             f"memory_values must have shape {(*memory_keys.shape[:4], 'Dv')}, as memory_keys; "
             f"got {tuple(memory_values.shape)}."
         )
-
-
-def _local(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    softcap: float | None,
-) -> tuple[Tensor, Tensor]:
-    """Return local attention (B, H, Q, Dv) and its log-sum-exp (B, H, Q), both float32."""
-    batch, num_heads, num_queries, dim = query.shape
-    num_kv_heads = key.shape[1]
-    grouped = query.float().reshape(batch, num_kv_heads, -1, dim)  # (B, Hkv, G * Q, D)
-    logits = (grouped @ key.float().transpose(-1, -2)) * scaling
-    logits = logits.view(batch, num_heads, num_queries, -1)  # (B, H, Q, S)
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    if attention_mask is not None:
-        if attention_mask.dtype == torch.bool:
-            logits = logits.masked_fill(~attention_mask, -torch.inf)
-        else:
-            logits = logits + attention_mask
-    lse = torch.logsumexp(logits, dim=-1)
-    safe = lse if attention_mask is None else lse.masked_fill(lse == -torch.inf, 0.0)
-    weights = torch.exp(logits - safe.unsqueeze(-1)).view(batch, num_kv_heads, -1, logits.shape[-1])
-    output = (weights @ value.float()).view(batch, num_heads, num_queries, -1)
-    return output, lse
 
 
 def visible_to(start: int, stop: int, num_keys: int, device: torch.device) -> Tensor:

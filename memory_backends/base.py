@@ -42,8 +42,12 @@ from memory_backends.validation import (
 
 Sinks = Literal["all", "one"]
 
+# "exact": right but for the rounding of float32; "half": good to 1e-3; "coarse": a rough guide.
+Precision = Literal["exact", "half", "coarse"]
+
 _ROWS_PER_COPY = 4096
-_SPARE_CANDIDATES = 4  # near neighbours of the k-th, among which float32 may have chosen wrongly
+_SPARE_CANDIDATES = 4  # near neighbours of the k-th, among which rounding may have chosen wrongly
+_ROUNDING = 1e-6  # of a float32 cosine, with room to spare
 _TINY = 1e-300
 
 
@@ -103,10 +107,10 @@ class MemoryBackend(ABC):
     def search(self, layer_idx: int, queries: torch.Tensor, k: int) -> SearchResult:
         """Find the rows with the highest cosine similarity to each query, for each KV head.
 
-        Candidates come from the backend's own search; they are ranked by their exact cosine,
-        computed from the stored rows in float64, equal ones by id. So backends agree to the last
-        id, where the rounding of float32 would decide between near neighbours, and scores are true
-        cosines whatever an index keeps of its vectors.
+        The backend's own search finds a few more rows than asked for. Where float32 cannot tell
+        the order of two of them, or the index keeps its vectors coarsely, they are ranked by their
+        exact cosine, computed from the stored rows in float64, equal ones by id. So exact backends
+        agree to the last id.
 
         Args:
             layer_idx: the model's layer.
@@ -119,21 +123,14 @@ class MemoryBackend(ABC):
         Raises:
             MemoryMismatchError: a shape or layer that is not the layout's, or k < 1.
         """
-        layer = self._layer(layer_idx)
-        check_search(layer, queries, k)
-        queries = queries.detach()
+        check_search(self._layer(layer_idx), queries, k)
+        queries = queries.detach().float()
         found = min(k + _SPARE_CANDIDATES, len(self))
-        ids = self._candidates(
-            layer_idx, torch.nn.functional.normalize(queries.float(), dim=-1), found
-        )
-        ids = ids.sort(dim=-1).values  # so that a stable sort by score leaves ties in order
-        keys = self._gather(layer_idx, ids)[..., : layer.head_dim].double()  # (Hkv, N, found, D)
-        query = queries.to(keys.device).double().unsqueeze(-1)
-        norms = keys.norm(dim=-1) * query.norm(dim=-2)
-        scores = (keys @ query).squeeze(-1) / norms.clamp(min=_TINY)
-        scores = scores.masked_fill(ids < 0, -torch.inf)
-        best = scores.argsort(dim=-1, descending=True, stable=True)[..., :k]
-        scores, ids = scores.gather(-1, best).float(), ids.gather(-1, best)
+        unit = torch.nn.functional.normalize(queries, dim=-1)
+        scores, ids = self._candidates(layer_idx, unit, found)
+        if self._precision == "coarse" or (self._precision == "exact" and _has_ties(scores, k)):
+            scores, ids = self._ranked(layer_idx, queries, ids)
+        scores, ids = scores[..., :k], ids[..., :k]
         if found < k:
             scores = torch.nn.functional.pad(scores, (0, k - found), value=-torch.inf)
             ids = torch.nn.functional.pad(ids, (0, k - found), value=-1)
@@ -217,11 +214,13 @@ class MemoryBackend(ABC):
             )
         rows = self._stored(layer_idx)  # (M, Hkv, D + Dv)
         ids = ids.to(rows.device)
-        if ids.numel() and not -1 <= int(ids.min()) <= int(ids.max()) < len(rows):
-            raise MemoryMismatchError(
-                f"row ids must be less than {len(rows)}, the rows written so far, or -1; "
-                f"got {int(ids.min())} to {int(ids.max())}."
-            )
+        if ids.numel():
+            least, greatest = (int(bound) for bound in ids.aminmax())
+            if not -1 <= least <= greatest < len(rows):
+                raise MemoryMismatchError(
+                    f"row ids must be less than {len(rows)}, the rows written so far, or -1; "
+                    f"got {least} to {greatest}."
+                )
         found = self._gather(layer_idx, ids)
         return found[..., : layer.head_dim], found[..., layer.head_dim :]
 
@@ -308,17 +307,33 @@ class MemoryBackend(ABC):
         """Return where this backend keeps its rows."""
 
     @abstractmethod
-    def _candidates(self, layer_idx: int, unit_queries: torch.Tensor, k: int) -> torch.Tensor:
-        """Return the ids of the k rows nearest to each query, in any order.
+    def _candidates(self, layer_idx: int, unit_queries: torch.Tensor, k: int) -> SearchResult:
+        """Find the k rows nearest to each query.
 
         Args:
             layer_idx: one of the layout's.
             unit_queries: (Hkv, N, head_dim) float32 of unit length, on the queries' device.
-            k: at most `len(self)`.
+            k: at most `len(self)`; may be 0.
 
         Returns:
-            (Hkv, N, k) int64 on the device of the rows; -1 where an index found fewer.
+            As `search`, with scores as good as `_precision` says.
         """
+
+    @property
+    def _precision(self) -> Precision:
+        """How good the scores of `_candidates` are."""
+        return "exact"
+
+    def _ranked(self, layer_idx: int, queries: torch.Tensor, ids: torch.Tensor) -> SearchResult:
+        """Rank candidates by exact cosine, equal ones by id."""
+        ids = ids.sort(dim=-1).values  # a stable sort by score leaves ties in this order
+        keys = self._gather(layer_idx, ids)[..., : queries.shape[-1]].double()  # (Hkv, N, c, D)
+        query = queries.to(keys.device).double().unsqueeze(-1)
+        norms = keys.norm(dim=-1) * query.norm(dim=-2)
+        scores = (keys @ query).squeeze(-1) / norms.clamp(min=_TINY)
+        scores = scores.masked_fill(ids < 0, -torch.inf)
+        scores, order = scores.sort(dim=-1, descending=True, stable=True)
+        return SearchResult(scores.float(), ids.gather(-1, order))
 
     def _gather(self, layer_idx: int, ids: torch.Tensor) -> torch.Tensor:
         """Return rows by id: (Hkv, ...) to (Hkv, ..., head_dim + value_head_dim); any for -1."""
@@ -459,3 +474,8 @@ def _locked(path: Path) -> Iterator[None]:
         if is_new and has_no_store(path):  # the first write failed
             shutil.rmtree(path, ignore_errors=True)
         lock.release()
+
+
+def _has_ties(scores: torch.Tensor, k: int) -> bool:
+    """Tell whether rounding may have decided which k rows came first, or their order."""
+    return bool((scores[..., :-1] - scores[..., 1:])[..., :k].lt(_ROUNDING).any())

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from memory_backends.base import MemoryBackend, Sinks
+from memory_backends.base import MemoryBackend, SearchResult, Sinks
 from memory_backends.layout import MemoryLayout
 from memory_backends.rows import RowFiles, RowStorage, RowTensors
 
@@ -45,14 +45,16 @@ class ManualBackend(MemoryBackend):
         self._searchable_ids: torch.Tensor | None = None
         super().__init__(layout, path=path, identity=identity, sinks=sinks)
 
-    def _candidates(self, layer_idx: int, unit_queries: torch.Tensor, k: int) -> torch.Tensor:
+    def _candidates(self, layer_idx: int, unit_queries: torch.Tensor, k: int) -> SearchResult:
         directions = self._unit_keys(layer_idx)  # (Hkv, n, D)
         step = max(_SCORES_AT_ONCE // max(directions.shape[0] * directions.shape[1], 1), 1)
         parts = [
-            (chunk @ directions.transpose(1, 2)).topk(k, dim=-1).indices  # of (Hkv, step, n)
+            (chunk @ directions.transpose(1, 2)).topk(k, dim=-1)  # of (Hkv, step, n)
             for chunk in torch.split(unit_queries.to(self.device), step, dim=1)
         ]
-        return self._ids()[torch.cat(parts, dim=1)]
+        scores = torch.cat([scores for scores, _ in parts], dim=1)  # (Hkv, N, k)
+        positions = torch.cat([positions for _, positions in parts], dim=1)
+        return SearchResult(scores, self._ids()[positions])
 
     def _open_rows(self) -> RowStorage:
         if self.path is not None and self._catalog.path is not None:

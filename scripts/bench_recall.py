@@ -20,7 +20,7 @@ import emt
 from emt.cli import quiet
 from emt.hook import watching
 from emt.loading import load
-from memory_backends.vector_db.index import factory_for, new_index, search
+from memory_backends.vector_db.index import factory_for, new_index, search, search_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (1, 3, 6, 10, 14, 17, 18, 22, 26, 29)
@@ -54,7 +54,7 @@ def recall(keys: np.ndarray, queries: np.ndarray) -> float:
     index = new_index(factory_for("auto", len(keys), keys.shape[1]), keys.shape[1])
     index.train(keys)
     index.add(keys)
-    _, found = search(index, queries, 10, None)
+    _, found = search(index, queries, 10, search_parameters(index, None))
     return float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact, found, strict=True)]))
 
 
@@ -72,7 +72,7 @@ def main() -> None:
         "",
         f"`python scripts/bench_recall.py` on {machine()}: recall@10 against brute force, "
         f"{options.rows:,} rows of SmolLM2, mean over KV heads, "
-        f"`{factory_for('auto', options.rows, 64)}`, one list of 8 scanned.",
+        f"`{factory_for('auto', options.rows, 64)}`, one list of 16 scanned.",
         "",
         "| layer | all rows | attention sinks left out |",
         "|---|---|---|",

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from memory_backends.base import MemoryBackend, Sinks
+from memory_backends.base import MemoryBackend, Precision, SearchResult, Sinks
 from memory_backends.errors import MemoryMismatchError, StoreError, reported
 from memory_backends.layout import Int64Array, MemoryLayout
 from memory_backends.rows import RowFiles, RowStorage, RowTensors
@@ -31,6 +31,7 @@ from memory_backends.vector_db import index as faiss_index
 from memory_backends.vector_db.index import Float32Array
 
 _ROWS_PER_READ = 65_536
+_QUERIES_TO_SHARE = 32  # from here on, heads are searched in several threads
 
 
 class _LayerIndexes(NamedTuple):
@@ -82,11 +83,10 @@ class VectorDBBackend(MemoryBackend):
             self._is_temporary = True
         self._index_option = index
         self._indexes: dict[int, _LayerIndexes] = {}
+        self._parameters: dict[int, Any] = {}  # layer -> FAISS search parameters
         self._building = threading.Lock()
-        self._pool = ThreadPoolExecutor(
-            max_workers=os.cpu_count() or 1,
-            thread_name_prefix="emt-search",
-        )
+        self._num_workers = os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="emt-search")
         super().__init__(layout, path=path, identity=identity, sinks=sinks)
         self._read_cache_settings()
 
@@ -128,20 +128,37 @@ class VectorDBBackend(MemoryBackend):
         """The factory string that the indexes are built with now."""
         return self._factory
 
-    def _candidates(self, layer_idx: int, unit_queries: torch.Tensor, k: int) -> torch.Tensor:
-        if not k:
-            return torch.empty(*unit_queries.shape[:2], 0, dtype=torch.int64)
+    def _candidates(self, layer_idx: int, unit_queries: torch.Tensor, k: int) -> SearchResult:
         indexes = self._layer_indexes(layer_idx)
+        parameters = self._parameters.get(layer_idx)
+        if parameters is None:
+            parameters = faiss_index.search_parameters(indexes[0], self._searchable_bitmap)
+            self._parameters[layer_idx] = parameters
         queries = unit_queries.cpu().numpy()
-        searchable = self._searchable_bitmap
+        num_heads, num_queries, _ = queries.shape
+        scores = np.empty((num_heads, num_queries, k), dtype=np.float32)
+        positions = np.empty((num_heads, num_queries, k), dtype=np.int64)
 
-        def positions_of(head: int) -> Int64Array:
-            return faiss_index.search(indexes[head], queries[head], k, searchable)[1]
+        def search_heads(first: int) -> None:
+            with faiss_index.one_thread():
+                for head in range(first, num_heads, step):
+                    scores[head], positions[head] = faiss_index.search(
+                        indexes[head], queries[head], k, parameters
+                    )
 
-        heads = range(1, len(indexes))
-        pending = [self._pool.submit(positions_of, head) for head in heads]
-        positions = np.stack([positions_of(0), *(task.result() for task in pending)])  # (Hkv, N, k)
-        return torch.from_numpy(np.where(positions < 0, -1, self._ids[positions]))
+        # A few queries are found sooner than another thread wakes up.
+        step = min(num_heads, self._num_workers) if num_queries >= _QUERIES_TO_SHARE else 1
+        pending = [self._pool.submit(search_heads, first) for first in range(1, step)]
+        if k:
+            search_heads(0)
+        for task in pending:
+            task.result()
+        ids = np.where(positions < 0, -1, self._ids[positions]) if k else positions
+        return SearchResult(torch.from_numpy(scores), torch.from_numpy(ids))
+
+    @property
+    def _precision(self) -> Precision:
+        return faiss_index.precision_of(self._factory)
 
     # -- the set of indexed rows ----------------------------------------------------------------
 
@@ -183,6 +200,7 @@ class VectorDBBackend(MemoryBackend):
         self._ids = np.concatenate([self._ids, missing])
         unselected = len(wanted) < len(self._ids)
         selected = np.isin(self._ids, wanted, assume_unique=True) if unselected else None
+        self._parameters.clear()
         self._searchable_bitmap = (
             None if selected is None else np.packbits(selected, bitorder="little")
         )

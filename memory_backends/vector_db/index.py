@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from memory_backends.base import Precision
 from memory_backends.errors import IndexFactoryError, StoreError
 
 try:
@@ -38,9 +39,9 @@ _TRAIN_POINTS_PER_LIST = 64
 # A scalar quantizer cuts off what lies outside the ranges it has seen, so it must see many rows.
 _RANGE_ROWS = 1024
 _MIN_SAMPLE = 16_384
-# An IVF index looks into one list of 8, and at least 4: what that finds of real queries' nearest
+# An IVF index looks into one list of 16, and at least 4: what that finds of real queries' nearest
 # keys is in `benchmarks/recall.md`.
-_SCANNED_SHARE = 8
+_SCANNED_SHARE = 16
 _MIN_SCANNED = 4
 
 # `auto`: exact below, IVF from here on; `benchmarks/decode.md` has the times of both.
@@ -117,8 +118,19 @@ def training_rows(index: Any) -> int:
     return max(needed * _TRAIN_POINTS_PER_LIST // POINTS_PER_LIST, _MIN_SAMPLE) if needed else 0
 
 
+def search_parameters(index: Any, searchable: npt.NDArray[np.uint8] | None) -> Any:
+    """Return what `search` needs for an index, and for others like it.
+
+    Args:
+        index: any index that `check_factory` accepts.
+        searchable: little-endian bitmap over positions, or None for all of them.
+    """
+    selector = None if searchable is None else faiss.IDSelectorBitmap(searchable)
+    return _parameters(index, selector, "this index")
+
+
 def search(
-    index: Any, queries: Float32Array, k: int, searchable: npt.NDArray[np.uint8] | None
+    index: Any, queries: Float32Array, k: int, parameters: Any
 ) -> tuple[Float32Array, npt.NDArray[np.int64]]:
     """Search one index.
 
@@ -126,16 +138,12 @@ def search(
         index: any index that `check_factory` accepts.
         queries: (N, dim), normalised.
         k: how many to find; fewer come back as position -1 and score -inf.
-        searchable: little-endian bitmap over positions, or None for all of them.
+        parameters: of `search_parameters`.
 
     Returns:
         Cosine similarities and positions, each (N, k), best first.
     """
-    selector = None if searchable is None else faiss.IDSelectorBitmap(searchable)
-    with one_thread():
-        scores, positions = index.search(
-            queries, k, params=_parameters(index, selector, "this index")
-        )
+    scores, positions = index.search(queries, k, params=parameters)
     scores[positions < 0] = -np.inf
     return scores, positions
 
@@ -175,6 +183,16 @@ def write_index(index: Any, path: Path) -> None:
         faiss.write_index(index, str(path))
     except RuntimeError as error:
         raise OSError(f"FAISS could not write '{path}': {_reason(error)}") from error
+
+
+def precision_of(factory: str) -> Precision:
+    """Tell how good the scores of an index are, by what it keeps of its vectors."""
+    *before, codes = factory.split(",")
+    if any(part.startswith(("PCA", "OPQ", "RR", "ITQ")) for part in before):
+        return "coarse"
+    if codes in ("Flat", "") or codes.startswith("HNSW"):
+        return "exact"
+    return "half" if codes == "SQfp16" else "coarse"
 
 
 @contextlib.contextmanager

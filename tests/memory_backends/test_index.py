@@ -89,7 +89,8 @@ def test_every_family_leaves_out_what_it_must(factory: str, recall: float, some:
     index.add(keys)
     allowed = np.arange(1500) % 3 == 0 if some else np.ones(1500, dtype=bool)
     bitmap = np.packbits(allowed, bitorder="little") if some else None
-    scores, positions = faiss_index.search(index, queries, 10, bitmap)
+    parameters = faiss_index.search_parameters(index, bitmap)
+    scores, positions = faiss_index.search(index, queries, 10, parameters)
     assert np.isneginf(scores[positions < 0]).all()
     assert allowed[positions[positions >= 0]].all()
     assert (np.diff(scores, axis=1) <= 0).all()
@@ -105,9 +106,8 @@ def test_every_family_leaves_out_what_it_must(factory: str, recall: float, some:
 def test_nothing_searchable_is_nothing_found() -> None:
     index = faiss_index.new_index("Flat", DIM)
     index.add(unit_vectors(9, seed=1))
-    scores, positions = faiss_index.search(
-        index, unit_vectors(2, seed=2), 3, np.zeros(2, dtype=np.uint8)
-    )
+    parameters = faiss_index.search_parameters(index, np.zeros(2, dtype=np.uint8))
+    scores, positions = faiss_index.search(index, unit_vectors(2, seed=2), 3, parameters)
     assert (positions == -1).all()
     assert np.isneginf(scores).all()
 

