@@ -8,7 +8,7 @@ their content.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +66,7 @@ def cite(
     sequence: int = 0,
     num_tokens: int | None = None,
     beam_indices: Sequence[int] | torch.Tensor | None = None,
+    layers: Collection[int] | None = None,
     top: int = 5,
 ) -> list[Citation]:
     """Rank the passages that carried most memory attention for a generated text.
@@ -79,6 +80,7 @@ def cite(
         num_tokens: how many generated tokens to explain, from the first; all if None.
         beam_indices: (T,) the batch row that each token came from, as `generate` returns them for
             beams.
+        layers: whose attention counts; all if None. `content_layers` gives those that tell most.
         top: how many passages to return at the most.
 
     Returns:
@@ -88,7 +90,7 @@ def cite(
         MemoryUseError: the recording has no such sequence, or a number is negative.
     """
     _check_numbers(num_tokens, top)
-    ids, mass = _mass(_steps_of(recording, sequence, num_tokens, beam_indices))
+    ids, mass = _mass(_steps_of(recording, sequence, num_tokens, beam_indices, layers))
     rows = _Rows(memory, ids)
     mass = np.where(rows.is_content, mass, 0.0)
     total = float(mass.sum())
@@ -110,6 +112,7 @@ def cite_tokens(
     sequence: int = 0,
     num_tokens: int | None = None,
     beam_indices: Sequence[int] | torch.Tensor | None = None,
+    layers: Collection[int] | None = None,
     top: int = 3,
 ) -> list[list[RowCitation]]:
     """Rank, for every generated token, the rows that carried most of its memory attention.
@@ -120,13 +123,14 @@ def cite_tokens(
         sequence: as in `cite`.
         num_tokens: as in `cite`.
         beam_indices: as in `cite`.
+        layers: as in `cite`.
         top: how many rows for each token, at the most.
 
     Raises:
         MemoryUseError: as `cite`.
     """
     _check_numbers(num_tokens, top)
-    steps = _steps_of(recording, sequence, num_tokens, beam_indices)
+    steps = _steps_of(recording, sequence, num_tokens, beam_indices, layers)
     all_ids, _ = _mass(steps)
     rows = _Rows(memory, all_ids)
     explained = []
@@ -150,6 +154,15 @@ def cite_tokens(
     return explained
 
 
+def content_layers(memory: Memory) -> list[int]:
+    """Return the upper half of the layers that read memories.
+
+    Early layers attend to a few function words whatever is asked; in the sum over all layers these
+    outweigh what later layers attend to for its content. `scripts/demo` counts the difference.
+    """
+    return memory.layers[len(memory.layers) // 2 :]
+
+
 def _check_numbers(num_tokens: int | None, top: int) -> None:
     for name, number in (("num_tokens", num_tokens), ("top", top)):
         if number is not None and number < 0:
@@ -161,8 +174,9 @@ def _steps_of(
     sequence: int,
     num_tokens: int | None,
     beam_indices: Sequence[int] | torch.Tensor | None,
+    layers: Collection[int] | None,
 ) -> list[Step]:
-    """Return the recorded steps, each cut down to the sequence's batch row: (H, Q, k)."""
+    """Return the recorded steps, cut down to the layers and the sequence's row: (H, Q, k)."""
     steps = list(recording)[:num_tokens]
     if beam_indices is None:
         rows = [sequence] * len(steps)
@@ -178,7 +192,11 @@ def _steps_of(
                 "For beams, pass one row of the beam_indices that generate() returns."
             )
     return [
-        {layer: retrieved.of_sequence(row) for layer, retrieved in step.items()}
+        {
+            layer: retrieved.of_sequence(row)
+            for layer, retrieved in step.items()
+            if layers is None or layer in layers
+        }
         for step, row in zip(steps, rows, strict=False)
     ]
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from emt.citations import Citation, RowCitation, cite, cite_tokens
+from emt.citations import Citation, RowCitation, cite, cite_tokens, content_layers
 from emt.documents import is_utf8
 from emt.errors import ConfigError, MemoryUseError
 from emt.memory import Memory
@@ -24,7 +24,7 @@ class Answer:
         text: what was generated, without special tokens.
         token_ids: the generated ids, special ones included.
         tokens: the text of each generated id.
-        citations: the passages that carried most memory attention.
+        citations: the passages that carried most memory attention, in `content_layers`.
         token_citations: the same, row by row, for each generated token.
         timings: seconds, and tokens a second.
     """
@@ -110,13 +110,14 @@ def generate(
         )
     seconds = time.perf_counter() - started
     token_ids = output[0, num_prompt:].tolist()
+    layers = content_layers(memory)
     return Answer(
         prompt=prompt,
         text=str(tokenizer.decode(token_ids, skip_special_tokens=True)).strip(),
         token_ids=token_ids,
         tokens=[str(tokenizer.decode([token_id])) for token_id in token_ids],
-        citations=cite(memory, recording),
-        token_citations=cite_tokens(memory, recording),
+        citations=cite(memory, recording, layers=layers),
+        token_citations=cite_tokens(memory, recording, layers=layers),
         timings={
             "generate_seconds": round(seconds, 3),
             "tokens_per_second": round(len(token_ids) / seconds, 2),

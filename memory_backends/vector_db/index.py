@@ -45,7 +45,7 @@ _SCANNED_SHARE = 16
 _MIN_SCANNED = 4
 
 # `auto`: exact below, IVF from here on; `benchmarks/decode.md` has the times of both.
-AUTO_IVF_ROWS = 8_192
+AUTO_IVF_ROWS = 4_096
 
 _SCALAR_QUANTIZERS = (
     faiss.IndexScalarQuantizer,
@@ -107,7 +107,7 @@ def factory_for(factory: str, num_rows: int, dim: int) -> str:
     if factory == "auto":
         if num_rows < AUTO_IVF_ROWS:
             return "Flat"
-        num_lists = 2 ** int(np.log2(2 * num_rows**0.5))
+        num_lists = 2 ** int(np.log2(min(2 * num_rows**0.5, num_rows / POINTS_PER_LIST)))
         return f"IVF{num_lists},SQfp16"
     return factory if num_rows >= _rows_to_train(new_index(factory, dim)) else "Flat"
 

@@ -16,7 +16,7 @@ from emt.loading import load
 from memory_backends.catalog import Catalog
 
 HERE = Path(__file__).resolve().parent
-MAX_NEW_TOKENS = 12
+MAX_NEW_TOKENS = 4
 CITATIONS = 2
 
 

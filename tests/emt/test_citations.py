@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from emt import MemoryConfig, attach
-from emt.citations import cite, cite_tokens
+from emt.citations import cite, cite_tokens, content_layers
 from emt.errors import MemoryUseError
 from emt.recording import Recording
 from emt.retrieval import Retrieved
@@ -388,3 +388,15 @@ def test_sinks_are_retrieved_and_not_cited(sinks):
     assert ({30, 31, 32} <= seen) == (sinks == "all")
     cited = {r.row for token in cite_tokens(memory, recording, top=100) for r in token}
     assert cited == set(range(60)) - {0, 1, 2, 30, 31, 32}
+
+
+def test_only_the_named_layers_count():
+    _, memory = remembering({"a": list(range(10, 18)), "b": list(range(20, 28))})
+    weights = [[[0.2]]]
+    recording = recorded({0: ([[[5]]], weights), 1: ([[[13]]], weights), 2: ([[[14]]], weights)})
+    shares = {c.document: c.share for c in cite(memory, recording)}
+    assert shares == pytest.approx({"a": 1 / 3, "b": 2 / 3})
+    assert [(c.document, c.share) for c in cite(memory, recording, layers=[0])] == [("a", 1.0)]
+    assert content_layers(memory) == [1, 2]
+    upper = cite_tokens(memory, recording, layers=content_layers(memory))
+    assert [(row.row, row.share) for row in upper[0]] == [(13, 0.5), (14, 0.5)]
