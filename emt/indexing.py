@@ -14,9 +14,9 @@ from emt.documents import special_ids, token_ids_of
 from emt.encode import check_max_length, input_device, windows
 from emt.errors import DocumentError, MemoryUseError
 from emt.memory import Memory
+from memory_backends.vector_db.index import bytes_per_key, factory_for
 
 _TIMED_TOKENS = 128
-_INDEX_BYTES = 4  # a component of a "Flat" index, the largest that `auto` makes
 
 
 class Estimate(NamedTuple):
@@ -25,7 +25,7 @@ class Estimate(NamedTuple):
     Attributes:
         tokens: counted, special ones included.
         rows: counted.
-        bytes: of rows and index on disk, with a "Flat" index.
+        bytes: of rows and index on disk.
         seconds: from one short timed window.
     """
 
@@ -66,16 +66,18 @@ def estimate(model: PreTrainedModel, memory: Memory, corpus: Corpus) -> Estimate
         read += sum(w.stop - w.start for w in windows(len(ids), config.stride, config.max_length))
     with memory.using(enabled=False):
         seconds = read * _seconds_per_token(model)
-    return Estimate(tokens, rows, rows * _bytes_per_row(memory), seconds)
+    return Estimate(tokens, rows, rows * _bytes_per_row(memory, rows), seconds)
 
 
-def _bytes_per_row(memory: Memory) -> int:
+def _bytes_per_row(memory: Memory, num_rows: int) -> int:
     layout = memory.backend.layout
     if memory.config.memory_type == "manual":
         return layout.bytes_per_row
     indexed = [layout.layers[layer_idx] for layer_idx in memory.layers]
-    keys = sum(layer.num_key_value_heads * layer.head_dim for layer in indexed)
-    return layout.bytes_per_row + _INDEX_BYTES * keys
+    factory = factory_for(memory.config.index, num_rows, layout.largest_head_dim)
+    return layout.bytes_per_row + sum(
+        layer.num_key_value_heads * bytes_per_key(factory, layer.head_dim) for layer in indexed
+    )
 
 
 @torch.no_grad()

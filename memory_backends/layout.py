@@ -47,6 +47,11 @@ class MemoryLayout:
             )
 
     @property
+    def largest_head_dim(self) -> int:
+        """The dims of the widest key."""
+        return max(layer.head_dim for layer in self.layers.values())
+
+    @property
     def bytes_per_row(self) -> int:
         """Bytes of one token's keys and values over all layers and heads."""
         elements = sum(ll.num_key_value_heads * ll.row_dim for ll in self.layers.values())

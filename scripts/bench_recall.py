@@ -72,7 +72,7 @@ def main() -> None:
         "",
         f"`python scripts/bench_recall.py` on {machine()}: recall@10 against brute force, "
         f"{options.rows:,} rows of SmolLM2, mean over KV heads, "
-        f"`{factory_for('auto', options.rows, 64)}`, one list of 16 scanned.",
+        f"`{factory_for('auto', options.rows, 64)}`, one list of 8 scanned.",
         "",
         "| layer | all rows | attention sinks left out |",
         "|---|---|---|",

@@ -193,7 +193,9 @@ class VectorDBBackend(MemoryBackend):
     def _plan(self) -> None:
         """Line up the indexes with the rows that a search may find."""
         wanted = self._searchable_rows()
-        factory = faiss_index.factory_for(self._index_option, len(wanted), self._largest_dim)
+        factory = faiss_index.factory_for(
+            self._index_option, len(wanted), self.layout.largest_head_dim
+        )
         if self._factory in ("", "Flat") and factory != self._factory:
             self._forget_indexes(factory)  # the first build, or one grown out of "Flat"
         missing = np.setdiff1d(wanted, self._ids, assume_unique=True)
@@ -210,10 +212,6 @@ class VectorDBBackend(MemoryBackend):
         self._cache, self._cached_layers, self._cached_rows = None, [], 0
         self._ids = np.empty(0, dtype=np.int64)
         self._indexes.clear()
-
-    @property
-    def _largest_dim(self) -> int:
-        return max(layer.head_dim for layer in self.layout.layers.values())
 
     # -- building -------------------------------------------------------------------------------
 
@@ -278,7 +276,7 @@ class VectorDBBackend(MemoryBackend):
         if self._searchable_bitmap is not None:  # drop removed rows for good
             num_rows = len(self._searchable_rows())
             self._forget_indexes(
-                faiss_index.factory_for(self._index_option, num_rows, self._largest_dim)
+                faiss_index.factory_for(self._index_option, num_rows, self.layout.largest_head_dim)
             )
             self._plan()
         generation = f"{int(settings.get('generation', '0')) + 1:06d}"

@@ -39,13 +39,13 @@ _TRAIN_POINTS_PER_LIST = 64
 # A scalar quantizer cuts off what lies outside the ranges it has seen, so it must see many rows.
 _RANGE_ROWS = 1024
 _MIN_SAMPLE = 16_384
-# An IVF index looks into one list of 16, and at least 4: what that finds of real queries' nearest
+# An IVF index looks into one list of 8, and at least 4: what that finds of real queries' nearest
 # keys is in `benchmarks/recall.md`.
-_SCANNED_SHARE = 16
+_SCANNED_SHARE = 8
 _MIN_SCANNED = 4
 
 # `auto`: exact below, IVF from here on; `benchmarks/decode.md` has the times of both.
-AUTO_IVF_ROWS = 4_096
+AUTO_IVF_ROWS = 8_192
 
 _SCALAR_QUANTIZERS = (
     faiss.IndexScalarQuantizer,
@@ -183,6 +183,13 @@ def write_index(index: Any, path: Path) -> None:
         faiss.write_index(index, str(path))
     except RuntimeError as error:
         raise OSError(f"FAISS could not write '{path}': {_reason(error)}") from error
+
+
+def bytes_per_key(factory: str, dim: int) -> int:
+    """Estimate the bytes an index takes for one key: its codes, and its id in an inverted list."""
+    codes = factory.rpartition(",")[2]
+    per_component = {"SQfp16": 2, "SQ8": 1}.get(codes, 4)
+    return per_component * dim + (8 if factory.startswith("IVF") else 0)
 
 
 def precision_of(factory: str) -> Precision:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from emt import MemoryConfig, attach, cli
-from emt.citations import cite
+from emt.citations import cite, content_layers
 from emt.loading import load
 from tests.emt.commands import TEXTS, emt, emt_process, make_documents, make_model
 
@@ -39,7 +39,9 @@ def expected_tokens(model, config, max_new_tokens=6, **options):
     ids = torch.tensor([loaded.tokenizer(PROMPT).input_ids])
     with memory.using(**options), memory.recording() as recording:
         output = loaded.model.generate(ids, max_new_tokens=max_new_tokens, do_sample=False)
-    return output[0, ids.shape[1] :].tolist(), cite(memory, recording)
+    return output[0, ids.shape[1] :].tolist(), cite(
+        memory, recording, layers=content_layers(memory)
+    )
 
 
 def generated(store, *options):

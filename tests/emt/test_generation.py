@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from emt import MemoryConfig, attach
-from emt.citations import cite, cite_tokens
+from emt.citations import cite, cite_tokens, content_layers
 from emt.errors import ConfigError, MemoryUseError
 from emt.generation import generate
 from tests.emt.bytes import BYTES_VOCAB_SIZE, byte_tokenizer
@@ -42,8 +42,8 @@ def test_an_answer_is_what_the_model_generates(remembering):
     assert answer.timings["generate_seconds"] > 0
     with memory.recording() as recording:
         by_hand(model, [1, 5, 9, 33])
-    assert answer.citations == cite(memory, recording)
-    assert answer.token_citations == cite_tokens(memory, recording)
+    assert answer.citations == cite(memory, recording, layers=content_layers(memory))
+    assert answer.token_citations == cite_tokens(memory, recording, layers=content_layers(memory))
     assert len(answer.token_citations) == len(answer.token_ids)
 
 

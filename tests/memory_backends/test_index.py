@@ -23,8 +23,7 @@ def unit_vectors(num: int, seed: int, dim: int = DIM) -> np.ndarray:
     ("num_rows", "factory"),
     [
         (0, "Flat"),
-        (4_095, "Flat"),
-        (4_096, "IVF64,SQfp16"),
+        (8_191, "Flat"),
         (8_192, "IVF128,SQfp16"),
         (16_384, "IVF256,SQfp16"),
         (100_000, "IVF512,SQfp16"),
