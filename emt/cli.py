@@ -253,10 +253,11 @@ class _Session:
             with contextlib.closing(Catalog.open(store)) as catalog:
                 settings = catalog.setting("config") or {}
                 self.source = self.source or catalog.setting("model")
+        defaults = {"memory_type": "vector_db", **settings}  # a store outlives the process
         if options.config is not None:
-            config = MemoryConfig.from_yaml(options.config)
+            config = MemoryConfig.from_yaml(options.config, defaults=defaults)
         else:
-            config = MemoryConfig.from_dict({"memory_type": "vector_db", **settings})
+            config = MemoryConfig.from_dict(defaults)
         self.config = config.replace(path=str(store))
         self._load()
 

@@ -100,8 +100,8 @@ class MemoryConfig:
         return cls(**values)
 
     @classmethod
-    def from_yaml(cls, path: Path | str) -> Self:
-        """Read a config; settings that the file does not name have their defaults.
+    def from_yaml(cls, path: Path | str, *, defaults: Mapping[str, Any] | None = None) -> Self:
+        """Read a config; settings that the file does not name are as in `defaults`, or the class.
 
         Raises:
             ConfigError: the file is missing or not a YAML mapping, or has an unknown key or a wrong
@@ -119,7 +119,7 @@ class MemoryConfig:
                 f"config '{path}' must be a mapping of settings; got a {type(values).__name__}."
             )
         try:
-            return cls.from_dict(values)
+            return cls.from_dict({**(defaults or {}), **values})
         except ConfigError as error:
             raise ConfigError(f"config '{path}': {error}") from error
 

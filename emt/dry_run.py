@@ -122,7 +122,7 @@ def _is_sliding(config: PreTrainedConfig, call: AttentionCall) -> bool:
 def _unrotation_of(
     at_zero: AttentionCall, moved: AttentionCall, embeddings: Any
 ) -> Unrotation | None:
-    tolerance = _TOLERANCE[at_zero.key.dtype]
+    tolerance = _TOLERANCE.get(at_zero.key.dtype, _TOLERANCE[torch.float32])
     if is_at_zero(moved.key, at_zero.key, moved.key, tolerance):
         return None  # no rotation in this layer
     value = at_zero.value.float()

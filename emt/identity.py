@@ -12,8 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from memory_backends import MemoryLayout
 
-_SAMPLED_TENSORS = 64
-_SAMPLED_VALUES = 64
+_SAMPLED_VALUES = 32
 
 
 def identity_of(
@@ -51,10 +50,9 @@ def _one_or_all(numbers: list[int]) -> int | list[int]:
 
 
 def _weights_fingerprint(model: nn.Module) -> str | None:
-    """Hash a sample of the weights: cheap, and different for any fine-tune. None if offloaded."""
-    parameters = [tensor for _, tensor in sorted(model.named_parameters())]
+    """Hash some values of every weight: different for any fine-tune. None if offloaded."""
     digest = hashlib.sha256()
-    for tensor in parameters[:: max(len(parameters) // _SAMPLED_TENSORS, 1)]:
+    for _, tensor in sorted(model.named_parameters()):
         if tensor.device.type == "meta":
             return None
         flat = tensor.detach().flatten()

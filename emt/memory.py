@@ -28,6 +28,7 @@ from memory_backends import (
     Rows,
     VectorDBBackend,
 )
+from memory_backends.validation import check_directory, has_no_store
 
 _CHANGEABLE = ("topk", "layers", "mask_by_sim", "sim_threshold")  # by `using`
 
@@ -53,6 +54,14 @@ class AttachedModel:
     identity: Mapping[str, Any]
 
 
+@dataclass(frozen=True, eq=False)
+class _Override:
+    """What one `using` block changes."""
+
+    settings: dict[str, Any]
+    enabled: bool
+
+
 class Memory:
     """The memory of one model. `emt.attach` makes it.
 
@@ -72,9 +81,11 @@ class Memory:
         self._model: AttachedModel | None = model
         self.tokenizer = tokenizer
         self.activity = Activity()
-        self._enabled = True
         self._recordings: list[Recording] = []
+        self._attached_config = config
+        self._overrides: list[_Override] = []  # one for each open `using` block
         self._layers = _reading_layers(model, config)
+        self._enabled = True
         self.config = config
         self.backend = _make_backend(model, config, self._layers)
 
@@ -200,19 +211,19 @@ class Memory:
             MemoryUseError: while generating, or after `detach`.
         """
         model = self._attached_model("open")
-        directory = Path(path)
-        if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        if has_no_store(check_directory(Path(path))):
             raise StoreError(
                 f"expected a memory store at '{path}'; there is nothing. Correct the path."
             )
         with self.activity.alone("open"):
-            config = self.config.replace(path=str(path))
-            backend = _make_backend(model, config, self._layers)
+            config = self._attached_config.replace(path=str(path))
+            backend = _make_backend(model, config, _reading_layers(model, config))
             self.backend.close()
-            self.config, self.backend = config, backend
+            self._attached_config, self.backend = config, backend
+            self._settle(model)
 
     def close(self) -> None:
-        """Let go of files; the memory is of no use afterwards.
+        """Let go of files; until `open`, the model is the plain one.
 
         Raises:
             MemoryUseError: while generating.
@@ -241,15 +252,16 @@ class Memory:
                 f"using() changes {', '.join(_CHANGEABLE)}; {fixed[0]!r} is fixed by attach(). "
                 "Detach, and attach with another config."
             )
-        layers = _reading_layers(self._attached_model("change settings"), changed)
-        before = {name: getattr(self.config, name) for name in _CHANGEABLE}
-        layers_before, enabled_before = self._layers, self._enabled
-        self.config, self._layers, self._enabled = changed, layers, enabled and self._enabled
+        model = self._attached_model("change settings")
+        _reading_layers(model, changed)  # refuse before anything has changed
+        override = _Override(settings, enabled)
+        self._overrides.append(override)
+        self._settle(model)
         try:
             yield self
-        finally:  # the path stays what open() made of it
-            self.config = self.config.replace(**before)
-            self._layers, self._enabled = layers_before, enabled_before
+        finally:  # whatever other blocks began or ended meanwhile
+            self._overrides.remove(override)
+            self._settle(model)
 
     @contextlib.contextmanager
     def recording(self, *, whole_prompt: bool = False) -> Iterator[Recording]:
@@ -275,6 +287,15 @@ class Memory:
         for recording in self._recordings:
             recording.add(retrieved)
         return output, None
+
+    def _settle(self, model: AttachedModel) -> None:
+        """Put into force what `attach` was given, as changed by the open `using` blocks."""
+        config = self._attached_config
+        for override in self._overrides:
+            config = config.replace(**override.settings)
+        self._layers = _reading_layers(model, config)
+        self._enabled = all(override.enabled for override in self._overrides)
+        self.config = config
 
     def forget_model(self) -> None:
         """Let go of the model; called by `detach`."""

@@ -52,7 +52,7 @@ def attend_with_memories(
     """
     check_options(call)
     num_queries = call.query.shape[2]
-    step = _chunk_length(call, config.topk)
+    step = _chunk_length(call, min(config.topk, len(backend)))
     outputs, retrieved = [], []
     for start in range(0, num_queries, step):
         output, found = _attend_chunk(call, backend, config, start, min(start + step, num_queries))
@@ -68,7 +68,8 @@ def _attend_chunk(
     query = call.query[:, :, start:stop]
     batch, _, num_queries, _ = query.shape
     key, value, mask = _local_context(call, start, stop)
-    found = backend.search(call.layer_idx, group_queries(query, key.shape[1]), config.topk)
+    topk = min(config.topk, len(backend))
+    found = backend.search(call.layer_idx, group_queries(query, key.shape[1]), topk)
     memory_keys, memory_values = (
         ungroup(rows.to(query.device), batch, num_queries)
         for rows in backend.fetch(call.layer_idx, found.ids)

@@ -110,7 +110,8 @@ class MemoryBackend(ABC):
         The backend's own search finds a few more rows than asked for. Where float32 cannot tell
         the order of two of them, or the index keeps its vectors coarsely, they are ranked by their
         exact cosine, computed from the stored rows in float64, equal ones by id. So exact backends
-        agree to the last id.
+        agree to the last id, unless more rows than the spare ones are exactly equal; scores of
+        half-precision indexes are good to 1e-3.
 
         Args:
             layer_idx: the model's layer.

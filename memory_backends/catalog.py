@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from memory_backends.errors import DocumentError, MemoryMismatchError, StoreError
+from memory_backends.errors import DocumentError, EMTError, MemoryMismatchError, StoreError
 from memory_backends.layout import Document, Int32Array, Int64Array, MemoryLayout, StoredDocument
 
 FILE_NAME = "catalog.sqlite"
@@ -434,9 +434,9 @@ def _blob(array: Int32Array) -> bytes:
 def _as_store_error(path: Path | None) -> Iterator[None]:
     try:
         yield
-    except StoreError:
+    except EMTError:
         raise
-    except (sqlite3.Error, OSError, json.JSONDecodeError) as error:
+    except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: garbled text or JSON
         raise StoreError(
             f"the catalogue '{path or 'in memory'}' cannot be used: {error}. "
             "Check the disk and the permissions; if the file is damaged, restore it or index again."

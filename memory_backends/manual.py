@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from memory_backends.base import MemoryBackend, SearchResult, Sinks
+from memory_backends.errors import MemoryMismatchError
 from memory_backends.layout import MemoryLayout
 from memory_backends.rows import RowFiles, RowStorage, RowTensors
 
@@ -39,7 +40,7 @@ class ManualBackend(MemoryBackend):
         sinks: Sinks = "all",
         device: torch.device | str | None = None,
     ) -> None:
-        self.device = torch.device(device or "cpu")
+        self.device = _usable(device or "cpu")
         self._loaded: dict[int, torch.Tensor] = {}  # layer -> rows on the device
         self._directions: dict[int, torch.Tensor] = {}  # layer -> (Hkv, n, D) float32, unit length
         self._searchable_ids: torch.Tensor | None = None
@@ -90,3 +91,23 @@ class ManualBackend(MemoryBackend):
             unit = torch.nn.functional.normalize(keys, dim=-1)
             self._directions[layer_idx] = unit.transpose(0, 1).contiguous()
         return self._directions[layer_idx]
+
+
+def _usable(device: torch.device | str) -> torch.device:
+    """Return a device that tensors can live on.
+
+    Raises:
+        MemoryMismatchError: this machine or this torch has no such device.
+    """
+    try:
+        found = torch.device(device)
+        if found.type == "meta":
+            raise RuntimeError("it holds no numbers")
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise MemoryMismatchError(
+            f"memory_device must be a device of this machine, such as 'cpu'; got '{device}': "
+            f"{reason}"
+        ) from error
+    return found

@@ -1,6 +1,6 @@
 """Milliseconds a decoded token: no memory, `manual`, `vector_db`, at 1k, 4k and 16k rows.
 
-    python scripts/bench_decode.py [--rows 1024 4096 16384] [--rounds 5]
+    python scripts/bench_decode.py [--rows 1024 4096 16384] [--rounds 3]
 
 All are timed in turns in one run, so that ratios hold on a noisy machine. Writes
 `benchmarks/decode.md`.
@@ -144,7 +144,7 @@ def main() -> None:
     """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[1024, 4096, 16384])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "decode.md")
     options = parser.parse_args()
     lines = [

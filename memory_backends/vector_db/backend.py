@@ -273,11 +273,12 @@ class VectorDBBackend(MemoryBackend):
     def _write_indexes(self) -> None:
         """Write all FAISS files to a new generation and make it the store's."""
         settings = self._catalog.setting("index") or {}
-        if self._searchable_bitmap is not None:  # drop removed rows for good
-            num_rows = len(self._searchable_rows())
-            self._forget_indexes(
-                faiss_index.factory_for(self._index_option, num_rows, self.layout.largest_head_dim)
-            )
+        wanted = faiss_index.factory_for(
+            self._index_option, len(self._searchable_rows()), self.layout.largest_head_dim
+        )
+        # Drop removed rows for good; make more lists when the memory has outgrown those it has.
+        if self._searchable_bitmap is not None or wanted != self._factory:
+            self._forget_indexes(wanted)
             self._plan()
         generation = f"{int(settings.get('generation', '0')) + 1:06d}"
         folder = self._directory / "index" / generation

@@ -43,6 +43,7 @@ _MIN_SAMPLE = 16_384
 # keys is in `benchmarks/recall.md`.
 _SCANNED_SHARE = 8
 _MIN_SCANNED = 4
+_MAX_LISTS = 2**20
 
 # `auto`: exact below, IVF from here on; `benchmarks/decode.md` has the times of both.
 AUTO_IVF_ROWS = 8_192
@@ -85,6 +86,12 @@ def new_index(factory: str, dim: int) -> Any:
     Raises:
         IndexFactoryError: FAISS rejects the factory string, in FAISS's words.
     """
+    lists = re.search(r"IVF(\d+)", factory)
+    if lists and int(lists[1]) > _MAX_LISTS:
+        raise IndexFactoryError(
+            f"index must have at most {_MAX_LISTS} inverted lists, which FAISS makes at once; "
+            f"got {factory!r}."
+        )
     try:
         index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:

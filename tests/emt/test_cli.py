@@ -93,7 +93,7 @@ def test_the_settings_of_a_store_are_kept_until_changed(tmp_path, model, documen
     (tmp_path / "c.yaml").write_text("topk: 5\n")
     emt("index", tmp_path / "again.txt", "--store", store, "--config", tmp_path / "c.yaml")
     changed = json.loads(emt("info", store, "--json").out)["config"]
-    assert (changed["topk"], changed["memory_type"]) == (5, "manual")
+    assert (changed["topk"], changed["memory_type"], changed["sinks"]) == (5, "vector_db", "one")
 
 
 def test_index_goes_on_in_what_a_killed_process_left(tmp_path, model, documents):

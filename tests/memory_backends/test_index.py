@@ -112,6 +112,11 @@ def test_nothing_searchable_is_nothing_found() -> None:
     assert np.isneginf(scores).all()
 
 
+def test_more_lists_than_memory_are_refused() -> None:
+    with pytest.raises(IndexFactoryError, match="got 'IVF999999999999,Flat'"):
+        faiss_index.new_index("IVF999999999999,Flat", 64)
+
+
 def test_faiss_speaks_in_the_refusal() -> None:
     with pytest.raises(IndexFactoryError) as caught:
         faiss_index.new_index("IVF16,Nonsense", 7)
