@@ -158,7 +158,8 @@ def content_layers(memory: Memory) -> list[int]:
     """Return the upper half of the layers that read memories.
 
     Early layers attend to a few function words whatever is asked; in the sum over all layers these
-    outweigh what later layers attend to for its content. `scripts/demo` counts the difference.
+    outweigh what later layers attend to for its content. Seen on the ten facts of `scripts/demo`
+    with SmolLM2, and not yet elsewhere.
     """
     return memory.layers[len(memory.layers) // 2 :]
 
