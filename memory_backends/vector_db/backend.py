@@ -119,11 +119,6 @@ class VectorDBBackend(MemoryBackend):
         super().close()
 
     @property
-    def index_bytes(self) -> int:
-        """Bytes of the FAISS files on disk."""
-        return sum(file.stat().st_size for file in self._directory.glob("index/*/*.faiss"))
-
-    @property
     def factory(self) -> str:
         """The factory string that the indexes are built with now."""
         return self._factory

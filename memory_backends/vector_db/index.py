@@ -214,7 +214,7 @@ def one_thread() -> Iterator[None]:
     """Keep FAISS's OpenMP to the calling thread, which may be one of a pool.
 
     A search of a few queries is too short to share: waking OpenMP's threads costs more than it
-    saves, and whole milliseconds where torch's OpenMP threads still spin on the cores.
+    saves, and far more where torch's OpenMP threads still spin on the cores.
     """
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)

@@ -71,12 +71,6 @@ def test_faiss_opens_the_files_and_finds_normalised_keys_in_order(store: Path) -
     assert np.fromfile(_generation(store) / "ids.bin", "<i8").tolist() == list(range(17))
 
 
-def test_index_bytes_counts_the_files(store: Path) -> None:
-    sizes = [file.stat().st_size for file in _generation(store).glob("*.faiss")]
-    assert len(sizes) == 3
-    assert VectorDBBackend.open(store).index_bytes == sum(sizes)
-
-
 def test_another_process_opens_the_store(store: Path) -> None:
     queries = make_queries(0, 3)
     code = (
