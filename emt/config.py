@@ -37,14 +37,24 @@ class MemoryConfig:
         sinks: "all" finds every row. "one" finds the attention sinks (the first rows of a window
             without left context) of the first document only: many documents' sinks hijack
             retrieval.
+        carry_context: encode each token once: a window attends to the rows kept of the windows
+            before it, instead of reading their tokens again.
+        row_codec: how a new store keeps keys and values: "exact", the model's own dtype;
+            "float16" or "bfloat16"; "int8" or "int4", quantised. A store keeps the codec it has.
         index: "auto" or a FAISS factory string, for "vector_db".
+        recall: share of the attention paid to the exact top-k that the search of "auto" is
+            calibrated to find, above 0 and up to 1.
+        overfetch: for an index of coarse codes, how many times `topk` candidates are ranked again
+            by their exact keys.
+        cache_bytes: resident bytes that FAISS indexes and mapped rows may take while serving; None
+            for no limit.
 
     Raises:
         ConfigError: a value of a wrong type or out of range.
 
     Source:
         Klett and Ahle, Extended Mind Transformers (arXiv 2406.02332), for names and defaults;
-        `sinks`, `path` and `index` are ours.
+        `path` and all settings from `sinks` on are ours.
     """
 
     memory_type: Literal["manual", "vector_db"] = "manual"
@@ -59,7 +69,12 @@ class MemoryConfig:
     stride: int = 512
     max_length: int = 3072
     sinks: Literal["all", "one"] = "all"
+    carry_context: bool = False
+    row_codec: Literal["exact", "float16", "bfloat16", "int8", "int4"] = "exact"
     index: str = "auto"
+    recall: float = 0.95
+    overfetch: int = 4
+    cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -169,6 +184,14 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
+def _is_none_or_positive(value: Any) -> bool:
+    return value is None or _is_positive(value)
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, float) and 0 < value <= 1
+
+
 def _is_none_or_text(value: Any) -> bool:
     return value is None or _is_text(value)
 
@@ -196,6 +219,7 @@ _CONVERT: dict[str, Callable[[Any], Any]] = {
     "special_ids": _ints_to_tuple,
     "path": _path_to_str,
     "sim_threshold": _int_to_float,
+    "recall": _int_to_float,
 }
 _ACCEPTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "memory_type": (lambda v: v in ("manual", "vector_db"), "'manual' or 'vector_db'"),
@@ -210,5 +234,13 @@ _ACCEPTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "stride": (_is_positive, "a whole number of at least 1"),
     "max_length": (_is_positive, "a whole number of at least 1"),
     "sinks": (lambda v: v in ("all", "one"), "'all' or 'one'"),
+    "carry_context": (_is_bool, "true or false"),
+    "row_codec": (
+        lambda v: v in ("exact", "float16", "bfloat16", "int8", "int4"),
+        "'exact', 'float16', 'bfloat16', 'int8' or 'int4'",
+    ),
     "index": (_is_text, "'auto' or a FAISS factory string"),
+    "recall": (_is_share, "a share above 0 and up to 1"),
+    "overfetch": (_is_positive, "a whole number of at least 1"),
+    "cache_bytes": (_is_none_or_positive, "a number of bytes of at least 1, or null"),
 }

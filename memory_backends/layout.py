@@ -97,12 +97,16 @@ class Rows:
         values: layer -> (Hkv, n, value_head_dim).
         tokens: (n,) int32, each row's token: an index into its document's `token_ids`.
         sinks: (n,) bool, rows that are attention sinks: the first of a window without left context.
+        queries: layer -> (H, n, head_dim), the same tokens' queries as the model compares them with
+            keys, all query heads; empty if not known. A store keeps a sample of them to find out
+            how hard its index must search.
     """
 
     keys: Mapping[int, torch.Tensor]
     values: Mapping[int, torch.Tensor]
     tokens: Int32Array
     sinks: npt.NDArray[np.bool_]
+    queries: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, keys: Mapping[int, torch.Tensor], values: Mapping[int, torch.Tensor]) -> Rows:

@@ -19,7 +19,12 @@ CHANGED = {
     "stride": 7,
     "max_length": 9,
     "sinks": "one",
+    "carry_context": True,
+    "row_codec": "int4",
     "index": "IVF64,Flat",
+    "recall": 0.9,
+    "overfetch": 8,
+    "cache_bytes": 2**30,
 }
 WRONG = {
     "memory_type": ["faiss", None, 1, True, ["manual"]],
@@ -34,7 +39,12 @@ WRONG = {
     "stride": [0, -512, 1.0, None, "512", False],
     "max_length": [0, -1, 3072.0, None, True],
     "sinks": ["none", None, 4, True],
+    "carry_context": [0, "yes"],
+    "row_codec": ["int2", "fp16", None],
     "index": ["", None, 5],
+    "recall": [0.0, 1.5, "0.9", True],
+    "overfetch": [0, 1.5, True],
+    "cache_bytes": [0, -1, 1e9, True],
 }
 
 
@@ -52,7 +62,12 @@ def test_defaults_are_the_published_ones():
         "stride": 512,
         "max_length": 3072,
         "sinks": "all",
+        "carry_context": False,
+        "row_codec": "exact",
         "index": "auto",
+        "recall": 0.95,
+        "overfetch": 4,
+        "cache_bytes": None,
     }
 
 
