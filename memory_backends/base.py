@@ -6,46 +6,36 @@ the same id in every layer and head, ids are never used again, and removing rows
 differ in how they search and in where rows live, and in nothing else.
 
 Any number of threads may search one backend at a time, but not while it writes. Any number of
-processes may have a store open while one of them writes: the others see what was there when they
-opened it, less what they have not read yet and is removed by then.
+processes may have a store open while one of them writes: the others find what was there when they
+opened it, until they `refresh`. Where a memory is kept, and who may write to it, is `store.py`'s.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import shutil
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
-import filelock
-import numpy as np
 import torch
 
-from memory_backends.catalog import FILE_NAME as CATALOG_FILE_NAME
+from memory_backends.batch import Batch
 from memory_backends.catalog import Catalog
-from memory_backends.errors import DocumentError, MemoryMismatchError, StoreError, reported
+from memory_backends.compaction import compact
+from memory_backends.errors import MemoryMismatchError, StoreError, reported
 from memory_backends.layout import Document, Int64Array, LayerLayout, MemoryLayout, Rows
-from memory_backends.rows import RowFiles, RowStorage
-from memory_backends.validation import (
-    LOCK_FILE_NAME,
-    check_directory,
-    check_document,
-    check_free,
-    check_rows,
-    check_search,
-    has_no_store,
-)
+from memory_backends.rows import RowStorage
+from memory_backends.store import Store
+from memory_backends.validation import check_directory, check_free, check_search
 
 Sinks = Literal["all", "one"]
 
 # "exact": right but for the rounding of float32; "half": good to 1e-3; "coarse": a rough guide.
 Precision = Literal["exact", "half", "coarse"]
 
-_ROWS_PER_COPY = 4096
+_ROWS_PER_COMMIT = 8192
 _SPARE_CANDIDATES = 4  # near neighbours of the k-th, among which rounding may have chosen wrongly
 _ROUNDING = 1e-6  # of a float32 cosine, with room to spare
 _TINY = 1e-300
@@ -96,11 +86,9 @@ class MemoryBackend(ABC):
         self.path = None if path is None else Path(path)
         self.sinks: Sinks = sinks
         # Through JSON once, so that what is compared later is what a store gives back.
-        self._identity = json.loads(json.dumps(dict(identity or {})))
-        self._thread_writes = threading.Lock()
-        self._searchable: Int64Array | None = None
-        self._catalog = self._open_catalog()
-        self._rows = self._open_rows()
+        known = json.loads(json.dumps(dict(identity or {})))
+        self._store = Store(layout, self.path, known, self._rows_device)
+        self._searchable = self._read_searchable()
 
     # -- the contract ---------------------------------------------------------------------------
 
@@ -157,41 +145,55 @@ class MemoryBackend(ABC):
 
             Whatever is raised, by `rows` too, the memory is as it was before.
         """
-        check_document(document)
-        with self._writing():
-            if not replace and self._catalog.has_document(document.name):
-                raise DocumentError(
-                    f"document '{document.name}' is already in the memory. "
-                    "Remove it first, or give this one another name."
-                )
-            tokens, sinks = [], []
-            num_rows = 0
-            try:
-                for run in rows:
-                    check_rows(run, self.layout, document, first=num_rows)
-                    with reported(self.path):
-                        self._rows.append(run)
-                    tokens.append(run.tokens)
-                    sinks.append(num_rows + np.flatnonzero(run.sinks))
-                    num_rows += len(run)
-                if not num_rows:
-                    raise DocumentError(
-                        f"document '{document.name}' has no rows to remember. "
-                        "Give it at least one token that is not a special id."
-                    )
-                with reported(self.path):
-                    checksums = self._rows.flush()
-                ids = self._catalog.publish(
-                    document,
-                    np.concatenate(tokens).astype(np.int32),
-                    np.concatenate(sinks).astype(np.int32),
-                    checksums,
-                    replace=replace,
-                )
-            finally:  # the catalogue knows whether they are part of the memory
-                self._rows.publish(self._catalog.num_rows)
-        self._rows_changed()
+        ((_, ids),) = self.add_many([(document, rows)], replace=replace)
         return ids
+
+    def add_many(
+        self,
+        documents: Iterable[tuple[Document, Iterable[Rows]]],
+        *,
+        replace: bool = False,
+        rows_per_commit: int = _ROWS_PER_COMMIT,
+    ) -> Iterator[tuple[str, range]]:
+        """Store documents, many short ones with one flush and one transaction.
+
+        Nothing is written before the first step of the iterator, and the memory is locked for
+        writing until its end. Each document is all or nothing. Searches of this object find the new
+        rows when the iterator has ended, or is closed.
+
+        Args:
+            documents: each with its rows, as for `add`.
+            replace: as for `add`; a later document also takes the place of an earlier one.
+            rows_per_commit: publish as soon as so many rows wait.
+
+        Yields:
+            Name and row ids of each document, after it was published.
+
+        Raises:
+            As `add`, and whatever `documents` raises. The documents complete before the one that
+            failed are published, and yielded before the error is raised.
+        """
+        waiting, failure, published = iter(documents), None, False
+        with contextlib.ExitStack() as at_end:
+            at_end.callback(lambda: self._changed() if published else None)
+            at_end.enter_context(self._writing())
+            batch = Batch(self._store, replace=replace)
+            is_more = True
+            while is_more:
+                is_more = False
+                try:
+                    for document, rows in waiting:
+                        batch.append(document, rows)
+                        if batch.num_rows >= rows_per_commit:
+                            is_more = True
+                            break
+                except BaseException as error:  # raised below, after what is complete is published
+                    failure, is_more = error, False
+                added = batch.commit()
+                published = published or bool(added)
+                yield from added
+            if failure is not None:
+                raise failure
 
     def fetch(self, layer_idx: int, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the keys and values of rows, one set of ids for each KV head.
@@ -213,17 +215,36 @@ class MemoryBackend(ABC):
                 f"ids must be int64 of shape (num_key_value_heads={num_heads}, ...); "
                 f"got {ids.dtype} {tuple(ids.shape)}."
             )
-        rows = self._stored(layer_idx)  # (M, Hkv, D + Dv)
-        ids = ids.to(rows.device)
+        num_rows = self._rows.num_rows
         if ids.numel():
             least, greatest = (int(bound) for bound in ids.aminmax())
-            if not -1 <= least <= greatest < len(rows):
+            if not -1 <= least <= greatest < num_rows:
                 raise MemoryMismatchError(
-                    f"row ids must be less than {len(rows)}, the rows written so far, or -1; "
+                    f"row ids must be less than {num_rows}, the rows written so far, or -1; "
                     f"got {least} to {greatest}."
                 )
         found = self._gather(layer_idx, ids)
         return found[..., : layer.head_dim], found[..., layer.head_dim :]
+
+    def sampled_queries(self, layer_idx: int) -> torch.Tensor:
+        """Return the kept sample of the stored tokens' queries.
+
+        Args:
+            layer_idx: the model's layer.
+
+        Returns:
+            (Hkv, s, G, head_dim) float32 on the CPU, as the model compares them with keys; the
+            G = H / Hkv query heads of a group share a KV head. (Hkv, 0, 1, head_dim) if none are
+            kept.
+
+        Raises:
+            MemoryMismatchError: a layer that is not the layout's.
+        """
+        layer = self._layer(layer_idx)
+        samples = self._store.samples.layer(layer_idx)  # (s, H, D)
+        num_heads, groups = layer.num_key_value_heads, samples.shape[1] // layer.num_key_value_heads
+        grouped = samples.view(len(samples), num_heads, groups, layer.head_dim)
+        return grouped.transpose(0, 1).float()  # (Hkv, s, G, D)
 
     def remove(self, ids: Iterable[int]) -> None:
         """Remove single rows; no other row changes its id.
@@ -233,7 +254,7 @@ class MemoryBackend(ABC):
         """
         with self._writing():
             self._catalog.remove_rows(ids)
-        self._rows_changed()
+        self._changed()
 
     def remove_document(self, name: str) -> int:
         """Remove a document and its rows; return how many rows it had.
@@ -243,14 +264,14 @@ class MemoryBackend(ABC):
         """
         with self._writing():
             removed = self._catalog.remove_document(name)
-        self._rows_changed()
+        self._changed()
         return removed
 
     def clear(self) -> None:
         """Remove everything. Ids are not used again."""
         with self._writing():
             self._catalog.remove_all()
-        self._rows_changed()
+        self._changed()
 
     def save(self, path: Path | str | None = None) -> None:
         """Write the memory to a store directory that every backend opens.
@@ -265,10 +286,39 @@ class MemoryBackend(ABC):
         if target is not None:
             directory = check_free(target)
             with self._writing(), reported(directory):  # so that no other process adds meanwhile
-                self._copy_to(directory)
+                self._store.copy_to(directory)
         elif self._catalog.path is None:
             with self._writing():  # makes the store, which has nothing in it yet
                 pass
+
+    def refresh(self) -> None:
+        """See what other processes have published by now: new documents, and removed ones.
+
+        Raises:
+            StoreError: the store is damaged or gone.
+        """
+        with reported(self.path), self._catalog.snapshot():
+            changed = self._store.refresh()
+            if changed:
+                self._searchable = self._read_searchable()
+        if changed:  # what takes long must not keep a writer waiting
+            self._rows_changed()
+
+    def compact(self) -> int:
+        """Give the space of removed documents back to the disk. No row changes its id.
+
+        Returns:
+            Bytes given back, as the file system counts them: 0 for a memory in RAM, and on file
+            systems without sparse files, whose files keep their size.
+
+        Raises:
+            StoreError: the disk is full, or another process or thread is writing; the store is as
+                good as before.
+        """
+        if self._catalog.path is None:
+            return 0
+        with self._writing(), reported(self.path):
+            return compact(self._store)
 
     @classmethod
     def open(cls, path: Path | str, **options: Any) -> Self:
@@ -293,19 +343,27 @@ class MemoryBackend(ABC):
 
     def close(self) -> None:
         """Let go of files; the object is of no use afterwards."""
-        self._rows.close()
-        self._catalog.close()
+        self._store.close()
 
     @property
     def catalog(self) -> Catalog:
         """The memory's documents and settings."""
-        return self._catalog
+        return self._store.catalog
 
     # -- for subclasses -------------------------------------------------------------------------
 
-    @abstractmethod
-    def _open_rows(self) -> RowStorage:
-        """Return where this backend keeps its rows."""
+    @property
+    def _catalog(self) -> Catalog:
+        return self._store.catalog
+
+    @property
+    def _rows(self) -> RowStorage:
+        return self._store.rows
+
+    @property
+    def _rows_device(self) -> torch.device:
+        """Where rows live that are not in files."""
+        return torch.device("cpu")
 
     @abstractmethod
     def _candidates(self, layer_idx: int, unit_queries: torch.Tensor, k: int) -> SearchResult:
@@ -338,28 +396,31 @@ class MemoryBackend(ABC):
 
     def _gather(self, layer_idx: int, ids: torch.Tensor) -> torch.Tensor:
         """Return rows by id: (Hkv, ...) to (Hkv, ..., head_dim + value_head_dim); any for -1."""
-        rows = self._stored(layer_idx)  # (M, Hkv, D + Dv)
-        num_rows, num_heads, row_dim = rows.shape
-        if not num_rows:
-            return rows.new_zeros(*ids.shape, row_dim)
-        heads = torch.arange(num_heads, device=rows.device).view(-1, *[1] * (ids.ndim - 1))
-        flat = ids.clamp(min=0) * num_heads + heads
-        return rows.flatten(0, 1).index_select(0, flat.flatten()).view(*ids.shape, row_dim)
+        return self._rows.gather(layer_idx, ids)
 
-    def _stored(self, layer_idx: int) -> torch.Tensor:
-        """Return all rows of a layer for `fetch`, (M, Hkv, head_dim + value_head_dim)."""
-        return self._rows.layer(layer_idx)
+    def _rows_changed(self) -> None:  # noqa: B027  # most need nothing more
+        """Forget what was derived from the set of searchable rows, which is another now."""
 
-    def _rows_changed(self) -> None:
-        """Forget what was derived from the set of rows."""
-        self._searchable = None
+    def _changed(self) -> None:
+        self._searchable = self._read_searchable()
+        self._rows_changed()
 
     def _searchable_rows(self) -> Int64Array:
-        if self._searchable is None:
-            known = self._rows.num_rows  # another process may have added more since
-            searchable = self._catalog.searchable_rows(self.sinks)
-            self._searchable = searchable[searchable < known]
+        """Return the ids that a search may find, ascending."""
         return self._searchable
+
+    def _read_searchable(self) -> Int64Array:
+        return self._catalog.searchable_rows(self.sinks)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Let one thread of one process write, to a store that is there and known as it is now."""
+        before = self._catalog
+        with self._store.writing():
+            self.refresh()
+            if self._catalog is not before:  # the store was made just now, maybe by someone else
+                self._changed()
+            yield
 
     def _layer(self, layer_idx: int) -> LayerLayout:
         if layer_idx not in self.layout.layers:
@@ -380,101 +441,6 @@ class MemoryBackend(ABC):
             )
         own = self.path is not None and path is not None and self.path.resolve()
         return None if path is None or Path(path).resolve() == own else Path(path)
-
-    # -- opening --------------------------------------------------------------------------------
-
-    def _open_catalog(self) -> Catalog:
-        if self.path is None or has_no_store(self.path):
-            return Catalog.in_memory(self.layout, self._identity)  # until the first write
-        catalog = Catalog.open(check_directory(self.path))
-        with contextlib.ExitStack() as on_error:
-            on_error.callback(catalog.close)
-            catalog.check_identity(self._identity)
-            if catalog.layout != self.layout:
-                raise MemoryMismatchError(
-                    f"memory at '{self.path}' has layout {catalog.layout.to_json()}; "
-                    f"this model has {self.layout.to_json()}. Load the model that wrote the store."
-                )
-            on_error.pop_all()
-        return catalog
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Let one thread of one process write, to a store that is there and known as it is now."""
-        if not self._thread_writes.acquire(blocking=False):
-            raise StoreError("this memory is being written to already. Let that end first.")
-        with contextlib.ExitStack() as locks:
-            locks.callback(self._thread_writes.release)
-            if self.path is not None:
-                with reported(self.path):
-                    locks.enter_context(_locked(self.path))
-                    if self._catalog.path is None:
-                        locks.push(self._make_store(self.path))
-                self._rows.publish(self._catalog.num_rows)  # another process may have added some
-            yield
-
-    def _make_store(self, path: Path) -> Callable[..., None]:
-        """Make the store of the first write; return how to take it away if that write fails."""
-        is_ours = not (path / CATALOG_FILE_NAME).exists()  # or another process was first
-        if is_ours:
-            self._catalog.copy_to(path, {})
-        self._use(self._open_catalog())
-
-        def after(error: type[BaseException] | None, *_: object) -> None:
-            if error is not None and is_ours:
-                self._use(self._catalog.copy_in_memory())
-                (path / CATALOG_FILE_NAME).unlink()  # first: without it, it is not a store
-                shutil.rmtree(path / "rows", ignore_errors=True)
-                shutil.rmtree(path / "index", ignore_errors=True)
-
-        return after
-
-    def _use(self, catalog: Catalog) -> None:
-        self._catalog.close()
-        self._catalog = catalog
-        self._rows.close()
-        self._rows = self._open_rows()
-
-    def _copy_to(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        num_rows = self._catalog.num_rows
-        try:
-            with contextlib.closing(RowFiles(self.layout, directory, 0)) as files:
-                for first in range(0, num_rows, _ROWS_PER_COPY):
-                    files.append(self._copy_of_rows(first, min(first + _ROWS_PER_COPY, num_rows)))
-                checksums = files.flush()
-                files.publish(num_rows)
-            self._catalog.copy_to(directory, checksums)  # last: before, it is not a store
-        except BaseException:
-            shutil.rmtree(directory / "rows", ignore_errors=True)
-            raise
-
-    def _copy_of_rows(self, first: int, stop: int) -> Rows:
-        keys, values = {}, {}
-        for idx, layer in self.layout.layers.items():
-            span = self._rows.layer(idx)[first:stop].transpose(0, 1)  # (Hkv, n, D + Dv)
-            keys[idx], values[idx] = span[..., : layer.head_dim], span[..., layer.head_dim :]
-        return Rows.of(keys, values)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the write lock of the store at `path`."""
-    is_new = not path.exists()
-    path.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path / LOCK_FILE_NAME, timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise StoreError(
-            f"another process is writing to '{path}'. Wait for it, or stop it."
-        ) from None
-    try:
-        yield
-    finally:
-        if is_new and has_no_store(path):  # the first write failed
-            shutil.rmtree(path, ignore_errors=True)
-        lock.release()
 
 
 def _has_ties(scores: torch.Tensor, k: int) -> bool:

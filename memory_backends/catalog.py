@@ -1,53 +1,49 @@
 """The catalogue of a memory: settings, documents and removed rows, in one SQLite database.
 
 A row id is the row's position in the order of writing. The catalogue says which ids are published
-(`num_rows`), which document owns each, and which are removed. One transaction publishes a document
-together with its rows, so a reader sees all of it or nothing. `Catalog.in_memory` keeps the same
-tables in RAM for memories that are never saved.
+(`num_rows`), which document owns each, and which are removed. One transaction publishes documents
+together with their rows, so a reader sees all of them or nothing. A reader sees the documents that
+there were when it last called `refresh`, less those removed since. `Catalog.in_memory` keeps the
+same tables in RAM for memories that are never saved.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from memory_backends.errors import DocumentError, EMTError, MemoryMismatchError, StoreError
-from memory_backends.layout import Document, Int32Array, Int64Array, MemoryLayout, StoredDocument
+from memory_backends import schema
+from memory_backends.database import FILE_NAME as FILE_NAME
+from memory_backends.database import (
+    FORMAT_VERSION,
+    as_store_error,
+    check_version,
+    connect,
+    connect_to,
+    transaction,
+)
+from memory_backends.errors import DocumentError, MemoryMismatchError, StoreError
+from memory_backends.layout import Int64Array, MemoryLayout, StoredDocument
+from memory_backends.queries import SampledLayer
+from memory_backends.records import (
+    COLUMNS,
+    NewDocument,
+    RecordSpan,
+    from_record,
+    pack_crc32,
+    record_crc32,
+    to_record,
+    unpack_crc32,
+)
 
-FILE_NAME = "catalog.sqlite"
-FORMAT_VERSION = 1
-
-_SCHEMA = """
-CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE documents (
-    name TEXT PRIMARY KEY,
-    first_row INTEGER NOT NULL,
-    num_rows INTEGER NOT NULL,
-    num_tokens INTEGER NOT NULL,
-    token_ids BLOB NOT NULL,      -- int32 (num_tokens,)
-    row_tokens BLOB NOT NULL,     -- int32 (num_rows,): each row's index into token_ids
-    sinks BLOB NOT NULL,          -- int32: which of the document's rows are attention sinks
-    offsets BLOB,                 -- int32 (num_tokens, 2): characters of text
-    text TEXT
-);
-CREATE UNIQUE INDEX documents_by_row ON documents (first_row);
-CREATE TABLE removed (first_row INTEGER PRIMARY KEY, stop_row INTEGER NOT NULL);
-CREATE TABLE checksums (         -- crc32 of what one write appended to one layer's file
-    layer INTEGER NOT NULL,
-    first_row INTEGER NOT NULL,
-    num_rows INTEGER NOT NULL,
-    crc32 INTEGER NOT NULL,
-    PRIMARY KEY (layer, first_row)
-) WITHOUT ROWID;
-"""
+_MAX_ROWS = 2**48
 
 
 class Catalog:
@@ -57,6 +53,7 @@ class Catalog:
         path: the database file; None if it is in RAM.
         layout: the shape of the rows.
         identity: what the model that writes the rows looks like, as plain JSON types.
+        num_rows: rows published when last refreshed, removed ones included: the next gets this id.
     """
 
     def __init__(self, connection: sqlite3.Connection, path: Path | None) -> None:
@@ -66,12 +63,25 @@ class Catalog:
         weakref.finalize(self, connection.close)
         self.layout = MemoryLayout.from_json(self.setting("layout"))
         self.identity: Mapping[str, Any] = self.setting("identity")
+        if not isinstance(self.identity, dict):
+            raise MemoryMismatchError(f"not an identity: {self.identity!r:.200}")
+        self._version = -1
+        self.num_rows = 0
+        self.refresh()
 
     @classmethod
     def in_memory(cls, layout: MemoryLayout, identity: Mapping[str, Any]) -> Catalog:
         """Make an empty catalogue that lives in RAM."""
-        connection = sqlite3.connect(":memory:", check_same_thread=False)
-        _initialise(connection, layout, identity)
+        connection = connect_to(":memory:")
+        with transaction(connection):
+            schema.create_tables(connection)
+            for key, value in {
+                "format_version": FORMAT_VERSION,
+                "layout": layout.to_json(),
+                "identity": dict(identity),
+                "num_rows": 0,
+            }.items():
+                schema.write_setting(connection, key, value)
         return cls(connection, None)
 
     @classmethod
@@ -79,63 +89,82 @@ class Catalog:
         """Open the catalogue in `directory`; documents are not read.
 
         Raises:
-            StoreError: there is none, it is not one of ours, or a newer emt wrote it.
+            StoreError: there is none, it is not one of ours, it is damaged, an older emt wrote it
+                and it needs `upgrade`, or a newer one did.
         """
         path = directory / FILE_NAME
-        if not path.is_file():
-            raise StoreError(
-                f"expected a memory store with a {FILE_NAME} at '{directory}'; found none. "
-                "Write one with `emt index` or `Memory.write`, or correct the path."
-            )
-        with _as_store_error(path), contextlib.ExitStack() as on_error:
-            connection = sqlite3.connect(path, timeout=30, check_same_thread=False)
+        with contextlib.ExitStack() as on_error:
+            connection = connect(directory)
             on_error.callback(connection.close)
-            connection.execute("PRAGMA trusted_schema = OFF")
-            connection.execute("PRAGMA synchronous = FULL")
-            found = json.loads(_setting(connection, "format_version") or "null")
-            if found != FORMAT_VERSION:
-                raise StoreError(
-                    f"'{path}' has format version {found}; this emt reads version "
-                    f"{FORMAT_VERSION}. Use the emt version that wrote the store, or write the "
-                    "store again."
-                )
-            try:
-                catalog = cls(connection, path)
-            except MemoryMismatchError as error:
-                raise StoreError(f"'{path}' is damaged: {error}") from error
+            with as_store_error(path):
+                check_version(connection, directory)
+                schema.check_schema(connection)
+                try:
+                    catalog = cls(connection, path)
+                except MemoryMismatchError as error:
+                    raise StoreError(f"'{path}' is damaged: {error}") from error
             on_error.pop_all()
         return catalog
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The database, for those who check or convert it; use it within a `snapshot`."""
+        return self._connection
 
     def close(self) -> None:
         """Close the database; the object is of no use afterwards."""
         self._connection.close()
 
-    def copy_to(self, directory: Path, checksums: Mapping[int, int]) -> None:
+    def refresh(self) -> bool:
+        """See what is published by now; tell whether another process has changed something."""
+        with self.snapshot():
+            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+            found = schema.read_setting(self._connection, "num_rows")
+            if type(found) is not int or not 0 <= found < _MAX_ROWS:
+                raise StoreError(f"the catalogue '{self.path}' is damaged: it has {found!r} rows.")
+            changed = version != self._version or found != self.num_rows
+            self._version, self.num_rows = version, found
+        return changed
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Read one state of the database, whatever other processes write meanwhile."""
+        with self._lock, as_store_error(self.path):
+            if self._connection.in_transaction:
+                yield
+                return
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._connection.rollback()
+
+    def copy_to(self, directory: Path, row_crc32: Mapping[str, Mapping[int, int]]) -> None:
         """Write the catalogue to another directory, without the settings of an index.
 
         Args:
             directory: has the rows already; with the catalogue it becomes a store.
-            checksums: layer -> crc32 of all its rows, for a catalogue in RAM, which has none.
+            row_crc32: document -> layer -> crc32 of its rows' records in that directory.
 
         Raises:
             StoreError: the directory cannot be written.
         """
         path = directory / FILE_NAME
         partial = directory / (FILE_NAME + ".partial")
-        with _as_store_error(path), self._lock:
+        with as_store_error(path), self._lock:
             partial.unlink(missing_ok=True)
-            with contextlib.closing(sqlite3.connect(partial)) as target:
+            with contextlib.closing(connect_to(partial)) as target:
                 self._connection.backup(target)
-                with target:
+                with transaction(target):
                     target.execute("DELETE FROM settings WHERE key = 'index'")
-                    if self.path is None:
-                        _put_checksums(target, checksums, 0, self.num_rows)
+                    for name, checksums in row_crc32.items():
+                        _write_checksums(target, name, checksums)
             partial.replace(path)
 
     def copy_in_memory(self) -> Catalog:
         """Return a copy of the catalogue that lives in RAM."""
-        connection = sqlite3.connect(":memory:", check_same_thread=False)
-        with self._reading():
+        connection = connect_to(":memory:")
+        with self._lock, as_store_error(self.path):
             self._connection.backup(connection)
         return Catalog(connection, None)
 
@@ -162,128 +191,131 @@ class Catalog:
     # -- settings -------------------------------------------------------------------------------
 
     def setting(self, key: str) -> Any:
-        """Return a setting as plain JSON types, or None."""
-        with self._reading():
-            value = _setting(self._connection, key)
-            return None if value is None else json.loads(value)
+        """Return a setting as plain JSON types, or None.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        with self._lock, as_store_error(self.path):
+            return schema.read_setting(self._connection, key)
 
     def set_setting(self, key: str, value: Any) -> None:
         """Store a setting (plain JSON types)."""
         with self._transaction():
-            _put_setting(self._connection, key, value)
-
-    @property
-    def num_rows(self) -> int:
-        """Rows ever published, removed ones included: the next row gets this id."""
-        return int(self.setting("num_rows"))
+            schema.write_setting(self._connection, key, value)
 
     # -- documents ------------------------------------------------------------------------------
 
     def publish(
         self,
-        document: Document,
-        row_tokens: Int32Array,
-        sinks: Int32Array,
-        checksums: Mapping[int, int],
+        documents: Sequence[NewDocument],
         *,
+        query_heads: Mapping[int, int] | None = None,
         replace: bool = False,
-    ) -> range:
-        """Make a document and its rows visible, in one transaction.
+    ) -> list[range]:
+        """Make documents and their rows visible, in one transaction.
 
         Args:
-            document: the document; its rows are the `len(row_tokens)` rows after `num_rows`.
-            row_tokens: (n,) index into `document.token_ids` of each row.
-            sinks: which of the n rows are attention sinks.
-            checksums: layer -> crc32 of the bytes these rows take in the layer's file, if any.
-            replace: remove the document of that name first, in the same transaction.
+            documents: in the order of their rows, which are those after `num_rows`.
+            query_heads: layer -> query heads, of the layers that have query samples.
+            replace: remove the documents of those names first, in the same transaction.
 
         Returns:
-            The ids of the rows.
+            The ids of each document's rows.
 
         Raises:
-            DocumentError: the name is taken and `replace` is False.
+            DocumentError: a name is taken and `replace` is False.
         """
+        ids = []
         with self._transaction():
-            if replace:
-                self._remove_document(document.name)
-            first = self.num_rows
-            try:
-                self._connection.execute(
-                    "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        document.name,
-                        first,
-                        len(row_tokens),
-                        len(document.token_ids),
-                        _blob(document.token_ids),
-                        _blob(row_tokens),
-                        _blob(sinks),
-                        None if document.offsets is None else _blob(document.offsets),
-                        document.text,
-                    ),
-                )
-            except sqlite3.IntegrityError as error:
-                raise DocumentError(
-                    f"document '{document.name}' is already in the memory. "
-                    "Remove it first, or give this one another name."
-                ) from error
-            _put_checksums(self._connection, checksums, first, len(row_tokens))
-            _put_setting(self._connection, "num_rows", first + len(row_tokens))
-        return range(first, first + len(row_tokens))
+            first = int(schema.read_setting(self._connection, "num_rows"))
+            for new in documents:
+                if replace:
+                    self._remove_document(new.document.name)
+                self._insert(new, first)
+                ids.append(range(first, first + len(new.row_tokens)))
+                first = ids[-1].stop
+            if query_heads:
+                heads = {str(layer_idx): count for layer_idx, count in query_heads.items()}
+                if heads != schema.read_setting(self._connection, "query_heads"):
+                    schema.write_setting(self._connection, "query_heads", heads)
+            schema.write_setting(self._connection, "num_rows", first)
+        self.num_rows = first
+        return ids
 
     def document_names(self) -> list[str]:
         """Return the names of all documents, in the order they were written."""
-        return [str(name) for (name,) in self._all("SELECT name FROM documents ORDER BY first_row")]
+        return [name for name, _, _ in self.document_sizes()]
 
     def has_document(self, name: str) -> bool:
         """Tell whether a document of that name is in the memory."""
-        return bool(self._all("SELECT 1 FROM documents WHERE name = ?", name))
+        return bool(self._visible("1", "AND name = ?", name))
+
+    def content_hash(self, name: str) -> str | None:
+        """Return the `content_hash` of the document of that name, or None if there is none."""
+        found = self._visible("content_hash", "AND name = ?", name)
+        return str(found[0][0]) if found else None
 
     def document(self, name: str) -> StoredDocument:
         """Read one document with its text, token ids and offsets.
 
         Raises:
-            DocumentError: there is none of that name.
+            DocumentError: there is none of that name: never was, or it was removed or replaced by
+                another process.
+            StoreError: its record is damaged.
         """
-        found = self._all(
-            "SELECT name, first_row, token_ids, row_tokens, sinks, offsets, text "
-            "FROM documents WHERE name = ?",
-            name,
-        )
+        found = self._visible(f"{COLUMNS}, crc32", "AND name = ?", name)
         if not found:
             raise _no_document(name)
-        (name, first_row, token_ids, row_tokens, sinks, offsets, text) = found[0]
-        return StoredDocument(
-            name=name,
-            token_ids=np.frombuffer(token_ids, dtype="<i4"),
-            text=text,
-            offsets=None if offsets is None else np.frombuffer(offsets, dtype="<i4").reshape(-1, 2),
-            first_row=first_row,
-            row_tokens=np.frombuffer(row_tokens, dtype="<i4"),
-            sink_rows=np.frombuffer(sinks, dtype="<i4"),
-        )
+        return from_record(found[0], self.num_rows)
 
     def document_sizes(self) -> list[tuple[str, int, int]]:
         """Return (name, tokens, rows) of every document, in the order they were written."""
-        return [
-            (str(name), int(tokens), int(rows))
-            for name, tokens, rows in self._all(
-                "SELECT name, num_tokens, num_rows FROM documents ORDER BY first_row"
-            )
-        ]
+        found = self._visible("name, num_tokens, num_rows", "ORDER BY first_row")
+        return [(str(name), int(tokens), int(rows)) for name, tokens, rows in found]
 
     def document_of_rows(self, ids: Iterable[int]) -> dict[int, str]:
         """Return the name of the document that owns each row; rows without one are left out."""
-        spans = self._all("SELECT first_row, num_rows, name FROM documents ORDER BY first_row")
-        firsts = np.array([first for first, _, _ in spans], dtype=np.int64)
         owners: dict[int, str] = {}
-        for row in ids:
-            at = int(np.searchsorted(firsts, row, side="right")) - 1
-            if at >= 0 and row < spans[at][0] + spans[at][1]:
-                owners[int(row)] = str(spans[at][2])
+        name, first, stop = "", 0, 0
+        with self.snapshot():
+            for row in sorted({int(row) for row in ids}):
+                if row >= stop:  # else in the span of the row before
+                    order = "AND first_row <= ? ORDER BY first_row DESC LIMIT 1"
+                    found = self._visible("name, first_row, num_rows", order, row)
+                    if not found:
+                        continue
+                    name, first, stop = found[0][0], found[0][1], found[0][1] + found[0][2]
+                if first <= row < stop:
+                    owners[row] = str(name)
         return owners
 
     # -- rows -----------------------------------------------------------------------------------
+
+    def record_spans(self) -> Iterator[RecordSpan]:
+        """Yield where each document's rows are, ascending, with the checksums of their records."""
+        for name, first, rows, crc32 in self._visible(
+            "name, first_row, num_rows, row_crc32", "ORDER BY first_row"
+        ):
+            with as_store_error(self.path):
+                yield RecordSpan(str(name), first, first + rows, unpack_crc32(crc32))
+
+    def query_samples(self) -> dict[int, SampledLayer]:
+        """Return layer -> its query heads and samples, of the layers that have some."""
+        query = "SELECT layer, sum(num_samples) FROM query_samples GROUP BY layer"
+        with self.snapshot():
+            heads = schema.read_setting(self._connection, "query_heads") or {}
+            counts = dict(self._connection.execute(query).fetchall())
+            sampled = {}
+            for layer_idx, num_samples in counts.items():
+                count = heads.get(str(layer_idx), 0)
+                if layer_idx not in self.layout.layers or not 0 < count < 2**16 or num_samples < 0:
+                    raise StoreError(
+                        f"the catalogue '{self.path}' is damaged: layer {layer_idx} has "
+                        f"{num_samples} samples of {count} query heads."
+                    )
+                sampled[layer_idx] = SampledLayer(count, num_samples)
+        return sampled
 
     def remove_document(self, name: str) -> int:
         """Remove a document; its rows are never found again. Returns how many rows it had.
@@ -304,22 +336,23 @@ class Catalog:
             MemoryMismatchError: an id was never published.
         """
         wanted = np.unique(np.fromiter(ids, dtype=np.int64))
-        num_rows = self.num_rows
-        outside = wanted[(wanted < 0) | (wanted >= num_rows)]
+        outside = wanted[(wanted < 0) | (wanted >= self.num_rows)]
         if len(outside):
             raise MemoryMismatchError(
-                f"row ids must be 0 or more and less than {num_rows}, the rows written so far; "
-                f"got {outside[:5].tolist()}."
+                f"row ids must be 0 or more and less than {self.num_rows}, the rows written so "
+                f"far; got {outside[:5].tolist()}."
             )
         runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)  # of consecutive ids
         with self._transaction():
-            self._mark_removed([(int(run[0]), int(run[-1]) + 1) for run in runs if len(run)])
+            for run in runs:
+                if len(run):
+                    schema.write_removed(self._connection, int(run[0]), int(run[-1]) + 1)
 
     def remove_all(self) -> None:
         """Remove every document and row. Ids are not used again."""
         with self._transaction():
             self._connection.execute("DELETE FROM documents")
-            self._mark_removed([(0, self.num_rows)])
+            schema.write_removed(self._connection, 0, self.num_rows)
 
     def searchable_rows(self, sinks: str) -> Int64Array:
         """Return the ids that a search may find, ascending.
@@ -327,117 +360,106 @@ class Catalog:
         Args:
             sinks: "all" for every row; "one" leaves out the attention sinks of all documents but
                 the first that still has some, so that the memory has exactly one set of them.
+
+        Raises:
+            StoreError: a record is damaged.
         """
-        with self._snapshot():
+        with self.snapshot():
             searchable = np.ones(self.num_rows, dtype=bool)
-            for first, stop in self._connection.execute("SELECT first_row, stop_row FROM removed"):
+            for first, stop in schema.read_removed(self._connection):
                 searchable[first:stop] = False
             if sinks == "one":
                 kept = False
-                for first, blob in self._connection.execute(
-                    "SELECT first_row, sinks FROM documents ORDER BY first_row"
+                for name, first, num_rows, blob in self._visible(
+                    "name, first_row, num_rows, sinks", "ORDER BY first_row"
                 ):
-                    rows = first + np.frombuffer(blob, dtype="<i4").astype(np.int64)
+                    places = np.frombuffer(blob, dtype="<i4").astype(np.int64)
+                    bound = min(num_rows, self.num_rows - first)
+                    if len(places) and not 0 <= places.min() <= places.max() < bound:
+                        raise StoreError(f"the record of document {name!r:.200} is damaged.")
                     if kept:
-                        searchable[rows] = False
-                    kept = kept or bool(searchable[rows].any())
+                        searchable[first + places] = False
+                    kept = kept or bool(searchable[first + places].any())
         return np.flatnonzero(searchable)
 
-    def _remove_document(self, name: str) -> int | None:
-        found = self._all("SELECT first_row, num_rows FROM documents WHERE name = ?", name)
-        if not found:
-            return None
-        first, num_rows = found[0]
-        self._connection.execute("DELETE FROM documents WHERE name = ?", (name,))
-        self._mark_removed([(first, first + num_rows)])
-        return int(num_rows)
+    def vacuum(self) -> None:
+        """Join removed spans that touch, and give the space of what was removed back.
 
-    def _mark_removed(self, spans: list[tuple[int, int]]) -> None:
-        self._connection.executemany(
-            "INSERT INTO removed VALUES (?, ?) "
-            "ON CONFLICT (first_row) DO UPDATE SET stop_row = max(stop_row, excluded.stop_row)",
-            [(first, stop) for first, stop in spans if stop > first],
-        )
+        Raises:
+            StoreError: the disk is full; everything is as before.
+        """
+        with self._transaction():
+            spans = list(schema.read_removed(self._connection))
+            self._connection.execute("DELETE FROM removed")
+            for first, stop in joined(spans):
+                schema.write_removed(self._connection, first, stop)
+        with self._lock, as_store_error(self.path):
+            self._connection.execute("VACUUM")
 
     # -- plumbing -------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
-        with self._lock, _as_store_error(self.path):
-            yield
+    def _insert(self, new: NewDocument, first: int) -> None:
+        marks = ", ".join("?" * 12)
+        try:
+            self._connection.execute(
+                f"INSERT INTO documents VALUES ({marks})", to_record(new, first)
+            )
+        except sqlite3.IntegrityError as error:
+            raise DocumentError(
+                f"document '{new.document.name}' is already in the memory. "
+                "Remove it first, or give this one another name."
+            ) from error
+        for layer_idx, (num_samples, crc32) in new.samples.items():
+            self._connection.execute(
+                "INSERT INTO query_samples SELECT ?, coalesce(sum(num_samples), 0), ?, ? "
+                "FROM query_samples WHERE layer = ?",
+                (layer_idx, num_samples, crc32, layer_idx),
+            )
 
-    @contextlib.contextmanager
-    def _snapshot(self) -> Iterator[None]:
-        """Read one state of the database, whatever other processes write meanwhile."""
-        with self._reading():
-            self._connection.execute("BEGIN")
-            try:
-                yield
-            finally:
-                self._connection.rollback()
+    def _remove_document(self, name: str) -> int | None:
+        query = "SELECT first_row, num_rows FROM documents WHERE name = ?"
+        found = self._connection.execute(query, (name,)).fetchone()
+        if found is None:
+            return None
+        first, num_rows = found
+        self._connection.execute("DELETE FROM documents WHERE name = ?", (name,))
+        schema.write_removed(self._connection, first, first + num_rows)
+        return int(num_rows)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._lock, _as_store_error(self.path), self._connection:
-            self._connection.execute("BEGIN IMMEDIATE")
+        with self._lock, as_store_error(self.path), transaction(self._connection):
             yield
 
-    def _all(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        with self._reading():
-            return self._connection.execute(query, parameters).fetchall()
+    def _visible(self, columns: str, rest: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """Read documents among those that there were when last refreshed."""
+        query = f"SELECT {columns} FROM documents WHERE first_row < ? {rest}"
+        with self._lock, as_store_error(self.path):
+            return self._connection.execute(query, (self.num_rows, *parameters)).fetchall()
 
 
-def _initialise(
-    connection: sqlite3.Connection, layout: MemoryLayout, identity: Mapping[str, Any]
+def joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Join spans (first, stop), ascending, that overlap or touch."""
+    found: list[tuple[int, int]] = []
+    for first, stop in spans:
+        if found and first <= found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], stop))
+        else:
+            found.append((first, stop))
+    return found
+
+
+def _write_checksums(
+    connection: sqlite3.Connection, name: str, row_crc32: Mapping[int, int]
 ) -> None:
-    with connection:
-        connection.executescript(_SCHEMA)
-        for key, value in {
-            "format_version": FORMAT_VERSION,
-            "layout": layout.to_json(),
-            "identity": dict(identity),
-            "num_rows": 0,
-        }.items():
-            _put_setting(connection, key, value)
-
-
-def _setting(connection: sqlite3.Connection, key: str) -> str | None:
-    found = connection.execute("SELECT value FROM settings WHERE key = ?", (key,)).fetchone()
-    return None if found is None else str(found[0])
-
-
-def _put_setting(connection: sqlite3.Connection, key: str, value: Any) -> None:
+    query = f"SELECT {COLUMNS} FROM documents WHERE name = ?"
+    record = connection.execute(query, (name,)).fetchone()
+    values = (*record[:-1], pack_crc32(row_crc32))
     connection.execute(
-        "INSERT INTO settings VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-        (key, json.dumps(value, sort_keys=True)),
-    )
-
-
-def _put_checksums(
-    connection: sqlite3.Connection, checksums: Mapping[int, int], first: int, num_rows: int
-) -> None:
-    connection.executemany(
-        "INSERT INTO checksums VALUES (?, ?, ?, ?)",
-        [(layer, first, num_rows, crc32) for layer, crc32 in checksums.items()],
+        "UPDATE documents SET row_crc32 = ?, crc32 = ? WHERE name = ?",
+        (values[-1], record_crc32(values), name),
     )
 
 
 def _no_document(name: str) -> DocumentError:
     return DocumentError(f"no document '{name}' in this memory. `emt info` lists the documents.")
-
-
-def _blob(array: Int32Array) -> bytes:
-    return np.ascontiguousarray(array, dtype="<i4").tobytes()
-
-
-@contextlib.contextmanager
-def _as_store_error(path: Path | None) -> Iterator[None]:
-    try:
-        yield
-    except EMTError:
-        raise
-    except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: garbled text or JSON
-        raise StoreError(
-            f"the catalogue '{path or 'in memory'}' cannot be used: {error}. "
-            "Check the disk and the permissions; if the file is damaged, restore it or index again."
-        ) from error

@@ -15,6 +15,8 @@ from memory_backends.errors import MemoryMismatchError
 Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
 
+_MAX_LAYERS = 10_000
+
 
 @dataclass(frozen=True)
 class LayerLayout:
@@ -81,6 +83,8 @@ class MemoryLayout:
                 len(dims) == 3 and 0 < min(dims) <= max(dims) < 2**16 for dims in shapes.values()
             ):
                 raise ValueError(f"impossible layer shapes {shapes}")
+            if not all(0 <= idx < _MAX_LAYERS for idx in shapes):
+                raise ValueError(f"impossible layers {sorted(shapes)}")
             return cls(
                 {idx: LayerLayout(*dims) for idx, dims in shapes.items()}, dtype[data["dtype"]]
             )

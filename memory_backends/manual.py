@@ -11,7 +11,7 @@ import torch
 from memory_backends.base import MemoryBackend, SearchResult, Sinks
 from memory_backends.errors import MemoryMismatchError
 from memory_backends.layout import MemoryLayout
-from memory_backends.rows import RowFiles, RowStorage, RowTensors
+from memory_backends.rows import RowTensors, gather_heads
 
 _SCORES_AT_ONCE = 2**26  # float32 scores in one matrix product: 256 MiB
 
@@ -57,19 +57,23 @@ class ManualBackend(MemoryBackend):
         positions = torch.cat([positions for _, positions in parts], dim=1)
         return SearchResult(scores, self._ids()[positions])
 
-    def _open_rows(self) -> RowStorage:
-        if self.path is not None and self._catalog.path is not None:
-            return RowFiles(self.layout, self.path, self._catalog.num_rows)
-        return RowTensors(self.layout, self.device)
+    @property
+    def _rows_device(self) -> torch.device:
+        return self.device
 
     def _stored(self, layer_idx: int) -> torch.Tensor:
+        """Return all rows of a layer on the device, (M, Hkv, head_dim + value_head_dim)."""
+        num_rows = self._rows.num_rows
         if isinstance(self._rows, RowTensors):
             return self._rows.layer(layer_idx)
-        rows = self._rows.layer(layer_idx)
         loaded = self._loaded.get(layer_idx)
-        if loaded is None or len(loaded) != len(rows):
+        if loaded is None or len(loaded) != num_rows:
+            rows = self._rows.span(layer_idx, 0, num_rows)
             self._loaded[layer_idx] = loaded = rows.to(self.device, copy=True)
         return loaded
+
+    def _gather(self, layer_idx: int, ids: torch.Tensor) -> torch.Tensor:
+        return gather_heads(self._stored(layer_idx), ids.to(self.device))
 
     def _rows_changed(self) -> None:
         super()._rows_changed()

@@ -1,30 +1,24 @@
 """Where rows live: `RowTensors` on a device, `RowFiles` in mapped files.
 
-Both keep one array a layer of shape (M, Hkv, head_dim + value_head_dim): a token's keys and values
-of all heads lie side by side, so a span of a document is one contiguous read and one memory's key
-and value come with one access. Rows are only ever appended, and a row never moves: its position is
-its id.
+A layer is an array (M, Hkv, head_dim + value_head_dim): a token's keys and values of all heads lie
+side by side, so a span of a document is one contiguous read and one memory's key and value come
+with one access. Rows are only ever appended, and a row never moves: its position is its id.
 
-`append` puts rows after the published ones, where no reader looks; `flush` makes them durable and
-tells their checksums; then the catalogue commits or does not, and `publish` shows as many rows as
-the catalogue says, and forgets the others. A crash before the commit leaves bytes past the
-published end, which the next append overwrites.
+A row's *record* is what its file has of it: `num_kv_heads * record_bytes_per_head` bytes, here its
+raw little-endian values. `RowFiles._encode` and `_decode` are all that knows what is in a record.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import warnings
-import zlib
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
-import numpy as np
 import torch
 
-from memory_backends.errors import StoreError
+from memory_backends.append_files import AppendFiles
 from memory_backends.layout import LayerLayout, MemoryLayout, Rows
+
+FOLDER = "rows"
 
 _MIN_CAPACITY = 256
 
@@ -39,14 +33,29 @@ class RowStorage(Protocol):
     def append(self, rows: Rows) -> None:
         """Put rows after everything appended so far."""
 
-    def flush(self) -> dict[int, int]:
-        """Make appended rows durable; return layer -> crc32 of their bytes ({} without files)."""
+    def seal(self) -> dict[int, int]:
+        """End a document; return layer -> crc32 of its records ({} without files)."""
+
+    def rewind(self) -> None:
+        """Drop what was appended since the last seal."""
+
+    def flush(self) -> None:
+        """Make appended rows durable."""
 
     def publish(self, num_rows: int) -> None:
         """Show the first `num_rows` rows, and forget what was appended after them."""
 
-    def layer(self, layer_idx: int) -> torch.Tensor:
-        """Return all published rows of a layer, (M, Hkv, head_dim + value_head_dim), not a copy."""
+    def reopen(self, num_rows: int) -> None:
+        """Show the first `num_rows` rows of the files as they are now."""
+
+    def gather(self, layer_idx: int, ids: torch.Tensor) -> torch.Tensor:
+        """Return published rows by id: (Hkv, ...) int64 to (Hkv, ..., D + Dv); any for -1."""
+
+    def span(self, layer_idx: int, first: int, stop: int) -> torch.Tensor:
+        """Return consecutive published rows, (stop - first, Hkv, D + Dv)."""
+
+    def records(self, layer_idx: int, first: int, stop: int) -> torch.Tensor:
+        """Return consecutive published rows as a file has them, (n, record_bytes) uint8."""
 
     def close(self) -> None:
         """Let go of files and tensors."""
@@ -58,6 +67,24 @@ def interleave(rows: Rows, layer_idx: int) -> torch.Tensor:
     return joined.transpose(0, 1).contiguous()
 
 
+def gather_heads(rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Take each head's own rows.
+
+    Args:
+        rows: (M, Hkv, R), contiguous.
+        ids: (Hkv, ...) int64 below M, on the same device; -1 takes any row.
+
+    Returns:
+        (Hkv, ..., R); zeros if there are no rows.
+    """
+    num_rows, num_heads, row_dim = rows.shape
+    if not num_rows:
+        return rows.new_zeros(*ids.shape, row_dim)
+    heads = torch.arange(num_heads, device=rows.device).view(-1, *[1] * (ids.ndim - 1))
+    flat = ids.clamp(min=0) * num_heads + heads
+    return rows.flatten(0, 1).index_select(0, flat.flatten()).view(*ids.shape, row_dim)
+
+
 class RowTensors:
     """Rows as tensors on one device, in buffers that double when full."""
 
@@ -66,8 +93,7 @@ class RowTensors:
         self._dtype = layout.dtype
         self._layout = layout
         self._buffers = {idx: self._empty(layer, 0) for idx, layer in layout.layers.items()}
-        self._published = 0
-        self._appended = 0
+        self._published = self._appended = self._sealed = 0
 
     @property
     def num_rows(self) -> int:
@@ -86,17 +112,41 @@ class RowTensors:
             buffer[start:stop] = interleave(rows, idx).to(self._device)
         self._appended = stop
 
-    def flush(self) -> dict[int, int]:
-        """Do nothing: tensors are as durable as they get."""
+    def seal(self) -> dict[int, int]:
+        """End a document. Tensors need no checksums."""
+        self._sealed = self._appended
         return {}
+
+    def rewind(self) -> None:
+        """Drop what was appended since the last seal."""
+        self._appended = self._sealed
+
+    def flush(self) -> None:
+        """Do nothing: tensors are as durable as they get."""
 
     def publish(self, num_rows: int) -> None:
         """Show the first `num_rows` rows, and forget what was appended after them."""
-        self._published = self._appended = num_rows
+        self._published = self._appended = self._sealed = num_rows
+
+    def reopen(self, num_rows: int) -> None:
+        """Show the first `num_rows` rows: nobody else writes to them."""
+        self.publish(num_rows)
 
     def layer(self, layer_idx: int) -> torch.Tensor:
-        """Return all published rows of a layer, (M, Hkv, head_dim + value_head_dim), not a copy."""
+        """Return all published rows of a layer, (M, Hkv, D + Dv), not a copy."""
         return self._buffers[layer_idx][: self._published]
+
+    def gather(self, layer_idx: int, ids: torch.Tensor) -> torch.Tensor:
+        """Return published rows by id: (Hkv, ...) int64 to (Hkv, ..., D + Dv); any for -1."""
+        return gather_heads(self.layer(layer_idx), ids.to(self._device))
+
+    def span(self, layer_idx: int, first: int, stop: int) -> torch.Tensor:
+        """Return consecutive published rows, (stop - first, Hkv, D + Dv), not a copy."""
+        return self.layer(layer_idx)[first:stop]
+
+    def records(self, layer_idx: int, first: int, stop: int) -> torch.Tensor:
+        """Return consecutive published rows as a file has them, (n, record_bytes) uint8."""
+        return self.span(layer_idx, first, stop).cpu().flatten(1).view(torch.uint8)
 
     def close(self) -> None:
         """Let go of the tensors."""
@@ -108,27 +158,19 @@ class RowTensors:
 
 
 class RowFiles:
-    """Rows in one file a layer, `rows/layer-000.bin`: raw little-endian values, no header.
+    """Rows in one file a layer, `rows/layer-000.bin`: records one after another, no header.
 
-    Published rows are mapped read-only, so opening reads nothing and memory is the page cache's. A
-    store without rows needs no files: the first `append` makes them.
+    Published rows are mapped read-only, so opening reads nothing and memory is the page cache's.
+
+    Raises:
+        StoreError: a file is missing or shorter than the catalogue says.
     """
 
     def __init__(self, layout: MemoryLayout, directory: Path, num_rows: int) -> None:
-        """Map the files of a store.
-
-        Raises:
-            StoreError: a file is missing or shorter than the catalogue says.
-        """
         self._layout = layout
-        self._directory = directory / "rows"
         self._num_rows = num_rows
-        self._maps: dict[int, torch.Tensor] = {}
-        self._open_files: dict[int, BinaryIO] = {}
-        self._crc32: dict[int, int] = {}
-        self._appended = num_rows
-        for idx in layout.layers:
-            self._check_size(idx)
+        sizes = record_bytes(layout)
+        self.files = AppendFiles(directory / FOLDER, sizes, dict.fromkeys(sizes, num_rows))
 
     @property
     def num_rows(self) -> int:
@@ -138,98 +180,73 @@ class RowFiles:
     def append(self, rows: Rows) -> None:
         """Put rows after everything appended so far; they reach the disk at `flush`."""
         for idx in self._layout.layers:
-            data = _bytes_of(interleave(rows, idx))
-            self._file_for_append(idx).write(data)
-            self._crc32[idx] = zlib.crc32(data, self._crc32.get(idx, 0))
-        self._appended += len(rows)
+            self.append_records(idx, self._encode(interleave(rows, idx)))
 
-    def flush(self) -> dict[int, int]:
-        """Force appended rows to the disk; return layer -> crc32 of their bytes."""
-        for file in self._open_files.values():
-            file.flush()
-            os.fsync(file.fileno())
-        return dict(self._crc32)
+    def append_records(self, layer_idx: int, records: torch.Tensor) -> None:
+        """Put records (n, record_bytes) uint8 after everything appended to one layer so far."""
+        if len(records):
+            self.files[layer_idx].append(records.contiguous().numpy().data)
+
+    def skip(self, num_rows: int) -> None:
+        """Leave room for rows that nobody reads, without taking space on the disk."""
+        for idx in self._layout.layers if num_rows else ():
+            self.files[idx].skip(num_rows)
+
+    def seal(self) -> dict[int, int]:
+        """End a document; return layer -> crc32 of its records."""
+        return self.files.seal()
+
+    def rewind(self) -> None:
+        """Drop what was appended since the last seal."""
+        self.files.rewind()
+
+    def flush(self) -> None:
+        """Force appended rows to the disk."""
+        self.files.flush()
 
     def publish(self, num_rows: int) -> None:
         """Show the first `num_rows` rows; forget what was appended after them, give space back."""
-        touched = list(self._open_files)
-        self._close_files()
-        if num_rows != self._num_rows:
-            self._maps.clear()
-        self._num_rows = self._appended = num_rows
-        for idx in touched:
-            with contextlib.suppress(OSError):  # no reader looks there; the next append cuts it off
-                os.truncate(_file(self._directory, idx), self._size(idx))
+        self._num_rows = num_rows
+        self.files.publish(dict.fromkeys(self._layout.layers, num_rows))
 
-    def layer(self, layer_idx: int) -> torch.Tensor:
-        """Return all published rows of a layer, (M, Hkv, head_dim + value_head_dim), mapped."""
-        if layer_idx not in self._maps:
-            self._maps[layer_idx] = self._map(layer_idx)
-        return self._maps[layer_idx]
+    def reopen(self, num_rows: int) -> None:
+        """Show the first `num_rows` rows of the files as they are now."""
+        self._num_rows = num_rows
+        self.files.reopen(dict.fromkeys(self._layout.layers, num_rows))
+
+    def gather(self, layer_idx: int, ids: torch.Tensor) -> torch.Tensor:
+        """Return published rows by id: (Hkv, ...) int64 to (Hkv, ..., D + Dv); any for -1."""
+        heads = self._layout.layers[layer_idx].num_key_value_heads
+        records = self.files[layer_idx].records
+        found = gather_heads(records.view(len(records), heads, -1), ids.cpu())
+        return self._decode(found)
+
+    def span(self, layer_idx: int, first: int, stop: int) -> torch.Tensor:
+        """Return consecutive published rows, (stop - first, Hkv, D + Dv), mapped if not coded."""
+        heads = self._layout.layers[layer_idx].num_key_value_heads
+        records = self.records(layer_idx, first, stop)
+        return self._decode(records.view(len(records), heads, -1))
+
+    def records(self, layer_idx: int, first: int, stop: int) -> torch.Tensor:
+        """Return consecutive published records, (stop - first, record_bytes) uint8, mapped."""
+        return self.files[layer_idx].records[first:stop]
 
     def close(self) -> None:
         """Let go of the files; tensors handed out stay valid."""
-        self.publish(self._num_rows)
-        self._maps.clear()
+        self.files.close()
 
-    def _map(self, layer_idx: int) -> torch.Tensor:
-        layer = self._layout.layers[layer_idx]
-        shape = (self._num_rows, layer.num_key_value_heads, layer.row_dim)
-        if self._num_rows == 0:
-            return torch.empty(shape, dtype=self._layout.dtype)
-        self._check_size(layer_idx)
-        path, dtype = _file(self._directory, layer_idx), _NUMPY[self._layout.dtype]
-        raw = np.memmap(path, dtype=dtype, mode="r", shape=shape)
-        with (
-            warnings.catch_warnings()
-        ):  # torch has no read-only tensors; nothing writes to this one
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            return torch.from_numpy(raw).view(self._layout.dtype)
+    def _encode(self, rows: torch.Tensor) -> torch.Tensor:
+        """Turn rows (n, Hkv, D + Dv) into records (n, Hkv * record_bytes_per_head) uint8."""
+        return rows.cpu().flatten(1).view(torch.uint8)
 
-    def _file_for_append(self, layer_idx: int) -> BinaryIO:
-        if layer_idx not in self._open_files:
-            path = _file(self._directory, layer_idx)
-            self._check_size(layer_idx)
-            if self._num_rows == 0:
-                self._directory.mkdir(exist_ok=True)
-                path.touch()
-            file = path.open("r+b")
-            file.truncate(self._size(layer_idx))  # what an interrupted write left behind
-            file.seek(0, os.SEEK_END)
-            self._open_files[layer_idx] = file
-        return self._open_files[layer_idx]
-
-    def _close_files(self) -> None:
-        for file in self._open_files.values():
-            with contextlib.suppress(OSError):  # a full disk was reported by `append` or `flush`
-                file.close()
-        self._open_files.clear()
-        self._crc32.clear()
-
-    def _size(self, layer_idx: int) -> int:
-        layer = self._layout.layers[layer_idx]
-        itemsize = self._layout.dtype.itemsize
-        return self._num_rows * layer.num_key_value_heads * layer.row_dim * itemsize
-
-    def _check_size(self, layer_idx: int) -> None:
-        path = _file(self._directory, layer_idx)
-        expected = self._size(layer_idx)
-        found = path.stat().st_size if path.is_file() else None
-        if expected and (found is None or found < expected):
-            state = "is missing" if found is None else f"is truncated to {found} bytes"
-            raise StoreError(
-                f"'{path}' {state}; expected at least {expected} bytes for {self._num_rows} rows. "
-                "Restore the file from a copy, or index the documents again."
-            )
+    def _decode(self, records: torch.Tensor) -> torch.Tensor:
+        """Turn parts of records (..., record_bytes_per_head) uint8 into rows (..., D + Dv)."""
+        return records.view(self._layout.dtype)
 
 
-_NUMPY = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.int16}
-
-
-def _file(directory: Path, layer_idx: int) -> Path:
-    return directory / f"layer-{layer_idx:03d}.bin"
-
-
-def _bytes_of(rows: torch.Tensor) -> bytes:
-    rows = rows.cpu()
-    return (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy().tobytes()
+def record_bytes(layout: MemoryLayout) -> dict[int, int]:
+    """Return layer -> bytes of one row's record."""
+    return {
+        idx: layer.num_key_value_heads * layer.row_dim * layout.dtype.itemsize
+        for idx, layer in layout.layers.items()
+    }

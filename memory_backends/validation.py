@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from memory_backends.catalog import FILE_NAME as CATALOG_FILE_NAME
+from memory_backends.database import FILE_NAME as CATALOG_FILE_NAME
 from memory_backends.errors import DocumentError, MemoryMismatchError, StoreError
 from memory_backends.layout import Document, LayerLayout, MemoryLayout, Rows
-
-LOCK_FILE_NAME = "write.lock"
+from memory_backends.lock import LOCK_FILE_NAME, OWNER_FILE_NAME
 
 
 def check_document(document: Document) -> None:
@@ -70,6 +70,41 @@ def check_rows(rows: Rows, layout: MemoryLayout, document: Document, first: int)
             _check_numbers(found, name, idx, first)
 
 
+def check_queries(rows: Rows, layout: MemoryLayout, num_heads: Mapping[int, int]) -> None:
+    """Refuse queries that are not those of these rows, or of other heads than those before.
+
+    Args:
+        rows: a run of a document's rows, with queries or without.
+        layout: the shape of the memory.
+        num_heads: layer -> query heads, of the layers of which there are samples already.
+
+    Raises:
+        MemoryMismatchError: a layer, shape or dtype that does not fit, or a query that is NaN or
+            infinite.
+    """
+    for idx, queries in rows.queries.items():
+        layer = layout.layers.get(idx)
+        if layer is None:
+            raise MemoryMismatchError(
+                f"queries must be of layers {sorted(layout.layers)}; got layer {idx}."
+            )
+        groups = layer.num_key_value_heads
+        heads = num_heads.get(idx, queries.shape[0] if queries.ndim else 0)
+        expected = (heads, len(rows), layer.head_dim)
+        if tuple(queries.shape) != expected or heads % groups or not heads:
+            wanted = f"H={num_heads[idx]}" if idx in num_heads else f"H=a multiple of {groups}"
+            raise MemoryMismatchError(
+                f"queries of layer {idx} must have shape ({wanted}, N={len(rows)}, "
+                f"head_dim={layer.head_dim}); got {tuple(queries.shape)}. "
+                "Pass all query heads of the same tokens as the keys."
+            )
+        if not (queries.is_floating_point() and bool(torch.isfinite(queries).all())):
+            raise MemoryMismatchError(
+                f"queries of layer {idx} must be finite and of a floating dtype; "
+                f"got {queries.dtype} with others. Check the model's dtype."
+            )
+
+
 def check_search(layer: LayerLayout, queries: torch.Tensor, k: int) -> None:
     """Refuse queries of another shape than (Hkv, N, head_dim), and k below 1.
 
@@ -93,10 +128,8 @@ def has_no_store(path: Path) -> bool:
     """
     if not path.exists():
         return True
-    partial = CATALOG_FILE_NAME + ".partial"
-    return path.is_dir() and all(
-        entry.name == LOCK_FILE_NAME or entry.name.startswith(partial) for entry in path.iterdir()
-    )
+    leftovers = (LOCK_FILE_NAME, OWNER_FILE_NAME, CATALOG_FILE_NAME + ".partial")
+    return path.is_dir() and all(entry.name.startswith(leftovers) for entry in path.iterdir())
 
 
 def check_directory(path: Path) -> Path:

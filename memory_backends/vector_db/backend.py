@@ -26,7 +26,6 @@ import torch
 from memory_backends.base import MemoryBackend, Precision, SearchResult, Sinks
 from memory_backends.errors import MemoryMismatchError, StoreError, reported
 from memory_backends.layout import Int64Array, MemoryLayout
-from memory_backends.rows import RowFiles, RowStorage, RowTensors
 from memory_backends.vector_db import index as faiss_index
 from memory_backends.vector_db.index import Float32Array
 
@@ -162,11 +161,6 @@ class VectorDBBackend(MemoryBackend):
         assert self.path is not None  # __init__ sees to it
         return self.path
 
-    def _open_rows(self) -> RowStorage:
-        if self._catalog.path is not None:
-            return RowFiles(self.layout, self._directory, self._catalog.num_rows)
-        return RowTensors(self.layout, torch.device("cpu"))  # empty, until the first write
-
     def _rows_changed(self) -> None:
         super()._rows_changed()
         self._plan()
@@ -257,11 +251,12 @@ class VectorDBBackend(MemoryBackend):
     def _unit_keys(self, layer_idx: int, head: int, ids: Int64Array) -> Float32Array:
         """Read the L2-normalised keys of rows, (n, head_dim) float32."""
         head_dim = self._layer(layer_idx).head_dim
-        keys = self._rows.layer(layer_idx)[:, head, :head_dim]  # (M, D)
         if np.all(np.diff(ids) == 1):  # a span, read in order
-            keys = keys[int(ids[0]) : int(ids[-1]) + 1]
+            keys = self._rows.span(layer_idx, int(ids[0]), int(ids[-1]) + 1)[:, head, :head_dim]
         else:
-            keys = keys[torch.from_numpy(ids)]
+            heads = self._layer(layer_idx).num_key_value_heads
+            rows = torch.from_numpy(ids).expand(heads, -1)
+            keys = self._rows.gather(layer_idx, rows)[head, :, :head_dim]
         unit: Float32Array = torch.nn.functional.normalize(keys.float(), dim=-1).numpy()
         return np.ascontiguousarray(unit)
 

@@ -503,9 +503,9 @@ class BackendConformance:
             raise full
 
         target = {
-            "write": "memory_backends.rows._bytes_of",
-            "flush": "memory_backends.rows.os.fsync",
-            "commit": "memory_backends.catalog._put_setting",
+            "write": "memory_backends.append_files.AppendFile.append",
+            "flush": "memory_backends.append_files.os.fsync",
+            "commit": "memory_backends.schema.write_setting",
         }[step]
         with monkeypatch.context() as patch:
             patch.setattr(target, fail)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from memory_backends import DocumentError, MemoryMismatchError, StoreError
+from memory_backends import (
+    Document,
+    DocumentError,
+    MemoryMismatchError,
+    StoreError,
+    content_hash,
+)
 from memory_backends.catalog import Catalog
+from memory_backends.queries import SampledLayer, Segment
+from memory_backends.records import NewDocument
+from memory_backends.schema import read_removed
 from tests.memory_backends.reference import IDENTITY, LAYOUT, make_document
 
 
@@ -26,13 +38,18 @@ def catalog(request: pytest.FixtureRequest, tmp_path: Path) -> Catalog:
     return new_catalog(tmp_path)
 
 
-def publish(catalog: Catalog, name: str, num_rows: int, sinks: tuple[int, ...] = ()) -> range:
-    return catalog.publish(
+def new(name: str, num_rows: int, sinks: tuple[int, ...] = (), **more: Any) -> NewDocument:
+    return NewDocument(
         make_document(name, num_rows),
         np.arange(num_rows, dtype=np.int32),
         np.array(sinks, dtype=np.int32),
-        {},
+        **{"row_crc32": {}, "samples": {}, **more},
     )
+
+
+def publish(catalog: Catalog, name: str, num_rows: int, sinks: tuple[int, ...] = ()) -> range:
+    (ids,) = catalog.publish([new(name, num_rows, sinks)])
+    return ids
 
 
 def test_a_new_catalogue_has_nothing(catalog: Catalog) -> None:
@@ -127,60 +144,134 @@ def test_a_transaction_that_fails_is_rolled_back(
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("memory_backends.catalog._put_setting", fail)
+        patch.setattr("memory_backends.schema.write_setting", fail)
         with pytest.raises(StoreError, match="cannot be used: database or disk is full"):
-            catalog.publish(
-                make_document("a", 9),
-                np.arange(9, dtype=np.int32),
-                np.array([], dtype=np.int32),
-                {0: 1},
-                replace=True,
-            )
+            catalog.publish([new("a", 9, row_crc32={0: 1})], replace=True)
     assert catalog.document_sizes() == [("a", 3, 3)]
     assert catalog.searchable_rows("all").tolist() == [0, 1, 2]
 
 
 def test_a_copy_leaves_out_the_index_and_gets_checksums(catalog: Catalog, tmp_path: Path) -> None:
-    in_memory = catalog.path is None
     catalog.publish(
-        make_document("a", 3),
-        np.arange(3, dtype=np.int32),
-        np.array([0], dtype=np.int32),
-        {} if in_memory else {0: 11, 3: 12},
+        [new("a", 3, (0,), row_crc32={0: 11, 3: 12}), new("b", 2, samples={3: Segment(2, 9)})],
+        query_heads={3: 2},
     )
     catalog.set_setting("index", {"generation": "000001"})
     (tmp_path / "copy").mkdir()
-    catalog.copy_to(tmp_path / "copy", {0: 2**32 - 1, 3: 5})
+    catalog.copy_to(tmp_path / "copy", {"b": {3: 5, 0: 2**32 - 1}})
     copy = Catalog.open(tmp_path / "copy")
     assert copy.setting("index") is None
     assert catalog.setting("index") == {"generation": "000001"}
     assert copy.document("a").sink_rows.tolist() == [0]
+    assert copy.document("b").first_row == 3  # its record has a new checksum, which fits
     assert [file.name for file in (tmp_path / "copy").iterdir()] == ["catalog.sqlite"]
-    with sqlite3.connect(tmp_path / "copy" / "catalog.sqlite") as connection:
-        found = connection.execute("SELECT * FROM checksums ORDER BY layer").fetchall()
+    assert [tuple(span) for span in copy.record_spans()] == [
+        ("a", 0, 3, (11, 12)),
+        ("b", 3, 5, (2**32 - 1, 5)),
+    ]
+    assert copy.query_samples() == {3: SampledLayer(2, 2)}
+
+
+def test_a_reader_sees_one_state_until_it_refreshes(tmp_path: Path) -> None:
+    writer, reader = new_catalog(tmp_path), Catalog.open(tmp_path)
+    publish(writer, "a", 3)
+    assert reader.document_names() == []
+    assert reader.num_rows == 0
+    assert reader.refresh()
+    assert not reader.refresh()
+    writer.publish([new("a", 2)], replace=True)
+    assert reader.num_rows == 3
+    assert not reader.has_document("a")  # not the new one, whose rows the reader does not know
+    with pytest.raises(DocumentError, match="no document 'a'"):
+        reader.document("a")
+    assert reader.document_of_rows([0, 1, 3]) == {}
+    assert reader.refresh()
+    assert reader.document("a").first_row == 3
+
+
+def test_a_hash_tells_whether_a_document_changed(catalog: Catalog) -> None:
+    text = Document("t", np.array([5, 6], dtype=np.int32), "naïve")
+    rows = np.zeros(1, dtype=np.int32)
+    catalog.publish([NewDocument(text, rows, rows, {}, {}), new("ids", 2)])
+    assert catalog.content_hash("t") == hashlib.sha256("naïve".encode()).hexdigest()
+    assert catalog.content_hash("t") == content_hash(text)
+    ids = hashlib.sha256(bytes([0, 0, 0, 0, 1, 0, 0, 0])).hexdigest()
+    assert catalog.content_hash("ids") == ids
+    assert catalog.content_hash("nothing") is None
+
+
+def test_a_vacuum_joins_removed_spans(catalog: Catalog) -> None:
+    for name in "abcd":
+        publish(catalog, name, 3)
+    for name in "acb":
+        catalog.remove_document(name)
+    catalog.remove_rows([10])
+    catalog.vacuum()
+    assert list(read_removed(catalog.connection)) == [(0, 9), (10, 11)]
+    assert catalog.searchable_rows("all").tolist() == [9, 11]
+
+
+@pytest.mark.parametrize(
+    ("statement", "use", "message"),
+    [
+        (
+            "UPDATE documents SET num_rows = 4",
+            lambda catalog: catalog.document("a"),
+            "record of document 'a' is damaged: its checksum does not match",
+        ),
+        (
+            "UPDATE removed SET stop_row = 99",
+            lambda catalog: catalog.searchable_rows("all"),
+            "record of removed rows 0 is damaged",
+        ),
+        (
+            "UPDATE documents SET sinks = x'ff000000'",
+            lambda catalog: catalog.searchable_rows("one"),
+            "record of document 'a' is damaged",
+        ),
+        (
+            "UPDATE settings SET value = '1' WHERE key = 'identity'",
+            Catalog.document_names,
+            "setting 'identity' is damaged: its checksum does not match",
+        ),
+        (
+            "CREATE VIEW removed_rows AS SELECT * FROM removed",
+            Catalog.document_names,
+            "expected the tables of format version 2 in the catalogue",
+        ),
+    ],
+)
+def test_what_the_disk_changed_is_not_used(
+    tmp_path: Path, statement: str, use: Callable[[Catalog], object], message: str
+) -> None:
+    catalog = new_catalog(tmp_path)
+    publish(catalog, "a", 3, sinks=(1,))
+    catalog.remove_rows([0])
+    catalog.close()
+    with sqlite3.connect(tmp_path / "catalog.sqlite") as connection:
+        connection.execute(statement)
     connection.close()
-    kept = [(0, 0, 3, 11), (3, 0, 3, 12)]
-    assert found == ([(0, 0, 3, 2**32 - 1), (3, 0, 3, 5)] if in_memory else kept)
+    with pytest.raises(StoreError, match=message):
+        use(Catalog.open(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("statement", "message"),
     [
         (
-            "UPDATE settings SET value = '2' WHERE key = 'format_version'",
-            "has format version 2; this emt reads version 1",
+            "UPDATE settings SET value = '3' WHERE key = 'format_version'",
+            "has format version 3; this emt reads version 2. Use the emt version that wrote",
+        ),
+        (
+            "UPDATE settings SET value = '1' WHERE key = 'format_version'",
+            "has format version 1; this emt reads version 2. Run `emt upgrade ",
         ),
         (
             "DELETE FROM settings WHERE key = 'format_version'",
-            "has format version None; this emt reads version 1",
+            "has format version None; this emt reads version 2",
         ),
         ("DELETE FROM settings WHERE key = 'layout'", "is damaged: not a memory layout: None"),
-        (
-            """UPDATE settings SET value = '{"dtype": "float32", "layers": {"0": [1, 0, 4]}}'
-            WHERE key = 'layout'""",
-            r"is damaged: not a memory layout: .*impossible layer shapes \{0: \(1, 0, 4\)\}",
-        ),
-        ("UPDATE settings SET value = '{' WHERE key = 'layout'", "cannot be used: Expecting"),
+        ("UPDATE settings SET value = '{' WHERE key = 'format_version'", "cannot be used: Expect"),
         ("DROP TABLE settings", "cannot be used: no such table: settings"),
     ],
 )
@@ -193,6 +284,14 @@ def test_a_catalogue_that_is_not_ours_is_refused(
     connection.close()
     with pytest.raises(StoreError, match=f"catalog.sqlite' {message}"):
         Catalog.open(tmp_path)
+
+
+def test_an_impossible_layout_is_refused(tmp_path: Path) -> None:
+    catalog = new_catalog(tmp_path)
+    for layers in ({"0": [1, 0, 4]}, {"-1": [1, 4, 4]}, {"70000": [1, 4, 4]}):
+        catalog.set_setting("layout", {"dtype": "float32", "layers": layers})
+        with pytest.raises(StoreError, match=r"is damaged: not a memory layout: .*impossible"):
+            Catalog.open(tmp_path)
 
 
 def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

@@ -38,12 +38,21 @@ def test_appended_rows_show_when_published(storage: RowStorage) -> None:
     storage.append(second)
     storage.flush()
     assert storage.num_rows == 0
-    assert storage.layer(0).shape == (0, 2, 16)
+    assert storage.span(0, 0, 5).shape == (0, 2, 16)
     storage.publish(305)
     assert storage.num_rows == 305
     for layer_idx in (0, 3):
         expected = torch.cat([interleave(first, layer_idx), interleave(second, layer_idx)])
-        assert torch.equal(storage.layer(layer_idx), expected)
+        assert torch.equal(storage.span(layer_idx, 0, 305), expected)
+        assert torch.equal(storage.span(layer_idx, 299, 302), expected[299:302])
+        heads = expected.shape[1]
+        ids = torch.randint(0, 305, (heads, 3, 4))
+        found = storage.gather(layer_idx, ids)
+        assert found.shape == (heads, 3, 4, expected.shape[2])
+        for head in range(heads):
+            assert torch.equal(found[head], expected[ids[head], head])
+        raw = storage.records(layer_idx, 2, 4)
+        assert raw.numpy().tobytes() == expected[2:4].numpy().tobytes()
 
 
 def test_forgotten_rows_are_overwritten(storage: RowStorage) -> None:
@@ -51,15 +60,15 @@ def test_forgotten_rows_are_overwritten(storage: RowStorage) -> None:
     storage.append(runs[0])
     storage.flush()
     storage.publish(5)
-    held = storage.layer(0)
+    held = storage.span(0, 0, 5)
     storage.append(runs[1])
     storage.flush()
     storage.publish(5)
-    assert torch.equal(storage.layer(0), interleave(runs[0], 0))
+    assert torch.equal(storage.span(0, 0, 5), interleave(runs[0], 0))
     storage.append(runs[2])
     storage.flush()
     storage.publish(10)
-    assert torch.equal(storage.layer(0)[5:], interleave(runs[2], 0))
+    assert torch.equal(storage.span(0, 5, 10), interleave(runs[2], 0))
     assert torch.equal(held, interleave(runs[0], 0))
 
 
@@ -69,7 +78,8 @@ def test_files_are_raw_values_with_a_checksum(tmp_path: Path) -> None:
     runs = [make_rows(3, seed=1), make_rows(2, seed=2)]
     for run in runs:
         files.append(run)
-    checksums = files.flush()
+    checksums = files.seal()
+    files.flush()
     files.publish(5)
     for layer_idx in (0, 3):
         data = (tmp_path / "rows" / f"layer-{layer_idx:03d}.bin").read_bytes()
@@ -78,7 +88,7 @@ def test_files_are_raw_values_with_a_checksum(tmp_path: Path) -> None:
         assert checksums[layer_idx] == zlib.crc32(data)
     files.append(runs[0])
     data = interleave(runs[0], 3).numpy().tobytes()
-    assert files.flush()[3] == zlib.crc32(data)  # of what was appended since
+    assert files.seal()[3] == zlib.crc32(data)  # of what was appended since
     files.close()
     assert (tmp_path / "rows" / "layer-003.bin").stat().st_size == 5 * 10 * 4
 
@@ -94,7 +104,7 @@ def test_every_bit_pattern_survives(tmp_path: Path, dtype: torch.dtype, bits: st
     files.append(rows)
     files.flush()
     files.publish(2)
-    again = RowFiles(layout, tmp_path, 2).layer(0)
+    again = RowFiles(layout, tmp_path, 2).span(0, 0, 2)
     assert again.dtype == dtype
     assert again.flatten().tolist() == special[[0, 1, 2, 2, 3, 3]].tolist()
     raw = np.fromfile(tmp_path / "rows" / "layer-000.bin", bits)
@@ -117,8 +127,8 @@ def test_another_writers_rows_are_not_cut_off(tmp_path: Path) -> None:
     second.flush()
     second.publish(8)
     expected = torch.cat([interleave(run, 0) for run in runs])
-    assert torch.equal(second.layer(0), expected)
-    assert torch.equal(first.layer(0), expected[:5])
+    assert torch.equal(second.span(0, 0, 8), expected)
+    assert torch.equal(first.span(0, 0, 9), expected[:5])
 
 
 def test_a_file_cut_while_open_is_not_filled_up(tmp_path: Path) -> None:
@@ -129,7 +139,11 @@ def test_a_file_cut_while_open_is_not_filled_up(tmp_path: Path) -> None:
     path = tmp_path / "rows" / "layer-000.bin"
     path.write_bytes(path.read_bytes()[:100])
     message = f"'{path}' is truncated to 100 bytes; expected at least 640 bytes for 5 rows"
-    for use in (lambda: files.layer(0), lambda: files.append(make_rows(1, seed=2))):
+    for use in (
+        lambda: files.reopen(5),
+        lambda: files.append(make_rows(1, seed=2)),
+        lambda: RowFiles(LAYOUT, tmp_path, 5),
+    ):
         with pytest.raises(StoreError, match=re.escape(message)):
             use()
     assert path.stat().st_size == 100

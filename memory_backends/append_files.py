@@ -1,0 +1,244 @@
+"""Append-only files of records of a fixed size: one file a layer, mapped read-only.
+
+A published record never moves. `append` writes after the published ones, where no reader looks;
+`seal` ends a unit (a document) and tells its checksum; `rewind` drops what was appended after the
+last seal; `flush` makes everything durable. Then the catalogue commits or does not, and `publish`
+shows as many records as it says, and cuts off the others. A crash before the commit leaves bytes
+past the published end, which the next append overwrites.
+
+Files are mapped when they are opened, so a reader keeps what it saw when compaction puts another
+file in the place of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import warnings
+import zlib
+from collections.abc import Mapping
+from io import FileIO
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from memory_backends.errors import StoreError
+
+
+class AppendFile:
+    """One file of records. It is made by the first `append`, not before.
+
+    Attributes:
+        path: the file.
+        record_bytes: bytes of one record.
+
+    Raises:
+        StoreError: the file is missing or shorter than `num_records` records.
+    """
+
+    def __init__(self, path: Path, record_bytes: int, num_records: int) -> None:
+        self.path = path
+        self.record_bytes = record_bytes
+        self.is_new = False  # made since the last `flush`
+        self._num_records = num_records
+        self._file: FileIO | None = None
+        self._end = self._sealed = num_records * record_bytes
+        self._crc32 = 0
+        self._records = self._mapped()
+
+    @property
+    def num_records(self) -> int:
+        """How many records are published."""
+        return self._num_records
+
+    @property
+    def records(self) -> torch.Tensor:
+        """The published records, (n, record_bytes) uint8, mapped. Nothing may write to them."""
+        return self._records
+
+    def append(self, data: bytes | memoryview) -> None:
+        """Put whole records after everything appended so far; they reach the disk at `flush`."""
+        file = self._opened()
+        rest = memoryview(data).cast("B")
+        self._crc32 = zlib.crc32(rest, self._crc32)
+        self._end += rest.nbytes
+        while rest:
+            rest = rest[file.write(rest) :]
+
+    def skip(self, num_records: int) -> None:
+        """Leave room for records that nobody reads, without taking space on the disk."""
+        file = self._opened()
+        self._end += num_records * self.record_bytes
+        file.truncate(self._end)
+        file.seek(self._end)
+
+    def seal(self) -> int:
+        """Return the crc32 of what was appended since the last seal."""
+        crc32, self._crc32, self._sealed = self._crc32, 0, self._end
+        return crc32
+
+    def rewind(self) -> None:
+        """Drop what was appended since the last seal."""
+        self._crc32, self._end = 0, self._sealed
+        if self._file is not None:
+            self._file.truncate(self._end)
+            self._file.seek(self._end)
+
+    def flush(self) -> None:
+        """Force what was appended to the disk; a new file's name is for the caller to force."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def publish(self, num_records: int) -> None:
+        """Show the first `num_records` records; cut off what was appended after them."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # no reader looks there; the next append cuts it off
+                self._file.truncate(num_records * self.record_bytes)
+            with contextlib.suppress(OSError):  # a full disk was reported by `append` or `flush`
+                self._file.close()
+            self._file = None
+        changed = num_records != self._num_records
+        self._num_records = num_records
+        self._end = self._sealed = num_records * self.record_bytes
+        self._crc32 = 0
+        if changed:
+            self._records = self._mapped()
+
+    def reopen(self, num_records: int) -> None:
+        """Show the first `num_records` records of the file that has the name now."""
+        self.publish(num_records)
+        self._records = self._mapped()
+
+    def close(self) -> None:
+        """Let go of the file; tensors handed out stay valid."""
+        self.publish(self._num_records)
+        self._num_records = self._end = self._sealed = 0
+        self._records = self._mapped()
+
+    def _opened(self) -> FileIO:
+        if self._file is None:
+            self._check_size()
+            if not self.path.exists():
+                self.path.parent.mkdir(exist_ok=True)
+                self.is_new = True
+                self.path.touch()
+            self._file = self.path.open("r+b", buffering=0)  # keeps nothing that was not written
+            self._file.truncate(self._end)  # what an interrupted write left behind
+            self._file.seek(self._end)
+        return self._file
+
+    def _mapped(self) -> torch.Tensor:
+        shape = (self._num_records, self.record_bytes)
+        if not self._num_records:
+            return torch.empty(shape, dtype=torch.uint8)
+        self._check_size()
+        with self.path.open("rb") as file:
+            view = mmap.mmap(file.fileno(), self._end, access=mmap.ACCESS_READ)
+        with warnings.catch_warnings():  # torch has no read-only tensors; nothing writes to this
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return torch.from_numpy(np.frombuffer(view, dtype=np.uint8)).view(shape)
+
+    def _check_size(self) -> None:
+        expected = self._num_records * self.record_bytes
+        found = self.path.stat().st_size if self.path.is_file() else None
+        if expected and (found is None or found < expected):
+            state = "is missing" if found is None else f"is truncated to {found} bytes"
+            raise StoreError(
+                f"'{self.path}' {state}; expected at least {expected} bytes for "
+                f"{self._num_records} rows. "
+                "Restore the file from a copy, or index the documents again."
+            )
+
+
+class AppendFiles:
+    """A folder with one `AppendFile` a layer: `layer-000.bin`.
+
+    Args:
+        folder: where they are; made with the first file.
+        record_bytes: layer -> bytes of one record.
+        num_records: layer -> how many are published; 0 if a layer is not there.
+
+    Raises:
+        StoreError: a file is missing or shorter than that.
+    """
+
+    def __init__(
+        self, folder: Path, record_bytes: Mapping[int, int], num_records: Mapping[int, int]
+    ) -> None:
+        self.folder = folder
+        self._files: dict[int, AppendFile] = {}
+        for layer_idx, size in record_bytes.items():
+            self.add_layer(layer_idx, size, num_records.get(layer_idx, 0))
+
+    def __getitem__(self, layer_idx: int) -> AppendFile:
+        return self._files[layer_idx]
+
+    def __contains__(self, layer_idx: int) -> bool:
+        return layer_idx in self._files
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that have a file."""
+        return list(self._files)
+
+    def add_layer(self, layer_idx: int, record_bytes: int, num_records: int) -> None:
+        """Have a file for one more layer.
+
+        Raises:
+            StoreError: as for the class.
+        """
+        path = self.folder / layer_file_name(layer_idx)
+        self._files[layer_idx] = AppendFile(path, record_bytes, num_records)
+
+    def seal(self) -> dict[int, int]:
+        """Return layer -> crc32 of what was appended since the last seal."""
+        return {layer_idx: file.seal() for layer_idx, file in self._files.items()}
+
+    def rewind(self) -> None:
+        """Drop what was appended since the last seal."""
+        for file in self._files.values():
+            file.rewind()
+
+    def flush(self) -> None:
+        """Force everything appended to the disk, the names of new files too."""
+        for file in self._files.values():
+            file.flush()
+        if any(file.is_new for file in self._files.values()):
+            sync_folder(self.folder)
+            sync_folder(self.folder.parent)
+            for file in self._files.values():
+                file.is_new = False
+
+    def publish(self, num_records: Mapping[int, int]) -> None:
+        """Show the first so many records of each layer; cut off what was appended after them."""
+        for layer_idx, file in self._files.items():
+            file.publish(num_records.get(layer_idx, 0))
+
+    def reopen(self, num_records: Mapping[int, int]) -> None:
+        """Show the first so many records of the files that have the names now."""
+        for layer_idx, file in self._files.items():
+            file.reopen(num_records.get(layer_idx, 0))
+
+    def close(self) -> None:
+        """Let go of the files; tensors handed out stay valid."""
+        for file in self._files.values():
+            file.close()
+
+
+def layer_file_name(layer_idx: int) -> str:
+    """Return the name of a layer's file."""
+    return f"layer-{layer_idx:03d}.bin"
+
+
+def sync_folder(folder: Path) -> None:
+    """Force the names in a folder to the disk, where the system lets one do so."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,91 @@
+"""The SQLite database of a store: connections, transactions, its format version."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from memory_backends.errors import EMTError, StoreError
+
+FILE_NAME = "catalog.sqlite"
+FORMAT_VERSION = 2
+
+
+def connect(directory: Path) -> sqlite3.Connection:
+    """Connect to the catalogue of a store, whatever its version.
+
+    Raises:
+        StoreError: there is none.
+    """
+    path = directory / FILE_NAME
+    if not path.is_file():
+        raise StoreError(
+            f"expected a memory store with a {FILE_NAME} at '{directory}'; found none. "
+            "Write one with `emt index` or `Memory.write`, or correct the path."
+        )
+    with as_store_error(path):
+        return connect_to(path)
+
+
+def connect_to(path: Path | str) -> sqlite3.Connection:
+    """Connect to a database file, or to ":memory:"; transactions begin and end where we say."""
+    connection = sqlite3.connect(path, timeout=30, check_same_thread=False, isolation_level=None)
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA cell_size_check = ON")
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Make all changes of a block, or none if it or the disk fails."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.rollback()
+        raise
+
+
+def check_version(connection: sqlite3.Connection, directory: Path) -> None:
+    """Refuse a store of another format version, and say what to do.
+
+    Raises:
+        StoreError: it is older or newer.
+    """
+    found = stored_version(connection)
+    if found == FORMAT_VERSION:
+        return
+    advice = "Use the emt version that wrote the store, or write the store again."
+    if found == 1:
+        advice = f"Run `emt upgrade {directory}`: it is one transaction, and keeps every id."
+    raise StoreError(
+        f"'{directory / FILE_NAME}' has format version {found}; this emt reads version "
+        f"{FORMAT_VERSION}. {advice}"
+    )
+
+
+def stored_version(connection: sqlite3.Connection) -> Any:
+    """Return the format version that the database says it has, whatever its tables."""
+    found = connection.execute("SELECT value FROM settings WHERE key = 'format_version'").fetchone()
+    return None if found is None else json.loads(str(found[0]))
+
+
+@contextlib.contextmanager
+def as_store_error(path: Path | None) -> Iterator[None]:
+    """Turn what SQLite and the system say into a StoreError that names the catalogue."""
+    try:
+        yield
+    except EMTError:
+        raise
+    # ValueError: garbled text or JSON; the others: values of another type than was written.
+    except (sqlite3.Error, OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise StoreError(
+            f"the catalogue '{path or 'in memory'}' cannot be used: {error}. "
+            "Check the disk and the permissions; if the file is damaged, restore it or index again."
+        ) from error

@@ -1,0 +1,99 @@
+"""One writer at a time, whose name others are told.
+
+The lock is the operating system's, on the file `write.lock`, so it ends with its process. Its owner
+writes `writer.json` beside it; that is read only while the lock is held, and not believed if the
+process that it names is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import filelock
+
+from memory_backends.errors import StoreError
+
+LOCK_FILE_NAME = "write.lock"
+OWNER_FILE_NAME = "writer.json"
+
+_LONGEST_COMMAND = 200  # characters that an error shows
+_LONGEST_FILE = 4096
+
+
+@contextlib.contextmanager
+def write_lock(path: Path) -> Iterator[None]:
+    """Hold the write lock of the store at `path`, a directory.
+
+    Raises:
+        StoreError: another process holds it; the message names it.
+        OSError: the directory cannot be written.
+    """
+    lock = filelock.FileLock(path / LOCK_FILE_NAME, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise StoreError(_refusal(path)) from None
+    try:
+        with contextlib.suppress(OSError):  # a full disk must not keep anyone from removing rows
+            _write_owner(path)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (path / OWNER_FILE_NAME).unlink()
+        lock.release()
+
+
+def _write_owner(path: Path) -> None:
+    owner = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "command": shlex.join(sys.orig_argv)[:_LONGEST_COMMAND],
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    partial = path / (OWNER_FILE_NAME + ".partial")
+    partial.write_text(json.dumps(owner), encoding="utf-8")
+    partial.replace(path / OWNER_FILE_NAME)
+
+
+def _refusal(path: Path) -> str:
+    try:
+        with (path / OWNER_FILE_NAME).open("rb") as file:
+            owner = json.loads(file.read(_LONGEST_FILE))
+        pid, host = int(owner["pid"]), _printable(owner["host"])
+        command, since = _printable(owner["command"]), _printable(owner["since"])
+        is_here = host == socket.gethostname()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return f"another process is writing to '{path}'; wait for it, or stop it."
+    if is_here and pid == os.getpid():
+        return f"this process is writing to '{path}' already, since {since}. Let that end first."
+    if is_here and not _is_alive(pid):  # the file is left over; the new owner has not named itself
+        return f"another process is writing to '{path}'; wait for it, or stop it."
+    return (
+        f"another process is writing to '{path}': PID {pid} ({command}) on {host} since {since}; "
+        "wait for it, or stop it."
+    )
+
+
+def _printable(value: object) -> str:
+    text = str(value)[:_LONGEST_COMMAND]
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name != "posix" or pid <= 0:
+        return pid > 0
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

@@ -1,0 +1,128 @@
+"""The catalogue's tables (format version 2), and how one record at a time is written to them.
+
+Every table but `query_samples`, which has checksums for its content, ends in the crc32 of its
+other columns. The statements below are compared, letter by letter, with those of a store.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from typing import Any
+
+from memory_backends.database import FORMAT_VERSION
+from memory_backends.errors import StoreError
+from memory_backends.records import record_crc32
+
+SCHEMA = (
+    """CREATE TABLE settings (
+    key TEXT PRIMARY KEY,
+    value TEXT NOT NULL,          -- JSON
+    crc32 INTEGER NOT NULL
+) WITHOUT ROWID""",
+    """CREATE TABLE documents (
+    name TEXT PRIMARY KEY,
+    first_row INTEGER NOT NULL,
+    num_rows INTEGER NOT NULL,
+    num_tokens INTEGER NOT NULL,
+    token_ids BLOB NOT NULL,      -- int32 (num_tokens,)
+    row_tokens BLOB NOT NULL,     -- int32 (num_rows,): each row's index into token_ids
+    sinks BLOB NOT NULL,          -- int32: which of the document's rows are attention sinks
+    offsets BLOB,                 -- int32 (num_tokens, 2): characters of text
+    text TEXT,
+    content_hash TEXT NOT NULL,   -- sha256 of text, or of token_ids without one
+    row_crc32 BLOB NOT NULL,      -- uint32 a layer, ascending: of the rows' records
+    crc32 INTEGER NOT NULL
+)""",
+    "CREATE UNIQUE INDEX documents_by_row ON documents (first_row)",
+    """CREATE TABLE removed (
+    first_row INTEGER PRIMARY KEY,
+    stop_row INTEGER NOT NULL,
+    crc32 INTEGER NOT NULL
+)""",
+    """CREATE TABLE query_samples (    -- what one document added to one layer's samples
+    layer INTEGER NOT NULL,
+    first_sample INTEGER NOT NULL,
+    num_samples INTEGER NOT NULL,
+    crc32 INTEGER NOT NULL,       -- of the samples
+    PRIMARY KEY (layer, first_sample)
+) WITHOUT ROWID""",
+)
+
+
+def create_tables(connection: sqlite3.Connection) -> None:
+    """Make the tables, within the transaction there is."""
+    for statement in SCHEMA:
+        connection.execute(statement)
+
+
+def check_schema(connection: sqlite3.Connection) -> None:
+    """Refuse a database with other tables, or with views or triggers.
+
+    Raises:
+        StoreError: it is one.
+    """
+    query = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL"
+    found = sorted(str(sql) for (sql,) in connection.execute(query))
+    if found != sorted(SCHEMA):
+        raise StoreError(
+            f"expected the tables of format version {FORMAT_VERSION} in the catalogue; got other "
+            "ones. The store is damaged, or another program wrote to it."
+        )
+
+
+def read_setting(connection: sqlite3.Connection, key: str) -> Any:
+    """Return a setting as plain JSON types, or None.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    query = "SELECT value, crc32 FROM settings WHERE key = ?"
+    found = connection.execute(query, (key,)).fetchone()
+    if found is None:
+        return None
+    value, crc32 = found
+    if record_crc32((key, value)) != crc32:
+        raise StoreError(
+            f"the setting '{key}' is damaged: its checksum does not match. "
+            "Restore the catalogue from a copy, or index the documents again."
+        )
+    return json.loads(value)
+
+
+def write_setting(connection: sqlite3.Connection, key: str, value: Any) -> None:
+    """Store a setting (plain JSON types)."""
+    text = json.dumps(value, sort_keys=True)
+    connection.execute(
+        "INSERT INTO settings VALUES (?, ?, ?) ON CONFLICT (key) "
+        "DO UPDATE SET value = excluded.value, crc32 = excluded.crc32",
+        (key, text, record_crc32((key, text))),
+    )
+
+
+def write_removed(connection: sqlite3.Connection, first: int, stop: int) -> None:
+    """Mark the rows `first` to `stop - 1` as removed; a longer span from `first` on is kept."""
+    if stop > first:
+        connection.execute(
+            "INSERT INTO removed VALUES (?, ?, ?) ON CONFLICT (first_row) DO UPDATE "
+            "SET stop_row = excluded.stop_row, crc32 = excluded.crc32 "
+            "WHERE excluded.stop_row > removed.stop_row",
+            (first, stop, record_crc32((first, stop))),
+        )
+
+
+def read_removed(connection: sqlite3.Connection) -> Iterator[tuple[int, int]]:
+    """Yield the removed spans, (first, stop), ascending; they may overlap.
+
+    Raises:
+        StoreError: one is damaged.
+    """
+    query = "SELECT first_row, stop_row, crc32 FROM removed ORDER BY first_row"
+    for first, stop, crc32 in connection.execute(query):
+        if record_crc32((first, stop)) != crc32 or not 0 <= first < stop:
+            raise StoreError(
+                f"the record of removed rows {first!r:.40} is damaged: its checksum does not "
+                "match. Restore the catalogue from a copy, or index the documents again."
+            )
+        yield first, stop

@@ -1,0 +1,225 @@
+"""What a memory consists of: catalogue, rows and query samples, in a directory or in RAM.
+
+A store is made by its first write; until then the memory is in RAM. Everything that is read by
+several calls (row count, removals, mapped files) is read within one snapshot of the catalogue,
+whose lock no writer's commit can pass; so no compaction can come between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memory_backends import queries, rows
+from memory_backends.append_files import sync_folder
+from memory_backends.catalog import Catalog
+from memory_backends.database import FILE_NAME as CATALOG_FILE_NAME
+from memory_backends.errors import MemoryMismatchError, StoreError, reported
+from memory_backends.layout import MemoryLayout
+from memory_backends.lock import write_lock
+from memory_backends.queries import QuerySamples
+from memory_backends.records import RecordSpan
+from memory_backends.rows import RowFiles, RowStorage, RowTensors
+from memory_backends.validation import check_directory, has_no_store
+
+_ROWS_PER_COPY = 4096
+
+
+class Store:
+    """The parts of one memory, and who may write to them.
+
+    Args:
+        layout: the shape of the rows. A store that is opened must have the same.
+        path: the store's directory; None for a memory in RAM.
+        identity: what the model looks like, as plain JSON types.
+        device: where rows live that are not in files.
+
+    Attributes:
+        catalog: documents, settings and removed rows.
+        rows: keys and values.
+        samples: some of the tokens' queries.
+
+    Raises:
+        MemoryMismatchError: the store has another layout or identity.
+        StoreError: there is something else at `path`, or the store is damaged.
+    """
+
+    def __init__(
+        self,
+        layout: MemoryLayout,
+        path: Path | None,
+        identity: Mapping[str, Any],
+        device: torch.device,
+    ) -> None:
+        self.layout = layout
+        self.path = path
+        self._identity = identity
+        self._device = device
+        self._thread_writes = threading.Lock()
+        self.catalog = self._open_catalog()
+        try:
+            self.rows, self.samples = self._open_files()
+        except BaseException:
+            self.catalog.close()
+            raise
+
+    def refresh(self) -> bool:
+        """See what is published by now; tell whether anything may have changed."""
+        with self.catalog.snapshot():
+            if not self.catalog.refresh():
+                return False
+            self.rows.reopen(self.catalog.num_rows)
+            self.samples.publish(self.catalog.query_samples())
+        return True
+
+    def show_published(self) -> None:
+        """Show the rows and samples that the catalogue has, and forget others."""
+        self.rows.publish(self.catalog.num_rows)
+        self.samples.publish(self.catalog.query_samples())
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Let one thread of one process write, to a store that is there.
+
+        Raises:
+            StoreError: another thread or process is writing, or the directory cannot be written.
+        """
+        if not self._thread_writes.acquire(blocking=False):
+            raise StoreError("this memory is being written to already. Let that end first.")
+        with contextlib.ExitStack() as locks:
+            locks.callback(self._thread_writes.release)
+            if self.path is not None:
+                with reported(self.path):
+                    locks.enter_context(_locked(self.path))
+                    if self.catalog.path is None:
+                        locks.push(self._make_store(self.path))
+            yield
+
+    def copy_to(self, directory: Path) -> None:
+        """Write a copy of the memory to an empty directory, room for removed rows left out.
+
+        Raises:
+            StoreError: it cannot be written, or this store is damaged.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            with (
+                contextlib.closing(RowFiles(self.layout, directory, 0)) as new_rows,
+                contextlib.closing(QuerySamples(self.layout, directory, {})) as new_samples,
+            ):
+                row_crc32 = self._copy_rows(new_rows)
+                new_rows.flush()
+                for layer_idx in self.samples.num_heads:
+                    new_samples.append_samples(layer_idx, self.samples.layer(layer_idx))
+                new_samples.flush()
+                new_rows.publish(self.catalog.num_rows)
+                new_samples.publish(self.catalog.query_samples())
+            self.catalog.copy_to(directory, row_crc32)  # last: before, it is not a store
+            sync_folder(directory)
+        except BaseException:
+            for folder in (rows.FOLDER, queries.FOLDER):
+                shutil.rmtree(directory / folder, ignore_errors=True)
+            raise
+
+    def close(self) -> None:
+        """Let go of files; the object is of no use afterwards."""
+        self.rows.close()
+        self.samples.close()
+        self.catalog.close()
+
+    # -- opening --------------------------------------------------------------------------------
+
+    def _open_catalog(self) -> Catalog:
+        if self.path is None or has_no_store(self.path):
+            return Catalog.in_memory(self.layout, self._identity)  # until the first write
+        catalog = Catalog.open(check_directory(self.path))
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(catalog.close)
+            catalog.check_identity(self._identity)
+            if catalog.layout != self.layout:
+                raise MemoryMismatchError(
+                    f"memory at '{self.path}' has layout {catalog.layout.to_json()}; "
+                    f"this model has {self.layout.to_json()}. Load the model that wrote the store."
+                )
+            on_error.pop_all()
+        return catalog
+
+    def _open_files(self) -> tuple[RowStorage, QuerySamples]:
+        with self.catalog.snapshot():
+            self.catalog.refresh()
+            sampled = self.catalog.query_samples()
+            if self.path is None or self.catalog.path is None:
+                tensors = RowTensors(self.layout, self._device)
+                return tensors, QuerySamples(self.layout, None, sampled)
+            files = RowFiles(self.layout, self.path, self.catalog.num_rows)
+            return files, QuerySamples(self.layout, self.path, sampled)
+
+    def _make_store(self, path: Path) -> Callable[..., None]:
+        """Make the store of the first write; return how to take it away if that write fails."""
+        is_ours = not (path / CATALOG_FILE_NAME).exists()  # or another process was first
+        if is_ours:
+            self.catalog.copy_to(path, {})
+            sync_folder(path)
+            sync_folder(path.parent)
+        self._use(self._open_catalog())
+
+        def after(error: type[BaseException] | None, *_: object) -> None:
+            if error is not None and is_ours and not self.catalog.num_rows:
+                self._use(self.catalog.copy_in_memory())
+                (path / CATALOG_FILE_NAME).unlink()  # first: without it, it is not a store
+                for folder in (rows.FOLDER, queries.FOLDER, "index"):
+                    shutil.rmtree(path / folder, ignore_errors=True)
+
+        return after
+
+    def _use(self, catalog: Catalog) -> None:
+        self.catalog.close()
+        self.rows.close()
+        self.samples.close()
+        self.catalog = catalog
+        self.rows, self.samples = self._open_files()
+
+    # -- copying --------------------------------------------------------------------------------
+
+    def _copy_rows(self, target: RowFiles) -> dict[str, dict[int, int]]:
+        """Copy the rows of all documents to their places; return their checksums."""
+        row_crc32, end = {}, 0
+        for span in self.catalog.record_spans():
+            target.skip(span.first - end)
+            end = span.stop
+            for first in range(span.first, span.stop, _ROWS_PER_COPY):
+                stop = min(first + _ROWS_PER_COPY, span.stop)
+                for layer_idx in self.layout.layers:
+                    records = self.rows.records(layer_idx, first, stop)
+                    target.append_records(layer_idx, records)
+            row_crc32[span.name] = self._checked(span, target.seal())
+        target.skip(self.catalog.num_rows - end)
+        return row_crc32
+
+    def _checked(self, span: RecordSpan, row_crc32: dict[int, int]) -> dict[int, int]:
+        found = tuple(row_crc32[layer_idx] for layer_idx in sorted(row_crc32))
+        if self.catalog.path is not None and found != span.row_crc32:
+            raise StoreError(
+                f"the rows of document '{span.name}' in '{self.path}' are damaged: their checksum "
+                "does not match. `emt verify` lists all damage; index the document again."
+            )
+        return row_crc32
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the write lock of the store at `path`; take a directory that it made away if unused."""
+    is_new = not path.exists()
+    path.mkdir(parents=True, exist_ok=True)
+    with write_lock(path):
+        try:
+            yield
+        finally:
+            if is_new and has_no_store(path):  # the first write failed
+                shutil.rmtree(path, ignore_errors=True)
