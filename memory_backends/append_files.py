@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from memory_backends.errors import StoreError
+from memory_backends.errors import StoreError, refuse_link
 
 
 class AppendFile:
@@ -141,6 +141,8 @@ class AppendFile:
             return torch.from_numpy(np.frombuffer(view, dtype=np.uint8)).view(shape)
 
     def _check_size(self) -> None:
+        refuse_link(self.path.parent)
+        refuse_link(self.path)
         expected = self._num_records * self.record_bytes
         found = self.path.stat().st_size if self.path.is_file() else None
         if expected and (found is None or found < expected):

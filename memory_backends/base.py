@@ -297,10 +297,12 @@ class MemoryBackend(ABC):
         Raises:
             StoreError: the store is damaged or gone.
         """
-        with reported(self.path), self._catalog.snapshot():
-            changed = self._store.refresh()
-            if changed:
-                self._searchable = self._read_searchable()
+        with reported(self.path):
+            changed = self._store.open_if_made()
+            with self._catalog.snapshot():
+                changed = self._store.refresh() or changed
+                if changed:
+                    self._searchable = self._read_searchable()
         if changed:  # what takes long must not keep a writer waiting
             self._rows_changed()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 
 import numpy as np
@@ -42,7 +43,7 @@ class Batch:
         try:
             new = self._appended(document, runs)
         except BaseException:
-            with reported(self._store.path):
+            with contextlib.suppress(OSError):  # `commit` cuts off what is not published
                 self._store.rows.rewind()
                 self._store.samples.rewind()
             raise

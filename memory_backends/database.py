@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from memory_backends.errors import EMTError, StoreError
+from memory_backends.errors import EMTError, StoreError, refuse_link
 
 FILE_NAME = "catalog.sqlite"
 FORMAT_VERSION = 2
@@ -22,6 +22,7 @@ def connect(directory: Path) -> sqlite3.Connection:
         StoreError: there is none.
     """
     path = directory / FILE_NAME
+    refuse_link(path)
     if not path.is_file():
         raise StoreError(
             f"expected a memory store with a {FILE_NAME} at '{directory}'; found none. "

@@ -48,3 +48,16 @@ def reported(path: Path | None) -> Iterator[None]:
             f"the store at '{path}' cannot be written: {error.strerror or error}. What was stored "
             "before is untouched; make room or correct the permissions, and run again."
         ) from error
+
+
+def refuse_link(path: Path) -> None:
+    """Refuse a part of a store that is a symbolic link: it could lead anywhere.
+
+    Raises:
+        StoreError: it is one.
+    """
+    if path.is_symlink():
+        raise StoreError(
+            f"expected '{path}' to be in its store; it is a symbolic link. "
+            "Put the file itself there, or link to the store as a whole."
+        )

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import filelock
 
-from memory_backends.errors import StoreError
+from memory_backends.errors import StoreError, refuse_link
 
 LOCK_FILE_NAME = "write.lock"
 OWNER_FILE_NAME = "writer.json"
@@ -36,6 +36,7 @@ def write_lock(path: Path) -> Iterator[None]:
         StoreError: another process holds it; the message names it.
         OSError: the directory cannot be written.
     """
+    refuse_link(path / LOCK_FILE_NAME)
     lock = filelock.FileLock(path / LOCK_FILE_NAME, timeout=0)
     try:
         lock.acquire()
@@ -59,6 +60,7 @@ def _write_owner(path: Path) -> None:
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     partial = path / (OWNER_FILE_NAME + ".partial")
+    partial.unlink(missing_ok=True)  # it may be a link, too
     partial.write_text(json.dumps(owner), encoding="utf-8")
     partial.replace(path / OWNER_FILE_NAME)
 

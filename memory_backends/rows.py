@@ -216,16 +216,12 @@ class RowFiles:
 
     def gather(self, layer_idx: int, ids: torch.Tensor) -> torch.Tensor:
         """Return published rows by id: (Hkv, ...) int64 to (Hkv, ..., D + Dv); any for -1."""
-        heads = self._layout.layers[layer_idx].num_key_value_heads
-        records = self.files[layer_idx].records
-        found = gather_heads(records.view(len(records), heads, -1), ids.cpu())
-        return self._decode(found)
+        records = self._by_head(layer_idx, self.files[layer_idx].records)
+        return self._decode(gather_heads(records, ids.cpu()))
 
     def span(self, layer_idx: int, first: int, stop: int) -> torch.Tensor:
         """Return consecutive published rows, (stop - first, Hkv, D + Dv), mapped if not coded."""
-        heads = self._layout.layers[layer_idx].num_key_value_heads
-        records = self.records(layer_idx, first, stop)
-        return self._decode(records.view(len(records), heads, -1))
+        return self._decode(self._by_head(layer_idx, self.records(layer_idx, first, stop)))
 
     def records(self, layer_idx: int, first: int, stop: int) -> torch.Tensor:
         """Return consecutive published records, (stop - first, record_bytes) uint8, mapped."""
@@ -234,6 +230,11 @@ class RowFiles:
     def close(self) -> None:
         """Let go of the files; tensors handed out stay valid."""
         self.files.close()
+
+    def _by_head(self, layer_idx: int, records: torch.Tensor) -> torch.Tensor:
+        """Split records (n, record_bytes) into the heads' parts, (n, Hkv, record_bytes / Hkv)."""
+        heads = self._layout.layers[layer_idx].num_key_value_heads
+        return records.view(len(records), heads, records.shape[1] // heads)
 
     def _encode(self, rows: torch.Tensor) -> torch.Tensor:
         """Turn rows (n, Hkv, D + Dv) into records (n, Hkv * record_bytes_per_head) uint8."""

@@ -69,6 +69,13 @@ class Store:
             self.catalog.close()
             raise
 
+    def open_if_made(self) -> bool:
+        """Open the store if there was none, and another process has made one since."""
+        if self.path is None or self.catalog.path is not None or has_no_store(self.path):
+            return False
+        self._use(self._open_catalog())
+        return True
+
     def refresh(self) -> bool:
         """See what is published by now; tell whether anything may have changed."""
         with self.catalog.snapshot():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -155,6 +156,20 @@ def check_free(path: Path) -> Path:
             "Save to another directory."
         )
     return path
+
+
+def check_generation(generation: object) -> str:
+    """Refuse a name of an index's folder that could lead elsewhere, and return it.
+
+    Raises:
+        StoreError: it is not six digits.
+    """
+    if not (isinstance(generation, str) and re.fullmatch(r"[0-9]{6}", generation)):
+        raise StoreError(
+            f"an index generation must be six digits, such as '000001'; got {generation!r:.80}. "
+            "The store is damaged: restore its catalogue."
+        )
+    return generation
 
 
 def _check_tokens(rows: Rows, document: Document) -> None:

@@ -7,23 +7,22 @@ more, are nobody's: they are not damage.
 
 from __future__ import annotations
 
-import re
+import contextlib
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from memory_backends import queries, rows, schema
 from memory_backends.append_files import layer_file_name
 from memory_backends.catalog import Catalog, joined
 from memory_backends.compaction import PARTIAL
 from memory_backends.database import FILE_NAME, as_store_error
-from memory_backends.errors import EMTError, StoreError
-from memory_backends.records import COLUMNS, from_record, unpack_crc32
-from memory_backends.validation import check_directory
+from memory_backends.errors import EMTError, StoreError, refuse_link
+from memory_backends.records import COLUMNS, RecordSpan, from_record, unpack_crc32
+from memory_backends.validation import check_directory, check_generation
 
 INDEX_FOLDER = "index"
-GENERATION = re.compile(r"[0-9]{6}")
 
 _BYTES_AT_ONCE = 2**22
 
@@ -55,187 +54,213 @@ def verify(path: Path | str) -> list[Damage]:
         if "has format version" in str(error):
             raise
         return [Damage(FILE_NAME, str(error))]
-    try:
-        with catalog.snapshot():
-            return list(_Verification(directory, catalog).damage())
-    except EMTError as error:  # of the database itself, on the way
-        return [Damage(FILE_NAME, str(error))]
-    finally:
-        catalog.close()
+    with contextlib.ExitStack() as at_end:
+        at_end.callback(catalog.close)
+        reading = _Reading(directory, catalog, at_end)
+        # Files are opened within the snapshot and read after it, so that no writer has to wait for
+        # the reading, and none can compact away what is read.
+        try:
+            with catalog.snapshot():
+                found = list(reading.catalog_damage())
+                files = [*reading.row_files(), *reading.sample_files(), *reading.index_files()]
+        except EMTError as error:  # SQLite could not even begin
+            return [Damage(FILE_NAME, str(error))]
+        found += reading.damage
+        for file in files:
+            found += _file_damage(file)
+    return found
 
 
-class _Verification:
-    """One reading of a store, within one snapshot of its catalogue."""
+class _Part(NamedTuple):
+    """Bytes of a file that have one checksum."""
 
-    def __init__(self, directory: Path, catalog: Catalog) -> None:
+    what: str
+    first: int
+    stop: int
+    crc32: int
+
+
+class _File(NamedTuple):
+    """A file that is to be read."""
+
+    name: str
+    opened: BinaryIO
+    parts: list[_Part]
+
+
+class _Reading:
+    """One reading of a store, within one snapshot of its catalogue.
+
+    Attributes:
+        damage: what the reading of file lists came across.
+    """
+
+    def __init__(self, directory: Path, catalog: Catalog, at_end: contextlib.ExitStack) -> None:
         self._directory = directory
         self._catalog = catalog
         self._connection = catalog.connection
-
-    def damage(self) -> Iterator[Damage]:
-        """Yield everything that is wrong."""
-        found = list(self._attempt(self._catalog_damage))
-        yield from found
-        if not found:  # what the catalogue says about other files can be believed
-            yield from self._row_damage()
-            yield from self._sample_damage()
-            yield from self._index_damage()
-
-    def _attempt(self, check: Callable[[], Iterator[Damage]]) -> Iterator[Damage]:
-        """Yield what a check of the catalogue finds, its failure too."""
-        try:
-            with as_store_error(self._directory / FILE_NAME):
-                yield from check()
-        except EMTError as error:
-            yield Damage(FILE_NAME, str(error))
+        self._at_end = at_end
+        self._spans: list[RecordSpan] = []  # of documents whose record is in order
+        self.damage: list[Damage] = []
 
     # -- the catalogue --------------------------------------------------------------------------
 
-    def _catalog_damage(self) -> Iterator[Damage]:
+    def catalog_damage(self) -> Iterator[Damage]:
+        """Yield what is wrong with the catalogue."""
+        for check in (self._database_damage, self._document_damage, self._span_damage):
+            try:
+                with as_store_error(self._directory / FILE_NAME):
+                    yield from check()
+            except EMTError as error:
+                yield Damage(FILE_NAME, str(error))
+
+    def _database_damage(self) -> Iterator[Damage]:
         for (message,) in self._connection.execute("PRAGMA integrity_check"):
             if message != "ok":
                 yield Damage(FILE_NAME, f"SQLite's integrity check says: {message}")
         schema.check_schema(self._connection)
         for (key,) in self._connection.execute("SELECT key FROM settings").fetchall():
             schema.read_setting(self._connection, str(key))
-        yield from self._document_damage()
 
     def _document_damage(self) -> Iterator[Damage]:
-        published = self._catalog.num_rows
         num_layers = len(self._catalog.layout.layers)
-        spans, end = [], 0
         query = f"SELECT {COLUMNS}, crc32 FROM documents ORDER BY first_row"
         for record in self._connection.execute(query):
             try:
-                document = from_record(record, published)
+                document = from_record(record, self._catalog.num_rows)
             except StoreError as error:
                 yield Damage(FILE_NAME, str(error))
                 continue
-            if len(unpack_crc32(record[10])) != num_layers:
+            row_crc32 = unpack_crc32(record[-2])
+            if len(row_crc32) != num_layers:
                 yield Damage(FILE_NAME, f"document '{document.name}' lacks checksums of its rows")
-            if document.first_row < end:
-                yield Damage(FILE_NAME, f"rows of document '{document.name}' are another's, too")
-            end = document.first_row + len(document.row_tokens)
-            spans.append((document.first_row, end))
-        for first, stop in schema.read_removed(self._connection):
-            if stop > published:
-                yield Damage(FILE_NAME, f"rows {first} to {stop - 1} of {published} are removed")
-            spans.append((first, stop))
+                continue
+            first, stop = document.first_row, document.first_row + len(document.row_tokens)
+            if self._spans and first < self._spans[-1].stop:
+                yield Damage(FILE_NAME, f"document '{document.name}' has rows of another, too")
+            self._spans.append(RecordSpan(document.name, first, stop, row_crc32))
+
+    def _span_damage(self) -> Iterator[Damage]:
+        published = self._catalog.num_rows
+        spans = [(span.first, span.stop) for span in self._spans]
+        spans += schema.read_removed(self._connection)
         covered = joined(sorted(spans))
         if covered != ([(0, published)] if published else []):
             yield Damage(
                 FILE_NAME,
-                f"every row below {published} must be a document's or removed; got {covered[:5]}",
+                f"each of the rows 0 to {published - 1} must be a document's or removed; those "
+                f"that are: {covered[:5]}",
             )
 
     # -- the files ------------------------------------------------------------------------------
 
-    def _row_damage(self) -> Iterator[Damage]:
+    def row_files(self) -> Iterator[_File]:
+        """Yield the files of rows, with the parts that documents have."""
         sizes = rows.record_bytes(self._catalog.layout)
-        yield from self._extra_files(rows.FOLDER, sizes)
+        self._find_extra_files(rows.FOLDER)
         for at, layer_idx in enumerate(sorted(sizes)):
-            parts = (
-                (f"document '{span.name}'", span.first, span.stop, span.row_crc32[at])
-                for span in self._catalog.record_spans()
-            )
-            yield from _record_damage(
-                self._directory,
-                f"{rows.FOLDER}/{layer_file_name(layer_idx)}",
-                sizes[layer_idx],
-                self._catalog.num_rows,
-                parts,
-            )
+            size = sizes[layer_idx]
+            parts = [
+                _Part(
+                    f"document '{span.name}'",
+                    span.first * size,
+                    span.stop * size,
+                    span.row_crc32[at],
+                )
+                for span in self._spans
+            ]
+            name = f"{rows.FOLDER}/{layer_file_name(layer_idx)}"
+            yield from self._opened(name, self._catalog.num_rows * size, parts)
 
-    def _sample_damage(self) -> Iterator[Damage]:
+    def sample_files(self) -> Iterator[_File]:
+        """Yield the files of query samples, with what each document added."""
         try:
-            sampled = self._catalog.query_samples()
+            with as_store_error(self._directory / FILE_NAME):
+                sampled = self._catalog.query_samples()
+                segments = self._segments()
         except EMTError as error:
-            yield Damage(FILE_NAME, str(error))
+            self.damage.append(Damage(FILE_NAME, str(error)))
             return
-        yield from self._extra_files(queries.FOLDER, sampled)
-        query = (
-            "SELECT first_sample, num_samples, crc32 FROM query_samples "
-            "WHERE layer = ? ORDER BY first_sample"
-        )
+        self._find_extra_files(queries.FOLDER)
         for layer_idx, layer in sampled.items():
-            end, parts = 0, []
-            for first, count, crc32 in self._connection.execute(
-                f"{query} ORDER BY 1", (layer_idx,)
-            ):
-                if first != end or type(count) is not int or count < 1:
-                    yield Damage(FILE_NAME, f"samples {end} of layer {layer_idx} are missing")
-                    break
+            head_dim = self._catalog.layout.layers[layer_idx].head_dim
+            size = layer.num_heads * head_dim * queries.ITEMSIZE
+            parts, end = [], 0
+            for first, count, crc32 in segments[layer_idx]:
+                if first != end:
+                    reason = f"sample {end} of layer {layer_idx} has no checksum"
+                    self.damage.append(Damage(FILE_NAME, reason))
                 end = first + count
-                parts.append((f"samples {first} to {end - 1}", first, end, crc32))
-            else:
-                head_dim = self._catalog.layout.layers[layer_idx].head_dim
-                size = layer.num_heads * head_dim * queries.ITEMSIZE
-                name = f"{queries.FOLDER}/{layer_file_name(layer_idx)}"
-                yield from _record_damage(self._directory, name, size, end, parts)
+                what = f"samples {first} to {end - 1}"
+                parts.append(_Part(what, first * size, end * size, crc32))
+            name = f"{queries.FOLDER}/{layer_file_name(layer_idx)}"
+            yield from self._opened(name, end * size, parts)
 
-    def _index_damage(self) -> Iterator[Damage]:
-        saved = self._catalog.setting("index")
-        if not saved:
+    def index_files(self) -> Iterator[_File]:
+        """Yield the FAISS files of the current generation, if their checksums are known."""
+        try:
+            saved = self._catalog.setting("index") or {}
+            folder = f"{INDEX_FOLDER}/{check_generation(saved['generation'])}" if saved else ""
+        except EMTError as error:
+            self.damage.append(Damage(FILE_NAME, str(error)))
             return
-        generation = saved.get("generation") if isinstance(saved, dict) else None
-        if not isinstance(generation, str) or not GENERATION.fullmatch(generation):
-            yield Damage(FILE_NAME, f"index generation must be six digits; got {generation!r:.80}")
-            return
-        files = saved.get("files", {})
-        for name, expected in files.items():
-            file = f"{INDEX_FOLDER}/{generation}/{name}"
+        for name, expected in saved.get("files", {}).items():
             if Path(name).name != name or name in (".", ".."):
-                yield Damage(FILE_NAME, f"an index file must lie in its folder; got {name!r:.80}")
+                reason = f"an index file must lie in its folder; got {name!r:.80}"
+                self.damage.append(Damage(FILE_NAME, reason))
                 continue
-            path = self._directory / file
-            if not path.is_file():
-                yield Damage(file, "is missing")
-                continue
-            size, crc32 = path.stat().st_size, 0
-            if size != expected["size"]:
-                yield Damage(file, f"has {size} bytes; expected {expected['size']}")
-                continue
-            with path.open("rb") as opened:
-                crc32 = _crc32(opened, size)
-            if crc32 != expected["crc32"]:
-                yield Damage(file, "its checksum does not match")
+            size = int(expected["size"])
+            parts = [_Part("the file", 0, size, int(expected["crc32"]))]
+            yield from self._opened(f"{folder}/{name}", size, parts, is_whole=True)
 
-    def _extra_files(self, folder: str, layers: Iterable[int]) -> Iterator[Damage]:
-        known = {layer_file_name(layer_idx) for layer_idx in layers}
+    def _segments(self) -> dict[int, list[tuple[int, int, int]]]:
+        """Return layer -> (first sample, samples, crc32) of each document that added some."""
+        found: dict[int, list[tuple[int, int, int]]] = {}
+        query = "SELECT * FROM query_samples ORDER BY layer, first_sample"
+        for layer_idx, *numbers in self._connection.execute(query):
+            first, count, crc32 = numbers
+            if not all(type(number) is int for number in numbers) or first < 0 or count < 1:
+                raise StoreError(f"the record of samples of layer {layer_idx} is damaged.")
+            found.setdefault(layer_idx, []).append((first, count, crc32))
+        return found
+
+    def _opened(
+        self, name: str, size: int, parts: list[_Part], *, is_whole: bool = False
+    ) -> Iterator[_File]:
+        """Open a file that must have `size` bytes; more, too, unless `is_whole`."""
+        if not size:
+            return
+        path = self._directory / name
+        try:
+            refuse_link(path.parent)
+            refuse_link(path)
+            opened = self._at_end.enter_context(path.open("rb"))
+            found = path.stat().st_size
+        except OSError as error:
+            self.damage.append(Damage(name, f"cannot be read: {error.strerror or error}"))
+            return
+        if found < size or (is_whole and found != size):
+            self.damage.append(Damage(name, f"has {found} bytes; expected {size}"))
+        yield _File(name, opened, parts)
+
+    def _find_extra_files(self, folder: str) -> None:
+        known = {layer_file_name(layer_idx) for layer_idx in self._catalog.layout.layers}
         if not (self._directory / folder).is_dir():
             return
         for path in sorted((self._directory / folder).iterdir()):
-            leftover = path.name.endswith(PARTIAL) or not self._catalog.num_rows
-            if path.name not in known and not leftover:
-                yield Damage(f"{folder}/{path.name}", "is not part of the store")
+            if path.name not in known and not path.name.endswith(PARTIAL):
+                self.damage.append(Damage(f"{folder}/{path.name}", "is not part of the store"))
 
 
-def _record_damage(
-    directory: Path,
-    name: str,
-    record_bytes: int,
-    num_records: int,
-    parts: Iterable[tuple[str, int, int, Any]],
-) -> Iterator[Damage]:
-    """Compare the parts of a file, (what, first, stop, crc32) ascending, with their checksums."""
-    if not num_records:
-        return
-    path, expected = directory / name, num_records * record_bytes
-    if not path.is_file():
-        yield Damage(name, f"is missing; expected {expected} bytes")
-        return
-    size = path.stat().st_size
-    if size < expected:
-        yield Damage(name, f"is truncated to {size} bytes; expected at least {expected}")
-        return
+def _file_damage(file: _File) -> Iterator[Damage]:
+    """Compare the parts of a file with their checksums."""
     try:
-        with path.open("rb") as file:
-            for what, first, stop, crc32 in parts:
-                file.seek(first * record_bytes)
-                if _crc32(file, (stop - first) * record_bytes) != crc32:
-                    yield Damage(name, f"{what}: the checksum does not match")
+        for part in file.parts:
+            file.opened.seek(part.first)
+            if _crc32(file.opened, part.stop - part.first) != part.crc32:
+                yield Damage(file.name, f"{part.what}: the checksum does not match")
     except OSError as error:
-        yield Damage(name, f"cannot be read: {error.strerror or error}")
+        yield Damage(file.name, f"cannot be read: {error.strerror or error}")
 
 
 def _crc32(file: BinaryIO, num_bytes: int) -> int:

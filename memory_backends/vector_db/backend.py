@@ -26,6 +26,7 @@ import torch
 from memory_backends.base import MemoryBackend, Precision, SearchResult, Sinks
 from memory_backends.errors import MemoryMismatchError, StoreError, reported
 from memory_backends.layout import Int64Array, MemoryLayout
+from memory_backends.validation import check_generation
 from memory_backends.vector_db import index as faiss_index
 from memory_backends.vector_db.index import Float32Array
 
@@ -168,7 +169,8 @@ class VectorDBBackend(MemoryBackend):
     def _read_cache_settings(self) -> None:
         """Decide whether the FAISS files can be used, and which rows they hold."""
         saved = self._catalog.setting("index") or {}
-        folder = self._directory / "index" / saved.get("generation", "")
+        generation = check_generation(saved["generation"]) if saved else ""
+        folder = self._directory / "index" / generation
         usable = self._index_option in ("auto", saved.get("option")) and folder.is_dir()
         self._cache = folder if saved and usable else None
         self._ids = np.empty(0, dtype=np.int64)
