@@ -14,10 +14,12 @@ Source: Klett and Ahle, Extended Mind Transformers (arXiv 2406.02332), section 3
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 
 class MemoryAttentionOutput(NamedTuple):
@@ -100,6 +102,69 @@ def memory_attention(
     output = (local_weights @ value.float()).view(batch, num_heads, num_queries, -1)
     output = output + (memory_weights.unsqueeze(-2) @ memory_values.float()).squeeze(-2)
     return MemoryAttentionOutput(output.to(query.dtype), memory_weights)
+
+
+def decode_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    memory_keys: Tensor,
+    memory_values: Tensor,
+    *,
+    scaling: float,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """Compute what `memory_attention` does for one query a sequence, with one fused call.
+
+    The query heads of a group become the queries of their KV head, whose keys are the group's
+    memories followed by the local ones; a mask lets each query head see its own memories only.
+
+    Args:
+        query: (B, H, 1, D).
+        key: (B, Hkv, S, D).
+        value: (B, Hkv, S, Dv).
+        memory_keys: (B, H, 1, k, D), k at least 1.
+        memory_values: (B, H, 1, k, Dv).
+        scaling: the model's own factor on logits.
+        attention_mask: (B or 1, 1, 1, S), bool (True is visible) or added to logits; None if every
+            query sees all S keys.
+
+    Returns:
+        Output (B, H, 1, Dv), in the query's dtype; computed in float32.
+    """
+    batch, num_heads, _, dim = query.shape
+    num_kv_heads, num_keys = key.shape[1], key.shape[2]
+    group, k = num_heads // num_kv_heads, memory_keys.shape[3]
+    mask = _own_memories(group, k, num_keys, query.device)  # (G, G * k + S)
+    if attention_mask is not None:
+        local = attention_mask
+        if local.dtype == torch.bool:
+            local = torch.zeros_like(local, dtype=torch.float32).masked_fill(~local, -torch.inf)
+        mask = mask.expand(len(local), 1, -1, -1).clone()
+        mask[..., group * k :] += local.float()
+    joined_keys = torch.cat(
+        [memory_keys.reshape(batch, num_kv_heads, group * k, dim).float(), key.float()], dim=2
+    )
+    joined_values = torch.cat(
+        [
+            memory_values.reshape(batch, num_kv_heads, group * k, value.shape[-1]).float(),
+            value.float(),
+        ],
+        dim=2,
+    )
+    grouped = query.reshape(batch, num_kv_heads, group, dim).float()
+    output = scaled_dot_product_attention(
+        grouped, joined_keys, joined_values, attn_mask=mask, scale=scaling
+    )
+    return output.view(batch, num_heads, 1, value.shape[-1]).to(query.dtype)
+
+
+@functools.lru_cache(maxsize=8)  # all layers of a step share one
+def _own_memories(group: int, k: int, num_keys: int, device: torch.device) -> Tensor:
+    """Return what is added to logits so that each of G queries sees its own k of G * k memories."""
+    memories = torch.full((group, group, k), -torch.inf, device=device)
+    memories[range(group), range(group)] = 0
+    return torch.cat([memories.flatten(1), torch.zeros(group, num_keys, device=device)], dim=1)
 
 
 def _check_shapes(query: Tensor, key: Tensor, memory_keys: Tensor, memory_values: Tensor) -> None:

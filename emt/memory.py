@@ -283,9 +283,13 @@ class Memory:
         """Compute a layer's attention; called by the model through `emt.hook`."""
         if not self._enabled or call.layer_idx not in self._layers or not len(self.backend):
             return call.compute()
-        output, retrieved = attend_with_memories(call, self.backend, self.config)
-        for recording in self._recordings:
-            recording.add(retrieved)
+        recordings = list(self._recordings)
+        output, retrieved = attend_with_memories(
+            call, self.backend, self.config, recorded=bool(recordings)
+        )
+        if retrieved is not None:
+            for recording in recordings:
+                recording.add(retrieved)
         return output, None
 
     def _settle(self, model: AttachedModel) -> None:
@@ -355,6 +359,9 @@ def _make_backend(
         identity=model.identity,
         sinks=config.sinks,
         index=config.index,
+        recall=config.recall,
+        overfetch=config.overfetch,
+        cache_bytes=config.cache_bytes,
         indexed_layers=layers,
     )
 

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from emt.attention import group_queries, memory_attention, ungroup, visible_to
+from emt.attention import (
+    decode_attention,
+    group_queries,
+    memory_attention,
+    ungroup,
+    visible_to,
+)
 from emt.config import MemoryConfig
 from emt.errors import UnsupportedModelError
 from emt.hook import AttentionCall
@@ -38,20 +44,30 @@ class Retrieved:
 
 
 def attend_with_memories(
-    call: AttentionCall, backend: MemoryBackend, config: MemoryConfig
-) -> tuple[Tensor, Retrieved]:
+    call: AttentionCall, backend: MemoryBackend, config: MemoryConfig, *, recorded: bool = True
+) -> tuple[Tensor, Retrieved | None]:
     """Compute a layer's attention over its local context and each query's own memories.
 
     Queries are taken in chunks, so that a prompt of Q tokens costs Q * k memories and not more.
 
+    Args:
+        call: the layer's attention call.
+        backend: where the memories are.
+        config: the settings in force.
+        recorded: False if nobody asks what was retrieved, which lets a decode step be quicker.
+
     Returns:
-        Output (B, Q, H, Dv), as transformers wants it, and what was retrieved.
+        Output (B, Q, H, Dv), as transformers wants it, and what was retrieved, if asked for.
 
     Raises:
         UnsupportedModelError: the call has a feature that cannot be merged with memories.
     """
     check_options(call)
     num_queries = call.query.shape[2]
+    if num_queries == 1 and not recorded and _is_plain(call, config):
+        output = _decode(call, backend, config)
+        if output is not None:
+            return output.transpose(1, 2), None  # (B, 1, H, Dv)
     step = _chunk_length(call, min(config.topk, len(backend)))
     outputs, retrieved = [], []
     for start in range(0, num_queries, step):
@@ -62,6 +78,36 @@ def attend_with_memories(
     return output.transpose(1, 2).contiguous(), _joined(retrieved)
 
 
+def _is_plain(call: AttentionCall, config: MemoryConfig) -> bool:
+    """Tell whether a decode step does nothing but attend to all it finds."""
+    mask = call.attention_mask
+    return (
+        call.options.get("softcap") is None
+        and call.options.get("s_aux") is None
+        and not config.mask_by_sim
+        and (mask is None or mask.shape[1] == 1)
+    )
+
+
+def _decode(call: AttentionCall, backend: MemoryBackend, config: MemoryConfig) -> Tensor | None:
+    """Compute one token's attention, (B, H, 1, Dv); None if not all memories were found."""
+    query, key = call.query, call.key
+    topk = min(config.topk, len(backend))
+    found = backend.retrieve(call.layer_idx, group_queries(query, key.shape[1]), topk)
+    if bool((found.ids < 0).any()):
+        return None
+    mask = call.attention_mask
+    return decode_attention(
+        query,
+        key,
+        call.value,
+        ungroup(found.keys.to(query.device), len(query), 1),
+        ungroup(found.values.to(query.device), len(query), 1),
+        scaling=_scaling(call),
+        attention_mask=None if mask is None else mask[..., : key.shape[2]],
+    )
+
+
 def _attend_chunk(
     call: AttentionCall, backend: MemoryBackend, config: MemoryConfig, start: int, stop: int
 ) -> tuple[Tensor, Retrieved]:
@@ -69,12 +115,10 @@ def _attend_chunk(
     batch, _, num_queries, _ = query.shape
     key, value, mask = _local_context(call, start, stop)
     topk = min(config.topk, len(backend))
-    found = backend.search(call.layer_idx, group_queries(query, key.shape[1]), topk)
-    memory_keys, memory_values = (
-        ungroup(rows.to(query.device), batch, num_queries)
-        for rows in backend.fetch(call.layer_idx, found.ids)
+    found = backend.retrieve(call.layer_idx, group_queries(query, key.shape[1]), topk)
+    scores, ids, memory_keys, memory_values = (
+        ungroup(part.to(query.device), batch, num_queries) for part in found
     )
-    scores, ids = (ungroup(part.to(query.device), batch, num_queries) for part in found)
     usable = scores > (config.sim_threshold if config.mask_by_sim else -torch.inf)
     output, weights = memory_attention(
         query,

@@ -53,6 +53,22 @@ class SearchResult(NamedTuple):
     ids: torch.Tensor
 
 
+class Retrieval(NamedTuple):
+    """What a search found, with the rows.
+
+    Attributes:
+        scores: as in `SearchResult`.
+        ids: as in `SearchResult`.
+        keys: (Hkv, N, k, head_dim), in the layout's dtype; any finite numbers where there is none.
+        values: (Hkv, N, k, value_head_dim).
+    """
+
+    scores: torch.Tensor
+    ids: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
 class MemoryBackend(ABC):
     """Rows of one memory, with their documents. See the module docstring for the contract.
 
@@ -70,6 +86,7 @@ class MemoryBackend(ABC):
         StoreError: `path` is not a directory with a store, or a file in it is missing or truncated.
     """
 
+    _overfetch = 1  # candidates for each row asked for
     _is_temporary = False  # True if `path` is not the user's and goes when the object does
 
     def __init__(
@@ -113,17 +130,23 @@ class MemoryBackend(ABC):
             MemoryMismatchError: a shape or layer that is not the layout's, or k < 1.
         """
         check_search(self._layer(layer_idx), queries, k)
-        queries = queries.detach().float()
-        found = min(k + _SPARE_CANDIDATES, len(self))
-        unit = torch.nn.functional.normalize(queries, dim=-1)
-        scores, ids = self._candidates(layer_idx, unit, found)
-        if self._precision == "coarse" or (self._precision == "exact" and _has_ties(scores, k)):
-            scores, ids = self._ranked(layer_idx, queries, ids)
-        scores, ids = scores[..., :k], ids[..., :k]
-        if found < k:
-            scores = torch.nn.functional.pad(scores, (0, k - found), value=-torch.inf)
-            ids = torch.nn.functional.pad(ids, (0, k - found), value=-1)
-        return SearchResult(scores, ids)
+        return self._search(layer_idx, queries.detach().float(), k)
+
+    def retrieve(self, layer_idx: int, queries: torch.Tensor, k: int) -> Retrieval:
+        """Search, and fetch what was found.
+
+        Args:
+            layer_idx: as for `search`.
+            queries: as for `search`.
+            k: as for `search`.
+
+        Raises:
+            As `search`.
+        """
+        layer = self._layer(layer_idx)
+        scores, ids = self.search(layer_idx, queries, k)
+        rows = self._gather(layer_idx, ids)
+        return Retrieval(scores, ids, rows[..., : layer.head_dim], rows[..., layer.head_dim :])
 
     def add(self, document: Document, rows: Iterable[Rows], *, replace: bool = False) -> range:
         """Store a document and its rows, all or nothing.
@@ -379,6 +402,20 @@ class MemoryBackend(ABC):
         Returns:
             As `search`, with scores as good as `_precision` says.
         """
+
+    def _search(self, layer_idx: int, queries: torch.Tensor, k: int) -> SearchResult:
+        """Search, with arguments that were checked; queries in float32."""
+        spare = max(k * self._overfetch, k + _SPARE_CANDIDATES)
+        found = min(spare, len(self))
+        unit = torch.nn.functional.normalize(queries, dim=-1)
+        scores, ids = self._candidates(layer_idx, unit, found)
+        if self._precision == "coarse" or (self._precision == "exact" and _has_ties(scores, k)):
+            scores, ids = self._ranked(layer_idx, queries, ids)
+        scores, ids = scores[..., :k], ids[..., :k]
+        if found < k:
+            scores = torch.nn.functional.pad(scores, (0, k - found), value=-torch.inf)
+            ids = torch.nn.functional.pad(ids, (0, k - found), value=-1)
+        return SearchResult(scores, ids)
 
     @property
     def _precision(self) -> Precision:

@@ -370,17 +370,20 @@ class Catalog:
                 searchable[first:stop] = False
             if sinks == "one":
                 kept = False
-                for name, first, num_rows, blob in self._visible(
-                    "name, first_row, num_rows, sinks", "ORDER BY first_row"
-                ):
-                    places = np.frombuffer(blob, dtype="<i4").astype(np.int64)
-                    bound = min(num_rows, self.num_rows - first)
-                    if len(places) and not 0 <= places.min() <= places.max() < bound:
-                        raise StoreError(f"the record of document {name!r:.200} is damaged.")
+                for rows in self._sinks():
                     if kept:
-                        searchable[first + places] = False
-                    kept = kept or bool(searchable[first + places].any())
+                        searchable[rows] = False
+                    kept = kept or bool(searchable[rows].any())
         return np.flatnonzero(searchable)
+
+    def sink_rows(self) -> Int64Array:
+        """Return the ids of all documents' attention sinks, ascending.
+
+        Raises:
+            StoreError: a record is damaged.
+        """
+        with self.snapshot():
+            return np.concatenate([np.empty(0, dtype=np.int64), *self._sinks()])
 
     def vacuum(self) -> None:
         """Join removed spans that touch, and give the space of what was removed back.
@@ -395,6 +398,17 @@ class Catalog:
                 schema.write_removed(self._connection, first, stop)
         with self._lock, as_store_error(self.path):
             self._connection.execute("VACUUM")
+
+    def _sinks(self) -> Iterator[Int64Array]:
+        """Yield the ids of each document's attention sinks."""
+        for name, first, num_rows, blob in self._visible(
+            "name, first_row, num_rows, sinks", "ORDER BY first_row"
+        ):
+            places = np.frombuffer(blob, dtype="<i4").astype(np.int64)
+            bound = min(num_rows, self.num_rows - first)
+            if len(places) and not 0 <= places.min() <= places.max() < bound:
+                raise StoreError(f"the record of document {name!r:.200} is damaged.")
+            yield first + places
 
     # -- plumbing -------------------------------------------------------------------------------
 

@@ -51,6 +51,9 @@ class RowStorage(Protocol):
     def gather(self, layer_idx: int, ids: torch.Tensor) -> torch.Tensor:
         """Return published rows by id: (Hkv, ...) int64 to (Hkv, ..., D + Dv); any for -1."""
 
+    def take(self, layer_idx: int, places: torch.Tensor) -> torch.Tensor:
+        """Return heads' rows by place, id * Hkv + head: (n,) int64 to (n, D + Dv)."""
+
     def span(self, layer_idx: int, first: int, stop: int) -> torch.Tensor:
         """Return consecutive published rows, (stop - first, Hkv, D + Dv)."""
 
@@ -140,6 +143,10 @@ class RowTensors:
         """Return published rows by id: (Hkv, ...) int64 to (Hkv, ..., D + Dv); any for -1."""
         return gather_heads(self.layer(layer_idx), ids.to(self._device))
 
+    def take(self, layer_idx: int, places: torch.Tensor) -> torch.Tensor:
+        """Return heads' rows by place, id * Hkv + head: (n,) int64 to (n, D + Dv)."""
+        return self.layer(layer_idx).flatten(0, 1).index_select(0, places.to(self._device))
+
     def span(self, layer_idx: int, first: int, stop: int) -> torch.Tensor:
         """Return consecutive published rows, (stop - first, Hkv, D + Dv), not a copy."""
         return self.layer(layer_idx)[first:stop]
@@ -218,6 +225,11 @@ class RowFiles:
         """Return published rows by id: (Hkv, ...) int64 to (Hkv, ..., D + Dv); any for -1."""
         records = self._by_head(layer_idx, self.files[layer_idx].records)
         return self._decode(gather_heads(records, ids.cpu()))
+
+    def take(self, layer_idx: int, places: torch.Tensor) -> torch.Tensor:
+        """Return heads' rows by place, id * Hkv + head: (n,) int64 to (n, D + Dv)."""
+        records = self._by_head(layer_idx, self.files[layer_idx].records)
+        return self._decode(records.flatten(0, 1).index_select(0, places))
 
     def span(self, layer_idx: int, first: int, stop: int) -> torch.Tensor:
         """Return consecutive published rows, (stop - first, Hkv, D + Dv), mapped if not coded."""

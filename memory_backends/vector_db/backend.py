@@ -4,11 +4,13 @@ FAISS answers with positions; `ids[position]` is the row, and keys and values co
 mapped rows. All indexes hold the same rows in the same order, so one array of ids serves them all.
 The FAISS files are a cache: what is written after them is added in RAM when a layer is first
 searched, and they are made anew by `save`. Removed rows stay in the index, unselected, until then.
+How many lists of an IVF index are searched was calibrated for each head on real queries.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import tempfile
@@ -23,14 +25,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from memory_backends.base import MemoryBackend, Precision, SearchResult, Sinks
-from memory_backends.errors import MemoryMismatchError, StoreError, reported
+from memory_backends.base import MemoryBackend, Precision, Retrieval, SearchResult, Sinks
+from memory_backends.errors import MemoryMismatchError, StoreError
 from memory_backends.layout import Int64Array, MemoryLayout
-from memory_backends.validation import check_generation
+from memory_backends.rows import RowFiles, RowStorage
 from memory_backends.vector_db import index as faiss_index
+from memory_backends.vector_db.building import add_rows, calibrate
+from memory_backends.vector_db.cache import Generation, write_generation
+from memory_backends.vector_db.calibration import Effort, least_effort
 from memory_backends.vector_db.index import Float32Array
+from memory_backends.vector_db.residency import ResidentLimit
 
-_ROWS_PER_READ = 65_536
 _QUERIES_TO_SHARE = 32  # from here on, heads are searched in several threads
 
 
@@ -39,6 +44,7 @@ class _LayerIndexes(NamedTuple):
 
     num_rows: int
     heads: list[Any]
+    efforts: list[list[Effort]]  # what calibration found of each head; empty if nothing
 
 
 class VectorDBBackend(MemoryBackend):
@@ -50,6 +56,11 @@ class VectorDBBackend(MemoryBackend):
         identity: see `MemoryBackend`.
         sinks: see `MemoryBackend`.
         index: "auto" (exact while small, then IVF) or a FAISS factory string.
+        recall: share of the attention paid to the exact nearest rows that a calibrated search must
+            find; see `calibration.py`.
+        overfetch: for coarse codes, candidates for each row asked for, ranked by their exact keys.
+        cache_bytes: resident bytes that indexes and mapped rows may take; None for no limit.
+        index_files: False leaves the store's FAISS files unread, as if there were none.
         indexed_layers: the layers that `save` writes FAISS files for; all if None. Others can be
             searched too, with an index made in RAM.
 
@@ -67,6 +78,10 @@ class VectorDBBackend(MemoryBackend):
         identity: Mapping[str, Any] | None = None,
         sinks: Sinks = "all",
         index: str = "auto",
+        recall: float = 0.95,
+        overfetch: int = 4,
+        cache_bytes: int | None = None,
+        index_files: bool = True,
         indexed_layers: Iterable[int] | None = None,
     ) -> None:
         for dim in {layer.head_dim for layer in layout.layers.values()}:
@@ -82,13 +97,19 @@ class VectorDBBackend(MemoryBackend):
             weakref.finalize(self, shutil.rmtree, path.parent, ignore_errors=True)
             self._is_temporary = True
         self._index_option = index
+        self._recall = recall
+        self._overfetch = overfetch
+        self._cache_bytes = cache_bytes
+        self._limit = (
+            None if cache_bytes is None else ResidentLimit(cache_bytes, self._mapped_memory)
+        )
         self._indexes: dict[int, _LayerIndexes] = {}
-        self._parameters: dict[int, Any] = {}  # layer -> FAISS search parameters
+        self._parameters: dict[int, list[Any]] = {}  # layer -> FAISS search parameters a head
         self._building = threading.Lock()
         self._num_workers = os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="emt-search")
         super().__init__(layout, path=path, identity=identity, sinks=sinks)
-        self._read_cache_settings()
+        self._read_cache(index_files)
 
     def save(self, path: Path | str | None = None) -> None:
         """Bring the FAISS files up to date; with a path, those of a copy of the memory there.
@@ -100,7 +121,7 @@ class VectorDBBackend(MemoryBackend):
         target = self._copy_target(path)
         if target is None:
             with self._writing():
-                self._rows_changed()  # another process may have written
+                self._changed()  # another process may have written
                 self._write_indexes()
             return
         copy = VectorDBBackend(
@@ -108,10 +129,23 @@ class VectorDBBackend(MemoryBackend):
             path=target,
             sinks=self.sinks,
             index=self._index_option,
+            recall=self._recall,
             indexed_layers=self._indexed_layers,
         )
         with contextlib.closing(copy):
             copy.save()
+
+    def rebuild(self) -> None:
+        """Make the FAISS files anew from the rows, whatever state they are in.
+
+        Raises:
+            StoreError: the store cannot be written; it serves as before.
+        """
+        with self._writing():
+            self._changed()
+            self._forget_indexes("")
+            self._plan()
+            self._write_indexes()
 
     def close(self) -> None:
         """Let go of threads and files; the object is of no use afterwards."""
@@ -123,33 +157,109 @@ class VectorDBBackend(MemoryBackend):
         """The factory string that the indexes are built with now."""
         return self._factory
 
+    @property
+    def efforts(self) -> dict[int, list[Effort | None]]:
+        """What each head's search finds by calibration; None where it was not calibrated."""
+        return {
+            layer_idx: [
+                least_effort(found, self._recall) if found else None
+                for found in self._layer_indexes(layer_idx).efforts
+            ]
+            for layer_idx in self._indexed_layers
+        }
+
+    # -- searching ------------------------------------------------------------------------------
+
+    def retrieve(self, layer_idx: int, queries: torch.Tensor, k: int) -> Retrieval:
+        """Search, and fetch what was found; see `MemoryBackend`."""
+        layer = self._layer(layer_idx)
+        scores, ids = self.search(layer_idx, queries, k)
+        heads = np.arange(layer.num_key_value_heads).reshape(-1, 1, 1)
+        places = np.maximum(ids.numpy(), 0) * layer.num_key_value_heads + heads
+        if not len(self):
+            rows = torch.zeros(*ids.shape, layer.row_dim, dtype=self.layout.dtype)
+        else:
+            rows = self._rows.take(layer_idx, torch.from_numpy(places.reshape(-1)))
+            rows = rows.view(*ids.shape, layer.row_dim)
+        if self._limit is not None:
+            self._limit.check()
+        return Retrieval(scores, ids, rows[..., : layer.head_dim], rows[..., layer.head_dim :])
+
+    def _search(self, layer_idx: int, queries: torch.Tensor, k: int) -> SearchResult:
+        if self._precision != "half" or len(self) < k:
+            return super()._search(layer_idx, queries, k)
+        # FAISS ranks queries of any length alike, and nothing has to be ranked again.
+        queries = queries.cpu()
+        scores, ids = self._found(layer_idx, queries.numpy(), k)
+        lengths = torch.linalg.vector_norm(queries, dim=-1, keepdim=True)
+        return SearchResult(
+            torch.from_numpy(scores) / lengths.clamp(min=1e-12), torch.from_numpy(ids)
+        )
+
     def _candidates(self, layer_idx: int, unit_queries: torch.Tensor, k: int) -> SearchResult:
-        indexes = self._layer_indexes(layer_idx)
-        parameters = self._parameters.get(layer_idx)
-        if parameters is None:
-            parameters = faiss_index.search_parameters(indexes[0], self._searchable_bitmap)
-            self._parameters[layer_idx] = parameters
-        queries = unit_queries.cpu().numpy()
+        scores, ids = self._found(layer_idx, unit_queries.cpu().numpy(), k)
+        return SearchResult(torch.from_numpy(scores), torch.from_numpy(ids))
+
+    def _found(
+        self, layer_idx: int, queries: Float32Array, k: int
+    ) -> tuple[Float32Array, Int64Array]:
+        """Return inner products and row ids, each (Hkv, N, k), for queries (Hkv, N, head_dim)."""
+        found = self._layer_indexes(layer_idx)
+        indexes, parameters = found.heads, self._parameters_of(layer_idx, found)
+        queries = np.ascontiguousarray(queries)
         num_heads, num_queries, _ = queries.shape
         scores = np.empty((num_heads, num_queries, k), dtype=np.float32)
         positions = np.empty((num_heads, num_queries, k), dtype=np.int64)
 
-        def search_heads(first: int) -> None:
-            with faiss_index.one_thread():
-                for head in range(first, num_heads, step):
-                    scores[head], positions[head] = faiss_index.search(
-                        indexes[head], queries[head], k, parameters
-                    )
+        def search(head: int, part: slice) -> None:
+            scores[head, part], positions[head, part] = faiss_index.search(
+                indexes[head], queries[head, part], k, parameters[head]
+            )
 
-        # A few queries are found sooner than another thread wakes up.
-        step = min(num_heads, self._num_workers) if num_queries >= _QUERIES_TO_SHARE else 1
-        pending = [self._pool.submit(search_heads, first) for first in range(1, step)]
-        if k:
-            search_heads(0)
-        for task in pending:
-            task.result()
+        if k and num_queries < _QUERIES_TO_SHARE:  # found sooner than another thread wakes up
+            with faiss_index.one_thread():
+                for head in range(num_heads):
+                    search(head, slice(None))
+        elif k:
+            self._share(search, num_heads, num_queries)
         ids = np.where(positions < 0, -1, self._ids[positions]) if k else positions
-        return SearchResult(torch.from_numpy(scores), torch.from_numpy(ids))
+        return scores, ids
+
+    def _share(self, search: Any, num_heads: int, num_queries: int) -> None:
+        """Search in several threads, each with an equal part of every head's queries."""
+        step = -(-num_queries // self._num_workers)
+        parts = [slice(start, start + step) for start in range(0, num_queries, step)]
+
+        def search_all(part: slice) -> None:
+            with faiss_index.one_thread():
+                for head in range(num_heads):
+                    search(head, part)
+
+        for done in [self._pool.submit(search_all, part) for part in parts]:
+            done.result()
+
+    def _parameters_of(self, layer_idx: int, found: _LayerIndexes) -> list[Any]:
+        parameters = self._parameters.get(layer_idx)
+        if parameters is None:
+            parameters = []
+            for index, efforts in zip(found.heads, found.efforts, strict=True):
+                nprobe = least_effort(efforts, self._recall).nprobe if efforts else None
+                parameters.append(
+                    faiss_index.search_parameters(index, self._searchable_bitmap, nprobe)
+                )
+            self._parameters[layer_idx] = parameters
+        return parameters
+
+    def _mapped_memory(self) -> Iterator[tuple[int, int]]:
+        """Yield address and bytes of everything that is mapped from the store's files now."""
+        if isinstance(self._rows, RowFiles):
+            for layer_idx in self.layout.layers:
+                records = self._rows.files[layer_idx].records
+                yield records.data_ptr(), records.nbytes
+        for found in list(self._indexes.values()):
+            for lists in map(faiss_index.mapped_lists, found.heads):
+                if lists is not None:
+                    yield int(lists.ptr), lists.totsize
 
     @property
     def _precision(self) -> Precision:
@@ -166,20 +276,19 @@ class VectorDBBackend(MemoryBackend):
         super()._rows_changed()
         self._plan()
 
-    def _read_cache_settings(self) -> None:
+    def _read_cache(self, index_files: bool) -> None:
         """Decide whether the FAISS files can be used, and which rows they hold."""
-        saved = self._catalog.setting("index") or {}
-        generation = check_generation(saved["generation"]) if saved else ""
-        folder = self._directory / "index" / generation
-        usable = self._index_option in ("auto", saved.get("option")) and folder.is_dir()
-        self._cache = folder if saved and usable else None
-        self._ids = np.empty(0, dtype=np.int64)
-        if self._cache is not None:
-            self._ids = _read_ids(self._cache, saved["num_rows"], self._rows.num_rows)
-        self._cached_layers = saved.get("layers", []) if self._cache else []
-        self._cached_rows = len(self._ids)
-        self._factory = saved["factory"] if self._cache else ""
+        found = Generation.current(self._directory, self._catalog) if index_files else None
+        if found is not None and self._index_option not in ("auto", found.option):
+            found = None
+        self._cache = found
+        self._ids = np.empty(0, dtype=np.int64) if found is None else found.read_ids(self._num_rows)
+        self._factory = "" if found is None else found.factory
         self._plan()
+
+    @property
+    def _num_rows(self) -> int:
+        return self._rows.num_rows
 
     def _plan(self) -> None:
         """Line up the indexes with the rows that a search may find."""
@@ -200,13 +309,13 @@ class VectorDBBackend(MemoryBackend):
 
     def _forget_indexes(self, factory: str) -> None:
         self._factory = factory
-        self._cache, self._cached_layers, self._cached_rows = None, [], 0
+        self._cache = None
         self._ids = np.empty(0, dtype=np.int64)
         self._indexes.clear()
 
     # -- building -------------------------------------------------------------------------------
 
-    def _layer_indexes(self, layer_idx: int) -> list[Any]:
+    def _layer_indexes(self, layer_idx: int) -> _LayerIndexes:
         """Return the layer's indexes, one a KV head, with all of `_ids` in them."""
         ready = self._indexes.get(layer_idx)
         if ready is None or ready.num_rows < len(self._ids):
@@ -215,56 +324,53 @@ class VectorDBBackend(MemoryBackend):
                 if ready is None or ready.num_rows < len(self._ids):
                     ready = self._with_all_rows(layer_idx, ready or self._first_indexes(layer_idx))
                 self._indexes[layer_idx] = ready
-        return ready.heads
+                self._parameters.pop(layer_idx, None)
+        return ready
 
     def _first_indexes(self, layer_idx: int) -> _LayerIndexes:
         """Read the layer's FAISS files, or return empty indexes if there are none."""
         layer = self._layer(layer_idx)
         heads = range(layer.num_key_value_heads)
-        if self._cache is not None and layer_idx in self._cached_layers:
-            files = [self._cache / _index_name(layer_idx, head) for head in heads]
+        cache = self._cache
+        if cache is not None and layer_idx in cache.layers:
+            mapped = self._cache_bytes is not None and cache.num_bytes > self._cache_bytes
             try:
                 found = [
-                    faiss_index.read_index(file, layer.head_dim, self._cached_rows)
-                    for file in files
+                    cache.read_head(layer_idx, head, layer.head_dim, mapped=mapped)
+                    for head in heads
                 ]
-                return _LayerIndexes(self._cached_rows, found)
             except StoreError:
-                saved = self._catalog.setting("index") or {}
-                if self._cache.is_dir() and saved.get("generation") == self._cache.name:
+                if cache.is_in_force(self._catalog):
                     raise
                 # Another process has saved since and removed these files; the rows are there.
-        return _LayerIndexes(
-            0, [faiss_index.new_index(self._factory, layer.head_dim) for _ in heads]
-        )
+            else:
+                efforts = cache.efforts.get(layer_idx, [[] for _ in heads])
+                return _LayerIndexes(cache.num_rows, found, efforts)
+        empty = [faiss_index.new_index(self._factory, layer.head_dim) for _ in heads]
+        return _LayerIndexes(0, empty, [[] for _ in heads])
 
-    def _with_all_rows(self, layer_idx: int, indexes: _LayerIndexes) -> _LayerIndexes:
-        """Add to a layer's indexes what of `_ids` they lack."""
-        for head, index in enumerate(indexes.heads):
-            if len(self._ids) and not index.is_trained:
-                wanted = max(faiss_index.training_rows(index), 1)
-                sample = self._ids[:: max(len(self._ids) // wanted, 1)]
-                index.train(self._unit_keys(layer_idx, head, sample))
-        for ids in _batches(self._ids[indexes.num_rows :]):
-            for head, index in enumerate(indexes.heads):
-                index.add(self._unit_keys(layer_idx, head, ids))
-        return _LayerIndexes(len(self._ids), indexes.heads)
-
-    def _unit_keys(self, layer_idx: int, head: int, ids: Int64Array) -> Float32Array:
-        """Read the L2-normalised keys of rows, (n, head_dim) float32."""
-        head_dim = self._layer(layer_idx).head_dim
-        if np.all(np.diff(ids) == 1):  # a span, read in order
-            keys = self._rows.span(layer_idx, int(ids[0]), int(ids[-1]) + 1)[:, head, :head_dim]
-        else:
-            heads = self._layer(layer_idx).num_key_value_heads
-            rows = torch.from_numpy(ids).expand(heads, -1)
-            keys = self._rows.gather(layer_idx, rows)[head, :, :head_dim]
-        unit: Float32Array = torch.nn.functional.normalize(keys.float(), dim=-1).numpy()
-        return np.ascontiguousarray(unit)
+    def _with_all_rows(self, layer_idx: int, found: _LayerIndexes) -> _LayerIndexes:
+        """Add to a layer's indexes what of `_ids` they lack, and calibrate them if they are new."""
+        rows = _LayerRows(self, layer_idx)
+        if found.num_rows < len(self._ids) and any(
+            faiss_index.mapped_lists(index) is not None for index in found.heads
+        ):
+            heads, layer = len(found.heads), self._layer(layer_idx)
+            assert self._cache is not None  # that is where they are mapped from
+            in_ram = [
+                self._cache.read_head(layer_idx, head, layer.head_dim, mapped=False)
+                for head in range(heads)
+            ]
+            found = found._replace(heads=in_ram)
+        add_rows(found.heads, rows, found.num_rows, self._ids)
+        efforts = found.efforts
+        if not any(efforts) and len(self._ids):
+            is_sink = np.isin(self._ids, self._catalog.sink_rows())
+            efforts = calibrate(found.heads, rows, self._ids, is_sink)
+        return _LayerIndexes(len(self._ids), found.heads, efforts)
 
     def _write_indexes(self) -> None:
         """Write all FAISS files to a new generation and make it the store's."""
-        settings = self._catalog.setting("index") or {}
         wanted = faiss_index.factory_for(
             self._index_option, len(self._searchable_rows()), self.layout.largest_head_dim
         )
@@ -272,71 +378,51 @@ class VectorDBBackend(MemoryBackend):
         if self._searchable_bitmap is not None or wanted != self._factory:
             self._forget_indexes(wanted)
             self._plan()
-        generation = f"{int(settings.get('generation', '0')) + 1:06d}"
-        folder = self._directory / "index" / generation
-        with reported(self._directory):
-            shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run
-            try:
-                folder.mkdir(parents=True)
-                for layer_idx in self._indexed_layers:
-                    in_use = layer_idx in self._indexes
-                    for head, index in enumerate(self._layer_indexes(layer_idx)):
-                        faiss_index.write_index(index, folder / _index_name(layer_idx, head))
-                    if not in_use:  # built to be written: one layer at a time in RAM
-                        self._indexes.pop(layer_idx)
-                self._ids.astype("<i8").tofile(folder / "ids.bin")
-                _sync(folder)
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-            self._catalog.set_setting(
-                "index",
-                {
-                    "generation": generation,
-                    "option": self._index_option,
-                    "factory": self._factory,
-                    "layers": self._indexed_layers,
-                    "num_rows": len(self._ids),
-                },
-            )
-            for old in (self._directory / "index").iterdir():
-                if old.name != generation:
-                    shutil.rmtree(old, ignore_errors=True)
-        self._cache, self._cached_layers = folder, self._indexed_layers
-        self._cached_rows = len(self._ids)
+        if self._cache is not None and (
+            self._cache.num_rows == len(self._ids)
+            and list(self._cache.layers) == self._indexed_layers
+            and self._cache.is_in_force(self._catalog)
+        ):
+            return  # up to date
 
+        def built(layer_idx: int) -> tuple[list[Any], list[list[Effort]]]:
+            in_use = layer_idx in self._indexes
+            indexes = self._layer_indexes(layer_idx)
+            if not in_use:  # built to be written: one layer at a time in RAM
+                self._indexes.pop(layer_idx)
+            return indexes.heads, indexes.efforts
 
-def _index_name(layer_idx: int, head: int) -> str:
-    return f"layer-{layer_idx:03d}-head-{head:03d}.faiss"
-
-
-def _batches(ids: Int64Array) -> Iterator[Int64Array]:
-    for start in range(0, len(ids), _ROWS_PER_READ):
-        yield ids[start : start + _ROWS_PER_READ]
-
-
-def _read_ids(folder: Path, num_rows: int, stop: int) -> Int64Array:
-    """Read which `num_rows` rows, of ids below `stop`, the FAISS files hold."""
-    path = folder / "ids.bin"
-    advice = "Delete the folder 'index' of the store: it is made anew from the rows."
-    size = path.stat().st_size if path.is_file() else 0
-    if size != 8 * num_rows:
-        state = f"has {size} bytes" if path.is_file() else "is missing"
-        raise StoreError(f"'{path}' {state}; expected {8 * num_rows} bytes. {advice}")
-    ids: npt.NDArray[np.int64] = np.fromfile(path, dtype="<i8")
-    if num_rows and not 0 <= ids.min() <= ids.max() < stop:
-        raise StoreError(
-            f"'{path}' is damaged: expected row ids 0 to {stop - 1}; "
-            f"got {ids.min()} to {ids.max()}. {advice}"
+        self._cache = write_generation(
+            self._directory,
+            self._catalog,
+            self._ids,
+            {idx: functools.partial(built, idx) for idx in self._indexed_layers},
+            option=self._index_option,
+            factory=self._factory,
+            recall=self._recall,
         )
-    return ids
 
 
-def _sync(folder: Path) -> None:
-    """Force a folder's files and names to the disk."""
-    for path in [*folder.iterdir(), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+class _LayerRows:
+    """One layer's keys and sampled queries, for building."""
+
+    def __init__(self, backend: VectorDBBackend, layer_idx: int) -> None:
+        self._backend = backend
+        self._rows: RowStorage = backend._rows
+        self._layer_idx = layer_idx
+        self._layer = backend.layout.layers[layer_idx]
+
+    def keys(self, ids: Int64Array) -> Float32Array:
+        """Return the keys of rows as stored, (Hkv, n, head_dim) float32."""
+        if len(ids) and np.all(np.diff(ids) == 1):  # a span, read in order
+            found = self._rows.span(self._layer_idx, int(ids[0]), int(ids[-1]) + 1).transpose(0, 1)
+        else:
+            wanted = torch.from_numpy(ids).expand(self._layer.num_key_value_heads, -1)
+            found = self._rows.gather(self._layer_idx, wanted)
+        keys: npt.NDArray[np.float32] = found[..., : self._layer.head_dim].float().numpy()
+        return keys
+
+    def queries(self) -> Float32Array:
+        """Return sampled queries, (Hkv, s, G, head_dim) float32."""
+        found: Float32Array = self._backend.sampled_queries(self._layer_idx).numpy()
+        return found

@@ -39,8 +39,7 @@ _TRAIN_POINTS_PER_LIST = 64
 # A scalar quantizer cuts off what lies outside the ranges it has seen, so it must see many rows.
 _RANGE_ROWS = 1024
 _MIN_SAMPLE = 16_384
-# An IVF index looks into one list of 8, and at least 4: what that finds of real queries' nearest
-# keys is in `benchmarks/recall.md`.
+# An IVF index that was not calibrated looks into one list of 8, and at least 4.
 _SCANNED_SHARE = 8
 _MIN_SCANNED = 4
 _MAX_LISTS = 2**20
@@ -125,15 +124,18 @@ def training_rows(index: Any) -> int:
     return max(needed * _TRAIN_POINTS_PER_LIST // POINTS_PER_LIST, _MIN_SAMPLE) if needed else 0
 
 
-def search_parameters(index: Any, searchable: npt.NDArray[np.uint8] | None) -> Any:
+def search_parameters(
+    index: Any, searchable: npt.NDArray[np.uint8] | None, nprobe: int | None = None
+) -> Any:
     """Return what `search` needs for an index, and for others like it.
 
     Args:
         index: any index that `check_factory` accepts.
         searchable: little-endian bitmap over positions, or None for all of them.
+        nprobe: lists that an IVF index looks into; None for one in `_SCANNED_SHARE`.
     """
     selector = None if searchable is None else faiss.IDSelectorBitmap(searchable)
-    return _parameters(index, selector, "this index")
+    return _parameters(index, selector, "this index", nprobe)
 
 
 def search(
@@ -143,27 +145,33 @@ def search(
 
     Args:
         index: any index that `check_factory` accepts.
-        queries: (N, dim), normalised.
+        queries: (N, dim).
         k: how many to find; fewer come back as position -1 and score -inf.
         parameters: of `search_parameters`.
 
     Returns:
-        Cosine similarities and positions, each (N, k), best first.
+        Inner products and positions, each (N, k), best first.
     """
     scores, positions = index.search(queries, k, params=parameters)
     scores[positions < 0] = -np.inf
     return scores, positions
 
 
-def read_index(path: Path, dim: int, num_rows: int) -> Any:
+def read_index(path: Path, dim: int, num_rows: int, *, mapped: bool = False) -> Any:
     """Read a FAISS file and check that it is the one that was written.
+
+    Args:
+        path: the file.
+        dim: components that its vectors must have.
+        num_rows: vectors that it must hold.
+        mapped: leave the inverted lists in the file and map it, where FAISS can.
 
     Raises:
         StoreError: missing, damaged, of another size, or not of inner products.
     """
     advice = "Delete the folder 'index' of the store: it is made anew from the rows."
     try:
-        index = faiss.read_index(str(path))
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP if mapped else 0)
     except (RuntimeError, MemoryError) as error:
         state = "is damaged or truncated" if path.exists() else "is missing"
         raise StoreError(f"FAISS file '{path}' {state}. {advice}") from error
@@ -177,7 +185,19 @@ def read_index(path: Path, dim: int, num_rows: int) -> Any:
             f"FAISS file '{path}' must be of metric {faiss.METRIC_INNER_PRODUCT}, inner product; "
             f"it is of metric {index.metric_type}. {advice}"
         )
+    lists = mapped_lists(index)
+    if lists is not None:
+        lists.prefetch_nthread = 0  # threads that FAISS would start for each search
     return index
+
+
+def mapped_lists(index: Any) -> Any | None:
+    """Return an index's inverted lists if they are mapped from its file, else None."""
+    inner = faiss.downcast_index(index)
+    if not isinstance(inner, faiss.IndexIVF):
+        return None
+    lists = faiss.downcast_InvertedLists(inner.invlists)
+    return lists if isinstance(lists, faiss.OnDiskInvertedLists) else None
 
 
 def write_index(index: Any, path: Path) -> None:
@@ -250,17 +270,18 @@ def _rows_to_train(index: Any) -> int:
     return int(rows)
 
 
-def _parameters(index: Any, selector: Any, name: str) -> Any:
+def _parameters(index: Any, selector: Any, name: str, nprobe: int | None = None) -> Any:
     """Return search parameters with the effort and the selector for the index's class."""
     inner = faiss.downcast_index(index)
     options = {} if selector is None else {"sel": selector}
     if isinstance(inner, faiss.IndexIVF) and inner.nlist and not isinstance(inner, _NO_SELECTOR):
-        effort = min(max(inner.nlist // _SCANNED_SHARE, _MIN_SCANNED), inner.nlist)
+        share = max(inner.nlist // _SCANNED_SHARE, _MIN_SCANNED)
+        effort = min(share if nprobe is None else nprobe, inner.nlist)
         return faiss.SearchParametersIVF(nprobe=effort, **options)
     if isinstance(inner, faiss.IndexHNSW):
         return faiss.SearchParametersHNSW(efSearch=max(inner.hnsw.efSearch, 64), **options)
     if isinstance(inner, faiss.IndexPreTransform):
-        parameters = _parameters(inner.index, selector, name)
+        parameters = _parameters(inner.index, selector, name, nprobe)
         return faiss.SearchParametersPreTransform(index_params=parameters)
     if isinstance(inner, faiss.IndexFlat | faiss.IndexScalarQuantizer | faiss.IndexRaBitQ):
         return faiss.SearchParameters(**options)

@@ -1,0 +1,242 @@
+"""The FAISS files of a store: a cache of its rows, one generation at a time.
+
+A generation is a folder `index/000001` with one FAISS file for each indexed (layer, KV head) and
+`ids.bin`, which says what row each FAISS position is. The catalogue's setting "index" names the
+generation in force, with size and crc32 of every file and what calibration found; writing it is
+what publishes a generation. The files can be deleted at any time: they are made from the rows.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from memory_backends.catalog import Catalog
+from memory_backends.errors import StoreError, reported
+from memory_backends.layout import Int64Array
+from memory_backends.validation import check_generation
+from memory_backends.vector_db import index as faiss_index
+from memory_backends.vector_db.calibration import Effort
+
+FOLDER = "index"
+_IDS = "ids.bin"
+_SETTING = "index"
+_ADVICE = "Run `emt rebuild`: the index is made anew from the rows."
+_BYTES_AT_ONCE = 2**22
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One published set of FAISS files.
+
+    Attributes:
+        folder: where they are.
+        option: the factory string that the user gave.
+        factory: the one they were built with.
+        layers: the layers that have files.
+        num_rows: vectors in each file.
+        efforts: layer -> KV head -> what searching more and more lists finds; empty where nothing
+            was calibrated.
+        files: name -> its size and crc32.
+    """
+
+    folder: Path
+    option: str
+    factory: str
+    layers: tuple[int, ...]
+    num_rows: int
+    efforts: Mapping[int, list[list[Effort]]] = field(default_factory=dict)
+    files: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    @classmethod
+    def current(cls, directory: Path, catalog: Catalog) -> Generation | None:
+        """Return the generation in force; None if there is none, or its folder was deleted.
+
+        Raises:
+            StoreError: the catalogue's record of it is damaged, or a file has another size.
+        """
+        saved = catalog.setting(_SETTING)
+        if not saved:
+            return None
+        try:
+            generation = cls(
+                directory / FOLDER / check_generation(saved["generation"]),
+                str(saved["option"]),
+                str(saved["factory"]),
+                tuple(int(idx) for idx in saved["layers"]),
+                int(saved["num_rows"]),
+                {
+                    int(idx): [[Effort(int(e[0]), *map(float, e[1:])) for e in head] for head in h]
+                    for idx, h in saved.get("efforts", {}).items()
+                },
+                saved.get("files", {}),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StoreError(f"the record of the index is damaged: {error!r}. {_ADVICE}") from error
+        if not generation.folder.is_dir():
+            return None
+        generation._check_sizes()
+        return generation
+
+    def is_in_force(self, catalog: Catalog) -> bool:
+        """Tell whether no other process has published another since."""
+        saved = catalog.setting(_SETTING) or {}
+        return self.folder.is_dir() and saved.get("generation") == self.folder.name
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(int(entry["size"]) for entry in self.files.values())
+
+    def read_ids(self, stop: int) -> Int64Array:
+        """Read which row each position is, (num_rows,) int64 below `stop`.
+
+        Raises:
+            StoreError: the file is missing, of another size or damaged.
+        """
+        path = self.folder / _IDS
+        size = path.stat().st_size if path.is_file() else 0
+        if size != 8 * self.num_rows:
+            state = f"has {size} bytes" if path.is_file() else "is missing"
+            raise StoreError(f"'{path}' {state}; expected {8 * self.num_rows} bytes. {_ADVICE}")
+        ids: npt.NDArray[np.int64] = np.fromfile(path, dtype="<i8")
+        if self.num_rows and not 0 <= ids.min() <= ids.max() < stop:
+            raise StoreError(
+                f"'{path}' is damaged: expected row ids 0 to {stop - 1}; "
+                f"got {ids.min()} to {ids.max()}. {_ADVICE}"
+            )
+        return ids
+
+    def read_head(self, layer_idx: int, head: int, dim: int, *, mapped: bool) -> Any:
+        """Read one head's index, after comparing the file with its checksum unless it is mapped.
+
+        Raises:
+            StoreError: the file is missing or damaged.
+        """
+        path = self.folder / _file_name(layer_idx, head)
+        expected = self.files.get(path.name)
+        if expected is not None and not mapped and path.is_file():
+            found = _crc32(path)
+            if found != expected["crc32"]:
+                raise StoreError(f"FAISS file '{path}' is damaged: its checksum differs. {_ADVICE}")
+        return faiss_index.read_index(path, dim, self.num_rows, mapped=mapped)
+
+    def _check_sizes(self) -> None:
+        for name, expected in self.files.items():
+            path = self.folder / Path(name).name
+            size = path.stat().st_size if path.is_file() else None
+            if size != expected["size"]:
+                state = "is missing" if size is None else f"has {size} bytes"
+                raise StoreError(f"'{path}' {state}; expected {expected['size']} bytes. {_ADVICE}")
+
+
+def write_generation(
+    directory: Path,
+    catalog: Catalog,
+    ids: Int64Array,
+    layers: Mapping[int, Callable[[], tuple[list[Any], list[list[Effort]]]]],
+    *,
+    option: str,
+    factory: str,
+    recall: float,
+) -> Generation:
+    """Write FAISS files to a new generation, make it the store's, and delete the others.
+
+    Args:
+        directory: the store's.
+        catalog: of the store, locked for writing.
+        ids: (n,) the row of each position.
+        layers: layer -> a call that gives its heads' indexes, and what calibration found of each;
+            called when the layer is written, one at a time.
+        option: the factory string that the user gave.
+        factory: the one that the indexes are built with.
+        recall: what they are calibrated for.
+
+    Raises:
+        StoreError: the files cannot be written; the generation before stays in force.
+    """
+    saved = catalog.setting(_SETTING) or {}
+    number = int(check_generation(saved["generation"])) + 1 if saved else 1
+    folder = directory / FOLDER / f"{number:06d}"
+    efforts: dict[int, list[list[Effort]]] = {}
+    with reported(directory):
+        shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run
+        try:
+            folder.mkdir(parents=True)
+            for layer_idx, built in layers.items():
+                heads, efforts[layer_idx] = built()
+                for head, index in enumerate(heads):
+                    faiss_index.write_index(index, folder / _file_name(layer_idx, head))
+            ids.astype("<i8").tofile(folder / _IDS)
+            files = {
+                path.name: {"size": path.stat().st_size, "crc32": _crc32(path)}
+                for path in sorted(folder.iterdir())
+            }
+            _sync(folder)
+            catalog.set_setting(
+                _SETTING,
+                {
+                    "generation": folder.name,
+                    "option": option,
+                    "factory": factory,
+                    "layers": list(layers),
+                    "num_rows": len(ids),
+                    "efforts": {str(idx): found for idx, found in efforts.items() if any(found)},
+                    "files": files,
+                    **_summary(efforts, recall),
+                },
+            )
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        for old in (directory / FOLDER).iterdir():
+            if old.name != folder.name:
+                shutil.rmtree(old, ignore_errors=True)
+    return Generation(folder, option, factory, tuple(layers), len(ids), efforts, files)
+
+
+def _summary(efforts: Mapping[int, list[list[Effort]]], recall: float) -> dict[str, float]:
+    """Return what `emt info` says of a calibrated index: means over layers and heads."""
+    chosen = [
+        next((e for e in found if e.attention >= recall), found[-1])
+        for heads in efforts.values()
+        for found in heads
+        if found
+    ]
+    if not chosen:
+        return {}
+    return {
+        "recall": float(np.mean([effort.recall for effort in chosen])),
+        "attention": float(np.mean([effort.attention for effort in chosen])),
+        "scanned": float(np.mean([effort.scanned for effort in chosen])),
+    }
+
+
+def _file_name(layer_idx: int, head: int) -> str:
+    return f"layer-{layer_idx:03d}-head-{head:03d}.faiss"
+
+
+def _crc32(path: Path) -> int:
+    crc32 = 0
+    with path.open("rb") as file:
+        while data := file.read(_BYTES_AT_ONCE):
+            crc32 = zlib.crc32(data, crc32)
+    return crc32
+
+
+def _sync(folder: Path) -> None:
+    """Force a folder's files and names, and its own name, to the disk."""
+    for path in [*folder.iterdir(), folder, folder.parent, folder.parent.parent]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

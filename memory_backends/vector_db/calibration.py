@@ -1,0 +1,109 @@
+"""How many lists a search must look into, found out on queries that the model really asked.
+
+The user asks for a recall, not for nprobe. For each (layer, KV head) the sampled queries' exact
+nearest rows are known, and so is the rank, by inner product with the centroids, of the list that
+each of them is in: a search of p lists finds a row if and only if its list's rank is below p. So
+one pass gives the recall of every p.
+
+Rows count as much as the attention they get: a softmax over a query's nearest rows, of which the
+attention sinks' share is left out, since a search finds sinks first and they carry no content.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+Float32Array = npt.NDArray[np.float32]
+
+K = 10  # nearest rows that recall counts
+_EFFORTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+
+
+class Effort(NamedTuple):
+    """What a search of so many lists finds.
+
+    Attributes:
+        nprobe: lists.
+        attention: share of the attention paid to the exact `K` nearest rows that goes to found
+            rows.
+        recall: share of the exact `K` nearest rows that are found.
+        scanned: share of all rows that are compared with the query.
+    """
+
+    nprobe: int
+    attention: float
+    recall: float
+    scanned: float
+
+
+def efforts(
+    index: Any,
+    lists: npt.NDArray[np.int64],
+    queries: Float32Array,
+    nearest: npt.NDArray[np.int64],
+    attention: Float32Array,
+) -> list[Effort]:
+    """Tell what searching more and more lists finds.
+
+    Args:
+        index: an IVF index.
+        lists: (n,) the list of each position.
+        queries: (s, dim) float32.
+        nearest: (s, K) positions of the exact nearest rows; -1 where there are fewer.
+        attention: (s, K) the attention that each of them gets.
+
+    Returns:
+        One `Effort` for each nprobe of a fixed grid, up to all lists; the attention is 1 where the
+        sampled queries pay none.
+    """
+    num_lists = index.nlist
+    _, order = index.quantizer.search(queries, num_lists)  # (s, nlist), best first
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.arange(num_lists)[None], axis=1)
+    is_row = nearest >= 0
+    rank = np.where(is_row, np.take_along_axis(ranks, lists[nearest], axis=1), num_lists)  # (s, K)
+    sizes = np.bincount(lists, minlength=num_lists)
+    scanned = sizes[order].cumsum(axis=1).mean(axis=0) / max(len(lists), 1)  # (nlist,)
+    total = float(attention[is_row].sum())
+    found = []
+    for nprobe in [*(p for p in _EFFORTS if p < num_lists), num_lists]:
+        hit = rank < nprobe
+        paid = float(attention[hit].sum()) / total if total else 1.0
+        recall = float(hit.sum()) / max(int(is_row.sum()), 1)
+        found.append(Effort(nprobe, paid, recall, float(scanned[nprobe - 1])))
+    return found
+
+
+def least_effort(found: list[Effort], target: float) -> Effort:
+    """Return the cheapest effort that finds the target share of the attention."""
+    return next((effort for effort in found if effort.attention >= target), found[-1])
+
+
+class Nearest:
+    """The exact nearest keys of some queries, found a part of the keys at a time.
+
+    Args:
+        queries: (s, dim) float32, normalised.
+        k: how many to find.
+    """
+
+    def __init__(self, queries: Float32Array, k: int) -> None:
+        self._queries = queries
+        self._scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        self.positions = np.full((len(queries), k), -1, dtype=np.int64)  # -1 where there is none
+
+    def look_at(self, keys: Float32Array, first: int) -> None:
+        """Take keys into account, (n, dim) float32 normalised, that have positions from `first`."""
+        k = self.positions.shape[1]
+        scores, at = faiss.knn(
+            self._queries, keys, min(k, len(keys)), metric=faiss.METRIC_INNER_PRODUCT
+        )
+        scores = np.concatenate([self._scores, scores], axis=1)
+        positions = np.concatenate([self.positions, at + first], axis=1)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        self._scores = np.take_along_axis(scores, best, axis=1)
+        self.positions = np.take_along_axis(positions, best, axis=1)
