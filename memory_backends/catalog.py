@@ -24,6 +24,7 @@ from memory_backends.database import FILE_NAME as FILE_NAME
 from memory_backends.database import (
     FORMAT_VERSION,
     as_store_error,
+    check_size,
     check_version,
     connect,
     connect_to,
@@ -98,6 +99,7 @@ class Catalog:
             on_error.callback(connection.close)
             with as_store_error(path):
                 check_version(connection, directory)
+                check_size(connection, path)
                 schema.check_schema(connection)
                 try:
                     catalog = cls(connection, path)
@@ -217,7 +219,7 @@ class Catalog:
 
         Args:
             documents: in the order of their rows, which are those after `num_rows`.
-            query_heads: layer -> query heads, of the layers that have query samples.
+            query_heads: layer -> query heads, of the layers that get their first samples.
             replace: remove the documents of those names first, in the same transaction.
 
         Returns:
@@ -229,16 +231,23 @@ class Catalog:
         ids = []
         with self._transaction():
             first = int(schema.read_setting(self._connection, "num_rows"))
+            sampled = self.query_samples()
             for new in documents:
                 if replace:
                     self._remove_document(new.document.name)
                 self._insert(new, first)
+                for layer_idx, segment in new.samples.items():
+                    layer = sampled.get(layer_idx, SampledLayer((query_heads or {})[layer_idx], 0))
+                    self._connection.execute(
+                        "INSERT INTO query_samples VALUES (?, ?, ?, ?)",
+                        (layer_idx, layer.num_samples, *segment),
+                    )
+                    num_samples = layer.num_samples + segment.num_samples
+                    sampled[layer_idx] = SampledLayer(layer.num_heads, num_samples)
                 ids.append(range(first, first + len(new.row_tokens)))
                 first = ids[-1].stop
-            if query_heads:
-                heads = {str(layer_idx): count for layer_idx, count in query_heads.items()}
-                if heads != schema.read_setting(self._connection, "query_heads"):
-                    schema.write_setting(self._connection, "query_heads", heads)
+            if any(new.samples for new in documents):
+                schema.write_setting(self._connection, "query_samples", sampled)
             schema.write_setting(self._connection, "num_rows", first)
         self.num_rows = first
         return ids
@@ -301,20 +310,21 @@ class Catalog:
                 yield RecordSpan(str(name), first, first + rows, unpack_crc32(crc32))
 
     def query_samples(self) -> dict[int, SampledLayer]:
-        """Return layer -> its query heads and samples, of the layers that have some."""
-        query = "SELECT layer, sum(num_samples) FROM query_samples GROUP BY layer"
-        with self.snapshot():
-            heads = schema.read_setting(self._connection, "query_heads") or {}
-            counts = dict(self._connection.execute(query).fetchall())
-            sampled = {}
-            for layer_idx, num_samples in counts.items():
-                count = heads.get(str(layer_idx), 0)
-                if layer_idx not in self.layout.layers or not 0 < count < 2**16 or num_samples < 0:
-                    raise StoreError(
-                        f"the catalogue '{self.path}' is damaged: layer {layer_idx} has "
-                        f"{num_samples} samples of {count} query heads."
-                    )
-                sampled[layer_idx] = SampledLayer(count, num_samples)
+        """Return layer -> its query heads and samples, of the layers that have some.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        found = self.setting("query_samples") or {}
+        sampled = {int(layer_idx): SampledLayer(*numbers) for layer_idx, numbers in found.items()}
+        for layer_idx, (num_heads, num_samples) in sampled.items():
+            if layer_idx not in self.layout.layers or not (
+                0 < num_heads < 2**16 and 0 < num_samples <= self.num_rows
+            ):
+                raise StoreError(
+                    f"the catalogue '{self.path}' is damaged: layer {layer_idx} has "
+                    f"{num_samples} samples of {num_heads} query heads."
+                )
         return sampled
 
     def remove_document(self, name: str) -> int:
@@ -409,12 +419,6 @@ class Catalog:
                 f"document '{new.document.name}' is already in the memory. "
                 "Remove it first, or give this one another name."
             ) from error
-        for layer_idx, (num_samples, crc32) in new.samples.items():
-            self._connection.execute(
-                "INSERT INTO query_samples SELECT ?, coalesce(sum(num_samples), 0), ?, ? "
-                "FROM query_samples WHERE layer = ?",
-                (layer_idx, num_samples, crc32, layer_idx),
-            )
 
     def _remove_document(self, name: str) -> int | None:
         query = "SELECT first_row, num_rows FROM documents WHERE name = ?"
