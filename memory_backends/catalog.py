@@ -30,19 +30,17 @@ from memory_backends.database import (
     connect_to,
     transaction,
 )
+from memory_backends.document_table import (
+    delete_document,
+    insert_document,
+    insert_samples,
+    keep_one_set_of_sinks,
+    write_row_checksums,
+)
 from memory_backends.errors import DocumentError, MemoryMismatchError, StoreError
 from memory_backends.layout import Int64Array, MemoryLayout, StoredDocument
 from memory_backends.queries import SampledLayer
-from memory_backends.records import (
-    COLUMNS,
-    NewDocument,
-    RecordSpan,
-    from_record,
-    pack_crc32,
-    record_crc32,
-    to_record,
-    unpack_crc32,
-)
+from memory_backends.records import COLUMNS, NewDocument, RecordSpan, from_record, unpack_crc32
 
 _MAX_ROWS = 2**48
 
@@ -160,7 +158,7 @@ class Catalog:
                 with transaction(target):
                     target.execute("DELETE FROM settings WHERE key = 'index'")
                     for name, checksums in row_crc32.items():
-                        _write_checksums(target, name, checksums)
+                        write_row_checksums(target, name, checksums)
             partial.replace(path)
 
     def copy_in_memory(self) -> Catalog:
@@ -234,16 +232,9 @@ class Catalog:
             sampled = self.query_samples()
             for new in documents:
                 if replace:
-                    self._remove_document(new.document.name)
-                self._insert(new, first)
-                for layer_idx, segment in new.samples.items():
-                    layer = sampled.get(layer_idx, SampledLayer((query_heads or {})[layer_idx], 0))
-                    self._connection.execute(
-                        "INSERT INTO query_samples VALUES (?, ?, ?, ?)",
-                        (layer_idx, layer.num_samples, *segment),
-                    )
-                    num_samples = layer.num_samples + segment.num_samples
-                    sampled[layer_idx] = SampledLayer(layer.num_heads, num_samples)
+                    delete_document(self._connection, new.document.name)
+                insert_document(self._connection, new, first)
+                insert_samples(self._connection, new.samples, sampled, query_heads or {})
                 ids.append(range(first, first + len(new.row_tokens)))
                 first = ids[-1].stop
             if any(new.samples for new in documents):
@@ -281,7 +272,8 @@ class Catalog:
     def document_sizes(self) -> list[tuple[str, int, int]]:
         """Return (name, tokens, rows) of every document, in the order they were written."""
         found = self._visible("name, num_tokens, num_rows", "ORDER BY first_row")
-        return [(str(name), int(tokens), int(rows)) for name, tokens, rows in found]
+        with as_store_error(self.path):
+            return [(str(name), int(tokens), int(rows)) for name, tokens, rows in found]
 
     def document_of_rows(self, ids: Iterable[int]) -> dict[int, str]:
         """Return the name of the document that owns each row; rows without one are left out."""
@@ -334,7 +326,7 @@ class Catalog:
             DocumentError: there is none of that name.
         """
         with self._transaction():
-            removed = self._remove_document(name)
+            removed = delete_document(self._connection, name)
         if removed is None:
             raise _no_document(name)
         return removed
@@ -379,17 +371,7 @@ class Catalog:
             for first, stop in schema.read_removed(self._connection):
                 searchable[first:stop] = False
             if sinks == "one":
-                kept = False
-                for name, first, num_rows, blob in self._visible(
-                    "name, first_row, num_rows, sinks", "ORDER BY first_row"
-                ):
-                    places = np.frombuffer(blob, dtype="<i4").astype(np.int64)
-                    bound = min(num_rows, self.num_rows - first)
-                    if len(places) and not 0 <= places.min() <= places.max() < bound:
-                        raise StoreError(f"the record of document {name!r:.200} is damaged.")
-                    if kept:
-                        searchable[first + places] = False
-                    kept = kept or bool(searchable[first + places].any())
+                keep_one_set_of_sinks(self._connection, searchable)
         return np.flatnonzero(searchable)
 
     def vacuum(self) -> None:
@@ -401,34 +383,12 @@ class Catalog:
         with self._transaction():
             spans = list(schema.read_removed(self._connection))
             self._connection.execute("DELETE FROM removed")
-            for first, stop in joined(spans):
+            for first, stop in schema.joined(spans):
                 schema.write_removed(self._connection, first, stop)
         with self._lock, as_store_error(self.path):
             self._connection.execute("VACUUM")
 
     # -- plumbing -------------------------------------------------------------------------------
-
-    def _insert(self, new: NewDocument, first: int) -> None:
-        marks = ", ".join("?" * 12)
-        try:
-            self._connection.execute(
-                f"INSERT INTO documents VALUES ({marks})", to_record(new, first)
-            )
-        except sqlite3.IntegrityError as error:
-            raise DocumentError(
-                f"document '{new.document.name}' is already in the memory. "
-                "Remove it first, or give this one another name."
-            ) from error
-
-    def _remove_document(self, name: str) -> int | None:
-        query = "SELECT first_row, num_rows FROM documents WHERE name = ?"
-        found = self._connection.execute(query, (name,)).fetchone()
-        if found is None:
-            return None
-        first, num_rows = found
-        self._connection.execute("DELETE FROM documents WHERE name = ?", (name,))
-        schema.write_removed(self._connection, first, first + num_rows)
-        return int(num_rows)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -440,29 +400,6 @@ class Catalog:
         query = f"SELECT {columns} FROM documents WHERE first_row < ? {rest}"
         with self._lock, as_store_error(self.path):
             return self._connection.execute(query, (self.num_rows, *parameters)).fetchall()
-
-
-def joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Join spans (first, stop), ascending, that overlap or touch."""
-    found: list[tuple[int, int]] = []
-    for first, stop in spans:
-        if found and first <= found[-1][1]:
-            found[-1] = (found[-1][0], max(found[-1][1], stop))
-        else:
-            found.append((first, stop))
-    return found
-
-
-def _write_checksums(
-    connection: sqlite3.Connection, name: str, row_crc32: Mapping[int, int]
-) -> None:
-    query = f"SELECT {COLUMNS} FROM documents WHERE name = ?"
-    record = connection.execute(query, (name,)).fetchone()
-    values = (*record[:-1], pack_crc32(row_crc32))
-    connection.execute(
-        "UPDATE documents SET row_crc32 = ?, crc32 = ? WHERE name = ?",
-        (values[-1], record_crc32(values), name),
-    )
 
 
 def _no_document(name: str) -> DocumentError:

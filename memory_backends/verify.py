@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 
 from memory_backends import queries, rows, schema
 from memory_backends.append_files import layer_file_name
-from memory_backends.catalog import Catalog, joined
+from memory_backends.catalog import Catalog
 from memory_backends.compaction import PARTIAL
 from memory_backends.database import FILE_NAME, as_store_error
 from memory_backends.errors import EMTError, StoreError, refuse_link
@@ -144,7 +144,7 @@ class _Reading:
         published = self._catalog.num_rows
         spans = [(span.first, span.stop) for span in self._spans]
         spans += schema.read_removed(self._connection)
-        covered = joined(sorted(spans))
+        covered = schema.joined(sorted(spans))
         if covered != ([(0, published)] if published else []):
             yield Damage(
                 FILE_NAME,
