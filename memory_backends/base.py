@@ -162,9 +162,8 @@ class MemoryBackend(ABC):
             failed are published, and yielded before the error is raised.
         """
         published = False
-        with contextlib.ExitStack() as at_end:
+        with self._writing(), contextlib.ExitStack() as at_end:
             at_end.callback(lambda: self._changed() if published else None)
-            at_end.enter_context(self._writing())
             for added in written(self._store, documents, rows_per_commit, replace=replace):
                 published = True
                 yield from added
@@ -212,7 +211,7 @@ class MemoryBackend(ABC):
         """
         with self._writing():
             self._catalog.remove_rows(ids)
-        self._changed()
+            self._changed()
 
     def remove_document(self, name: str) -> int:
         """Remove a document and its rows; return how many rows it had.
@@ -222,14 +221,14 @@ class MemoryBackend(ABC):
         """
         with self._writing():
             removed = self._catalog.remove_document(name)
-        self._changed()
+            self._changed()
         return removed
 
     def clear(self) -> None:
         """Remove everything. Ids are not used again."""
         with self._writing():
             self._catalog.remove_all()
-        self._changed()
+            self._changed()
 
     def save(self, path: Path | str | None = None) -> None:
         """Write the memory to a store directory that every backend opens.
@@ -253,15 +252,10 @@ class MemoryBackend(ABC):
         """See what other processes have published by now: new documents, and removed ones.
 
         Raises:
-            StoreError: the store is damaged or gone.
+            StoreError: the store is damaged or gone, or a thread is writing to this memory.
         """
-        changed = self._store.open_if_made()
-        with self._catalog.snapshot():
-            changed = self._store.refresh() or changed
-            if changed:
-                self._searchable = self._read_searchable()
-        if changed:  # what takes long must not keep a writer waiting
-            self._rows_changed()
+        self._store.check_idle()
+        self._refresh()
 
     def compact(self) -> int:
         """Give the space of removed documents back to the disk. No row changes its id.
@@ -349,6 +343,15 @@ class MemoryBackend(ABC):
     def _rows_changed(self) -> None:  # noqa: B027  # most need nothing more
         """Forget what was derived from the set of searchable rows, which is another now."""
 
+    def _refresh(self) -> None:
+        changed = self._store.open_if_made()
+        with self._catalog.snapshot():
+            changed = self._store.refresh() or changed
+            if changed:
+                self._searchable = self._read_searchable()
+        if changed:  # what takes long must not keep a writer waiting
+            self._rows_changed()
+
     def _changed(self) -> None:
         self._searchable = self._read_searchable()
         self._rows_changed()
@@ -365,7 +368,7 @@ class MemoryBackend(ABC):
         """Let one thread of one process write, to a store that is there and known as it is now."""
         before = self._catalog
         with self._store.writing():
-            self.refresh()
+            self._refresh()
             if self._catalog is not before:  # the store was made just now, maybe by someone else
                 self._changed()
             yield

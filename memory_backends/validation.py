@@ -150,8 +150,11 @@ def has_no_store(path: Path) -> bool:
     """
     if not path.exists():
         return True
-    leftovers = (LOCK_FILE_NAME, OWNER_FILE_NAME, CATALOG_FILE_NAME + ".partial")
-    return path.is_dir() and all(entry.name.startswith(leftovers) for entry in path.iterdir())
+    locks = (LOCK_FILE_NAME, OWNER_FILE_NAME, OWNER_FILE_NAME + ".partial")
+    partial = CATALOG_FILE_NAME + ".partial"  # and SQLite's journal of it
+    return path.is_dir() and all(
+        entry.name in locks or entry.name.startswith(partial) for entry in path.iterdir()
+    )
 
 
 def check_directory(path: Path) -> Path:

@@ -61,6 +61,7 @@ def verify(path: Path | str) -> list[Damage]:
         # the reading, and none can compact away what is read.
         try:
             with catalog.snapshot():
+                catalog.refresh()
                 found = list(reading.catalog_damage())
                 files = [*reading.row_files(), *reading.sample_files(), *reading.index_files()]
         except EMTError as error:  # SQLite could not even begin

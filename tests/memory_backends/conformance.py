@@ -582,6 +582,20 @@ class BackendConformance:
             assert reader.catalog.document_sizes() == [("c", 4, 4), ("b", 4, 4)]
             assert reader.catalog.document("b").first_row == 21
 
+    def test_a_refresh_while_adding_is_refused(self, make: Make, tmp_path: Path) -> None:
+        backend = make()
+
+        def refreshing() -> Iterator[Rows]:
+            yield self.runs[0]
+            with pytest.raises(StoreError, match="written to already"):
+                backend.refresh()
+            yield make_rows(7, seed=2, first=3)
+
+        backend.add(make_document("a", 10), refreshing())
+        backend.save(tmp_path / "copy")
+        assert_finds(backend, self.runs, range(17))
+        assert verify(tmp_path / "copy") == []
+
     def test_a_refresh_finds_a_store_made_meanwhile(self, make: Make, tmp_path: Path) -> None:
         backend_class = type(make())
         reader, writer = (backend_class(LAYOUT, path=tmp_path / "new") for _ in range(2))
