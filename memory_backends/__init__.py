@@ -10,8 +10,8 @@ from memory_backends.errors import (
 )
 from memory_backends.layout import Document, LayerLayout, MemoryLayout, Rows, StoredDocument
 from memory_backends.manual import ManualBackend
+from memory_backends.migration import upgrade
 from memory_backends.records import content_hash
-from memory_backends.upgrade import upgrade
 from memory_backends.vector_db import VectorDBBackend
 from memory_backends.verify import Damage, verify
 

@@ -134,8 +134,13 @@ class AppendFile:
         if not self._num_records:
             return torch.empty(shape, dtype=torch.uint8)
         self._check_size()
-        with self.path.open("rb") as file:
-            view = mmap.mmap(file.fileno(), self._end, access=mmap.ACCESS_READ)
+        try:
+            with self.path.open("rb") as file:
+                view = mmap.mmap(file.fileno(), self._end, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise StoreError(
+                f"'{self.path}' cannot be read: {error.strerror or error}. Check its permissions."
+            ) from error
         with warnings.catch_warnings():  # torch has no read-only tensors; nothing writes to this
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             return torch.from_numpy(np.frombuffer(view, dtype=np.uint8)).view(shape)

@@ -17,56 +17,26 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import torch
 
-from memory_backends.batch import Batch
+from memory_backends.batch import written
 from memory_backends.catalog import Catalog
 from memory_backends.compaction import compact
 from memory_backends.errors import MemoryMismatchError, StoreError, reported
 from memory_backends.layout import Document, Int64Array, LayerLayout, MemoryLayout, Rows
 from memory_backends.rows import RowStorage
+from memory_backends.scores import Precision as Precision
+from memory_backends.scores import SearchResult as SearchResult
+from memory_backends.scores import has_ties, ranked
 from memory_backends.store import Store
-from memory_backends.validation import check_directory, check_free, check_search
+from memory_backends.validation import check_directory, check_free, check_ids, check_search
 
 Sinks = Literal["all", "one"]
 
-# "exact": right but for the rounding of float32; "half": good to 1e-3; "coarse": a rough guide.
-Precision = Literal["exact", "half", "coarse"]
-
 _ROWS_PER_COMMIT = 8192
 _SPARE_CANDIDATES = 4  # near neighbours of the k-th, among which rounding may have chosen wrongly
-_ROUNDING = 1e-6  # of a float32 cosine, with room to spare
-_TINY = 1e-300
-
-
-class SearchResult(NamedTuple):
-    """What a search found.
-
-    Attributes:
-        scores: (Hkv, N, k) float32 cosine similarities, best first; -inf where there is nothing.
-        ids: (Hkv, N, k) int64 row ids; -1 where there is nothing.
-    """
-
-    scores: torch.Tensor
-    ids: torch.Tensor
-
-
-class Retrieval(NamedTuple):
-    """What a search found, with the rows.
-
-    Attributes:
-        scores: as in `SearchResult`.
-        ids: as in `SearchResult`.
-        keys: (Hkv, N, k, head_dim), in the layout's dtype; any finite numbers where there is none.
-        values: (Hkv, N, k, value_head_dim).
-    """
-
-    scores: torch.Tensor
-    ids: torch.Tensor
-    keys: torch.Tensor
-    values: torch.Tensor
 
 
 class MemoryBackend(ABC):
@@ -196,27 +166,12 @@ class MemoryBackend(ABC):
             As `add`, and whatever `documents` raises. The documents complete before the one that
             failed are published, and yielded before the error is raised.
         """
-        waiting, failure, published = iter(documents), None, False
-        with contextlib.ExitStack() as at_end:
+        published = False
+        with self._writing(), contextlib.ExitStack() as at_end:
             at_end.callback(lambda: self._changed() if published else None)
-            at_end.enter_context(self._writing())
-            batch = Batch(self._store, replace=replace)
-            is_more = True
-            while is_more:
-                is_more = False
-                try:
-                    for document, rows in waiting:
-                        batch.append(document, rows)
-                        if batch.num_rows >= rows_per_commit:
-                            is_more = True
-                            break
-                except BaseException as error:  # raised below, after what is complete is published
-                    failure, is_more = error, False
-                added = batch.commit()
-                published = published or bool(added)
+            for added in written(self._store, documents, rows_per_commit, replace=replace):
+                published = True
                 yield from added
-            if failure is not None:
-                raise failure
 
     def fetch(self, layer_idx: int, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the keys and values of rows, one set of ids for each KV head.
@@ -232,20 +187,7 @@ class MemoryBackend(ABC):
             MemoryMismatchError: an id that was never given out, or a wrong shape.
         """
         layer = self._layer(layer_idx)
-        num_heads = layer.num_key_value_heads
-        if ids.ndim < 1 or ids.shape[0] != num_heads or ids.dtype != torch.int64:
-            raise MemoryMismatchError(
-                f"ids must be int64 of shape (num_key_value_heads={num_heads}, ...); "
-                f"got {ids.dtype} {tuple(ids.shape)}."
-            )
-        num_rows = self._rows.num_rows
-        if ids.numel():
-            least, greatest = (int(bound) for bound in ids.aminmax())
-            if not -1 <= least <= greatest < num_rows:
-                raise MemoryMismatchError(
-                    f"row ids must be less than {num_rows}, the rows written so far, or -1; "
-                    f"got {least} to {greatest}."
-                )
+        check_ids(layer, ids, self._rows.num_rows)
         found = self._gather(layer_idx, ids)
         return found[..., : layer.head_dim], found[..., layer.head_dim :]
 
@@ -263,11 +205,8 @@ class MemoryBackend(ABC):
         Raises:
             MemoryMismatchError: a layer that is not the layout's.
         """
-        layer = self._layer(layer_idx)
-        samples = self._store.samples.layer(layer_idx)  # (s, H, D)
-        num_heads, groups = layer.num_key_value_heads, samples.shape[1] // layer.num_key_value_heads
-        grouped = samples.view(len(samples), num_heads, groups, layer.head_dim)
-        return grouped.transpose(0, 1).float()  # (Hkv, s, G, D)
+        self._layer(layer_idx)
+        return self._store.samples.grouped(layer_idx)
 
     def remove(self, ids: Iterable[int]) -> None:
         """Remove single rows; no other row changes its id.
@@ -277,7 +216,7 @@ class MemoryBackend(ABC):
         """
         with self._writing():
             self._catalog.remove_rows(ids)
-        self._changed()
+            self._changed()
 
     def remove_document(self, name: str) -> int:
         """Remove a document and its rows; return how many rows it had.
@@ -287,14 +226,14 @@ class MemoryBackend(ABC):
         """
         with self._writing():
             removed = self._catalog.remove_document(name)
-        self._changed()
+            self._changed()
         return removed
 
     def clear(self) -> None:
         """Remove everything. Ids are not used again."""
         with self._writing():
             self._catalog.remove_all()
-        self._changed()
+            self._changed()
 
     def save(self, path: Path | str | None = None) -> None:
         """Write the memory to a store directory that every backend opens.
@@ -318,16 +257,10 @@ class MemoryBackend(ABC):
         """See what other processes have published by now: new documents, and removed ones.
 
         Raises:
-            StoreError: the store is damaged or gone.
+            StoreError: the store is damaged or gone, or a thread is writing to this memory.
         """
-        with reported(self.path):
-            changed = self._store.open_if_made()
-            with self._catalog.snapshot():
-                changed = self._store.refresh() or changed
-                if changed:
-                    self._searchable = self._read_searchable()
-        if changed:  # what takes long must not keep a writer waiting
-            self._rows_changed()
+        self._store.check_idle()
+        self._refresh()
 
     def compact(self) -> int:
         """Give the space of removed documents back to the disk. No row changes its id.
@@ -409,8 +342,10 @@ class MemoryBackend(ABC):
         found = min(spare, len(self))
         unit = torch.nn.functional.normalize(queries, dim=-1)
         scores, ids = self._candidates(layer_idx, unit, found)
-        if self._precision == "coarse" or (self._precision == "exact" and _has_ties(scores, k)):
-            scores, ids = self._ranked(layer_idx, queries, ids)
+        if self._precision == "coarse" or (self._precision == "exact" and has_ties(scores, k)):
+            ids = ids.sort(dim=-1).values  # equal ones by id
+            keys = self._gather(layer_idx, ids)[..., : queries.shape[-1]]  # (Hkv, N, c, D)
+            scores, ids = ranked(queries, keys, ids)
         scores, ids = scores[..., :k], ids[..., :k]
         if found < k:
             scores = torch.nn.functional.pad(scores, (0, k - found), value=-torch.inf)
@@ -422,23 +357,21 @@ class MemoryBackend(ABC):
         """How good the scores of `_candidates` are."""
         return "exact"
 
-    def _ranked(self, layer_idx: int, queries: torch.Tensor, ids: torch.Tensor) -> SearchResult:
-        """Rank candidates by exact cosine, equal ones by id."""
-        ids = ids.sort(dim=-1).values  # a stable sort by score leaves ties in this order
-        keys = self._gather(layer_idx, ids)[..., : queries.shape[-1]].double()  # (Hkv, N, c, D)
-        query = queries.to(keys.device).double().unsqueeze(-1)
-        norms = keys.norm(dim=-1) * query.norm(dim=-2)
-        scores = (keys @ query).squeeze(-1) / norms.clamp(min=_TINY)
-        scores = scores.masked_fill(ids < 0, -torch.inf)
-        scores, order = scores.sort(dim=-1, descending=True, stable=True)
-        return SearchResult(scores.float(), ids.gather(-1, order))
-
     def _gather(self, layer_idx: int, ids: torch.Tensor) -> torch.Tensor:
         """Return rows by id: (Hkv, ...) to (Hkv, ..., head_dim + value_head_dim); any for -1."""
         return self._rows.gather(layer_idx, ids)
 
     def _rows_changed(self) -> None:  # noqa: B027  # most need nothing more
         """Forget what was derived from the set of searchable rows, which is another now."""
+
+    def _refresh(self) -> None:
+        changed = self._store.open_if_made()
+        with self._catalog.snapshot():
+            changed = self._store.refresh() or changed
+            if changed:
+                self._searchable = self._read_searchable()
+        if changed:  # what takes long must not keep a writer waiting
+            self._rows_changed()
 
     def _changed(self) -> None:
         self._searchable = self._read_searchable()
@@ -456,7 +389,7 @@ class MemoryBackend(ABC):
         """Let one thread of one process write, to a store that is there and known as it is now."""
         before = self._catalog
         with self._store.writing():
-            self.refresh()
+            self._refresh()
             if self._catalog is not before:  # the store was made just now, maybe by someone else
                 self._changed()
             yield
@@ -480,8 +413,3 @@ class MemoryBackend(ABC):
             )
         own = self.path is not None and path is not None and self.path.resolve()
         return None if path is None or Path(path).resolve() == own else Path(path)
-
-
-def _has_ties(scores: torch.Tensor, k: int) -> bool:
-    """Tell whether rounding may have decided which k rows came first, or their order."""
-    return bool((scores[..., :-1] - scores[..., 1:])[..., :k].lt(_ROUNDING).any())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from memory_backends.errors import DocumentError, reported
+from memory_backends.errors import DocumentError, EMTError, reported
 from memory_backends.layout import Document, Rows
 from memory_backends.records import NewDocument
 from memory_backends.store import Store
@@ -105,3 +105,38 @@ class Batch:
                 f"document '{name}' is already in the memory. "
                 "Remove it first, or give this one another name."
             )
+
+
+def written(
+    store: Store,
+    documents: Iterable[tuple[Document, Iterable[Rows]]],
+    rows_per_commit: int,
+    *,
+    replace: bool,
+) -> Iterator[list[tuple[str, range]]]:
+    """Write documents in batches; see `MemoryBackend.add_many`.
+
+    Yields:
+        Name and row ids of the documents of each batch, after it was published.
+    """
+    batch, waiting = Batch(store, replace=replace), iter(documents)
+    failure: BaseException | None = None
+    is_more = True
+    while is_more:
+        is_more = False
+        try:
+            for document, rows in waiting:
+                batch.append(document, rows)
+                if batch.num_rows >= rows_per_commit:
+                    is_more = True
+                    break
+        except BaseException as error:  # raised below, after what is complete is published
+            failure = error
+        try:
+            added = batch.commit()
+        except EMTError as error:
+            raise error from failure
+        if added:
+            yield added
+    if failure is not None:
+        raise failure

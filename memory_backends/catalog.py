@@ -24,24 +24,24 @@ from memory_backends.database import FILE_NAME as FILE_NAME
 from memory_backends.database import (
     FORMAT_VERSION,
     as_store_error,
+    check_size,
     check_version,
     connect,
     connect_to,
     transaction,
 )
+from memory_backends.document_table import (
+    delete_document,
+    insert_document,
+    insert_samples,
+    keep_one_set_of_sinks,
+    read_sinks,
+    write_row_checksums,
+)
 from memory_backends.errors import DocumentError, MemoryMismatchError, StoreError
 from memory_backends.layout import Int64Array, MemoryLayout, StoredDocument
 from memory_backends.queries import SampledLayer
-from memory_backends.records import (
-    COLUMNS,
-    NewDocument,
-    RecordSpan,
-    from_record,
-    pack_crc32,
-    record_crc32,
-    to_record,
-    unpack_crc32,
-)
+from memory_backends.records import COLUMNS, NewDocument, RecordSpan, from_record, unpack_crc32
 
 _MAX_ROWS = 2**48
 
@@ -98,6 +98,7 @@ class Catalog:
             on_error.callback(connection.close)
             with as_store_error(path):
                 check_version(connection, directory)
+                check_size(connection, path)
                 schema.check_schema(connection)
                 try:
                     catalog = cls(connection, path)
@@ -158,7 +159,7 @@ class Catalog:
                 with transaction(target):
                     target.execute("DELETE FROM settings WHERE key = 'index'")
                     for name, checksums in row_crc32.items():
-                        _write_checksums(target, name, checksums)
+                        write_row_checksums(target, name, checksums)
             partial.replace(path)
 
     def copy_in_memory(self) -> Catalog:
@@ -217,7 +218,7 @@ class Catalog:
 
         Args:
             documents: in the order of their rows, which are those after `num_rows`.
-            query_heads: layer -> query heads, of the layers that have query samples.
+            query_heads: layer -> query heads, of the layers that get their first samples.
             replace: remove the documents of those names first, in the same transaction.
 
         Returns:
@@ -229,16 +230,16 @@ class Catalog:
         ids = []
         with self._transaction():
             first = int(schema.read_setting(self._connection, "num_rows"))
+            sampled = self.query_samples()
             for new in documents:
                 if replace:
-                    self._remove_document(new.document.name)
-                self._insert(new, first)
+                    delete_document(self._connection, new.document.name)
+                insert_document(self._connection, new, first)
+                insert_samples(self._connection, new.samples, sampled, query_heads or {})
                 ids.append(range(first, first + len(new.row_tokens)))
                 first = ids[-1].stop
-            if query_heads:
-                heads = {str(layer_idx): count for layer_idx, count in query_heads.items()}
-                if heads != schema.read_setting(self._connection, "query_heads"):
-                    schema.write_setting(self._connection, "query_heads", heads)
+            if any(new.samples for new in documents):
+                schema.write_setting(self._connection, "query_samples", sampled)
             schema.write_setting(self._connection, "num_rows", first)
         self.num_rows = first
         return ids
@@ -272,7 +273,8 @@ class Catalog:
     def document_sizes(self) -> list[tuple[str, int, int]]:
         """Return (name, tokens, rows) of every document, in the order they were written."""
         found = self._visible("name, num_tokens, num_rows", "ORDER BY first_row")
-        return [(str(name), int(tokens), int(rows)) for name, tokens, rows in found]
+        with as_store_error(self.path):
+            return [(str(name), int(tokens), int(rows)) for name, tokens, rows in found]
 
     def document_of_rows(self, ids: Iterable[int]) -> dict[int, str]:
         """Return the name of the document that owns each row; rows without one are left out."""
@@ -301,20 +303,21 @@ class Catalog:
                 yield RecordSpan(str(name), first, first + rows, unpack_crc32(crc32))
 
     def query_samples(self) -> dict[int, SampledLayer]:
-        """Return layer -> its query heads and samples, of the layers that have some."""
-        query = "SELECT layer, sum(num_samples) FROM query_samples GROUP BY layer"
-        with self.snapshot():
-            heads = schema.read_setting(self._connection, "query_heads") or {}
-            counts = dict(self._connection.execute(query).fetchall())
-            sampled = {}
-            for layer_idx, num_samples in counts.items():
-                count = heads.get(str(layer_idx), 0)
-                if layer_idx not in self.layout.layers or not 0 < count < 2**16 or num_samples < 0:
-                    raise StoreError(
-                        f"the catalogue '{self.path}' is damaged: layer {layer_idx} has "
-                        f"{num_samples} samples of {count} query heads."
-                    )
-                sampled[layer_idx] = SampledLayer(count, num_samples)
+        """Return layer -> its query heads and samples, of the layers that have some.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        found = self.setting("query_samples") or {}
+        sampled = {int(layer_idx): SampledLayer(*numbers) for layer_idx, numbers in found.items()}
+        for layer_idx, (num_heads, num_samples) in sampled.items():
+            if layer_idx not in self.layout.layers or not (
+                0 < num_heads < 2**16 and 0 < num_samples <= self.num_rows
+            ):
+                raise StoreError(
+                    f"the catalogue '{self.path}' is damaged: layer {layer_idx} has "
+                    f"{num_samples} samples of {num_heads} query heads."
+                )
         return sampled
 
     def remove_document(self, name: str) -> int:
@@ -324,7 +327,7 @@ class Catalog:
             DocumentError: there is none of that name.
         """
         with self._transaction():
-            removed = self._remove_document(name)
+            removed = delete_document(self._connection, name)
         if removed is None:
             raise _no_document(name)
         return removed
@@ -369,11 +372,7 @@ class Catalog:
             for first, stop in schema.read_removed(self._connection):
                 searchable[first:stop] = False
             if sinks == "one":
-                kept = False
-                for rows in self._sinks():
-                    if kept:
-                        searchable[rows] = False
-                    kept = kept or bool(searchable[rows].any())
+                keep_one_set_of_sinks(self._connection, searchable)
         return np.flatnonzero(searchable)
 
     def sink_rows(self) -> Int64Array:
@@ -383,7 +382,8 @@ class Catalog:
             StoreError: a record is damaged.
         """
         with self.snapshot():
-            return np.concatenate([np.empty(0, dtype=np.int64), *self._sinks()])
+            found = read_sinks(self._connection, self.num_rows)
+            return np.concatenate([np.empty(0, dtype=np.int64), *found])
 
     def vacuum(self) -> None:
         """Join removed spans that touch, and give the space of what was removed back.
@@ -394,51 +394,12 @@ class Catalog:
         with self._transaction():
             spans = list(schema.read_removed(self._connection))
             self._connection.execute("DELETE FROM removed")
-            for first, stop in joined(spans):
+            for first, stop in schema.joined(spans):
                 schema.write_removed(self._connection, first, stop)
         with self._lock, as_store_error(self.path):
             self._connection.execute("VACUUM")
 
-    def _sinks(self) -> Iterator[Int64Array]:
-        """Yield the ids of each document's attention sinks."""
-        for name, first, num_rows, blob in self._visible(
-            "name, first_row, num_rows, sinks", "ORDER BY first_row"
-        ):
-            places = np.frombuffer(blob, dtype="<i4").astype(np.int64)
-            bound = min(num_rows, self.num_rows - first)
-            if len(places) and not 0 <= places.min() <= places.max() < bound:
-                raise StoreError(f"the record of document {name!r:.200} is damaged.")
-            yield first + places
-
     # -- plumbing -------------------------------------------------------------------------------
-
-    def _insert(self, new: NewDocument, first: int) -> None:
-        marks = ", ".join("?" * 12)
-        try:
-            self._connection.execute(
-                f"INSERT INTO documents VALUES ({marks})", to_record(new, first)
-            )
-        except sqlite3.IntegrityError as error:
-            raise DocumentError(
-                f"document '{new.document.name}' is already in the memory. "
-                "Remove it first, or give this one another name."
-            ) from error
-        for layer_idx, (num_samples, crc32) in new.samples.items():
-            self._connection.execute(
-                "INSERT INTO query_samples SELECT ?, coalesce(sum(num_samples), 0), ?, ? "
-                "FROM query_samples WHERE layer = ?",
-                (layer_idx, num_samples, crc32, layer_idx),
-            )
-
-    def _remove_document(self, name: str) -> int | None:
-        query = "SELECT first_row, num_rows FROM documents WHERE name = ?"
-        found = self._connection.execute(query, (name,)).fetchone()
-        if found is None:
-            return None
-        first, num_rows = found
-        self._connection.execute("DELETE FROM documents WHERE name = ?", (name,))
-        schema.write_removed(self._connection, first, first + num_rows)
-        return int(num_rows)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -450,29 +411,6 @@ class Catalog:
         query = f"SELECT {columns} FROM documents WHERE first_row < ? {rest}"
         with self._lock, as_store_error(self.path):
             return self._connection.execute(query, (self.num_rows, *parameters)).fetchall()
-
-
-def joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Join spans (first, stop), ascending, that overlap or touch."""
-    found: list[tuple[int, int]] = []
-    for first, stop in spans:
-        if found and first <= found[-1][1]:
-            found[-1] = (found[-1][0], max(found[-1][1], stop))
-        else:
-            found.append((first, stop))
-    return found
-
-
-def _write_checksums(
-    connection: sqlite3.Connection, name: str, row_crc32: Mapping[int, int]
-) -> None:
-    query = f"SELECT {COLUMNS} FROM documents WHERE name = ?"
-    record = connection.execute(query, (name,)).fetchone()
-    values = (*record[:-1], pack_crc32(row_crc32))
-    connection.execute(
-        "UPDATE documents SET row_crc32 = ?, crc32 = ? WHERE name = ?",
-        (values[-1], record_crc32(values), name),
-    )
 
 
 def _no_document(name: str) -> DocumentError:

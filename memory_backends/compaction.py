@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from memory_backends.append_files import AppendFile, sync_folder
-from memory_backends.catalog import joined
 from memory_backends.rows import FOLDER, RowFiles
+from memory_backends.schema import joined
 from memory_backends.store import Store
 
 PARTIAL = ".partial"

@@ -71,6 +71,26 @@ def check_version(connection: sqlite3.Connection, directory: Path) -> None:
     )
 
 
+def check_size(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse a database file that lacks its end; SQLite notices when it reads there.
+
+    Raises:
+        StoreError: it does.
+    """
+    connection.execute("BEGIN")  # no writer changes the size meanwhile
+    try:
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        (page_size,) = connection.execute("PRAGMA page_size").fetchone()
+        size = path.stat().st_size
+    finally:
+        connection.rollback()
+    if size < pages * page_size:
+        raise StoreError(
+            f"'{path}' is truncated to {size} bytes; expected {pages * page_size} bytes. "
+            "Restore the file from a copy, or index the documents again."
+        )
+
+
 def stored_version(connection: sqlite3.Connection) -> Any:
     """Return the format version that the database says it has, whatever its tables."""
     found = connection.execute("SELECT value FROM settings WHERE key = 'format_version'").fetchone()

@@ -37,7 +37,8 @@ def write_lock(path: Path) -> Iterator[None]:
         OSError: the directory cannot be written.
     """
     refuse_link(path / LOCK_FILE_NAME)
-    lock = filelock.FileLock(path / LOCK_FILE_NAME, timeout=0)
+    # An iterator that writes may be closed by another thread than began it.
+    lock = filelock.FileLock(path / LOCK_FILE_NAME, timeout=0, thread_local=False)
     try:
         lock.acquire()
     except filelock.Timeout:

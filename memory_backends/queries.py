@@ -144,6 +144,13 @@ class QuerySamples:
         empty = torch.empty(0, heads, layer.head_dim, dtype=torch.float16)
         return torch.cat([empty, *self._tensors.get(layer_idx, [])])
 
+    def grouped(self, layer_idx: int) -> torch.Tensor:
+        """Return the samples of a layer by KV head, (Hkv, s, G, head_dim) float32."""
+        layer, samples = self._layout.layers[layer_idx], self.layer(layer_idx)  # (s, H, D)
+        num_heads, groups = layer.num_key_value_heads, samples.shape[1] // layer.num_key_value_heads
+        grouped = samples.view(len(samples), num_heads, groups, layer.head_dim)
+        return grouped.transpose(0, 1).float()  # (Hkv, s, G, D)
+
     def close(self) -> None:
         """Let go of files and tensors."""
         self._tensors.clear()
@@ -168,10 +175,10 @@ class QuerySamples:
             self._files.add_layer(layer_idx, size, layer.num_samples)
 
     def _cut_tensors(self, layer_idx: int, num_samples: int) -> None:
-        if self._files is None:
+        if self._files is None and sum(map(len, self._tensors[layer_idx])) != num_samples:
             kept = self.layer(layer_idx)[:num_samples]
             self._tensors[layer_idx] = [kept]
-            self._sealed[layer_idx] = 1
+        self._sealed[layer_idx] = len(self._tensors.get(layer_idx, []))
 
 
 def _as_half(queries: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from memory_backends.database import FORMAT_VERSION
@@ -126,3 +126,14 @@ def read_removed(connection: sqlite3.Connection) -> Iterator[tuple[int, int]]:
                 "match. Restore the catalogue from a copy, or index the documents again."
             )
         yield first, stop
+
+
+def joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Join spans (first, stop), ascending, that overlap or touch."""
+    found: list[tuple[int, int]] = []
+    for first, stop in spans:
+        if found and first <= found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], stop))
+        else:
+            found.append((first, stop))
+    return found

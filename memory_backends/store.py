@@ -28,6 +28,7 @@ from memory_backends.records import RecordSpan
 from memory_backends.rows import RowFiles, RowStorage, RowTensors
 from memory_backends.validation import check_directory, has_no_store
 
+_IS_WRITING = "this memory is being written to already. Let that end first."
 _ROWS_PER_COPY = 4096
 
 
@@ -69,6 +70,15 @@ class Store:
             self.catalog.close()
             raise
 
+    def check_idle(self) -> None:
+        """Refuse what must not come between the steps of a write.
+
+        Raises:
+            StoreError: a thread is writing.
+        """
+        if self._thread_writes.locked():
+            raise StoreError(_IS_WRITING)
+
     def open_if_made(self) -> bool:
         """Open the store if there was none, and another process has made one since."""
         if self.path is None or self.catalog.path is not None or has_no_store(self.path):
@@ -98,7 +108,7 @@ class Store:
             StoreError: another thread or process is writing, or the directory cannot be written.
         """
         if not self._thread_writes.acquire(blocking=False):
-            raise StoreError("this memory is being written to already. Let that end first.")
+            raise StoreError(_IS_WRITING)
         with contextlib.ExitStack() as locks:
             locks.callback(self._thread_writes.release)
             if self.path is not None:

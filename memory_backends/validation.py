@@ -122,6 +122,27 @@ def check_search(layer: LayerLayout, queries: torch.Tensor, k: int) -> None:
         raise MemoryMismatchError(f"k must be at least 1; got {k}.")
 
 
+def check_ids(layer: LayerLayout, ids: torch.Tensor, num_rows: int) -> None:
+    """Refuse row ids of another shape than (Hkv, ...), and ids that were never given out.
+
+    Raises:
+        MemoryMismatchError: either.
+    """
+    num_heads = layer.num_key_value_heads
+    if ids.ndim < 1 or ids.shape[0] != num_heads or ids.dtype != torch.int64:
+        raise MemoryMismatchError(
+            f"ids must be int64 of shape (num_key_value_heads={num_heads}, ...); "
+            f"got {ids.dtype} {tuple(ids.shape)}."
+        )
+    if ids.numel():
+        least, greatest = (int(bound) for bound in ids.aminmax())
+        if not -1 <= least <= greatest < num_rows:
+            raise MemoryMismatchError(
+                f"row ids must be less than {num_rows}, the rows written so far, or -1; "
+                f"got {least} to {greatest}."
+            )
+
+
 def has_no_store(path: Path) -> bool:
     """Tell whether a store can be made at `path`: nothing is there, or nothing of worth.
 
@@ -129,8 +150,11 @@ def has_no_store(path: Path) -> bool:
     """
     if not path.exists():
         return True
-    leftovers = (LOCK_FILE_NAME, OWNER_FILE_NAME, CATALOG_FILE_NAME + ".partial")
-    return path.is_dir() and all(entry.name.startswith(leftovers) for entry in path.iterdir())
+    locks = (LOCK_FILE_NAME, OWNER_FILE_NAME, OWNER_FILE_NAME + ".partial")
+    partial = CATALOG_FILE_NAME + ".partial"  # and SQLite's journal of it
+    return path.is_dir() and all(
+        entry.name in locks or entry.name.startswith(partial) for entry in path.iterdir()
+    )
 
 
 def check_directory(path: Path) -> Path:

@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 
 from memory_backends import queries, rows, schema
 from memory_backends.append_files import layer_file_name
-from memory_backends.catalog import Catalog, joined
+from memory_backends.catalog import Catalog
 from memory_backends.compaction import PARTIAL
 from memory_backends.database import FILE_NAME, as_store_error
 from memory_backends.errors import EMTError, StoreError, refuse_link
@@ -61,6 +61,7 @@ def verify(path: Path | str) -> list[Damage]:
         # the reading, and none can compact away what is read.
         try:
             with catalog.snapshot():
+                catalog.refresh()
                 found = list(reading.catalog_damage())
                 files = [*reading.row_files(), *reading.sample_files(), *reading.index_files()]
         except EMTError as error:  # SQLite could not even begin
@@ -144,7 +145,7 @@ class _Reading:
         published = self._catalog.num_rows
         spans = [(span.first, span.stop) for span in self._spans]
         spans += schema.read_removed(self._connection)
-        covered = joined(sorted(spans))
+        covered = schema.joined(sorted(spans))
         if covered != ([(0, published)] if published else []):
             yield Damage(
                 FILE_NAME,
@@ -186,31 +187,42 @@ class _Reading:
             head_dim = self._catalog.layout.layers[layer_idx].head_dim
             size = layer.num_heads * head_dim * queries.ITEMSIZE
             parts, end = [], 0
-            for first, count, crc32 in segments[layer_idx]:
+            for first, count, crc32 in segments.get(layer_idx, []):
                 if first != end:
-                    reason = f"sample {end} of layer {layer_idx} has no checksum"
-                    self.damage.append(Damage(FILE_NAME, reason))
+                    break
                 end = first + count
                 what = f"samples {first} to {end - 1}"
                 parts.append(_Part(what, first * size, end * size, crc32))
+            if end != layer.num_samples:
+                reason = f"sample {end} of layer {layer_idx} has no checksum"
+                self.damage.append(Damage(FILE_NAME, reason))
             name = f"{queries.FOLDER}/{layer_file_name(layer_idx)}"
-            yield from self._opened(name, end * size, parts)
+            yield from self._opened(name, layer.num_samples * size, parts)
 
     def index_files(self) -> Iterator[_File]:
         """Yield the FAISS files of the current generation, if their checksums are known."""
         try:
             saved = self._catalog.setting("index") or {}
-            folder = f"{INDEX_FOLDER}/{check_generation(saved['generation'])}" if saved else ""
+            if not saved:
+                return
+            folder = f"{INDEX_FOLDER}/{check_generation(saved['generation'])}"
+            files = {
+                name: (int(expected["size"]), int(expected["crc32"]))
+                for name, expected in saved.get("files", {}).items()
+            }
         except EMTError as error:
             self.damage.append(Damage(FILE_NAME, str(error)))
             return
-        for name, expected in saved.get("files", {}).items():
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            reason = f"the setting 'index' is damaged: it describes no files ({error})"
+            self.damage.append(Damage(FILE_NAME, reason))
+            return
+        for name, (size, crc32) in files.items():
             if Path(name).name != name or name in (".", ".."):
                 reason = f"an index file must lie in its folder; got {name!r:.80}"
                 self.damage.append(Damage(FILE_NAME, reason))
                 continue
-            size = int(expected["size"])
-            parts = [_Part("the file", 0, size, int(expected["crc32"]))]
+            parts = [_Part("the file", 0, size, crc32)]
             yield from self._opened(f"{folder}/{name}", size, parts, is_whole=True)
 
     def _segments(self) -> dict[int, list[tuple[int, int, int]]]:

@@ -25,10 +25,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from memory_backends.base import MemoryBackend, Precision, Retrieval, SearchResult, Sinks
+from memory_backends.base import MemoryBackend, Sinks
 from memory_backends.errors import MemoryMismatchError, StoreError
 from memory_backends.layout import Int64Array, MemoryLayout
 from memory_backends.rows import RowFiles, RowStorage
+from memory_backends.scores import Precision, Retrieval, SearchResult
 from memory_backends.vector_db import index as faiss_index
 from memory_backends.vector_db.building import add_rows, calibrate
 from memory_backends.vector_db.cache import Generation, write_generation

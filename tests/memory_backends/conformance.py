@@ -26,7 +26,9 @@ from memory_backends import (
     Rows,
     StoreError,
     VectorDBBackend,
+    verify,
 )
+from memory_backends.catalog import Catalog
 from tests.memory_backends.reference import (
     IDENTITY,
     LAYERS,
@@ -352,6 +354,94 @@ class BackendConformance:
                 backend.add(make_document("x", 0), rows)
         assert backend.catalog.document_names() == []
 
+    def test_many_documents_are_published_in_groups(
+        self, make: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        backend = make()
+        runs = [make_rows(n, seed=n, sinks=[0]) for n in (3, 4, 5, 6, 7)]
+        groups: list[int] = []
+        publish = Catalog.publish
+
+        def counting(catalog: Catalog, documents: Any, **options: Any) -> Any:
+            groups.append(len(documents))
+            return publish(catalog, documents, **options)
+
+        monkeypatch.setattr(Catalog, "publish", counting)
+        documents = ((make_document(f"{len(run)}", len(run)), [run]) for run in runs)
+        expected = [("3", range(3)), ("4", range(3, 7)), ("5", range(7, 12)), ("6", range(12, 18))]
+        added = list(backend.add_many(documents, rows_per_commit=7))
+        assert added == [*expected, ("7", range(18, 25))]
+        assert groups == [2, 2, 1]
+        assert_finds(backend, runs, range(25))
+        assert_fetches(backend, runs)
+        assert backend.catalog.document("6").sink_rows.tolist() == [0]
+
+    def test_each_of_many_is_yielded_after_it_is_published(self, make: Make) -> None:
+        backend, runs = make(), self.runs
+        taken = []
+
+        def documents() -> Iterator[tuple[Document, list[Rows]]]:
+            for name in "abcd":
+                taken.append(name)
+                yield make_document(name, 10), [runs[0]]
+
+        steps = backend.add_many(documents(), rows_per_commit=20)
+        assert taken == []  # nothing happens before the first step
+        assert next(steps) == ("a", range(10))
+        assert taken == ["a", "b"]
+        assert backend.catalog.document_names() == ["a", "b"]
+        with pytest.raises(StoreError, match="written to already"):
+            backend.remove([1])
+        steps.close()  # type: ignore[attr-defined]
+        backend.remove([1])
+        assert backend.catalog.document_names() == taken == ["a", "b"]
+        assert len(backend) == 19
+
+    @pytest.mark.parametrize("fails", ["rows", "name", "shape", "documents"])
+    def test_documents_before_one_that_fails_are_kept(
+        self, make: Make, tmp_path: Path, fails: str
+    ) -> None:
+        backend, runs = make(), self.runs
+
+        def failing() -> Iterator[Rows]:
+            yield make_rows(500, seed=9)
+            raise RuntimeError("cut")
+
+        def documents() -> Iterator[tuple[Document, Iterable[Rows]]]:
+            yield make_document("a", 10), [runs[0]]
+            yield make_document("b", 7), [runs[1]]
+            if fails == "documents":
+                raise RuntimeError("cut")
+            yield {
+                "rows": (make_document("x", 500), failing()),
+                "name": (make_document("a", 10), [runs[0]]),
+                "shape": (make_document("x", 1), [make_rows(500, seed=9)]),
+            }[fails]
+
+        error = {"name": DocumentError, "shape": MemoryMismatchError}.get(fails, RuntimeError)
+        added: list[tuple[str, range]] = []
+        with pytest.raises(error):
+            added.extend(backend.add_many(documents()))  # keeps what came before the error
+        assert added == [("a", range(10)), ("b", range(10, 17))]
+        assert_finds(backend, runs, range(17))
+        more = make_rows(4, seed=5)
+        assert backend.add(make_document("c", 4), [more]) == range(17, 21)
+        assert_fetches(backend, [*runs, more])
+        backend.save(tmp_path / "copy")
+        assert verify(tmp_path / "copy") == []
+
+    def test_many_replace_each_other(self, make: Make) -> None:
+        backend, runs = make(), self.runs
+        backend.add(make_document("a", 10), [runs[0]])
+        again = [(make_document("a", len(run)), [run]) for run in (runs[1], runs[0])]
+        added = list(backend.add_many(again, replace=True))
+        assert added == [("a", range(10, 17)), ("a", range(17, 27))]
+        assert backend.catalog.document_sizes() == [("a", 10, 10)]
+        assert_finds(backend, [runs[0], runs[1], runs[0]], range(17, 27))
+
+    def test_many_of_none_are_none(self, make: Make) -> None:
+        assert list(make().add_many([])) == []
+
     # -- removing -------------------------------------------------------------------------------
 
     def test_removed_rows_are_not_found(self, make: Make) -> None:
@@ -474,6 +564,48 @@ class BackendConformance:
         assert_finds(reader, self.runs, [row for row in range(17) if row != 10])
         assert_fetches(reader, self.runs)
 
+    def test_a_reader_keeps_its_snapshot_until_it_refreshes(self, make: Make, store: Path) -> None:
+        reader, writer = (type(make()).open(store) for _ in range(2))
+        more, again = make_rows(4, seed=5), make_rows(4, seed=6)
+        writer.add(make_document("c", 4), [more])
+        writer.remove_document("a")
+        writer.add(make_document("b", 4), [again], replace=True)
+        assert_finds(reader, self.runs, range(17))
+        assert_fetches(reader, self.runs)
+        assert reader.catalog.document_names() == []  # what is gone is not quoted, nor mistaken
+        assert reader.catalog.document_of_rows([0, 10, 17, 21]) == {}
+        with pytest.raises(DocumentError, match="no document 'b'"):
+            reader.catalog.document("b")
+        for _ in range(2):
+            reader.refresh()
+            assert_finds(reader, [*self.runs, more, again], range(17, 25))
+            assert reader.catalog.document_sizes() == [("c", 4, 4), ("b", 4, 4)]
+            assert reader.catalog.document("b").first_row == 21
+
+    def test_a_refresh_while_adding_is_refused(self, make: Make, tmp_path: Path) -> None:
+        backend = make()
+
+        def refreshing() -> Iterator[Rows]:
+            yield self.runs[0]
+            with pytest.raises(StoreError, match="written to already"):
+                backend.refresh()
+            yield make_rows(7, seed=2, first=3)
+
+        backend.add(make_document("a", 10), refreshing())
+        backend.save(tmp_path / "copy")
+        assert_finds(backend, self.runs, range(17))
+        assert verify(tmp_path / "copy") == []
+
+    def test_a_refresh_finds_a_store_made_meanwhile(self, make: Make, tmp_path: Path) -> None:
+        backend_class = type(make())
+        reader, writer = (backend_class(LAYOUT, path=tmp_path / "new") for _ in range(2))
+        reader.refresh()
+        writer.add(make_document("a", 10), [self.runs[0]])
+        assert len(reader) == 0
+        reader.refresh()
+        assert_finds(reader, self.runs, range(10))
+        assert_fetches(reader, self.runs[:1])
+
     def test_a_second_writer_is_refused(self, make: Make, store: Path) -> None:
         backend = type(make()).open(store)
         with filelock.FileLock(store / "write.lock"):
@@ -516,6 +648,7 @@ class BackendConformance:
         assert_finds(backend, self.runs, range(17))
         assert backend.add(make_document("c", 10), [self.runs[0]]) == range(17, 27)
         assert_fetches(type(backend).open(store), [*self.runs, self.runs[0]])
+        assert verify(store) == []
 
     def test_what_a_killed_writer_left_is_overwritten(self, make: Make, store: Path) -> None:
         for file in (store / "rows").iterdir():

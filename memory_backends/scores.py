@@ -1,0 +1,63 @@
+"""What a search found, and how candidates are ranked where float32 cannot tell."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+
+# "exact": right but for the rounding of float32; "half": good to 1e-3; "coarse": a rough guide.
+Precision = Literal["exact", "half", "coarse"]
+
+_ROUNDING = 1e-6  # of a float32 cosine, with room to spare
+_TINY = 1e-300
+
+
+class SearchResult(NamedTuple):
+    """What a search found.
+
+    Attributes:
+        scores: (Hkv, N, k) float32 cosine similarities, best first; -inf where there is nothing.
+        ids: (Hkv, N, k) int64 row ids; -1 where there is nothing.
+    """
+
+    scores: torch.Tensor
+    ids: torch.Tensor
+
+
+class Retrieval(NamedTuple):
+    """What a search found, with the rows.
+
+    Attributes:
+        scores: as in `SearchResult`.
+        ids: as in `SearchResult`.
+        keys: (Hkv, N, k, head_dim), in the layout's dtype; any finite numbers where there is none.
+        values: (Hkv, N, k, value_head_dim).
+    """
+
+    scores: torch.Tensor
+    ids: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+def has_ties(scores: torch.Tensor, k: int) -> bool:
+    """Tell whether rounding may have decided which k rows came first, or their order."""
+    return bool((scores[..., :-1] - scores[..., 1:])[..., :k].lt(_ROUNDING).any())
+
+
+def ranked(queries: torch.Tensor, keys: torch.Tensor, ids: torch.Tensor) -> SearchResult:
+    """Rank candidates by their exact cosine in float64; equal ones stay in the order they have.
+
+    Args:
+        queries: (Hkv, N, D).
+        keys: (Hkv, N, c, D), each query's candidates.
+        ids: (Hkv, N, c) int64, the candidates' rows; -1 is ranked last.
+    """
+    keys = keys.double()
+    query = queries.to(keys.device).double().unsqueeze(-1)
+    norms = keys.norm(dim=-1) * query.norm(dim=-2)
+    scores = (keys @ query).squeeze(-1) / norms.clamp(min=_TINY)
+    scores = scores.masked_fill(ids < 0, -torch.inf)
+    scores, order = scores.sort(dim=-1, descending=True, stable=True)
+    return SearchResult(scores.float(), ids.gather(-1, order))

@@ -1,0 +1,180 @@
+"""Disks that are full or cannot be written: the error says so, and the store is as it was."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+import pytest
+
+from memory_backends import (
+    ManualBackend,
+    MemoryBackend,
+    Rows,
+    StoreError,
+    VectorDBBackend,
+    verify,
+)
+from tests.memory_backends.conformance import assert_fetches, assert_finds
+from tests.memory_backends.reference import LAYOUT, make_document, make_rows
+from tests.memory_backends.test_queries import with_queries
+
+KINDS = pytest.mark.parametrize("kind", [ManualBackend, VectorDBBackend])
+RUNS = [with_queries(make_rows(n, seed=n), n) for n in (70, 60, 80)]
+MORE = [with_queries(make_rows(n, seed=n), n) for n in (300, 100)]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    backend = ManualBackend(LAYOUT, path=tmp_path / "store")
+    for name, run in zip("abc", RUNS, strict=True):
+        backend.add(make_document(name, len(run)), [run])
+    backend.remove_document("b")
+    backend.close()
+    return tmp_path / "store"
+
+
+@contextmanager
+def files_no_longer_than(num_bytes: int) -> Iterator[None]:
+    """Let writes beyond so many bytes of any file fail, as they do on a full disk: after a part."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def assert_as_before(backend: MemoryBackend, store: Path) -> None:
+    left = [*range(70), *range(130, 210)]
+    for memory in (backend, type(backend).open(store)):
+        assert_finds(memory, RUNS, left)
+        assert_fetches(memory, RUNS)
+        assert memory.catalog.document_names() == ["a", "c"]
+        assert memory.sampled_queries(0).shape == (2, 4, 3, 8)
+    assert verify(store) == []
+
+
+@KINDS
+def test_a_disk_full_at_any_byte_leaves_the_store_as_it_was(
+    kind: type[MemoryBackend], store: Path
+) -> None:
+    backend = kind.open(store)
+    largest = max(file.stat().st_size for file in store.rglob("*") if file.is_file())
+    failed = 0
+    for limit in (*range(100, 3000, 700), *range(3000, largest + 60_000, 2741)):
+        error = None
+        with files_no_longer_than(limit):
+            try:
+                ids = backend.add(make_document("new", 300), MORE)
+            except StoreError as caught:
+                error = str(caught)
+        if error is None:
+            assert ids == range(210, 610)
+            break
+        failed += 1
+        assert re.search(r"too large|disk I/O error|disk is full", error), error
+        assert_as_before(backend, store)
+    assert failed > 10
+    assert_fetches(kind.open(store), [*RUNS, *MORE])
+    assert verify(store) == []
+
+
+@KINDS
+@pytest.mark.parametrize("write", ["add", "remove", "remove_document", "clear"])
+def test_a_catalogue_without_room_stays_as_it_was(
+    kind: type[MemoryBackend], store: Path, write: str
+) -> None:
+    backend = kind.open(store)
+    act = {
+        "add": lambda: backend.add(make_document("x", 300), [MORE[0]]),
+        "remove": lambda: backend.remove(range(0, 60, 2)),
+        "remove_document": lambda: backend.remove_document("a"),
+        "clear": backend.clear,
+    }[write]
+    with files_no_longer_than(2000), pytest.raises(StoreError, match=r"disk I/O error|too large"):
+        act()
+    assert_as_before(backend, store)
+    act()
+    assert verify(store) == []
+
+
+def test_what_was_published_before_the_disk_was_full_is_kept(tmp_path: Path) -> None:
+    """Even in the write that made the store."""
+    backend = ManualBackend(LAYOUT, path=tmp_path / "store")
+    runs = [RUNS[0], make_rows(4000, seed=1)]
+    documents = [(make_document(str(at), len(run)), [run]) for at, run in enumerate(runs)]
+    added: list[tuple[str, range]] = []
+    with pytest.raises(StoreError, match="too large"), files_no_longer_than(45_000):
+        added.extend(backend.add_many(documents, rows_per_commit=1))
+    assert added == [("0", range(70))]
+    assert_finds(backend, RUNS, range(70))
+    assert_fetches(ManualBackend.open(tmp_path / "store"), RUNS[:1])
+    assert verify(tmp_path / "store") == []
+
+
+@KINDS
+def test_a_first_write_without_room_leaves_nothing(
+    kind: type[MemoryBackend], tmp_path: Path
+) -> None:
+    backend = kind(LAYOUT, path=tmp_path / "store")
+    for limit in (0, 1000, 10_000, 30_000):
+        with files_no_longer_than(limit), pytest.raises(StoreError):
+            backend.add(make_document("a", 4000), [make_rows(4000, seed=1)])
+        assert not (tmp_path / "store").exists()
+        assert len(backend) == 0
+    backend.add(make_document("a", 70), [RUNS[0]])
+    assert_finds(backend, RUNS, range(70))
+
+
+@KINDS
+def test_a_directory_that_cannot_be_written_is_named(
+    kind: type[MemoryBackend], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = kind.open(store)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filelock.FileLock, "acquire", refuse)
+        message = f"the store at '{store}' cannot be written: Permission denied"
+        with pytest.raises(StoreError, match=re.escape(message)):
+            backend.remove([1])
+    assert_as_before(backend, store)
+
+
+@pytest.mark.skipif(
+    sys.platform == "win32" or os.geteuid() == 0, reason="permissions do not bind this user"
+)
+def test_a_read_only_store_is_read(store: Path) -> None:
+    for path in (store, store / "rows", store / "queries"):
+        path.chmod(0o555)
+    try:
+        backend = ManualBackend.open(store)
+        assert_fetches(backend, RUNS)
+        with pytest.raises(StoreError, match="Permission denied"):
+            backend.remove([1])
+    finally:
+        for path in (store, store / "rows", store / "queries"):
+            path.chmod(0o755)
+
+
+def test_an_error_of_the_caller_stays_the_callers(store: Path) -> None:
+    backend = ManualBackend.open(store)
+
+    def failing() -> Iterator[Rows]:
+        yield MORE[0]
+        raise OSError(errno.ENOSPC, "No space left on another disk")
+
+    with pytest.raises(OSError, match="another disk") as caught:
+        backend.add(make_document("x", 300), failing())
+    assert not isinstance(caught.value, StoreError)
+    assert_as_before(backend, store)
