@@ -1,0 +1,17 @@
+"""One process that forks children, for all tests of torture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.torture.forks import Forks
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Give what runs jobs of made-up rows."""
+    forks = Forks(tmp_path_factory.mktemp("jobs"), "tests.torture.flips")
+    yield forks
+    forks.close()
