@@ -12,6 +12,6 @@ from tests.torture.forks import Forks
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     """Give what runs jobs of made-up rows."""
-    forks = Forks(tmp_path_factory.mktemp("jobs"), "tests.torture.flips")
+    forks = Forks(tmp_path_factory.mktemp("jobs"), "tests.torture.flips", "tests.torture.crowd")
     yield forks
     forks.close()

@@ -63,6 +63,8 @@ class Forks:
         """Run "module.function" with plain arguments in a child."""
         self._jobs += 1
         out = self._folder / f"job-{self._jobs}"
+        for path in (out, out.with_suffix(".err")):  # the child may die before it has made them
+            path.touch()
         pid = self._ask("start", function, arguments, fault, str(out))
         return Job(pid, out)
 
