@@ -18,15 +18,17 @@ from tests.torture.forks import Ended, Forks
 from tests.torture.promises import Content, check_allowed, check_undamaged, contents, size_of
 
 _SLACK = 16_384  # bytes by which a store may differ in size: a few pages of SQLite
-_KILLED = {
+_CODES = {  # 0 is one of each: a fault may hit nothing, or only what is not needed
     "kill": -signal.SIGKILL,
-    "random": -signal.SIGKILL,
+    "kill any time": -signal.SIGKILL,
     "kill at limit": -signal.SIGXFSZ,
+    "interrupt": 130,
 }
+_SIGNALS = {"kill any time": signal.SIGKILL, "interrupt": signal.SIGINT}
 
 
 class Attack(NamedTuple):
-    """One thing that goes wrong: a fault at a step, or ("random", milliseconds)."""
+    """One thing that goes wrong: a fault and its step or limit, or a signal and milliseconds."""
 
     kind: str
     at: int
@@ -80,8 +82,9 @@ class Battle:
         steps, size = self.steps, self.largest_file
         for kind, share, span in (
             ("kill", 0.4, (1, steps)),
-            ("random", 0.2, (0, round(1000 * self.seconds))),
-            ("once", 0.15, (1, steps)),
+            ("kill any time", 0.15, (0, round(1000 * self.seconds))),
+            ("interrupt", 0.1, (0, round(1000 * self.seconds))),
+            ("once", 0.1, (1, steps)),
             ("full", 0.1, (1, steps)),
             ("limit", 0.075, (400, size)),
             ("kill at limit", 0.075, (400, size)),
@@ -93,12 +96,13 @@ class Battle:
         """Attack once, check what is left, run again, check that all is there; return the code."""
         command = self._command
         store = self._fresh_store()
-        if attack.kind == "random":
+        number = _SIGNALS.get(attack.kind)
+        if number is not None:
             arguments = (str(store), *command.arguments)
-            ended = self._forks.kill_after(attack.at / 1000, command.function, *arguments)
+            ended = self._forks.stop_after(attack.at / 1000, number, command.function, *arguments)
         else:
             ended = self._run(store, attack.kind, attack.at)
-        assert ended.code in (0, _KILLED.get(attack.kind, 2)), ended
+        assert ended.code in (0, _CODES.get(attack.kind, 2)), ended
         if ended.code == 2:  # one line, which says where
             assert ended.lines[-1].startswith("error ")
             assert str(store) in ended.lines[-1], ended

@@ -79,11 +79,11 @@ class Forks:
         """Run a job to its end."""
         return self.wait(self.start(function, *arguments, fault=fault))
 
-    def kill_after(self, seconds: float, function: str, *arguments: Any) -> Ended:
-        """Run a job and kill it after a while, if it has not ended before."""
+    def stop_after(self, seconds: float, number: int, function: str, *arguments: Any) -> Ended:
+        """Run a job and send it a signal after a while, if it has not ended before."""
         job = self.start(function, *arguments)
         time.sleep(seconds)
-        os.kill(job.pid, signal.SIGKILL)
+        os.kill(job.pid, number)
         return self.wait(job)
 
     def close(self) -> None:
@@ -106,6 +106,7 @@ def _serve(modules: list[str]) -> None:
     import torch
 
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a child listens while it is at its job
     for module in modules:
         importlib.import_module(module)
     for line in sys.stdin:
@@ -131,12 +132,14 @@ def _run(function: str, arguments: list[Any], fault: list[Any] | None, out: str)
         job = getattr(importlib.import_module(module), name)
         if fault is not None:
             Fault(*fault).install()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         code = job(*arguments) or 0
-    except SystemExit as end:
-        code = int(end.code or 0)
+    except KeyboardInterrupt:
+        code = 130
     except BaseException:
         traceback.print_exc()
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

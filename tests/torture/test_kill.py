@@ -9,25 +9,31 @@ again with its kind and number: the documents and the steps are always the same.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 import memory_backends
+from emt.memory import Memory
 from memory_backends import VectorDBBackend
+from tests.emt.commands import make_documents, make_model
 from tests.torture.attacks import Battle, Command, battle
 from tests.torture.forks import Forks
 from tests.torture.made_up import Goal
-from tests.torture.promises import Content, made_up
+from tests.torture.promises import Content, contents, made_up
 
 CAN_VERIFY = hasattr(memory_backends, "verify")
+needs_resume = pytest.mark.skipif(
+    Memory.write_all.__annotations__["return"] == "int", reason="write_all() does not skip yet"
+)
 
 FIRST: Goal = {f"d{number}": 1 for number in range(6)}
 # kept, replaced, removed, kept, replaced, removed, new
 AGAIN: Goal = {"d0": 1, "d1": 2, "d2": None, "d3": 1, "d4": 2, "d5": None, "n1": 1, "n2": 1}
 LESS: Goal = {"d1": None, "d4": None}
 INDEX = "tests.torture.made_up.index"
+CLI = "tests.torture.commands.index"
 TIDY = "tests.torture.made_up.tidy"
 
 
@@ -64,6 +70,40 @@ def commands(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     }
 
 
+@pytest.fixture(scope="module")
+def cli_forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Give what runs jobs of the real command."""
+    forks = Forks(tmp_path_factory.mktemp("cli-jobs"), "tests.torture.commands")
+    yield forks
+    forks.close()
+
+
+@pytest.fixture(scope="module")
+def real(cli_forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """`emt index` onto a store: one document kept, one replaced, two added."""
+    folder = tmp_path_factory.mktemp("real")
+    model = str(make_model(folder / "model"))
+    documents = make_documents(folder / "documents")
+
+    def store(name: str) -> Path:
+        ended = cli_forks.run(CLI, str(folder / name), str(documents), model)
+        assert ended.code == 0, ended
+        return folder / name
+
+    base = store("base")
+    (documents / "b.md").write_text("w90 w80 w70 w60")
+    (documents / "c.jsonl").rename(folder / "c.jsonl")  # stays in the store
+    for name in ("d.txt", "e.txt"):
+        (documents / name).write_text(
+            " ".join(f"w{3 + ord(name[0]) % 7 * i % 90}" for i in range(40))
+        )
+    after = contents(base, index="auto") | contents(store("other"), index="auto")
+    before = contents(base, index="auto")
+    return Command(
+        "emt index", CLI, (str(documents), model), base, before, after, False, "auto", 1e-5
+    )
+
+
 NAMES = [
     "first",
     "again",
@@ -80,22 +120,33 @@ NAMES = [
 ]
 
 
-def fight(name: str, commands: dict[str, Command], forks: Forks, folder: Path, number: int) -> None:
+def fight(command: Command, forks: Forks, folder: Path, number: int) -> None:
     def make() -> Battle:
-        return Battle(commands[name], forks, folder, verify=CAN_VERIFY)
+        return Battle(command, forks, folder, verify=CAN_VERIFY)
 
     tried, hits, failures = battle(make, number, seed=number)
-    sys.stdout.write(f"{name}: {tried.total()} attacks; those that hit: {dict(hits)}\n")
+    sys.stdout.write(f"{command.name}: {tried.total()} attacks; those that hit: {dict(hits)}\n")
     assert not failures, "\n".join(failures)
     assert hits["kill"] == tried["kill"] > 0
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_few_kills(name: str, commands: dict[str, Command], forks: Forks, tmp_path: Path) -> None:
-    fight(name, commands, forks, tmp_path, number=5)
+    fight(commands[name], forks, tmp_path, number=5)
+
+
+@needs_resume
+def test_a_few_kills_of_the_real_command(real: Command, cli_forks: Forks, tmp_path: Path) -> None:
+    fight(real, cli_forks, tmp_path, number=4)
 
 
 @pytest.mark.torture
 @pytest.mark.parametrize("name", NAMES)
 def test_many_kills(name: str, commands: dict[str, Command], forks: Forks, tmp_path: Path) -> None:
-    fight(name, commands, forks, tmp_path, number=300)
+    fight(commands[name], forks, tmp_path, number=300)
+
+
+@needs_resume
+@pytest.mark.torture
+def test_many_kills_of_the_real_command(real: Command, cli_forks: Forks, tmp_path: Path) -> None:
+    fight(real, cli_forks, tmp_path, number=80)
