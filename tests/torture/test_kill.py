@@ -135,11 +135,6 @@ def test_a_few_kills(name: str, commands: dict[str, Command], forks: Forks, tmp_
     fight(commands[name], forks, tmp_path, number=5)
 
 
-@needs_resume
-def test_a_few_kills_of_the_real_command(real: Command, cli_forks: Forks, tmp_path: Path) -> None:
-    fight(real, cli_forks, tmp_path, number=4)
-
-
 @pytest.mark.torture
 @pytest.mark.parametrize("name", NAMES)
 def test_many_kills(name: str, commands: dict[str, Command], forks: Forks, tmp_path: Path) -> None:
