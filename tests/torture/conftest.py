@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.torture.forks import Forks
+pytest.register_assert_rewrite("tests.torture.promises", "tests.torture.attacks")
+
+from tests.torture.forks import Forks  # noqa: E402
 
 
 @pytest.fixture(scope="session")
