@@ -67,15 +67,16 @@ class Battle:
         self._verify = verify
         self._stores = 0
         store = self._fresh_store()
-        started = time.perf_counter()
         assert self._run(store).code == 0
-        self.seconds = time.perf_counter() - started
         self._check(store, [command.after])
         self.size = size_of(store)
         self.largest_file = max(f.stat().st_size for f in store.rglob("*") if f.is_file())
+        started = time.perf_counter()
         counted = self._run(self._fresh_store(), "count", 0)
+        self.seconds = time.perf_counter() - started
         assert counted.code == 0, counted
         self.steps = int(counted.lines[-1].removeprefix("steps "))
+        self.unsynced = sorted({line for line in counted.lines if line.startswith("unsynced ")})
 
     def attacks(self, number: int, rng: random.Random) -> Iterator[Attack]:
         """Choose attacks of all kinds, spread over all steps and bytes and the whole time."""

@@ -21,8 +21,10 @@ import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
+from tests.torture.durability import Durability
+
 Kind = Literal[
-    "count",  # nothing fails; the number of steps is the last line said
+    "count",  # nothing fails; the last line said is the number of steps, after what is not synced
     "kill",  # SIGKILL before the step
     "once",  # this step fails with EIO, those after it do not
     "full",  # from this step on, all but removing fails with ENOSPC
@@ -64,6 +66,13 @@ class _Steps:
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
         self.taken = 0
+        self.durability = Durability(fault.folder, _say) if fault.kind == "count" else None
+
+    def commit(self) -> int:
+        """Count the step that is a commit."""
+        if self.durability is not None:
+            self.durability.check_commit()
+        return self.take()
 
     def take(self, *, removing: bool = False) -> int:
         """Count a step; return the errno it is to fail with, or 0."""
@@ -93,6 +102,8 @@ def _install(steps: _Steps) -> None:
                 return
         elif event in _EVENTS:
             path = arguments[0]
+            if event == "os.rename" and steps.durability is not None:
+                steps.durability.renamed(os.fsdecode(arguments[1]))
         else:
             return
         if isinstance(path, int) or os.fsdecode(path).startswith(folder):
@@ -103,15 +114,29 @@ def _install(steps: _Steps) -> None:
         setattr(os, name, _counted(steps, getattr(os, name)))
     _wrap_files(steps, folder)
     _wrap_sqlite(steps)
-    if steps.fault.kind == "count":
-        exit_now = os._exit
+    if steps.durability is not None:
+        _watch(steps, steps.durability)
 
-        def told(code: int) -> NoReturn:
-            sys.stdout.write(f"steps {steps.taken}\n")
-            sys.stdout.flush()
-            exit_now(code)
 
-        os._exit = told
+def _watch(steps: _Steps, durability: Durability) -> None:
+    """Note what is synced, and tell at the end how many steps there were."""
+    sync, exit_now = os.fsync, os._exit
+
+    def synced(file: Any) -> None:
+        sync(file)
+        durability.fsync(file if isinstance(file, int) else file.fileno())
+
+    def told(code: int) -> NoReturn:
+        durability.check_end()
+        _say(f"steps {steps.taken}")
+        exit_now(code)
+
+    os.fsync, os._exit = synced, told
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def _counted(steps: _Steps, function: Any) -> Any:
@@ -161,14 +186,15 @@ def _wrap_files(steps: _Steps, folder: str) -> None:
 
 
 def _wrap_sqlite(steps: _Steps) -> None:
-    def step() -> None:
-        if steps.take():
+    def step(*, commits: bool = False) -> None:
+        if steps.commit() if commits else steps.take():
             raise sqlite3.OperationalError("database or disk is full")
 
     class Connection(sqlite3.Connection):
         def execute(self, statement: str, *arguments: Any) -> sqlite3.Cursor:
-            if not statement.lstrip().startswith(("SELECT", "PRAGMA")):
-                step()
+            word = statement.lstrip().partition(" ")[0].upper()
+            if word not in ("SELECT", "PRAGMA"):
+                step(commits=word in ("COMMIT", "END", "VACUUM"))
             return super().execute(statement, *arguments)
 
         def executemany(self, *arguments: Any) -> sqlite3.Cursor:
@@ -176,7 +202,7 @@ def _wrap_sqlite(steps: _Steps) -> None:
             return super().executemany(*arguments)
 
         def commit(self) -> None:
-            step()
+            step(commits=True)
             super().commit()
 
         def backup(self, *arguments: Any, **options: Any) -> None:
@@ -186,7 +212,7 @@ def _wrap_sqlite(steps: _Steps) -> None:
         def __exit__(self, error: Any, *rest: Any) -> Any:
             if error is None:
                 try:
-                    step()
+                    step(commits=True)
                 except sqlite3.OperationalError:
                     self.rollback()
                     raise

@@ -130,6 +130,16 @@ def fight(command: Command, forks: Forks, folder: Path, number: int) -> None:
     assert hits["kill"] == tried["kill"] > 0
 
 
+@pytest.mark.skipif(
+    not hasattr(VectorDBBackend, "rebuild"), reason="the folder of FAISS files is not synced yet"
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_files_are_on_the_disk_before_the_catalogue_speaks_of_them(
+    name: str, commands: dict[str, Command], forks: Forks, tmp_path: Path
+) -> None:
+    assert Battle(commands[name], forks, tmp_path, verify=CAN_VERIFY).unsynced == []
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_few_kills(name: str, commands: dict[str, Command], forks: Forks, tmp_path: Path) -> None:
     fight(commands[name], forks, tmp_path, number=5)
