@@ -118,10 +118,13 @@ def rebuild(options: argparse.Namespace) -> None:
 def upgrade(options: argparse.Namespace) -> None:
     """Bring a store of an older emt to this one's format."""
     store = existing(options.store)
-    memory_backends.upgrade(store)
+    was_older = memory_backends.upgrade(store)
     with contextlib.closing(Catalog.open(store)) as catalog:
         version = catalog.setting("format_version")
-    print(f"'{store}' has format version {version} and {size(bytes_used(store))}")
+    if was_older:
+        print(f"'{store}' has format version {version} now, and {size(bytes_used(store))}")
+    else:
+        print(f"'{store}' has format version {version} already")
 
 
 def _opened(store: Path) -> VectorDBBackend:

@@ -15,8 +15,11 @@ from emt.loading import load
 from memory_backends import StoreError, VectorDBBackend
 from memory_backends.catalog import FORMAT_VERSION, Catalog
 from tests.emt.commands import TEXTS, emt, make_documents, make_model
+from tests.torture.promises import made_up
+from tests.torture.version_1 import write_version_1
 
 PROMPT = "w5 w9 w33"
+FIRST = {"d0": 1, "d1": 1}
 
 
 @pytest.fixture(scope="module")
@@ -201,13 +204,38 @@ def test_rebuild_keeps_the_layers_and_the_settings_of_the_index(store, monkeypat
     assert seen == {"index": "SQ8", "layers": [2], "sinks": "one"}
 
 
-def test_upgrade_says_the_version(store, monkeypatch):
+@pytest.mark.parametrize("was_older", [True, False])
+def test_upgrade_says_the_version(store, monkeypatch, was_older):
     upgraded = []
-    monkeypatch.setattr(memory_backends, "upgrade", upgraded.append, raising=False)
-    size = printing.size(on_disk(store))
-    done = emt("upgrade", store)
-    assert done.out == f"'{store}' has format version {FORMAT_VERSION} and {size}\n"
+
+    def fake(path):
+        upgraded.append(path)
+        return was_older
+
+    monkeypatch.setattr(memory_backends, "upgrade", fake, raising=False)
+    version = f"'{store}' has format version {FORMAT_VERSION}"
+    said = (
+        f"{version} now, and {printing.size(on_disk(store))}" if was_older else f"{version} already"
+    )
+    assert emt("upgrade", store).out == said + "\n"
     assert upgraded == [store]
+
+
+@pytest.mark.skipif(not hasattr(memory_backends, "upgrade"), reason="upgrade() is not there yet")
+def test_an_upgraded_store_has_its_documents(tmp_path):
+    store = write_version_1(tmp_path / "old", FIRST)
+    done = emt("info", store, code=2)
+    assert done.err.startswith("emt: ")
+    assert "has format version 1" in done.err
+    assert emt("upgrade", store).out.startswith(
+        f"'{store}' has format version {FORMAT_VERSION} now"
+    )
+    documents = json.loads(emt("info", store, "--json").out)["documents"]
+    assert documents == [
+        {"name": name, "tokens": len(made_up(name, 1).token_ids), "rows": rows}
+        for name, rows in ((name, len(made_up(name, 1).row_tokens)) for name in FIRST)
+    ]
+    assert emt("upgrade", store).out == f"'{store}' has format version {FORMAT_VERSION} already\n"
 
 
 @needs_verify

@@ -158,4 +158,4 @@ def check_allowed(
         assert any(
             state is content if state is None or content is None else state.same(content, atol=atol)
             for state in states
-        ), f"document {name!r} is in none of the states it may be in: {content}"
+        ), f"document {name!r} is in none of the states it may be in: {content and content.text}"

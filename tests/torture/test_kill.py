@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from tests.torture.attacks import Battle, Command, battle
 from tests.torture.forks import Forks
 from tests.torture.made_up import Goal
 from tests.torture.promises import Content, contents, made_up
+from tests.torture.version_1 import write_version_1
 
 CAN_VERIFY = hasattr(memory_backends, "verify")
 needs_resume = pytest.mark.skipif(
@@ -34,6 +36,7 @@ AGAIN: Goal = {"d0": 1, "d1": 2, "d2": None, "d3": 1, "d4": 2, "d5": None, "n1":
 LESS: Goal = {"d1": None, "d4": None}
 INDEX = "tests.torture.made_up.index"
 CLI = "tests.torture.commands.index"
+UPGRADE = "tests.torture.made_up.upgrade"
 TIDY = "tests.torture.made_up.tidy"
 
 
@@ -57,6 +60,7 @@ def commands(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
     first = base("first", FIRST)
     holes = base("holes", FIRST, AGAIN)
+    old = write_version_1(folder / "old", dict.fromkeys(FIRST, 1))
     full, less, mixed = of(FIRST), of(FIRST, LESS), of(FIRST, AGAIN)
     return {
         command.name: command
@@ -66,6 +70,7 @@ def commands(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[str
             Command("remove", INDEX, (LESS,), first, full, less),
             Command("compact", TIDY, ("compact",), holes, mixed, mixed, reports=False),
             Command("rebuild", TIDY, ("rebuild",), holes, mixed, mixed, reports=False),
+            Command("upgrade", UPGRADE, (), old, full, full, reports=False, upgrades=True),
         )
     }
 
@@ -104,19 +109,18 @@ def real(cli_forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Command:
     )
 
 
+def _if_there(name: str, where: object) -> Any:
+    reason = f"{name}() is not there yet"
+    return pytest.param(name, marks=pytest.mark.skipif(not hasattr(where, name), reason=reason))
+
+
 NAMES = [
     "first",
     "again",
     "remove",
-    *(
-        pytest.param(
-            name,
-            marks=pytest.mark.skipif(
-                not hasattr(VectorDBBackend, name), reason=f"{name}() is not there yet"
-            ),
-        )
-        for name in ("compact", "rebuild")
-    ),
+    _if_there("compact", VectorDBBackend),
+    _if_there("rebuild", VectorDBBackend),
+    _if_there("upgrade", memory_backends),
 ]
 
 
