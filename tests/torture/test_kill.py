@@ -152,10 +152,10 @@ def test_a_few_kills(name: str, commands: dict[str, Command], forks: Forks, tmp_
 @pytest.mark.torture
 @pytest.mark.parametrize("name", NAMES)
 def test_many_kills(name: str, commands: dict[str, Command], forks: Forks, tmp_path: Path) -> None:
-    fight(commands[name], forks, tmp_path, number=300)
+    fight(commands[name], forks, tmp_path, number=100)
 
 
 @needs_resume
 @pytest.mark.torture
 def test_many_kills_of_the_real_command(real: Command, cli_forks: Forks, tmp_path: Path) -> None:
-    fight(real, cli_forks, tmp_path, number=80)
+    fight(real, cli_forks, tmp_path, number=50)

@@ -93,4 +93,4 @@ def test_readers_see_whole_states(forks: Forks, tmp_path: Path) -> None:
 @needs_refresh
 @pytest.mark.torture
 def test_readers_see_whole_states_for_long(forks: Forks, tmp_path: Path) -> None:
-    race(forks, tmp_path, seconds=15, rounds=4)
+    race(forks, tmp_path, seconds=10, rounds=4)
