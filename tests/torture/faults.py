@@ -26,6 +26,7 @@ from tests.torture.durability import Durability
 Kind = Literal[
     "count",  # nothing fails; the last line said is the number of steps, after what is not synced
     "kill",  # SIGKILL before the step
+    "Ctrl-C at",  # KeyboardInterrupt as soon as the step is done
     "once",  # this step fails with EIO, those after it do not
     "full",  # from this step on, all but removing fails with ENOSPC
     "limit",  # writing past this many bytes of a file fails
@@ -86,6 +87,12 @@ class _Steps:
             return errno.ENOSPC
         return 0
 
+    def done(self) -> None:
+        """Be interrupted after the step that was counted last, if it is the one."""
+        if self.fault.kind == "Ctrl-C at" and self.taken == self.fault.at:
+            self.taken += 1
+            raise KeyboardInterrupt
+
     def take_or_raise(self, *, removing: bool = False) -> None:
         number = self.take(removing=removing)
         if number:
@@ -108,6 +115,7 @@ def _install(steps: _Steps) -> None:
             return
         if isinstance(path, int) or os.fsdecode(path).startswith(folder):
             steps.take_or_raise(removing=event in _REMOVING)
+            steps.done()  # before it, in fact: nothing here knows when it is over
 
     sys.addaudithook(hook)
     for name in ("fsync", "fdatasync", "write", "pwrite", "posix_fallocate"):
@@ -142,7 +150,9 @@ def _say(line: str) -> None:
 def _counted(steps: _Steps, function: Any) -> Any:
     def counted(*arguments: Any) -> Any:
         steps.take_or_raise()
-        return function(*arguments)
+        result = function(*arguments)
+        steps.done()
+        return result
 
     return counted
 
@@ -155,7 +165,9 @@ class _File:
 
     def write(self, data: Any) -> int:
         self._steps.take_or_raise()
-        return int(self._file.write(data))
+        written = int(self._file.write(data))
+        self._steps.done()
+        return written
 
     def flush(self) -> None:
         self._steps.take_or_raise()
@@ -195,7 +207,9 @@ def _wrap_sqlite(steps: _Steps) -> None:
             word = statement.lstrip().partition(" ")[0].upper()
             if word not in ("SELECT", "PRAGMA"):
                 step(commits=word in ("COMMIT", "END", "VACUUM"))
-            return super().execute(statement, *arguments)
+            cursor = super().execute(statement, *arguments)
+            steps.done()
+            return cursor
 
         def executemany(self, *arguments: Any) -> sqlite3.Cursor:
             step()
@@ -204,6 +218,7 @@ def _wrap_sqlite(steps: _Steps) -> None:
         def commit(self) -> None:
             step(commits=True)
             super().commit()
+            steps.done()
 
         def backup(self, *arguments: Any, **options: Any) -> None:
             step()
@@ -216,7 +231,9 @@ def _wrap_sqlite(steps: _Steps) -> None:
                 except sqlite3.OperationalError:
                     self.rollback()
                     raise
-            return super().__exit__(error, *rest)
+            handled = super().__exit__(error, *rest)
+            steps.done()
+            return handled
 
     connect = sqlite3.connect
 
