@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test torture lint bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,10 @@ lint: $(READY)
 
 test: lint
 	$(BIN)/python -m pytest
+
+# kills, damaged bytes and races by the hundred: some minutes
+torture: $(READY)
+	$(BIN)/python -m pytest -m torture -rP tests/torture
 
 bench: $(READY)
 	$(BIN)/python scripts/bench_decode.py

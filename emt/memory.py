@@ -169,6 +169,26 @@ class Memory:
         with self.activity.alone("clear"):
             self.backend.clear()
 
+    def refresh(self) -> None:
+        """See what other processes have written to the store since.
+
+        Raises:
+            MemoryUseError: while generating.
+            StoreError: the store cannot be read.
+        """
+        with self.activity.alone("refresh"):
+            self.backend.refresh()
+
+    def compact(self) -> int:
+        """Give back the space of what was removed; return how many bytes.
+
+        Raises:
+            MemoryUseError: while generating.
+            StoreError: the store cannot be written; it is as it was before.
+        """
+        with self.activity.alone("compact"):
+            return self.backend.compact()
+
     @property
     def documents(self) -> list[str]:
         """The names of all documents, in the order they were written."""

@@ -6,8 +6,9 @@ import re
 import pytest
 import torch
 
-from emt import MemoryConfig, attach, cli
+from emt import MemoryConfig, attach
 from emt.citations import cite, content_layers
+from emt.cli.printing import bytes_used
 from emt.loading import load
 from tests.emt.commands import TEXTS, emt, emt_process, make_documents, make_model
 
@@ -60,21 +61,45 @@ def test_index_says_what_it_will_do_and_what_it_did(tmp_path, model, documents):
     rows = tokens - len(TEXTS)
     assert re.fullmatch(rf"3 documents, {tokens} tokens: about [\d.]+ kB and 0:00:0\d\n", done.err)
     found = re.fullmatch(
-        rf"3 documents, {tokens} tokens, {rows} rows in ([\d.]+) s \([\d,]+ tokens/s\); "
+        rf"3 documents added; {tokens} tokens, {rows} rows in ([\d.]+) s \([\d,]+ tokens/s\); "
         rf"'{store}' has ([\d.]+) kB\n",
         done.out,
     )
-    size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
-    assert float(found[2]) == pytest.approx(size / 1000, abs=0.05)
+    assert float(found[2]) == pytest.approx(bytes_used(store) / 1000, abs=0.05)
 
 
 def test_a_second_index_adds_to_the_store_and_needs_no_model(tmp_path, store):
     (tmp_path / "more.txt").write_text("w70")
     done = emt("index", tmp_path / "more.txt", "--store", store)
-    assert done.out.startswith("1 document, 2 tokens, 1 row in ")
+    assert done.out.startswith("1 document added; 2 tokens, 1 row in ")
     described = json.loads(emt("info", store, "--json").out)
     assert [document["name"] for document in described["documents"]] == [*sorted(TEXTS), "more.txt"]
     assert described["index"]["num_rows"] == described["rows"]
+
+
+def test_the_same_command_again_has_nothing_to_do(store, documents):
+    before = json.loads(emt("info", store, "--json").out)
+    done = emt("index", documents, "--store", store)
+    assert re.fullmatch(
+        rf"0 documents added, 3 were there already; '{store}' has [\d.]+ kB\n", done.out
+    )
+    after = json.loads(emt("info", store, "--json").out)
+    assert (after["documents"], after["rows"]) == (before["documents"], before["rows"])
+
+
+def test_what_is_new_is_added_and_what_has_changed_is_replaced(tmp_path, model, store, documents):
+    (documents / "b.md").write_text("w70 w71 w72")
+    (documents / "d.txt").write_text("w80 w81")
+    done = emt("index", documents, "--store", store)
+    assert done.out.startswith(
+        "1 document added, 1 replaced, 2 were there already; 7 tokens, 5 rows in "
+    )
+    emt("index", documents, "--store", tmp_path / "whole", "--model", model)
+    found, whole = (
+        json.loads(emt("info", path, "--json").out) for path in (store, tmp_path / "whole")
+    )
+    assert sorted(map(str, found["documents"])) == sorted(map(str, whole["documents"]))
+    assert generated(store)["token_ids"] == generated(tmp_path / "whole")["token_ids"]
 
 
 def test_the_settings_of_a_store_are_kept_until_changed(tmp_path, model, documents):
@@ -179,49 +204,7 @@ def test_a_model_that_moved_is_named_by_hand(tmp_path, documents):
     assert generated(tmp_path / "store", "--model", after)["token_ids"] == tokens
 
 
-# -- info and remove ----------------------------------------------------------------------------
-
-
-def test_info_describes_a_store(model, store):
-    described = json.loads(emt("info", store, "--json").out)
-    rows = {name: len(text.split()) for name, text in TEXTS.items()}
-    assert described["store"] == str(store)
-    assert described["model"]["source"] == str(model)
-    assert described["model"]["model_type"] == "llama"
-    assert described["documents"] == [
-        {"name": name, "tokens": rows[name] + 1, "rows": rows[name]} for name in sorted(rows)
-    ]
-    assert described["tokens"] == sum(rows.values()) + 3
-    assert described["rows"] == sum(rows.values())
-    assert described["layers"] == 3
-    assert described["index"] == {"factory": "Flat", "num_rows": sum(rows.values())}
-    per_row = 3 * 2 * 32 * 4  # layers, heads, key and value, bytes
-    sizes = described["bytes"]
-    assert sizes["per_row"] == per_row
-    assert sizes["rows"] == per_row * sum(rows.values())
-    assert sizes["rows"] + sizes["index"] < sizes["total"]
-    text = emt("info", store).out
-    assert f"model      {model} (llama)\n" in text
-    assert f"rows       {sum(rows.values())} in each of 3 layers\n" in text
-    assert "  a.txt  31 tokens, 30 rows\n" in text
-
-
-def test_remove_keeps_everything_else(model, store):
-    before = json.loads(emt("info", store, "--json").out)
-    done = emt("remove", store, "b.md", "b.md")
-    assert done.out == f"removed 1 document, 20 rows, from '{store}'\n"
-    after = json.loads(emt("info", store, "--json").out)
-    assert after["documents"] == [d for d in before["documents"] if d["name"] != "b.md"]
-    assert after["rows"] == before["rows"] - 20
-    assert (after["config"], after["model"]) == (before["config"], before["model"])
-    found = generated(store)
-    assert "b.md" not in json.dumps(found)
-    loaded = load(str(model))
-    memory = attach(loaded.model, tokenizer=loaded.tokenizer)
-    memory.write_all((name, text) for name, text in sorted(TEXTS.items()) if name != "b.md")
-    ids = torch.tensor([loaded.tokenizer(PROMPT).input_ids])
-    expected = loaded.model.generate(ids, max_new_tokens=6, do_sample=False)
-    assert found["token_ids"] == expected[0, ids.shape[1] :].tolist()
+# -- removing, and processes of their own --------------------------------------------------------
 
 
 def test_a_removed_document_can_be_indexed_again(store, documents):
@@ -251,19 +234,3 @@ def test_index_and_generate_in_processes_of_their_own(tmp_path, model, documents
     assert found["token_ids"] == expected
     assert found["citations"][0]["text"] == citations[0].text
     assert (done.err, done.out.count("\n")) == ("", 1)
-
-
-@pytest.mark.parametrize(
-    ("num_bytes", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2_345_678, "2.3 MB"), (5e15, "5000.0 TB")],
-)
-def test_sizes(num_bytes, text):
-    assert cli._size(num_bytes) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0:00:00"), (59.6, "0:01:00"), (3723, "1:02:03"), (9e5, "250:00:00")],
-)
-def test_durations(seconds, text):
-    assert cli._duration(seconds) == text

@@ -87,6 +87,8 @@ def contents(folder):
         (["generate", "--store", "s", "p", "--max-new-tokens", "0"], "argument --max-new-tokens"),
         (["generate", "--store", "s", "p", "--loud"], "unrecognized arguments: --loud"),
         (["info"], "the following arguments are required: DIR"),
+        (["verify"], "the following arguments are required: DIR"),
+        (["compact", "s", "--json"], "unrecognized arguments: --json"),
         (["remove", "s"], "the following arguments are required: document"),
     ],
 )
@@ -146,13 +148,6 @@ def test_documents_that_are_not_there(tmp_path, model):
     assert not new.exists()
 
 
-def test_documents_that_are_in_the_store_already(store, more):
-    (more / "a.txt").write_text("w5")
-    before = contents(store)
-    refused("index", more, "--store", store, message="document 'a.txt' is already in the memory")
-    assert contents(store) == before
-
-
 def test_documents_longer_than_the_models_positions(tmp_path):
     short = make_model(tmp_path / "model", max_position_embeddings=32)
     documents = make_documents(tmp_path / "documents")
@@ -173,7 +168,7 @@ def test_removing_what_is_not_there_removes_nothing(store):
 @pytest.mark.parametrize(
     "command",
     [
-        ("info", "{}"),
+        *((name, "{}") for name in ("info", "verify", "compact", "rebuild", "upgrade")),
         ("remove", "{}", "a.txt"),
         ("generate", "--store", "{}", PROMPT),
     ],
@@ -323,7 +318,8 @@ def test_a_full_disk_later_keeps_the_documents_before(tmp_path, more, model, mon
     found = json.loads(emt("info", store, "--json").out)
     assert [document["name"] for document in found["documents"]] == ["d.txt"]
     assert found["model"]["source"] == str(model)
-    emt("index", more / "e.txt", "--store", store)
+    again = emt("index", more, "--store", store)  # the same command goes on
+    assert again.out.startswith("1 document added, 1 was there already; 3 tokens, 2 rows in ")
     whole = tmp_path / "whole"
     emt("index", more, "--store", whole, "--model", model)
     assert (store / "rows" / "layer-000.bin").read_bytes() == (
@@ -431,10 +427,30 @@ def test_ctrl_c_is_one_line_and_keeps_what_was_finished(tmp_path, more, model, m
     with monkeypatch.context() as patch:
         patch.setattr(RowFiles, "append", interrupted)
         done = emt("index", more, "--store", store, "--model", model, code=130)
-    assert done.err.splitlines()[1:] == ["emt: interrupted. What was finished before is kept."]
+    assert done.err.splitlines()[1:] == [
+        "emt: interrupted. What was finished before is kept; the same command goes on from there."
+    ]
     found = json.loads(emt("info", store, "--json").out)
     assert [document["name"] for document in found["documents"]] == ["d.txt"]
-    emt("index", more / "e.txt", "--store", store)
+    again = emt("index", more, "--store", store)
+    assert again.out.startswith("1 document added, 1 was there already; 3 tokens, 2 rows in ")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("info", "emt: interrupted.\n"),
+        ("compact", "emt: interrupted. The store is whole; run it again.\n"),
+        ("remove", "emt: interrupted. `emt info` lists what is left.\n"),
+    ],
+)
+def test_ctrl_c_in_other_commands(store, monkeypatch, name, message):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("emt.cli.stores.Catalog.open", interrupted)
+    done = emt(name, store, *(["a.txt"] if name == "remove" else []), code=130)
+    assert (done.out, done.err) == ("", message)
 
 
 def test_ctrl_c_in_the_first_document_leaves_no_store(tmp_path, more, model, monkeypatch):
@@ -450,7 +466,7 @@ def test_a_bug_of_ours_keeps_its_traceback(tmp_path, more, model, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("emt.cli.estimate", broken)
+    monkeypatch.setattr("emt.cli.reading.estimate", broken)
     with pytest.raises(ZeroDivisionError):
         emt("index", more, "--store", tmp_path / "new", "--model", model)
 

@@ -1,0 +1,83 @@
+"""The subcommands that run a model: index, generate."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from emt.cli.printing import bytes_used, count, duration, print_json, size
+from emt.cli.session import Session
+from emt.corpus import Corpus
+from emt.generation import generate
+from emt.indexing import estimate
+
+
+def index(options: argparse.Namespace) -> None:
+    """Read documents into a store; skip those that it has, replace those that have changed."""
+    corpus = Corpus(options.source)
+    session = Session(options, writing=True)
+    memory = session.memory
+    expected = estimate(session.model, memory, corpus)
+    print(
+        f"{count(len(corpus.names), 'document')}, {count(expected.tokens, 'token')}: "
+        f"about {size(expected.bytes)} and {duration(expected.seconds)}",
+        file=sys.stderr,
+    )
+    if session.is_new:  # becomes part of the store with its first document
+        session.remember()
+    started = time.perf_counter()
+    with tqdm(total=expected.rows, unit="tok", disable=None, smoothing=0.05) as bar:
+        added, replaced, skipped = memory.write_all(
+            ((document.name, document.text) for document in corpus), on_rows=bar.update
+        )
+        bar.total = bar.n  # what was there already took no time
+        bar.refresh()
+    seconds = time.perf_counter() - started
+    session.remember()
+    parts = [f"{count(added, 'document')} added"]
+    if replaced:
+        parts.append(f"{replaced:,} replaced")
+    if skipped:
+        parts.append(f"{skipped:,} {'was' if skipped == 1 else 'were'} there already")
+    done = ", ".join(parts)
+    if added + replaced:
+        written = memory.backend.catalog.document_sizes()[-(added + replaced) :]
+        tokens, rows = sum(size[1] for size in written), sum(size[2] for size in written)
+        done += (
+            f"; {count(tokens, 'token')}, {count(rows, 'row')} in {seconds:.1f} s "
+            f"({tokens / seconds:,.0f} tokens/s)"
+        )
+    print(f"{done}; '{options.store}' has {size(bytes_used(Path(options.store)))}")
+
+
+def answer(options: argparse.Namespace) -> None:
+    """Answer a prompt from a store."""
+    started = time.perf_counter()
+    session = Session(options, writing=False)
+    opened = time.perf_counter()
+    answer = generate(
+        session.model,
+        session.memory,
+        options.prompt,
+        chat=options.chat,
+        max_new_tokens=options.max_new_tokens,
+        use_memory=not options.no_memory,
+        topk=options.topk,
+    )
+    if options.json:
+        timings = {"open_seconds": round(opened - started, 3), **answer.timings}
+        print_json({**answer.to_json(), "timings": timings})
+        return
+    print(answer.text)
+    if options.citations:
+        print()
+        for rank, citation in enumerate(answer.citations, start=1):
+            where = "" if citation.start is None else f" {citation.start}-{citation.end}"
+            print(f"[{rank}] {citation.share:5.1%}  {citation.document}{where}")
+            print(f"      {' '.join(citation.text.split())}")
+        if not answer.citations:
+            print("No memory was used.")

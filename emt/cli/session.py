@@ -1,0 +1,94 @@
+"""What the subcommands start from: a store's path, and a model with its memory."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from emt.config import MemoryConfig
+from emt.errors import StoreError
+from emt.integration import attach
+from emt.loading import DEFAULT_MODEL, load
+from memory_backends.catalog import FILE_NAME as CATALOG_FILE_NAME
+from memory_backends.catalog import Catalog
+from memory_backends.validation import check_directory, has_no_store
+
+
+class Session:
+    """A model, its tokenizer and its memory over a store, from command-line options."""
+
+    def __init__(self, options: argparse.Namespace, *, writing: bool) -> None:
+        store = Path(options.store) if writing else existing(options.store)
+        self.is_new = writing and _is_free(store)
+        settings: dict[str, Any] = {}
+        self.source = options.model
+        if not self.is_new:
+            with contextlib.closing(Catalog.open(store)) as catalog:
+                settings = catalog.setting("config") or {}
+                self.source = self.source or catalog.setting("model")
+        defaults = {"memory_type": "vector_db", **settings}  # a store outlives the process
+        if options.config is not None:
+            config = MemoryConfig.from_yaml(options.config, defaults=defaults)
+        else:
+            config = MemoryConfig.from_dict(defaults)
+        self.config = config.replace(path=str(store))
+        self._load()
+
+    def _load(self) -> None:
+        with quiet():
+            loaded = load(self.source or DEFAULT_MODEL)
+        self.source = loaded.source
+        self.model = loaded.model
+        self.memory = attach(loaded.model, self.config, tokenizer=loaded.tokenizer)
+
+    def remember(self) -> None:
+        """Keep the model's name and the settings in the store, for `generate`."""
+        settings = {key: value for key, value in self.config.to_dict().items() if key != "path"}
+        self.memory.backend.catalog.set_setting("config", settings)
+        self.memory.backend.catalog.set_setting("model", self.source)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the warnings of loading a model off the screen, and its progress bars out of a pipe."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    if sys.stderr.isatty():
+        yield
+    else:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+
+
+def existing(store: str) -> Path:
+    """Return the path of a store that must be there.
+
+    Raises:
+        StoreError: there is none, or something else.
+    """
+    path = Path(store)
+    if _is_free(path):
+        raise StoreError(f"expected a store at '{path}'; there is none. Correct the path.")
+    return path
+
+
+def _is_free(path: Path) -> bool:
+    """Tell whether a store can be made at a path; False if there is one."""
+    try:
+        is_free = has_no_store(check_directory(path))
+        is_store = is_free or (path / CATALOG_FILE_NAME).is_file()
+    except StoreError:
+        raise
+    except OSError as error:  # no permission, too long a name, a file on the way
+        raise StoreError(f"'{path}' cannot be a store: {error.strerror}.") from error
+    if not is_store:
+        raise StoreError(
+            f"'{path}' has no {CATALOG_FILE_NAME}, so it is no store, but it is not empty. "
+            "Give the directory of a store, or a new one."
+        )
+    return is_free

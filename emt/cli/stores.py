@@ -1,0 +1,152 @@
+"""The subcommands without a model: info, remove, verify, compact, rebuild, upgrade."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import memory_backends
+from emt.cli.printing import bytes_used, count, print_json, size
+from emt.cli.session import existing
+from emt.errors import DocumentError
+from memory_backends import VectorDBBackend
+from memory_backends.catalog import Catalog
+
+_INDEX_FACTS = ("factory", "num_rows", "recall", "scanned")
+
+
+def info(options: argparse.Namespace) -> None:
+    """Describe a store, without reading its rows."""
+    store = existing(options.store)
+    with contextlib.closing(Catalog.open(store)) as catalog:
+        documents = catalog.document_sizes()
+        index = catalog.setting("index") or {}
+        described = {
+            "store": str(store),
+            "format_version": catalog.setting("format_version"),
+            "model": {"source": catalog.setting("model"), **catalog.identity},
+            "config": catalog.setting("config"),
+            "documents": [{"name": n, "tokens": t, "rows": r} for n, t, r in documents],
+            "tokens": sum(tokens for _, tokens, _ in documents),
+            "rows": len(catalog.searchable_rows("all")),
+            "layers": len(catalog.layout.layers),
+            "index": {key: index[key] for key in _INDEX_FACTS if key in index},
+            "bytes": {
+                "rows": bytes_used(store / "rows"),
+                "index": bytes_used(store / "index"),
+                "total": bytes_used(store),
+                "per_row": catalog.layout.bytes_per_row,
+            },
+        }
+    if options.json:
+        print_json(described)
+        return
+    sizes = described["bytes"]
+    print(f"store      {store}")
+    print(f"model      {described['model']['source']} ({described['model'].get('model_type')})")
+    print(f"documents  {len(documents):,}")
+    print(f"tokens     {described['tokens']:,}")
+    print(f"rows       {described['rows']:,} in each of {described['layers']} layers")
+    print(f"index      {_in_words(described['index'])}")
+    print(
+        f"size       {size(sizes['total'])}: rows {size(sizes['rows'])} "
+        f"({sizes['per_row']:,} bytes a token), index {size(sizes['index'])}"
+    )
+    for name, tokens, rows in documents:
+        print(f"  {name}  {count(tokens, 'token')}, {count(rows, 'row')}")
+
+
+def remove(options: argparse.Namespace) -> None:
+    """Remove documents; their space is given back by `compact`."""
+    store = existing(options.store)
+    with contextlib.closing(Catalog.open(store)) as catalog:
+        unknown = [name for name in options.document if not catalog.has_document(name)]
+    if unknown:
+        raise DocumentError(
+            f"no document '{unknown[0]}' in '{store}'; nothing was removed. "
+            "`emt info` lists the documents."
+        )
+    names = dict.fromkeys(options.document)
+    with contextlib.closing(VectorDBBackend.open(store)) as backend:
+        rows = sum(backend.remove_document(name) for name in names)
+    print(
+        f"removed {count(len(names), 'document')}, {count(rows, 'row')}, from '{store}'; "
+        "`emt compact` gives back their space"
+    )
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Read every file of a store; return 1 if one is damaged."""
+    store = existing(options.store)
+    damaged = memory_backends.verify(store)
+    if options.json:
+        found = [{"file": str(damage.file), "reason": damage.reason} for damage in damaged]
+        print_json({"store": str(store), "damaged": found})
+    elif damaged:
+        for damage in damaged:
+            print(f"{damage.file}: {damage.reason}")
+        files = len({str(damage.file) for damage in damaged})
+        print(
+            f"emt: {count(files, 'file')} of '{store}' {'is' if files == 1 else 'are'} damaged.",
+            file=sys.stderr,
+        )
+    else:
+        print(f"no damage in the {size(bytes_used(store))} of '{store}'")
+    return 1 if damaged else 0
+
+
+def compact(options: argparse.Namespace) -> None:
+    """Give back the space of what was removed."""
+    store = existing(options.store)
+    with contextlib.closing(_opened(store)) as backend:
+        given_back = backend.compact()
+    print(f"gave back {size(given_back)}; '{store}' has {size(bytes_used(store))}")
+
+
+def rebuild(options: argparse.Namespace) -> None:
+    """Make the FAISS files anew from the rows."""
+    store = existing(options.store)
+    with contextlib.closing(_opened(store)) as backend:
+        backend.rebuild()
+        index = backend.catalog.setting("index") or {}
+    print(f"rebuilt {_in_words(index)}; the index has {size(bytes_used(store / 'index'))}")
+
+
+def upgrade(options: argparse.Namespace) -> None:
+    """Bring a store of an older emt to this one's format."""
+    store = existing(options.store)
+    was_older = memory_backends.upgrade(store)
+    with contextlib.closing(Catalog.open(store)) as catalog:
+        version = catalog.setting("format_version")
+    if was_older:
+        print(f"'{store}' has format version {version} now, and {size(bytes_used(store))}")
+    else:
+        print(f"'{store}' has format version {version} already")
+
+
+def _opened(store: Path) -> VectorDBBackend:
+    """Open a store as it was indexed: with the settings and for the layers it has."""
+    with contextlib.closing(Catalog.open(store)) as catalog:
+        config = catalog.setting("config") or {}
+        layers = (catalog.setting("index") or {}).get("layers")
+    return VectorDBBackend.open(
+        store,
+        index=config.get("index", "auto"),
+        sinks=config.get("sinks", "all"),
+        indexed_layers=layers,
+    )
+
+
+def _in_words(index: dict[str, Any]) -> str:
+    """Describe an index: its factory, and what it was measured to find."""
+    if not index:
+        return "none yet"
+    words = f"{index['factory']} over {count(index['num_rows'], 'row')}"
+    if "recall" in index:
+        words += f", finds {index['recall']:.1%} of the attention"
+        if "scanned" in index:
+            words += f" in {index['scanned']:.1%} of the rows"
+    return words
