@@ -28,8 +28,8 @@ from memory_backends.errors import MemoryMismatchError, StoreError, reported
 from memory_backends.layout import Document, Int64Array, LayerLayout, MemoryLayout, Rows
 from memory_backends.rows import RowStorage
 from memory_backends.scores import Precision as Precision
+from memory_backends.scores import Retrieval, has_ties, ranked
 from memory_backends.scores import SearchResult as SearchResult
-from memory_backends.scores import has_ties, ranked
 from memory_backends.store import Store
 from memory_backends.validation import check_directory, check_free, check_ids, check_search
 
