@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 
 from emt.corpus import Corpus
 from emt.documents import special_ids, token_ids_of
-from emt.encode import check_max_length, input_device, windows
+from emt.encode import check_max_length, tokens_read
 from emt.errors import DocumentError, MemoryUseError
 from emt.memory import Memory
+from emt.reading import input_device
 from memory_backends.vector_db.index import bytes_per_key, factory_for
 
 _TIMED_TOKENS = 128
@@ -63,7 +64,7 @@ def estimate(model: PreTrainedModel, memory: Memory, corpus: Corpus) -> Estimate
                 f"document '{document.name}' has nothing but special tokens. Leave it out."
             )
         tokens, rows = tokens + len(ids), rows + kept
-        read += sum(w.stop - w.start for w in windows(len(ids), config.stride, config.max_length))
+        read += tokens_read(len(ids), config.stride, config.max_length, carry_context=False)
     with memory.using(enabled=False):
         seconds = read * _seconds_per_token(model)
     return Estimate(tokens, rows, rows * _bytes_per_row(memory, rows), seconds)

@@ -15,9 +15,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from emt.activity import Activity
 from emt.config import MemoryConfig
 from emt.documents import Source, special_ids, to_document
-from emt.encode import check_max_length, encode, input_device
+from emt.encode import check_max_length, encode
 from emt.errors import ConfigError, DocumentError, MemoryUseError, StoreError
 from emt.hook import AttentionCall
+from emt.reading import input_device
 from emt.recording import Recording
 from emt.retrieval import attend_with_memories
 from emt.rope import Unrotation
