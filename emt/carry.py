@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from emt.errors import ConfigError, UnsupportedModelError
@@ -33,7 +33,7 @@ from memory_backends import Rows
 _SAME = 1e-2  # cosines of equal positions, in any dtype; other frequencies differ far more
 
 
-def check_carry(decoder: PreTrainedModel, stride: int, max_length: int) -> None:
+def check_carry(config: PreTrainedConfig, stride: int, max_length: int) -> None:
     """Refuse what cannot be encoded with carried context.
 
     Raises:
@@ -48,12 +48,12 @@ def check_carry(decoder: PreTrainedModel, stride: int, max_length: int) -> None:
         )
     other = [
         f"{idx} ({type(layer).__name__})"
-        for idx, layer in enumerate(DynamicCache(config=decoder.config).layers)
+        for idx, layer in enumerate(DynamicCache(config=config).layers)
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)
     ]
     if other:
         raise UnsupportedModelError(
-            f"{decoder.config.model_type}: carry_context needs layers that keep keys and values "
+            f"{config.model_type}: carry_context needs layers that keep keys and values "
             f"and nothing else; layers {', '.join(other)} do not. Set carry_context to false."
         )
 
@@ -84,12 +84,13 @@ def read_carrying(
     """
     num_tokens, stop = len(token_ids), 0
     context = _Context(reader.unrotations)
+    if num_tokens > (first_length or max_length):
+        check_carry(reader.decoder.config, stride, max_length)
     while stop < num_tokens:
         length = stride if stop else first_length or max_length
         start, stop = stop, min(stop + length, num_tokens)
         new = token_ids[start:stop]
         if start:
-            check_carry(reader.decoder, stride, max_length)
             context.make_room(max_length - len(new))
             cache = context.cache(reader.decoder)
             num_before = len(context)

@@ -146,13 +146,6 @@ def test_documents_that_are_not_there(tmp_path, model):
     assert not new.exists()
 
 
-def test_documents_that_are_in_the_store_already(store, more):
-    (more / "a.txt").write_text("w5")
-    before = contents(store)
-    refused("index", more, "--store", store, message="document 'a.txt' is already in the memory")
-    assert contents(store) == before
-
-
 def test_documents_longer_than_the_models_positions(tmp_path):
     short = make_model(tmp_path / "model", max_position_embeddings=32)
     documents = make_documents(tmp_path / "documents")
