@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from emt.encode import input_device
 from emt.errors import UnsupportedModelError
 from emt.hook import AttentionCall, watching
+from emt.reading import input_device
 from emt.retrieval import check_options
 from emt.rope import Unrotation, find_unrotation, is_at_zero
 from memory_backends import LayerLayout, MemoryLayout

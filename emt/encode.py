@@ -1,31 +1,29 @@
-"""Documents to rows: token ids -> windows -> keys and values of every layer.
+"""One document to rows, window by window.
 
-Windows start every `stride` tokens and take up to `max_length`, positions from 0 in each; the model
-reads each one plainly, and only the tail that the window before did not reach is kept. So a row has
-between `max_length - stride` and `max_length` tokens of left context, once the document is long
-enough.
+Plainly, windows start every `stride` tokens and take up to `max_length`, positions from 0 in each;
+only the tail that the window before did not reach is kept. So a row has between
+`max_length - stride` and `max_length` tokens of left context, once the document is long enough, and
+each token is read up to `max_length / stride` times.
+
+With carried context (see `emt.carry`) rows have as much context, and each token is read once.
 
 Source: Klett and Ahle, Extended Mind Transformers (arXiv 2406.02332), section 3.1 and the
-published `generate_cache`; for attention sinks, Xiao et al., StreamingLLM (arXiv 2309.17453), which
-finds four enough.
+published `generate_cache`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
-import numpy as np
-import torch
-from torch import nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from emt.carry import read_carrying
 from emt.errors import ConfigError
-from emt.hook import watching
+from emt.reading import Reader
 from emt.rope import Unrotation
 from memory_backends import Rows
-
-SINK_ROWS = 4
 
 
 class Window(NamedTuple):
@@ -47,6 +45,13 @@ def windows(num_tokens: int, stride: int, max_length: int) -> Iterator[Window]:
             return
 
 
+def tokens_read(num_tokens: int, stride: int, max_length: int, *, carry_context: bool) -> int:
+    """Return how many tokens the model runs to encode a document, repetitions included."""
+    if carry_context:
+        return num_tokens
+    return sum(w.stop - w.start for w in windows(num_tokens, stride, max_length))
+
+
 def check_max_length(config: object, max_length: int) -> None:
     """Refuse windows that are longer than the model's positions.
 
@@ -61,50 +66,43 @@ def check_max_length(config: object, max_length: int) -> None:
         )
 
 
-def input_device(decoder: PreTrainedModel) -> torch.device:
-    """Return the device that a model takes its token ids on."""
-    return cast(nn.Embedding, decoder.get_input_embeddings()).weight.device
-
-
-@torch.no_grad()
 def encode(
-    decoder: nn.Module,
-    token_ids: torch.Tensor,
+    decoder: PreTrainedModel,
+    token_ids: Tensor,
     *,
     stride: int,
     max_length: int,
     unrotations: Mapping[int, Unrotation | None],
     drop_ids: Collection[int] = (),
+    carry_context: bool = False,
 ) -> Iterator[Rows]:
     """Read one document, window by window.
 
     Args:
         decoder: the model without its language-model head, attached or being attached.
-        token_ids: (T,) int64, on the model's device.
+        token_ids: (T,) int64, on any device.
         stride: tokens between the starts of two windows.
         max_length: tokens in a window, at least `stride`.
         unrotations: layer -> how to bring its keys to position 0; None leaves them where they are.
         drop_ids: token ids whose rows are left out, after the others have attended to them.
+        carry_context: read each token once, after rows of the windows before it.
 
     Yields:
         The rows of one window, in order; layers are the keys of `unrotations`.
+
+    Raises:
+        ConfigError, UnsupportedModelError: the context cannot be carried; see `emt.carry`.
     """
-    dropped = torch.tensor(sorted(drop_ids), dtype=token_ids.dtype, device=token_ids.device)
+    reader = Reader(decoder, unrotations, drop_ids)
+    if carry_context:
+        yield from read_carrying(reader, token_ids, stride=stride, max_length=max_length)
+        return
     for window in windows(len(token_ids), stride, max_length):
-        kept = torch.arange(window.keep_from, window.stop, device=token_ids.device)
-        kept = kept[~torch.isin(token_ids[kept], dropped)]
-        with watching(decoder) as seen:
-            decoder(input_ids=token_ids[None, window.start : window.stop], use_cache=False)
-        keys, values = {}, {}
-        for call in seen.calls:
-            if call.layer_idx not in unrotations:
-                continue
-            key = call.key
-            unrotate = unrotations[call.layer_idx]
-            if unrotate is not None:
-                key = unrotate(key, seen.position_embeddings[call.module])
-            at = (kept - window.start).to(key.device)
-            keys[call.layer_idx] = key[0].index_select(1, at)  # (Hkv, n, D)
-            values[call.layer_idx] = call.value[0].index_select(1, at)  # (Hkv, n, Dv)
-        tokens = kept.cpu().numpy().astype(np.int32)
-        yield Rows(keys, values, tokens, sinks=tokens - window.start < SINK_ROWS)
+        num_before = window.keep_from - window.start
+        reading = reader.read(token_ids[None, window.start : window.stop], skip=num_before)
+        yield reader.rows(
+            reading,
+            token_ids[window.keep_from : window.stop],
+            first_token=window.keep_from,
+            num_before=num_before,
+        )

@@ -13,6 +13,7 @@ The names avoid `sdpa`, `flash`, `flex_attention` and `/`: transformers looks fo
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -120,7 +121,7 @@ def watching(model: nn.Module) -> Iterator[Watched]:
     hooks = [
         module.register_forward_pre_hook(_keep_embeddings(seen), with_kwargs=True)
         for module in model.modules()
-        if "position_embeddings" in inspect.signature(module.forward).parameters
+        if "position_embeddings" in _signature(module).parameters
     ]
     token = _watched.set(seen)
     try:
@@ -131,11 +132,24 @@ def watching(model: nn.Module) -> Iterator[Watched]:
             hook.remove()
 
 
+def _signature(module: nn.Module) -> inspect.Signature:
+    """Return what a module's forward takes; looked up once, for it is asked at every forward."""
+    if "forward" in vars(module):  # one of its own, such as accelerate's
+        return inspect.signature(module.forward)
+    return _signature_of(type(module).forward)
+
+
+@functools.cache
+def _signature_of(forward: Callable[..., Any]) -> inspect.Signature:
+    found = inspect.signature(forward)
+    return found.replace(parameters=list(found.parameters.values())[1:])  # without self
+
+
 def _keep_embeddings(seen: Watched) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if _watched.get() is not seen:  # another thread runs the same model
             return
-        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        given = _signature(module).bind_partial(*args, **kwargs).arguments
         seen.position_embeddings[module] = given.get("position_embeddings")
 
     return hook

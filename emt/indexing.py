@@ -9,18 +9,22 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from emt.carry import check_carry
 from emt.corpus import Corpus
 from emt.documents import special_ids, token_ids_of
-from emt.encode import check_max_length, input_device, windows
+from emt.encode import check_max_length, tokens_read
 from emt.errors import DocumentError, MemoryUseError
 from emt.memory import Memory
+from emt.reading import input_device
+from emt.writing import is_stored
+from memory_backends import Document
 from memory_backends.vector_db.index import bytes_per_key, factory_for
 
 _TIMED_TOKENS = 128
 
 
 class Estimate(NamedTuple):
-    """What a corpus will be.
+    """What the documents of a corpus that are new or changed will be.
 
     Attributes:
         tokens: counted, special ones included.
@@ -38,24 +42,27 @@ class Estimate(NamedTuple):
 def estimate(model: PreTrainedModel, memory: Memory, corpus: Corpus) -> Estimate:
     """Tokenize the corpus once, without reading it, so that no document stops a run halfway.
 
+    Documents that `Memory.write_all` would skip cost nothing.
+
     Raises:
         MemoryUseError: the memory has no tokenizer.
         DocumentError: a document that `Memory.write` would refuse.
-        ConfigError: `max_length` is beyond the model's positions, and a document is as long.
+        ConfigError: `max_length` is beyond the model's positions, and a document is as long; or
+            the context cannot be carried.
+        UnsupportedModelError: the same, for what the model is.
     """
     tokenizer, config = memory.tokenizer, memory.config
     if tokenizer is None:
         raise MemoryUseError("an estimate needs a tokenizer. Pass one to attach().")
     model_config = model.config.get_text_config()
+    if config.carry_context:
+        check_carry(model_config, config.stride, config.max_length)
     dropped = sorted(special_ids(config, tokenizer, model_config))
     tokens = rows = read = 0
     for document in corpus:
-        if memory.backend.catalog.has_document(document.name):
-            raise DocumentError(
-                f"document '{document.name}' is already in the memory. "
-                "Remove it first with `emt remove`, or leave it out."
-            )
         ids = token_ids_of(document.text, document.name, tokenizer, model_config.vocab_size)
+        if is_stored(memory.backend.catalog, Document(document.name, ids, document.text)):
+            continue
         check_max_length(model_config, min(config.max_length, len(ids)))
         kept = int(np.isin(ids, dropped, invert=True).sum())
         if not kept:
@@ -63,7 +70,11 @@ def estimate(model: PreTrainedModel, memory: Memory, corpus: Corpus) -> Estimate
                 f"document '{document.name}' has nothing but special tokens. Leave it out."
             )
         tokens, rows = tokens + len(ids), rows + kept
-        read += sum(w.stop - w.start for w in windows(len(ids), config.stride, config.max_length))
+        read += tokens_read(
+            len(ids), config.stride, config.max_length, carry_context=config.carry_context
+        )
+    if not tokens:
+        return Estimate(0, 0, 0, 0.0)
     with memory.using(enabled=False):
         seconds = read * _seconds_per_token(model)
     return Estimate(tokens, rows, rows * _bytes_per_row(memory, rows), seconds)

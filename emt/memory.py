@@ -13,15 +13,19 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from emt.activity import Activity
+from emt.batch import encode_all
+from emt.carry import check_carry
 from emt.config import MemoryConfig
 from emt.documents import Source, special_ids, to_document
-from emt.encode import check_max_length, encode, input_device
+from emt.encode import check_max_length, encode
 from emt.errors import ConfigError, DocumentError, MemoryUseError, StoreError
 from emt.hook import AttentionCall
 from emt.recording import Recording
 from emt.retrieval import attend_with_memories
 from emt.rope import Unrotation
+from emt.writing import Changes, Written, add_all
 from memory_backends import (
+    Document,
     ManualBackend,
     MemoryBackend,
     MemoryLayout,
@@ -113,36 +117,54 @@ class Memory:
             MemoryUseError: while generating, after `detach`, or in training mode.
             DocumentError: the name is taken, or there is nothing to remember, or an id the model
                 does not have.
-            ConfigError: `max_length` is beyond the model's positions.
+            ConfigError: `max_length` is beyond the model's positions, or leaves no context to
+                carry.
+            UnsupportedModelError: `carry_context` is on, and the model's cannot be carried.
             StoreError: the store cannot be written; it is as it was before.
         """
-        return self._write(source, document, replace=replace)
+        read = self._document(source, document)
+        decoder = self._decoder()
+        rows = encode(decoder, torch.from_numpy(read.token_ids).long(), **self._encoding())
+        with self.activity.alone("write"):
+            return self.backend.add(read, rows, replace=replace)
 
     def write_all(
         self,
-        documents: Iterable[tuple[str, str]],
+        documents: Iterable[tuple[str, Source]],
         *,
         on_rows: Callable[[int], object] | None = None,
-    ) -> int:
+    ) -> Written:
         """Remember many documents, each read on its own, and bring the store's index up to date.
 
+        A document that is there already with the same content is skipped, so a run that was
+        interrupted can be started again; one whose content has changed is replaced.
+
         Args:
-            documents: (name, text) pairs; read one at a time.
-            on_rows: called with each window's number of new rows, for a progress bar.
+            documents: (name, text or token ids) pairs; read a few ahead, to encode short ones
+                together.
+            on_rows: called with the number of new rows, for a progress bar.
 
         Returns:
-            How many documents were written.
+            How many documents were added, replaced and skipped.
 
         Raises:
-            As `write`. Documents before the one that failed stay.
+            DocumentError: as `write`, or a name comes twice.
+            MemoryUseError, ConfigError, StoreError: as `write`.
+
+            Documents before the one that failed stay.
         """
-        written = 0
-        for name, text in documents:
-            self._write(text, name, replace=False, on_rows=on_rows)
-            written += 1
+        decoder = self._decoder()
+        with self.activity.alone("write"):
+            changes = Changes(
+                self.backend, (self._document(source, name) for name, source in documents)
+            )
+            encoded = encode_all(decoder, changes, **self._encoding())
+            reported = ((document, _reported(rows, on_rows)) for document, rows in encoded)
+            for name in add_all(self.backend, reported):
+                changes.published(name)
         if self.config.path is not None:  # else nothing is kept
             self.save()
-        return written
+        return changes.counts
 
     def remove(self, *documents: str) -> int:
         """Forget documents; row ids of others never change. Returns how many rows they had.
@@ -325,17 +347,16 @@ class Memory:
         """Let go of the model; called by `detach`."""
         self._model = None
 
-    def _write(
-        self,
-        source: Source,
-        name: str,
-        *,
-        replace: bool,
-        on_rows: Callable[[int], object] | None = None,
-    ) -> range:
+    def _document(self, source: Source, name: str) -> Document:
+        """Tokenize what is written, and refuse what cannot be."""
         model = self._attached_model("write")
         document = to_document(source, name, self.tokenizer, model.config.vocab_size)
-        decoder = model.decoder()
+        check_max_length(model.config, min(self.config.max_length, len(document.token_ids)))
+        return document
+
+    def _decoder(self) -> PreTrainedModel:
+        """Return the model that reads documents, ready to."""
+        decoder = self._attached_model("write").decoder()
         if decoder is None:
             raise MemoryUseError("cannot write: the model is gone. Keep a reference to it.")
         if decoder.training:
@@ -343,18 +364,20 @@ class Memory:
                 "documents must be read in evaluation mode; the model is in training mode. "
                 "Call model.eval()."
             )
-        check_max_length(model.config, min(self.config.max_length, len(document.token_ids)))
-        token_ids = torch.from_numpy(document.token_ids).long()
-        rows = encode(
-            decoder,
-            token_ids.to(input_device(decoder)),
-            stride=self.config.stride,
-            max_length=self.config.max_length,
-            unrotations=model.unrotations,
-            drop_ids=special_ids(self.config, self.tokenizer, model.config),
-        )
-        with self.activity.alone("write"):
-            return self.backend.add(document, _reported(rows, on_rows), replace=replace)
+        if self.config.carry_context:
+            check_carry(decoder.config, self.config.stride, self.config.max_length)
+        return decoder
+
+    def _encoding(self) -> dict[str, Any]:
+        """Return how documents are encoded: keywords of `encode`."""
+        model = self._attached_model("write")
+        return {
+            "stride": self.config.stride,
+            "max_length": self.config.max_length,
+            "carry_context": self.config.carry_context,
+            "unrotations": model.unrotations,
+            "drop_ids": special_ids(self.config, self.tokenizer, model.config),
+        }
 
     def _attached_model(self, what: str) -> AttachedModel:
         if self._model is None:

@@ -1,4 +1,4 @@
-"""Rotary position embeddings: a layer's keys back to position 0.
+"""Rotary position embeddings: a layer's keys back to position 0, and from there to any other.
 
 Reading memories needs no knowledge of RoPE, only writing does. The cosines and sines are those the
 model itself hands to a layer, and the rotation is the model's own `apply_rotary_pos_emb` with the
@@ -23,7 +23,7 @@ PositionEmbeddings = tuple[Tensor, Tensor]  # cos and sin, each (B, Q, rotary di
 
 @dataclass(frozen=True)
 class Unrotation:
-    """How to bring one layer's keys back to position 0.
+    """How to bring one layer's keys back to position 0, and to other positions again.
 
     Attributes:
         rotate: the model's `apply_rotary_pos_emb(query, key, cos, sin)`.
@@ -44,13 +44,30 @@ class Unrotation:
             (B, Hkv, Q, D) in the key's dtype, computed in float32.
 
         YaRN and its relatives scale cos and sin by a factor a. Turning back with (a cos, -a sin)
-        leaves a^2 = cos^2 + sin^2 on the key, where position 0 has a; so divide by a.
+        leaves a^2 = cos^2 + sin^2 on the key, where position 0 has a; so divide by a. The same
+        holds for turning forth again.
         """
+        return self._turned(key, embeddings, -1)
+
+    def redo(self, key: Tensor, embeddings: PositionEmbeddings) -> Tensor:
+        """Return keys as the model would have computed them at other positions.
+
+        Args:
+            key: (B, Hkv, Q, D), at position 0.
+            embeddings: the cos and sin that the model has for these positions.
+
+        Returns:
+            (B, Hkv, Q, D) in the key's dtype, computed in float32.
+        """
+        return self._turned(key, embeddings, 1)
+
+    def _turned(self, key: Tensor, embeddings: PositionEmbeddings, direction: int) -> Tensor:
         cos, sin = (part.to(key.device, torch.float32) for part in embeddings)
-        turned, rest = key[..., : self.num_rotated].float(), key[..., self.num_rotated :].float()
-        back = self.rotate(turned, turned, cos, -sin)[1]
-        scale = (cos.square() + sin.square()).mean().sqrt()
-        return torch.cat([back / scale, rest], dim=-1).to(key.dtype)
+        turned, rest = key[..., : self.num_rotated].float(), key[..., self.num_rotated :]
+        # The first argument stands in for queries, and one head of them is enough.
+        found = self.rotate(turned[:, :1], turned, cos, direction * sin)[1]
+        found = (found / (cos.square() + sin.square()).mean().sqrt()).to(key.dtype)
+        return torch.cat([found, rest], dim=-1) if rest.shape[-1] else found
 
 
 def is_at_zero(key: Tensor, key_at_zero: Tensor, moved: Tensor, tolerance: float) -> bool:
@@ -78,7 +95,7 @@ def find_unrotation(
         tolerance: largest relative difference that still counts as equal.
 
     Returns:
-        An `Unrotation` that was seen to work, or None where nothing works.
+        An `Unrotation` that was seen to work both ways, or None where nothing works.
     """
     rotate = vars(sys.modules[type(module).__module__]).get("apply_rotary_pos_emb")
     is_pair = isinstance(embeddings, tuple) and len(embeddings) == 2
@@ -89,8 +106,11 @@ def find_unrotation(
         candidate = Unrotation(rotate, num_rotated)
         try:
             back = candidate(key, embeddings)
+            again = candidate.redo(key_at_zero, embeddings)
         except (RuntimeError, ValueError, TypeError, IndexError):  # not this variant's shapes
             continue
-        if is_at_zero(back, key_at_zero, key, tolerance):
+        if is_at_zero(back, key_at_zero, key, tolerance) and is_at_zero(
+            again, key, key_at_zero, tolerance
+        ):
             return candidate
     return None

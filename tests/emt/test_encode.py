@@ -3,8 +3,9 @@ import torch
 from transformers import DynamicCache
 
 from emt import MemoryConfig, attach
-from emt.encode import SINK_ROWS, Window, check_max_length, encode, windows
+from emt.encode import Window, check_max_length, encode, windows
 from emt.errors import ConfigError
+from emt.reading import SINK_ROWS
 from tests.families import VOCAB_SIZE, build
 
 

@@ -178,7 +178,7 @@ def test_generating_while_writing_is_refused():
         errors.append((num_rows, str(caught.value)))
 
     text = " ".join(f"w{number}" for number in range(3, 28))
-    assert memory.write_all([("e", text)], on_rows=generate_meanwhile) == 1
+    assert memory.write_all([("e", text)], on_rows=generate_meanwhile) == (1, 0, 0)
     message = "cannot generate while the memory is busy with write(). Wait for it to return."
     assert errors == [(9, message), (10, message), (6, message)]
     assert memory.documents == ["d", "e"]

@@ -59,10 +59,15 @@ def test_seconds_grow_with_what_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))  # a second between two
     (tmp_path / "d.txt").write_text("x" * 298)  # 300 tokens with <bos> and <eos>
     model = build("llama", vocab_size=BYTES_VOCAB_SIZE)
-    for stride, max_length, read in ((300, 300, 300), (100, 100, 300), (100, 200, 400)):
+    for stride, max_length, carry, read in (
+        (300, 300, False, 300),
+        (100, 100, False, 300),
+        (100, 200, False, 400),
+        (100, 200, True, 300),
+    ):
         memory = attach(
             build("llama", vocab_size=BYTES_VOCAB_SIZE),
-            MemoryConfig(stride=stride, max_length=max_length),
+            MemoryConfig(stride=stride, max_length=max_length, carry_context=carry),
             tokenizer=byte_tokenizer(),
         )
         assert estimate(model, memory, Corpus([tmp_path])).seconds == pytest.approx(read / 128)
@@ -90,7 +95,6 @@ def test_timing_does_not_read_the_memory(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "text", "error", "message"),
     [
-        ("taken.txt", "w5", DocumentError, "document 'taken.txt' is already in the memory"),
         ("long.txt", "w5 " * 40, ConfigError, r"max_length \(40\) must be at most the model's 32"),
         ("other.txt", "what is this", DocumentError, "'other.txt' has nothing but special tokens"),
         ("big.txt", "w96", DocumentError, "token ids of document 'big.txt' must be 0 to 95"),
@@ -102,11 +106,33 @@ def test_what_cannot_be_written_is_found_before_the_start(tmp_path, name, text, 
     model = build("llama", max_position_embeddings=32, vocab_size=96)
     config = MemoryConfig(stride=20, max_length=40)
     memory = attach(model, config, tokenizer=word_tokenizer())
-    memory.write("w7", document="taken.txt")
     with pytest.raises(error, match=message):
         estimate(model, memory, Corpus([tmp_path]))
     with pytest.raises(error):  # the same that writing would have found
         memory.write(text, document=name)
+
+
+def test_only_what_is_new_or_changed_costs(tmp_path):
+    for name, text in {"same": "w5 w6", "changed": "w5 w6 w7", "new": "w8"}.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    model = build("llama")
+    memory = attach(model, tokenizer=word_tokenizer())
+    memory.write("w5 w6", document="same.txt")
+    memory.write("w5", document="changed.txt")
+    corpus = Corpus([tmp_path])
+    found = estimate(model, memory, corpus)
+    assert (found.tokens, found.rows) == (4 + 2, 3 + 1)
+    memory.write_all((document.name, document.text) for document in corpus)
+    assert estimate(model, memory, corpus) == (0, 0, 0, 0.0)
+
+
+def test_context_that_cannot_be_carried_is_found_before_the_start(tmp_path):
+    (tmp_path / "a.txt").write_text("w5 w6")
+    model = build("llama")
+    config = MemoryConfig(stride=20, max_length=20, carry_context=True)
+    memory = attach(model, config, tokenizer=word_tokenizer())
+    with pytest.raises(ConfigError, match=r"max_length \(20\) must be at least stride \(20\) \+ 5"):
+        estimate(model, memory, Corpus([tmp_path]))
 
 
 def test_it_needs_a_tokenizer(tmp_path):

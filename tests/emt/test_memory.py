@@ -4,6 +4,7 @@ import torch
 
 from emt import MemoryConfig, attach
 from emt.errors import ConfigError, DocumentError, MemoryMismatchError, MemoryUseError, StoreError
+from emt.writing import Written
 from tests.emt.words import word_tokenizer
 from tests.families import VOCAB_SIZE, build
 
@@ -155,7 +156,7 @@ def test_write_all_stops_at_the_first_error_and_keeps_what_was_before(model):
         memory.write_all([("a", TEXT), ("b", " "), ("c", TEXT)], on_rows=rows.append)
     assert memory.documents == ["a"]
     assert rows == [3, 2]
-    assert memory.write_all([("c", TEXT), ("d", TEXT)]) == 2
+    assert memory.write_all([("c", TEXT), ("d", TEXT)]) == Written(2, 0, 0)
     assert memory.documents == ["a", "c", "d"]
 
 
