@@ -122,8 +122,8 @@ class AppendFile:
             self._check_size()
             if not self.path.exists():
                 self.path.parent.mkdir(exist_ok=True)
-                self.is_new = True
                 self.path.touch()
+            self.is_new = self.is_new or not self._num_records  # or made by a run that failed
             self._file = self.path.open("r+b", buffering=0)  # keeps nothing that was not written
             self._file.truncate(self._end)  # what an interrupted write left behind
             self._file.seek(self._end)

@@ -76,7 +76,7 @@ class Batch:
         num_rows = 0
         for run in runs:
             check_rows(run, store.layout, document, first=num_rows)
-            check_queries(run, store.layout, store.samples.num_heads)
+            check_queries(run, store.layout, store.samples.num_heads, first + num_rows)
             with reported(store.path):
                 store.rows.append(run)
                 store.samples.append(run, first + num_rows)

@@ -89,7 +89,9 @@ class QuerySamples:
         wanted = torch.from_numpy(sampled_rows(first, first + len(rows)) - first)
         for layer_idx, queries in rows.queries.items():  # (H, n, D)
             if len(wanted):
-                found = queries[:, wanted.to(queries.device)].cpu().transpose(0, 1)  # (s, H, D)
+                found = (
+                    queries[:, wanted.to(queries.device)].detach().cpu().transpose(0, 1)
+                )  # (s, H, D)
                 self.append_samples(layer_idx, _as_half(found))
 
     def append_samples(self, layer_idx: int, samples: torch.Tensor) -> None:

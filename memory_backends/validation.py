@@ -13,6 +13,7 @@ from memory_backends.database import FILE_NAME as CATALOG_FILE_NAME
 from memory_backends.errors import DocumentError, MemoryMismatchError, StoreError
 from memory_backends.layout import Document, LayerLayout, MemoryLayout, Rows
 from memory_backends.lock import LOCK_FILE_NAME, OWNER_FILE_NAME
+from memory_backends.queries import sampled_rows
 
 
 def check_document(document: Document) -> None:
@@ -71,18 +72,22 @@ def check_rows(rows: Rows, layout: MemoryLayout, document: Document, first: int)
             _check_numbers(found, name, idx, first)
 
 
-def check_queries(rows: Rows, layout: MemoryLayout, num_heads: Mapping[int, int]) -> None:
+def check_queries(
+    rows: Rows, layout: MemoryLayout, num_heads: Mapping[int, int], first: int
+) -> None:
     """Refuse queries that are not those of these rows, or of other heads than those before.
 
     Args:
         rows: a run of a document's rows, with queries or without.
         layout: the shape of the memory.
         num_heads: layer -> query heads, of the layers of which there are samples already.
+        first: the id of the first row, on which it depends which queries are kept.
 
     Raises:
-        MemoryMismatchError: a layer, shape or dtype that does not fit, or a query that is NaN or
-            infinite.
+        MemoryMismatchError: a layer, shape or dtype that does not fit, or a query to be kept that
+            is NaN or infinite.
     """
+    kept = torch.from_numpy(sampled_rows(first, first + len(rows)) - first)
     for idx, queries in rows.queries.items():
         layer = layout.layers.get(idx)
         if layer is None:
@@ -99,7 +104,8 @@ def check_queries(rows: Rows, layout: MemoryLayout, num_heads: Mapping[int, int]
                 f"head_dim={layer.head_dim}); got {tuple(queries.shape)}. "
                 "Pass all query heads of the same tokens as the keys."
             )
-        if not (queries.is_floating_point() and bool(torch.isfinite(queries).all())):
+        found = queries[:, kept.to(queries.device)]
+        if not (found.is_floating_point() and bool(torch.isfinite(found).all())):
             raise MemoryMismatchError(
                 f"queries of layer {idx} must be finite and of a floating dtype; "
                 f"got {queries.dtype} with others. Check the model's dtype."
