@@ -16,8 +16,7 @@ from emt.encode import check_max_length, tokens_read
 from emt.errors import DocumentError, MemoryUseError
 from emt.memory import Memory
 from emt.reading import input_device
-from emt.writing import is_stored
-from memory_backends import Document
+from memory_backends import Document, content_hash
 from memory_backends.vector_db.index import bytes_per_key, factory_for
 
 _TIMED_TOKENS = 128
@@ -61,7 +60,8 @@ def estimate(model: PreTrainedModel, memory: Memory, corpus: Corpus) -> Estimate
     tokens = rows = read = 0
     for document in corpus:
         ids = token_ids_of(document.text, document.name, tokenizer, model_config.vocab_size)
-        if is_stored(memory.backend.catalog, Document(document.name, ids, document.text)):
+        present = memory.backend.catalog.content_hash(document.name)
+        if present == content_hash(Document(document.name, ids, document.text)):
             continue
         check_max_length(model_config, min(config.max_length, len(ids)))
         kept = int(np.isin(ids, dropped, invert=True).sum())

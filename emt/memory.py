@@ -23,7 +23,7 @@ from emt.hook import AttentionCall
 from emt.recording import Recording
 from emt.retrieval import attend_with_memories
 from emt.rope import Unrotation
-from emt.writing import Changes, Written, add_all
+from emt.writing import Changes, Written
 from memory_backends import (
     Document,
     ManualBackend,
@@ -160,7 +160,7 @@ class Memory:
             )
             encoded = encode_all(decoder, changes, **self._encoding())
             reported = ((document, _reported(rows, on_rows)) for document, rows in encoded)
-            for name in add_all(self.backend, reported):
+            for name, _ in self.backend.add_many(reported, replace=True):
                 changes.published(name)
         if self.config.path is not None:  # else nothing is kept
             self.save()

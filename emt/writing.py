@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-import numpy as np
-
 from emt.errors import DocumentError
-from memory_backends import Document, MemoryBackend, Rows
-from memory_backends.catalog import Catalog
+from memory_backends import Document, MemoryBackend, content_hash
 
 
 class Written(NamedTuple):
@@ -24,23 +21,6 @@ class Written(NamedTuple):
     added: int
     replaced: int
     skipped: int
-
-
-def is_stored(catalog: Catalog, document: Document) -> bool:
-    """Tell whether a store has a document of that name and content."""
-    if not catalog.has_document(document.name):
-        return False
-    stored = catalog.document(document.name)
-    return stored.text == document.text and np.array_equal(stored.token_ids, document.token_ids)
-
-
-def add_all(
-    backend: MemoryBackend, documents: Iterable[tuple[Document, Iterable[Rows]]]
-) -> Iterator[str]:
-    """Store documents, replacing those of the same names; yield each name once it is published."""
-    for document, rows in documents:
-        backend.add(document, rows, replace=True)
-        yield document.name
 
 
 class Changes:
@@ -69,7 +49,7 @@ class Changes:
                 )
             self._seen.add(name)
             catalog = self._backend.catalog  # another one, once the store has been made
-            if is_stored(catalog, document):
+            if catalog.content_hash(name) == content_hash(document):
                 self._skipped += 1
                 continue
             if catalog.has_document(name):

@@ -66,7 +66,8 @@ class Batch:
                 store.samples.flush()
             heads = store.samples.num_heads
             ids = store.catalog.publish(documents, query_heads=heads, replace=self._replace)
-        finally:  # the catalogue knows whether they are part of the memory
+        finally:  # the catalogue knows whether they are part of the memory, Ctrl-C or not
+            store.catalog.refresh()
             store.show_published()
         return [(new.document.name, rows) for new, rows in zip(documents, ids, strict=True)]
 

@@ -15,7 +15,7 @@ from emt.errors import DocumentError
 from memory_backends import VectorDBBackend
 from memory_backends.catalog import Catalog
 
-_INDEX_FACTS = ("factory", "num_rows", "recall", "scanned")
+_INDEX_FACTS = ("factory", "num_rows", "recall", "attention", "scanned")
 
 
 def info(options: argparse.Namespace) -> None:
@@ -70,7 +70,7 @@ def remove(options: argparse.Namespace) -> None:
             "`emt info` lists the documents."
         )
     names = dict.fromkeys(options.document)
-    with contextlib.closing(VectorDBBackend.open(store)) as backend:
+    with contextlib.closing(VectorDBBackend.open(store, index_files=False)) as backend:
         rows = sum(backend.remove_document(name) for name in names)
     print(
         f"removed {count(len(names), 'document')}, {count(rows, 'row')}, from '{store}'; "
@@ -136,7 +136,9 @@ def _opened(store: Path) -> VectorDBBackend:
         store,
         index=config.get("index", "auto"),
         sinks=config.get("sinks", "all"),
+        recall=config.get("recall", 0.95),
         indexed_layers=layers,
+        index_files=False,  # they may be what is damaged
     )
 
 
@@ -146,7 +148,8 @@ def _in_words(index: dict[str, Any]) -> str:
         return "none yet"
     words = f"{index['factory']} over {count(index['num_rows'], 'row')}"
     if "recall" in index:
-        words += f", finds {index['recall']:.1%} of the attention"
-        if "scanned" in index:
-            words += f" in {index['scanned']:.1%} of the rows"
+        words += (
+            f", finds {index['recall']:.1%} of the nearest 10 rows, which get "
+            f"{index['attention']:.1%} of their attention, in {index['scanned']:.1%} of the rows"
+        )
     return words

@@ -223,8 +223,15 @@ class VectorDBBackend(MemoryBackend):
                     search(head, slice(None))
         elif k:
             self._share(search, num_heads, num_queries)
-        ids = np.where(positions < 0, -1, self._ids[positions]) if k else positions
-        return scores, ids
+        if not k:
+            return scores, positions
+        try:
+            return scores, np.where(positions < 0, -1, self._ids[positions])
+        except IndexError:
+            raise StoreError(
+                f"the FAISS files of layer {layer_idx} are damaged: they name rows up to "
+                f"{positions.max()}; expected less than {len(self._ids)}. Run `emt rebuild`."
+            ) from None
 
     def _share(self, search: Any, num_heads: int, num_queries: int) -> None:
         """Search in several threads, each with an equal part of every head's queries."""

@@ -107,6 +107,7 @@ class Generation:
         if size != 8 * self.num_rows:
             state = f"has {size} bytes" if path.is_file() else "is missing"
             raise StoreError(f"'{path}' {state}; expected {8 * self.num_rows} bytes. {_ADVICE}")
+        self._check_bytes(path)
         ids: npt.NDArray[np.int64] = np.fromfile(path, dtype="<i8")
         if self.num_rows and not 0 <= ids.min() <= ids.max() < stop:
             raise StoreError(
@@ -122,12 +123,14 @@ class Generation:
             StoreError: the file is missing or damaged.
         """
         path = self.folder / _file_name(layer_idx, head)
-        expected = self.files.get(path.name)
-        if expected is not None and not mapped and path.is_file():
-            found = _crc32(path)
-            if found != expected["crc32"]:
-                raise StoreError(f"FAISS file '{path}' is damaged: its checksum differs. {_ADVICE}")
+        if not mapped:
+            self._check_bytes(path)
         return faiss_index.read_index(path, dim, self.num_rows, mapped=mapped)
+
+    def _check_bytes(self, path: Path) -> None:
+        expected = self.files.get(path.name)
+        if expected is not None and path.is_file() and _crc32(path) != expected["crc32"]:
+            raise StoreError(f"'{path}' is damaged: its checksum differs. {_ADVICE}")
 
     def _check_sizes(self) -> None:
         for name, expected in self.files.items():
@@ -194,8 +197,9 @@ def write_generation(
                     **_summary(efforts, recall),
                 },
             )
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+        except BaseException:  # Ctrl-C may come after the catalogue has committed
+            if (catalog.setting(_SETTING) or {}).get("generation") != folder.name:
+                shutil.rmtree(folder, ignore_errors=True)
             raise
         for old in (directory / FOLDER).iterdir():
             if old.name != folder.name:

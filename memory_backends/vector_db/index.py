@@ -169,7 +169,7 @@ def read_index(path: Path, dim: int, num_rows: int, *, mapped: bool = False) -> 
     Raises:
         StoreError: missing, damaged, of another size, or not of inner products.
     """
-    advice = "Delete the folder 'index' of the store: it is made anew from the rows."
+    advice = "Run `emt rebuild`: the index is made anew from the rows."
     try:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP if mapped else 0)
     except (RuntimeError, MemoryError) as error:

@@ -246,13 +246,13 @@ def damage_truncated_rows(store):
 
 def damage_missing_index(store):
     next(store.glob("index/*/layer-001-head-001.faiss")).unlink()
-    return "FAISS file '.*layer-001-head-001.faiss' is missing. Delete the folder 'index'"
+    return r"'.*layer-001-head-001.faiss' is missing; expected \d+ bytes. Run `emt rebuild`"
 
 
 def damage_truncated_index(store):
     path = next(store.glob("index/*/layer-000-head-001.faiss"))
     path.write_bytes(path.read_bytes()[:-100])
-    return "FAISS file '.*layer-000-head-001.faiss' is damaged or truncated"
+    return r"'.*layer-000-head-001.faiss' has \d+ bytes; expected \d+"
 
 
 def damage_truncated_ids(store):

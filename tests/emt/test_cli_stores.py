@@ -107,17 +107,18 @@ def test_remove_keeps_everything_else(model, store):
 
 
 def test_info_says_what_the_index_was_measured_to_find(store):
-    set_index(store, factory="IVF128,SQfp16", num_rows=12_345, recall=0.9534, scanned=0.0617)
-    index = json.loads(emt("info", store, "--json").out)["index"]
-    assert index == {
+    facts = {
         "factory": "IVF128,SQfp16",
         "num_rows": 12_345,
         "recall": 0.9534,
+        "attention": 0.9712,
         "scanned": 0.0617,
     }
+    set_index(store, **facts)
+    assert json.loads(emt("info", store, "--json").out)["index"] == facts
     assert (
-        "index      IVF128,SQfp16 over 12,345 rows, finds 95.3% of the attention in 6.2% of the "
-        "rows\n"
+        "index      IVF128,SQfp16 over 12,345 rows, finds 95.3% of the nearest 10 rows, which get "
+        "97.1% of their attention, in 6.2% of the rows\n"
     ) in emt("info", store).out
 
 

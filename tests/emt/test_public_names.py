@@ -46,7 +46,7 @@ def test_the_names_a_user_learns():
 
 def test_attention_imports_torch_only():
     found = {name.split(".")[0] for name in imports_of(ROOT / "attention.py")}
-    assert found == {"__future__", "typing", "torch"}
+    assert found == {"__future__", "functools", "typing", "torch"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)

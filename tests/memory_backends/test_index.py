@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 import pytest
 
-from memory_backends import IndexFactoryError
+from memory_backends import IndexFactoryError, StoreError
 from memory_backends.vector_db import index as faiss_index
 
 DIM = 32
@@ -125,6 +125,21 @@ def test_faiss_speaks_in_the_refusal() -> None:
         caught.value
     )
     assert ".cpp" not in str(caught.value)
+
+
+def test_a_file_of_another_index_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.faiss"
+    for index, message in (
+        (faiss.IndexFlatIP(DIM), f"must hold 17 vectors of {DIM} components; it holds 3 of {DIM}"),
+        (faiss.IndexFlatL2(DIM), "must be of metric 0, inner product; it is of metric 1"),
+    ):
+        index.add(unit_vectors(3 if index.metric_type == 0 else 17, seed=1))
+        faiss_index.write_index(index, path)
+        with pytest.raises(StoreError, match=message):
+            faiss_index.read_index(path, DIM, 17)
+    path.write_bytes(b"pickle")
+    with pytest.raises(StoreError, match="is damaged or truncated"):
+        faiss_index.read_index(path, DIM, 17)
 
 
 def test_a_file_that_cannot_be_written_is_an_os_error(tmp_path: Path) -> None:
