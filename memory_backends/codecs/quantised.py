@@ -25,6 +25,7 @@ from memory_backends.layout import LayerLayout
 _SCALE_BYTES = 2
 _NUM_STEPS = 51  # a byte is centre * 51 + step; step 0 is a residual of zero
 _LOWEST_SCALE, _STEPS_PER_OCTAVE = -3.0, 5.0  # scales 2^-3 to 2^6.8
+_ROWS_AT_ONCE = 1024  # what then lies between two operations stays in the processor's cache
 _TRIED = (-2, -1, 0, 1, 2, 3)  # steps around the residual's root mean square
 
 
@@ -72,12 +73,12 @@ class QuantisedCoder:
         self, layer: LayerLayout, state: QuantisedState, record_bytes: int, dtype: torch.dtype
     ) -> None:
         self._dtype = dtype
-        self._dims = (layer.head_dim, layer.value_head_dim)
+        self._dims = [layer.head_dim, layer.value_head_dim]
         self._levels = state.levels
         self._widths = state.widths.long()
         self._packing = BitPacking(self._widths, record_bytes - _SCALE_BYTES)
-        self._centres = state.centres.split(self._dims, dim=-1)  # (Hkv, C, D)
-        self._std = state.std.split(self._dims, dim=-1)  # (Hkv, D)
+        self._centres = torch.split(state.centres, self._dims, dim=-1)  # (Hkv, C, D)
+        self._std = torch.split(state.std, self._dims, dim=-1)  # (Hkv, D)
         self._turn_back = [  # (Hkv, D, D): coordinates @ it is the residual
             std.unsqueeze(-1) * axes.float()
             for std, axes in zip(self._std, state.axes, strict=True)
@@ -89,64 +90,90 @@ class QuantisedCoder:
 
     def encode(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the records of rows: (n, Hkv, R) to (n, Hkv, record_bytes) uint8."""
-        by_head = rows.detach().float().cpu().transpose(0, 1)  # (Hkv, n, R)
-        widths = self._widths.split(self._dims)
-        scales, places = [], []
-        for part, numbers in enumerate(by_head.split(self._dims, dim=-1)):
-            scale, place = self._encode_part(part, numbers, widths[part])
-            scales.append(scale)
-            places.append(place)
-        packed = self._packing.pack(torch.cat(places, dim=-1))
-        records = torch.cat([torch.stack(scales, dim=-1).to(torch.uint8), packed], dim=-1)
-        return records.transpose(0, 1).contiguous().to(rows.device)
+        parts = [
+            self._encode(some) for some in torch.split(rows.detach().float().cpu(), _ROWS_AT_ONCE)
+        ]
+        return torch.cat(parts).to(rows.device)
+
+    def _encode(self, rows: torch.Tensor) -> torch.Tensor:
+        num_rows, num_heads, _ = rows.shape
+        by_head = rows.transpose(0, 1)  # (Hkv, n, R)
+        widths = torch.split(self._widths, self._dims)
+        coded = [
+            self._encode_part(part, numbers, widths[part])
+            for part, numbers in enumerate(torch.split(by_head, self._dims, dim=-1))
+        ]
+        packed = self._packing.pack(torch.cat([places for _, places in coded]))
+        scales = torch.stack([scale for scale, _ in coded]).to(torch.uint8)
+        records = torch.cat([scales, packed])  # (record_bytes, Hkv * n)
+        return records.view(len(records), num_heads, num_rows).permute(2, 1, 0).contiguous()
 
     def _encode_part(
         self, part: int, numbers: torch.Tensor, widths: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return scale bytes (Hkv, n) and places in the levels (Hkv, n, D)."""
+        """Return scale bytes (Hkv * n,) and places in the levels (D, Hkv * n)."""
         centre = torch.cdist(numbers, self._centres[part]).argmin(-1)  # (Hkv, n)
         coordinates = (numbers - self._centre(part, centre)) @ self._turn[part]
-        coded = coordinates[..., widths > 0]
-        size = coded.square().mean(-1).sqrt() if coded.shape[-1] else coordinates.norm(dim=-1)
+        coordinates = coordinates.movedim(-1, 0).flatten(1)  # (D, Hkv * n)
+        centre = centre.flatten()
+        variances = self._std[part].square().T  # (D, Hkv)
+        variances = variances.repeat_interleave(numbers.shape[1], dim=1)  # (D, Hkv * n)
+        used = coordinates[widths > 0] if bool((widths > 0).any()) else coordinates
+        size = used.square().mean(0).sqrt().clamp(min=1e-9)
         nearest = ((size.log2() - _LOWEST_SCALE) * _STEPS_PER_OCTAVE + 1).round()
-        nearest = nearest.nan_to_num(neginf=1.0).clamp(1, _NUM_STEPS - 1).long()
-        variances = self._std[part].square().unsqueeze(1)  # (Hkv, 1, D)
-        best_error = torch.where(
-            centre > 0, (coordinates.square() * variances).sum(-1), torch.inf
-        )  # step 0: the centre itself; the mean is not a row
+        nearest = nearest.clamp(1, _NUM_STEPS - 1).long()
+        best_error = (coordinates.square() * variances).sum(0)  # step 0: the centre itself
+        best_error[centre == 0] = torch.inf  # which for the mean has no direction to search by
         best_step = torch.zeros_like(centre)
-        best_place = quantise(torch.zeros_like(coordinates), widths, self._levels)
+        best_places = quantise(torch.zeros_like(coordinates), widths)
         for tried in _TRIED:
             step = (nearest + tried).clamp(1, _NUM_STEPS - 1)
-            scale = self._scales[step].unsqueeze(-1)
-            place = quantise(coordinates / scale, widths, self._levels)
-            error = coordinates - self._levels[place] * scale
-            error = (error.square() * variances).sum(-1)
+            scale = self._scales[step]
+            places = quantise(coordinates / scale, widths)
+            coded = self._levels.index_select(0, places.flatten()).view(places.shape)
+            error = torch.addcmul(coordinates, coded, scale, value=-1.0)
+            error = (error.square_() * variances).sum(0)
             better = error < best_error
             best_error = torch.where(better, error, best_error)
             best_step = torch.where(better, step, best_step)
-            best_place = torch.where(better.unsqueeze(-1), place, best_place)
-        return centre * _NUM_STEPS + best_step, best_place
+            best_places = torch.where(better, places, best_places)
+        return centre * _NUM_STEPS + best_step, best_places
 
     def decode(self, records: torch.Tensor, head_axis: int) -> torch.Tensor:
         """Return the rows of records: (..., record_bytes) to (..., R)."""
         by_head = records.cpu().movedim(head_axis, 0)
         heads_first = by_head.shape[:-1]
-        flat = by_head.reshape(heads_first[0], -1, by_head.shape[-1])  # (Hkv, m, record_bytes)
-        chosen = flat[..., :_SCALE_BYTES].long().clamp(max=NUM_CENTRES * _NUM_STEPS - 1)
-        numbers = self._levels[self._packing.unpack(flat[..., _SCALE_BYTES:])]  # (Hkv, m, R)
-        parts = []
-        for part, coordinates in enumerate(numbers.split(self._dims, dim=-1)):
-            scale = self._scales[chosen[..., part] % _NUM_STEPS].unsqueeze(-1)
-            residual = (coordinates * scale) @ self._turn_back[part]
-            parts.append(residual + self._centre(part, chosen[..., part] // _NUM_STEPS))
-        limit = torch.finfo(self._dtype).max
-        rows = torch.cat(parts, dim=-1).clamp(-limit, limit).to(self._dtype)
+        flat = (
+            by_head.flatten(1, -2) if by_head.ndim > 2 else by_head.unsqueeze(1)
+        )  # (Hkv, m, record_bytes)
+        rows = torch.empty(*flat.shape[:2], sum(self._dims), dtype=self._dtype)
+        for some, out in zip(
+            torch.split(flat, _ROWS_AT_ONCE, dim=1),
+            torch.split(rows, _ROWS_AT_ONCE, dim=1),
+            strict=True,
+        ):
+            self._decode(some, out)
         return rows.view(*heads_first, rows.shape[-1]).movedim(0, head_axis).to(records.device)
+
+    def _decode(self, records: torch.Tensor, out: torch.Tensor) -> None:
+        num_heads, num_records, _ = records.shape
+        columns = records.permute(2, 0, 1).flatten(1)  # (record_bytes, Hkv * m)
+        chosen = columns[:_SCALE_BYTES].long().clamp_(max=NUM_CENTRES * _NUM_STEPS - 1)
+        places = self._packing.unpack(columns[_SCALE_BYTES:])
+        levels = self._levels.index_select(0, places.flatten())
+        levels = levels.view(sum(self._dims), num_heads, num_records)  # (R, Hkv, m)
+        limit = torch.finfo(self._dtype).max
+        for part, numbers in enumerate(torch.split(levels, self._dims)):
+            which = chosen[part].view(num_heads, num_records)
+            coordinates = (numbers * self._scales[which % _NUM_STEPS]).permute(1, 2, 0)
+            centre = self._centre(part, which // _NUM_STEPS)
+            found = torch.baddbmm(centre, coordinates, self._turn_back[part])  # (Hkv, m, D)
+            torch.split(out, self._dims, dim=-1)[part].copy_(found.clamp_(-limit, limit))
 
     def _centre(self, part: int, which: torch.Tensor) -> torch.Tensor:
         """Return centres by number: (Hkv, m) to (Hkv, m, D)."""
         centres = self._centres[part]
         num_heads, num_centres, dim = centres.shape
-        heads = torch.arange(num_heads).unsqueeze(1) * num_centres
-        return centres.reshape(-1, dim)[which + heads]
+        at = which + torch.arange(num_heads).unsqueeze(1) * num_centres
+        chosen = centres.reshape(-1, dim).index_select(0, at.flatten())
+        return chosen.view(*which.shape, dim)

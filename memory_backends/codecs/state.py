@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,9 +43,7 @@ class QuantisedState:
     def to_bytes(self) -> bytes:
         """Return a header and the raw little-endian arrays; `from_bytes` reads them back."""
         heads, centres, _ = self.centres.shape
-        header = _HEADER.pack(
-            _MARK, heads, self.axes[0].shape[-1], self.axes[1].shape[-1], centres
-        )
+        header = _HEADER.pack(_MARK, heads, self.axes[0].shape[-1], self.axes[1].shape[-1], centres)
         arrays = (self.levels, self.widths, self.std, self.centres, *self.axes)
         return header + b"".join(array.contiguous().numpy().tobytes() for array in arrays)
 
@@ -77,7 +76,7 @@ class QuantisedState:
         at, arrays = len(expected), []
         for kind, shape in shapes:
             count = int(np.prod(shape))
-            array = np.frombuffer(data, kind, count, at).reshape(shape).copy()
+            array: np.ndarray[Any, Any] = np.frombuffer(data, kind, count, at).reshape(shape).copy()
             arrays.append(torch.from_numpy(array))
             at += array.nbytes
         levels, widths, std, centres, keys, values = arrays
@@ -110,9 +109,9 @@ def learn(layer: LayerLayout, rows: torch.Tensor, code_bits: int) -> QuantisedSt
     usual = found[:, num_first:] if found.shape[1] > 2 * num_first else found  # without the sinks
     mean = usual.mean(1, keepdim=True)
     std, axes, costs = [], [], []
-    dims = (layer.head_dim, layer.value_head_dim)
+    dims = [layer.head_dim, layer.value_head_dim]
     for part, centre, weight in zip(
-        usual.split(dims, -1), mean.split(dims, -1), (_KEY_WEIGHT, 1.0), strict=True
+        torch.split(usual, dims, -1), torch.split(mean, dims, -1), (_KEY_WEIGHT, 1.0), strict=True
     ):
         variance, turned = _principal_axes(part, centre)
         costs.append(weight * (variance / variance.sum(-1, keepdim=True)).mean(0))  # (D,)
@@ -128,9 +127,7 @@ def learn(layer: LayerLayout, rows: torch.Tensor, code_bits: int) -> QuantisedSt
     )
 
 
-def _principal_axes(
-    numbers: torch.Tensor, mean: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _principal_axes(numbers: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return variances (Hkv, D) and axes (Hkv, D, D), as rows, of (Hkv, n, D), widest first.
 
     Few rows say little of the axes, and one row nothing of the variance: both are drawn to the
