@@ -223,8 +223,8 @@ def main() -> None:
         f"{options.rows:,} rows, the {options.tokens:,} tokens that follow read in prompts of "
         f"{PROMPT}, one set of sinks, all layers. Agreement of the likeliest next token and KL in "
         "nats, against rows rounded to float16. *Same rows*: the exact keys are searched, with "
-        "queries that the wrong numbers of earlier layers have moved. Answers: the demo's ten documents and questions, mean "
-        "log-probability a token at topk 4.",
+        "queries that the wrong numbers of earlier layers have moved. "
+        "Answers: the demo's ten documents and questions, mean log-probability a token at topk 4.",
         "",
         "| codec | bytes a token, layer and head | topk 4 | topk 10 | topk 4, same rows "
         "| recall@10 | answers |",

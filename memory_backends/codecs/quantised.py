@@ -123,7 +123,6 @@ class QuantisedCoder:
         nearest = ((size.log2() - _LOWEST_SCALE) * _STEPS_PER_OCTAVE + 1).round()
         nearest = nearest.clamp(1, _NUM_STEPS - 1).long()
         best_error = (coordinates.square() * variances).sum(0)  # step 0: the centre itself
-        best_error[centre == 0] = torch.inf  # which for the mean has no direction to search by
         best_step = torch.zeros_like(centre)
         best_places = quantise(torch.zeros_like(coordinates), widths)
         for tried in _TRIED:
