@@ -1,0 +1,70 @@
+"""The contract of a codec: rows of one layer to fixed-size records, and back.
+
+A *record* is what one token's key and value of one KV head take on disk. All records of a layer
+have the same size, so a row's place follows from its id. What a codec has to know of a layer, it
+learns once from the first rows that a store gets, and keeps as a *state*: bytes for the store's
+catalogue. Without its state a record cannot be read.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from memory_backends.layout import LayerLayout
+
+
+class LayerCoder(Protocol):
+    """Encodes and decodes the rows of one layer."""
+
+    def encode(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the records of rows.
+
+        Args:
+            rows: (n, Hkv, head_dim + value_head_dim), finite.
+
+        Returns:
+            (n, Hkv, record_bytes) uint8, on the rows' device.
+
+        Raises:
+            MemoryMismatchError: a number that the records cannot hold.
+        """
+
+    def decode(self, records: torch.Tensor, head_axis: int) -> torch.Tensor:
+        """Return the rows of records.
+
+        Args:
+            records: (..., record_bytes) uint8, of any bytes.
+            head_axis: which axis is that of the KV heads: 0 after a gather (Hkv, ...), 1 in a span
+                (n, Hkv, record_bytes).
+
+        Returns:
+            (..., head_dim + value_head_dim), in the dtype of the codec's memory.
+        """
+
+
+class RowCodec(Protocol):
+    """A way to keep rows, for all layers of a memory."""
+
+    @property
+    def name(self) -> str:
+        """The name in the configuration."""
+
+    def record_bytes(self, layer: LayerLayout) -> int:
+        """Return the size of one token's and KV head's record."""
+
+    def learn(self, layer: LayerLayout, rows: torch.Tensor) -> bytes:
+        """Return the state for a layer; the same rows give the same one.
+
+        Args:
+            layer: the layer's shape.
+            rows: (n, Hkv, head_dim + value_head_dim), the first that the store gets, n >= 1.
+        """
+
+    def coder(self, layer: LayerLayout, state: bytes) -> LayerCoder:
+        """Return what encodes and decodes with a state.
+
+        Raises:
+            StoreError: the state is not one of this codec and this layer.
+        """

@@ -1,0 +1,67 @@
+"""Rows as floating-point numbers: "exact", "float16", "bfloat16"."""
+
+from __future__ import annotations
+
+import torch
+
+from memory_backends.errors import MemoryMismatchError, StoreError
+from memory_backends.layout import LayerLayout
+
+
+class PlainCodec:
+    """Keep the numbers in one floating-point dtype; little-endian, key before value.
+
+    Args:
+        name: the name in the configuration.
+        stored: the dtype on disk.
+        dtype: the dtype of the memory's rows, which `decode` gives back.
+    """
+
+    def __init__(self, name: str, stored: torch.dtype, dtype: torch.dtype) -> None:
+        self.name = name
+        self._stored = stored
+        self._dtype = dtype
+
+    def record_bytes(self, layer: LayerLayout) -> int:
+        """Return the size of one token's and KV head's record."""
+        return layer.row_dim * self._stored.itemsize
+
+    def learn(self, layer: LayerLayout, rows: torch.Tensor) -> bytes:
+        """Learn nothing."""
+        return b""
+
+    def coder(self, layer: LayerLayout, state: bytes) -> PlainCodec:
+        """Return itself.
+
+        Raises:
+            StoreError: the state is not empty.
+        """
+        if state:
+            raise StoreError(
+                f"codec '{self.name}' has no state; got {len(state)} bytes of one. "
+                "Restore the store's catalogue from a copy."
+            )
+        return self
+
+    def encode(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the records of rows: (n, Hkv, R) to (n, Hkv, record_bytes) uint8.
+
+        Raises:
+            MemoryMismatchError: a number beyond the stored dtype's range.
+        """
+        stored = rows.to(self._stored)
+        if not stored.isfinite().all():
+            limit = torch.finfo(self._stored).max
+            raise MemoryMismatchError(
+                f"row_codec '{self.name}' holds numbers up to {limit:g}; "
+                f"got {rows.abs().max().item():g}. Use row_codec 'bfloat16' or 'exact'."
+            )
+        return stored.contiguous().view(torch.uint8)
+
+    def decode(self, records: torch.Tensor, head_axis: int) -> torch.Tensor:
+        """Return the rows of records: (..., record_bytes) to (..., R)."""
+        records = records.contiguous()
+        size = self._stored.itemsize
+        if records.data_ptr() % size or records.storage_offset() % size:
+            records = records.clone()  # only aligned bytes can be seen as numbers
+        return records.view(self._stored).to(self._dtype)

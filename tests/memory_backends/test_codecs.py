@@ -1,0 +1,242 @@
+"""Rows to records and back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from memory_backends import LayerLayout, MemoryMismatchError, StoreError
+from memory_backends.codecs import CODEC_NAMES, row_codec
+from memory_backends.codecs.bits import (
+    BitPacking,
+    allocate,
+    distortions,
+    gaussian_levels,
+    levels_of_width,
+    quantise,
+)
+
+LAYERS = [LayerLayout(2, 16, 16), LayerLayout(3, 7, 5), LayerLayout(1, 1, 1), LayerLayout(2, 12, 4)]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+LEAST_ERROR = {"exact": 0.0, "float16": 1e-6, "bfloat16": 2e-5, "int8": 1e-3, "int4": 0.05}
+
+
+def rows_of(layer: LayerLayout, num_rows: int, seed: int) -> torch.Tensor:
+    """Rows with a mean and wide and narrow directions, like keys; the first four are tiny."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.Generator().manual_seed(1)  # the same for all seeds
+    dim = layer.row_dim
+    mixed = torch.randn(dim, dim, generator=mixing) / torch.arange(1, dim + 1)
+    noise = torch.randn(num_rows, layer.num_key_value_heads, dim, generator=generator)
+    rows = noise @ mixed + 2 * torch.randn(dim, generator=mixing)
+    rows[:4] *= 0.01
+    return rows
+
+
+def relative_error(found: torch.Tensor, rows: torch.Tensor) -> float:
+    rows = rows.double()
+    spread = (rows - rows.mean(0)).square().sum()
+    return float((found.double() - rows).square().sum() / spread)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+@pytest.mark.parametrize("name", CODEC_NAMES)
+def test_rows_come_back_from_records_of_the_promised_size(
+    name: str, layer: LayerLayout, dtype: torch.dtype
+) -> None:
+    codec = row_codec(name, dtype)
+    rows = rows_of(layer, 600, seed=0).to(dtype)
+    coder = codec.coder(layer, codec.learn(layer, rows[:300]))
+    records = coder.encode(rows)
+    assert records.dtype == torch.uint8
+    assert records.shape == (600, layer.num_key_value_heads, codec.record_bytes(layer))
+    found = coder.decode(records, head_axis=1)
+    assert found.dtype == dtype
+    assert found.shape == rows.shape
+    if layer.row_dim > 2 or name != "int4":  # two numbers in a byte and a half are a rough guess
+        rounding = torch.finfo(dtype).eps ** 2
+        assert relative_error(found, rows) <= LEAST_ERROR[name] + rounding
+
+
+@pytest.mark.parametrize("name", CODEC_NAMES)
+def test_a_gather_decodes_as_a_span_does(name: str) -> None:
+    layer = LAYERS[1]
+    codec = row_codec(name, torch.float32)
+    rows = rows_of(layer, 2500, seed=0)  # more than one chunk
+    coder = codec.coder(layer, codec.learn(layer, rows))
+    records = coder.encode(rows)
+    whole = coder.decode(records, head_axis=1)
+    ids = torch.randint(0, 2500, (3, 5, 2), generator=torch.Generator().manual_seed(2))
+    heads = torch.arange(3).view(3, 1, 1)
+    found = coder.decode(records[ids, heads], head_axis=0)  # (Hkv, 5, 2, record_bytes)
+    torch.testing.assert_close(found, whole[ids, heads], rtol=1e-5, atol=1e-5)
+    span = coder.decode(records[7:19], head_axis=1)
+    torch.testing.assert_close(span, whole[7:19], rtol=1e-5, atol=1e-5)
+    assert coder.decode(records[:0], head_axis=1).shape == (0, 3, 12)
+    assert coder.encode(rows[:0]).shape == (0, 3, codec.record_bytes(layer))
+
+
+def test_four_bits_are_a_quarter_of_float16_and_eight_are_a_half() -> None:
+    for layer in (LayerLayout(3, 64, 64), LayerLayout(8, 128, 128), LayerLayout(1, 256, 256)):
+        assert row_codec("int4", torch.float32).record_bytes(layer) * 4 == 2 * layer.row_dim
+        assert row_codec("int8", torch.float32).record_bytes(layer) == layer.row_dim + 2
+        assert row_codec("exact", torch.float32).record_bytes(layer) == 4 * layer.row_dim
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_the_first_rows_are_exact_and_others_like_them_are_near(name: str) -> None:
+    layer = LAYERS[0]
+    codec = row_codec(name, torch.float32)
+    rows = rows_of(layer, 500, seed=0)
+    later = rows_of(layer, 500, seed=3)
+    coder = codec.coder(layer, codec.learn(layer, rows))
+    assert torch.equal(coder.decode(coder.encode(rows), head_axis=1)[:4], rows[:4])
+    found = coder.decode(coder.encode(later), head_axis=1)
+    assert (found[:4] - later[:4]).norm() < 0.05 * rows[4:].norm(dim=-1).mean()
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 5, 9])
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_a_store_may_begin_with_a_few_rows(name: str, num_rows: int) -> None:
+    layer = LAYERS[0]
+    codec = row_codec(name, torch.float32)
+    rows = rows_of(layer, 500, seed=0)[4:]
+    coder = codec.coder(layer, codec.learn(layer, rows[:num_rows]))
+    error = relative_error(coder.decode(coder.encode(rows), head_axis=1), rows)
+    assert error < {"int8": 0.005, "int4": 0.3}[name]
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-3, 30.0, 1e6])
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_later_rows_of_another_size_stay_finite_and_point_the_same_way(
+    name: str, factor: float
+) -> None:
+    layer = LAYERS[0]
+    codec = row_codec(name, torch.float32)
+    rows = rows_of(layer, 500, seed=0)
+    coder = codec.coder(layer, codec.learn(layer, rows))
+    later = factor * rows[4:]
+    found = coder.decode(coder.encode(later), head_axis=1)
+    assert found.isfinite().all()
+    if factor == 30.0:
+        cosine = torch.nn.functional.cosine_similarity(found, later, dim=-1)
+        assert cosine.mean() > 0.9
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_rows_that_do_not_vary_are_kept(name: str) -> None:
+    layer = LAYERS[0]
+    codec = row_codec(name, torch.float32)
+    rows = torch.ones(20, 2, 32)
+    coder = codec.coder(layer, codec.learn(layer, rows))
+    found = coder.decode(coder.encode(rows), head_axis=1)
+    torch.testing.assert_close(found, rows, rtol=0.01, atol=0)
+    nothing = torch.zeros(20, 2, 32)
+    coder = codec.coder(layer, codec.learn(layer, nothing))
+    assert coder.decode(coder.encode(nothing), head_axis=1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", CODEC_NAMES)
+def test_the_same_rows_give_the_same_bytes(name: str) -> None:
+    layer = LAYERS[1]
+    codec = row_codec(name, torch.float32)
+    rows = rows_of(layer, 100, seed=0)
+    state = codec.learn(layer, rows)
+    assert state == codec.learn(layer, rows.clone())
+    records = codec.coder(layer, state).encode(rows)
+    assert torch.equal(records[40:60], codec.coder(layer, state).encode(rows[40:60]))
+
+
+def test_any_bytes_decode_to_finite_numbers() -> None:
+    layer = LAYERS[1]
+    for name in ("int8", "int4"):
+        codec = row_codec(name, torch.float16)
+        coder = codec.coder(layer, codec.learn(layer, rows_of(layer, 50, seed=0)))
+        size = (300, 3, codec.record_bytes(layer))
+        records = torch.randint(
+            0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        )
+        assert coder.decode(records, head_axis=1).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_a_state_that_does_not_fit_is_refused(name: str) -> None:
+    layer = LAYERS[0]
+    codec = row_codec(name, torch.float32)
+    state = codec.learn(layer, rows_of(layer, 50, seed=0))
+    nan = state[:12] + b"\xff\xff\xff\xff" + state[16:]
+    widths = 12 + 4 * 511
+    wide = state[:widths] + bytes([200]) + state[widths + 1 :]
+    for damaged in (b"", state[:-1], state + b"\0", b"XXXX" + state[4:], nan, wide):
+        with pytest.raises(StoreError, match="statistics"):
+            codec.coder(layer, damaged)
+    with pytest.raises(StoreError, match=r"expected .* bytes of statistics"):
+        codec.coder(LayerLayout(2, 8, 24), state)
+    assert codec.coder(layer, state)
+
+
+def test_widths_of_another_codec_are_refused() -> None:
+    layer = LAYERS[0]
+    state = row_codec("int8", torch.float32).learn(layer, rows_of(layer, 50, seed=0))
+    with pytest.raises(StoreError, match="bits"):
+        row_codec("int4", torch.float32).coder(layer, state)
+    with pytest.raises(StoreError, match="has no state"):
+        row_codec("exact", torch.float32).coder(layer, state)
+
+
+def test_float16_refuses_what_it_cannot_hold() -> None:
+    coder = row_codec("float16", torch.float32).coder(LAYERS[0], b"")
+    rows = rows_of(LAYERS[0], 3, seed=0)
+    rows[1, 0, 0] = -70000.0
+    with pytest.raises(MemoryMismatchError, match="holds numbers up to 65504; got 70000"):
+        coder.encode(rows)
+
+
+def test_an_unknown_codec_is_refused() -> None:
+    with pytest.raises(MemoryMismatchError, match=r"must be one of 'exact', .*; got 'int2'"):
+        row_codec("int2", torch.float32)
+
+
+def test_levels_are_those_of_the_tables() -> None:
+    """Max (1960), table I: levels and errors for a unit Gaussian."""
+    levels = gaussian_levels()
+    assert levels_of_width(levels, 1).tolist() == pytest.approx([-0.7980, 0.7980], abs=2e-3)
+    assert levels_of_width(levels, 2)[2:].tolist() == pytest.approx([0.4528, 1.510], abs=2e-3)
+    assert distortions()[:5].tolist() == pytest.approx(
+        [1.0, 0.3634, 0.1175, 0.03454, 0.009497], rel=0.01
+    )
+    assert (np.diff(distortions()) < 0).all()
+
+
+def test_bits_go_where_they_help_most() -> None:
+    assert allocate(np.array([16.0, 1.0, 1e-9]), 6).tolist() == [4, 2, 0]
+    assert allocate(np.ones(8), 32).tolist() == [4] * 8
+    assert allocate(np.ones(3), 1000).tolist() == [8] * 3
+
+
+def test_numbers_get_the_nearest_level() -> None:
+    widths = torch.arange(9)
+    numbers = torch.randn(9, 400, generator=torch.Generator().manual_seed(0)) * 2
+    places = quantise(numbers, widths)
+    for width in range(9):
+        levels = levels_of_width(gaussian_levels(), width)
+        least = (numbers[width, :, None] - levels).abs().amin(-1)
+        got = (numbers[width] - gaussian_levels()[places[width]]).abs()
+        assert (got - least).max() < 1 / 200
+
+
+def test_codes_of_all_widths_are_packed_and_unpacked() -> None:
+    widths = torch.tensor([3, 0, 8, 1, 7, 5, 8, 2, 6, 4, 8, 0])
+    packing = BitPacking(widths, 7)
+    generator = torch.Generator().manual_seed(0)
+    codes = (torch.rand(12, 50, generator=generator) * 2.0 ** widths[:, None]).long()
+    places = codes + 2 ** widths[:, None] - 1
+    packed = packing.pack(places)
+    assert packed.shape == (7, 50)
+    assert torch.equal(packing.unpack(packed), places)
+    as_number = sum(int(byte) << (8 * i) for i, byte in enumerate(packed[:, 0]))
+    for width, code in zip(widths.tolist(), codes[:, 0].tolist(), strict=True):
+        assert as_number & (2**width - 1) == code
+        as_number >>= width
