@@ -35,10 +35,10 @@ except ImportError as error:  # pragma: no cover - the test runs this in a proce
 Float32Array = npt.NDArray[np.float32]
 
 POINTS_PER_LIST = 39  # FAISS's own minimum, `ClusteringParameters.min_points_per_centroid`
-_TRAIN_POINTS_PER_LIST = 64
+_TRAIN_POINTS_PER_LIST = 48
 # A scalar quantizer cuts off what lies outside the ranges it has seen, so it must see many rows.
 _RANGE_ROWS = 1024
-_MIN_SAMPLE = 16_384
+_MIN_SAMPLE = 4_096
 # An IVF index that was not calibrated looks into one list of 8, and at least 4.
 _SCANNED_SHARE = 8
 _MIN_SCANNED = 4

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 Float32Array = npt.NDArray[np.float32]
 
-_ITERATIONS = 6
+_ITERATIONS = 5
 _RIDGE = 0.01  # of the mean eigenvalue: directions that no sampled query saw still count a little
 
 
