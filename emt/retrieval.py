@@ -93,16 +93,17 @@ def _decode(call: AttentionCall, backend: MemoryBackend, config: MemoryConfig) -
     """Compute one token's attention, (B, H, 1, Dv); None if not all memories were found."""
     query, key = call.query, call.key
     topk = min(config.topk, len(backend))
-    found = backend.retrieve(call.layer_idx, group_queries(query, key.shape[1]), topk)
-    if bool((found.ids < 0).any()):
+    found = backend.nearest(call.layer_idx, group_queries(query, key.shape[1]), topk)
+    if found is None:
         return None
+    memory_keys, memory_values = (ungroup(rows.to(query.device), len(query), 1) for rows in found)
     mask = call.attention_mask
     return decode_attention(
         query,
         key,
         call.value,
-        ungroup(found.keys.to(query.device), len(query), 1),
-        ungroup(found.values.to(query.device), len(query), 1),
+        memory_keys,
+        memory_values,
         scaling=_scaling(call),
         attention_mask=None if mask is None else mask[..., : key.shape[2]],
     )

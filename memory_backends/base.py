@@ -118,6 +118,26 @@ class MemoryBackend(ABC):
         rows = self._gather(layer_idx, ids)
         return Retrieval(scores, ids, rows[..., : layer.head_dim], rows[..., layer.head_dim :])
 
+    def nearest(
+        self, layer_idx: int, queries: torch.Tensor, k: int
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the keys and values that `retrieve` does, in any order and without scores.
+
+        Args:
+            layer_idx: as for `search`.
+            queries: as for `search`.
+            k: as for `search`.
+
+        Returns:
+            Keys (Hkv, N, k, head_dim) and values (Hkv, N, k, value_head_dim); None if fewer than k
+            rows were found for some query.
+
+        Raises:
+            As `search`.
+        """
+        found = self.retrieve(layer_idx, queries, k)
+        return None if bool((found.ids < 0).any()) else (found.keys, found.values)
+
     def add(self, document: Document, rows: Iterable[Rows], *, replace: bool = False) -> range:
         """Store a document and its rows, all or nothing.
 

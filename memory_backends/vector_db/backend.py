@@ -30,6 +30,7 @@ from memory_backends.errors import MemoryMismatchError, StoreError
 from memory_backends.layout import Int64Array, MemoryLayout
 from memory_backends.rows import RowFiles, RowStorage
 from memory_backends.scores import Precision, Retrieval, SearchResult
+from memory_backends.validation import check_search
 from memory_backends.vector_db import index as faiss_index
 from memory_backends.vector_db.building import add_rows, calibrate
 from memory_backends.vector_db.cache import Generation, write_generation
@@ -37,6 +38,7 @@ from memory_backends.vector_db.calibration import Effort, least_effort
 from memory_backends.vector_db.index import Float32Array
 from memory_backends.vector_db.residency import ResidentLimit
 
+_GROWTH = 1.2  # times the rows that it was calibrated on, and an index is calibrated again
 _QUERIES_TO_SHARE = 32  # from here on, heads are searched in several threads
 
 
@@ -186,6 +188,37 @@ class VectorDBBackend(MemoryBackend):
             self._limit.check()
         return Retrieval(scores, ids, rows[..., : layer.head_dim], rows[..., layer.head_dim :])
 
+    def nearest(
+        self, layer_idx: int, queries: torch.Tensor, k: int
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the keys and values of the nearest rows; see `MemoryBackend`.
+
+        This is what a decode step waits for, at every layer: it does no more than it must.
+        """
+        layer = self._layer(layer_idx)
+        num_heads = layer.num_key_value_heads
+        if self._precision != "half" or queries.shape[1] >= _QUERIES_TO_SHARE:
+            return super().nearest(layer_idx, queries, k)
+        check_search(layer, queries, k)
+        found = self._layer_indexes(layer_idx)
+        parameters = self._parameters_of(layer_idx, found)
+        wanted = queries.detach().to("cpu", torch.float32).contiguous().numpy()
+        positions = np.empty((num_heads, wanted.shape[1], k), dtype=np.int64)
+        with faiss_index.one_thread():
+            for head, index in enumerate(found.heads):
+                positions[head] = faiss_index.search_positions(
+                    index, wanted[head], k, parameters[head]
+                )
+        if positions.min() < 0:
+            return None
+        places = self._rows_at(positions, layer_idx) * num_heads  # (Hkv, N, k)
+        places += np.arange(num_heads).reshape(-1, 1, 1)
+        rows = self._rows.take(layer_idx, torch.from_numpy(places.reshape(-1)))
+        rows = rows.view(*places.shape, layer.row_dim)
+        if self._limit is not None:
+            self._limit.check()
+        return rows[..., : layer.head_dim], rows[..., layer.head_dim :]
+
     def _search(self, layer_idx: int, queries: torch.Tensor, k: int) -> SearchResult:
         if self._precision != "half" or len(self) < k:
             return super()._search(layer_idx, queries, k)
@@ -225,8 +258,12 @@ class VectorDBBackend(MemoryBackend):
             self._share(search, num_heads, num_queries)
         if not k:
             return scores, positions
+        return scores, np.where(positions < 0, -1, self._rows_at(positions, layer_idx))
+
+    def _rows_at(self, positions: Int64Array, layer_idx: int) -> Int64Array:
+        """Return the row of each FAISS position; any for -1."""
         try:
-            return scores, np.where(positions < 0, -1, self._ids[positions])
+            return self._ids[positions]
         except IndexError:
             raise StoreError(
                 f"the FAISS files of layer {layer_idx} are damaged: they name rows up to "
@@ -372,7 +409,8 @@ class VectorDBBackend(MemoryBackend):
             found = found._replace(heads=in_ram)
         add_rows(found.heads, rows, found.num_rows, self._ids)
         efforts = found.efforts
-        if not any(efforts) and len(self._ids):
+        has_grown = len(self._ids) > _GROWTH * found.num_rows
+        if len(self._ids) and (has_grown or not any(efforts)):
             is_sink = np.isin(self._ids, self._catalog.sink_rows())
             efforts = calibrate(found.heads, rows, self._ids, is_sink)
         return _LayerIndexes(len(self._ids), found.heads, efforts)

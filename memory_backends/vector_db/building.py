@@ -12,18 +12,20 @@ from memory_backends.layout import Int64Array
 from memory_backends.vector_db import index as faiss_index
 from memory_backends.vector_db.calibration import Effort, K, Nearest, efforts
 from memory_backends.vector_db.lists import (
+    ListBias,
+    NearestList,
     QueryMetric,
     add_to_lists,
     has_own_lists,
+    keeps_keys,
     lists_of,
-    nearest_lists,
     train_lists,
 )
 
 Float32Array = npt.NDArray[np.float32]
 
 _ROWS_AT_ONCE = 16_384
-_TOKENS_TO_CALIBRATE = 128  # of the sample; as many more, at most, make the metric
+_TOKENS_TO_CALIBRATE = 64  # of the sample; others make the metric and rank the lists
 
 
 class LayerRows(Protocol):
@@ -57,18 +59,22 @@ def add_rows(indexes: list[Any], rows: LayerRows, present: int, ids: Int64Array)
                 train_lists(index, keys, metric)
             else:
                 index.train(keys)
+    nearest = [
+        NearestList(index, metric) if has_own_lists(index) else None
+        for index, metric in zip(indexes, metrics, strict=True)
+    ]
     for batch in _batches(ids[present:]):
-        for index, metric, keys in zip(indexes, metrics, _unit(rows.keys(batch)), strict=True):
-            if has_own_lists(index):
-                add_to_lists(index, keys, nearest_lists(index, keys, metric))
-            else:
+        for index, list_of, keys in zip(indexes, nearest, _unit(rows.keys(batch)), strict=True):
+            if list_of is None:
                 index.add(keys)
+            else:
+                add_to_lists(index, keys, list_of(keys))
 
 
 def calibrate(
     indexes: list[Any], rows: LayerRows, ids: Int64Array, is_sink: npt.NDArray[np.bool_]
 ) -> list[list[Effort]]:
-    """Find out what searching more and more lists finds of real queries' nearest rows.
+    """Rank lists by their best keys, and find out what searching more and more of them finds.
 
     Args:
         indexes: one a KV head, with all of `ids` in them.
@@ -79,15 +85,24 @@ def calibrate(
     Returns:
         One list a head; empty ones for an index without lists, or without sampled queries.
     """
-    queries = rows.queries()[:, 1::2]  # (Hkv, s, G, D)
-    queries = queries[:, :: -(-queries.shape[1] // _TOKENS_TO_CALIBRATE) or 1]
-    queries = queries.reshape(len(indexes), -1, queries.shape[-1])  # (Hkv, s * G, D)
+    queries = _some(rows.queries()[:, 1::2])  # (Hkv, s * G, D); the others made the metric
     if not queries.shape[1] or not has_own_lists(indexes[0]):
         return [[] for _ in indexes]
+    lists = [lists_of(index) for index in indexes]
     found = [Nearest(_unit(part), K) for part in queries]
+    biases = [
+        ListBias(_unit(part), index.nlist)
+        for part, index in zip(_some(rows.queries()[:, ::2]), indexes, strict=True)
+        if keeps_keys(index)
+    ]
     for first, batch in zip(range(0, len(ids), _ROWS_AT_ONCE), _batches(ids), strict=True):
-        for nearest, keys in zip(found, _unit(rows.keys(batch)), strict=True):
-            nearest.look_at(keys, first)
+        keys = _unit(rows.keys(batch))  # (Hkv, n, D)
+        for head, nearest in enumerate(found):
+            nearest.look_at(keys[head], first)
+        for head, bias in enumerate(biases):
+            bias.look_at(keys[head], lists[head][first : first + len(batch)])
+    for index, bias in zip(indexes, biases, strict=False):
+        bias.apply(index)
     calibrated = []
     for head, (index, nearest) in enumerate(zip(indexes, found, strict=True)):
         positions = nearest.positions
@@ -101,9 +116,14 @@ def calibrate(
         attention = np.exp(logits - logits.max(axis=1, keepdims=True))
         attention /= attention.sum(axis=1, keepdims=True)
         attention[is_sink[positions]] = 0
-        lists = lists_of(index)
-        calibrated.append(efforts(index, lists, _unit(queries[head]), positions, attention))
+        calibrated.append(efforts(index, lists[head], _unit(queries[head]), positions, attention))
     return calibrated
+
+
+def _some(queries: Float32Array) -> Float32Array:
+    """Thin out sampled queries (Hkv, s, G, D): (Hkv, s' * G, D) of few enough tokens."""
+    step = -(-queries.shape[1] // _TOKENS_TO_CALIBRATE) or 1
+    return queries[:, ::step].reshape(len(queries), -1, queries.shape[-1])
 
 
 def _batches(ids: Int64Array) -> Iterator[Int64Array]:

@@ -35,7 +35,7 @@ except ImportError as error:  # pragma: no cover - the test runs this in a proce
 Float32Array = npt.NDArray[np.float32]
 
 POINTS_PER_LIST = 39  # FAISS's own minimum, `ClusteringParameters.min_points_per_centroid`
-_TRAIN_POINTS_PER_LIST = 48
+_TRAIN_POINTS_PER_LIST = 40
 # A scalar quantizer cuts off what lies outside the ranges it has seen, so it must see many rows.
 _RANGE_ROWS = 1024
 _MIN_SAMPLE = 4_096
@@ -101,6 +101,10 @@ def new_index(factory: str, dim: int) -> Any:
     inner = faiss.downcast_index(index)
     if isinstance(inner, faiss.IndexIVF):  # lists trained with L2 find more than spherical ones
         inner.cp.spherical = False
+    if isinstance(inner, faiss.IndexIVFScalarQuantizer) and (
+        inner.sq.qtype == faiss.ScalarQuantizer.QT_fp16
+    ):
+        inner.by_residual = False  # half precision gains nothing by it, and see `lists.py`
     return index
 
 
@@ -113,7 +117,8 @@ def factory_for(factory: str, num_rows: int, dim: int) -> str:
     if factory == "auto":
         if num_rows < AUTO_IVF_ROWS:
             return "Flat"
-        num_lists = 2 ** int(np.log2(min(2 * num_rows**0.5, num_rows / POINTS_PER_LIST)))
+        most = int(np.log2(num_rows / POINTS_PER_LIST))
+        num_lists = 2 ** min(round(np.log2(2 * num_rows**0.5)), most)
         return f"IVF{num_lists},SQfp16"
     return factory if num_rows >= _rows_to_train(new_index(factory, dim)) else "Flat"
 
@@ -155,6 +160,28 @@ def search(
     scores, positions = index.search(queries, k, params=parameters)
     scores[positions < 0] = -np.inf
     return scores, positions
+
+
+def search_positions(
+    index: Any, queries: Float32Array, k: int, parameters: Any
+) -> npt.NDArray[np.int64]:
+    """Search one index for positions alone: `search`, less what a decode step can do without.
+
+    Args:
+        index: as for `search`.
+        queries: (N, dim) float32, contiguous.
+        k: as for `search`.
+        parameters: as for `search`.
+
+    Returns:
+        Positions (N, k); -1 where there are fewer.
+    """
+    scores = np.empty((len(queries), k), dtype=np.float32)
+    positions = np.empty((len(queries), k), dtype=np.int64)
+    pointers = (faiss.swig_ptr(array) for array in (queries, scores, positions))
+    query, score, position = pointers
+    index.search_c(len(queries), query, k, score, position, parameters)
+    return positions
 
 
 def read_index(path: Path, dim: int, num_rows: int, *, mapped: bool = False) -> Any:

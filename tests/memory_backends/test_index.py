@@ -27,8 +27,8 @@ def unit_vectors(num: int, seed: int, dim: int = DIM) -> np.ndarray:
         (8_192, "IVF128,SQfp16"),
         (16_384, "IVF256,SQfp16"),
         (100_000, "IVF512,SQfp16"),
-        (1_000_000, "IVF1024,SQfp16"),
-        (10_000_000, "IVF4096,SQfp16"),
+        (1_000_000, "IVF2048,SQfp16"),
+        (10_000_000, "IVF8192,SQfp16"),
     ],
 )
 def test_auto_grows_with_the_rows(num_rows: int, factory: str) -> None:
