@@ -17,6 +17,8 @@ class PlainCodec:
         dtype: the dtype of the memory's rows, which `decode` gives back.
     """
 
+    learns = False
+
     def __init__(self, name: str, stored: torch.dtype, dtype: torch.dtype) -> None:
         self.name = name
         self._stored = stored

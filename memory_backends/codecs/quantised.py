@@ -16,6 +16,8 @@ TurboQuant (2504.19874).
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from memory_backends.codecs.bits import BitPacking, quantise
@@ -37,6 +39,8 @@ class QuantisedCodec:
         bits: 8, which takes two bytes a record more, or 4, which takes no more than 4 bits.
         dtype: the dtype of the memory's rows, which `decode` gives back.
     """
+
+    learns = True
 
     def __init__(self, name: str, bits: int, dtype: torch.dtype) -> None:
         self.name = name
@@ -83,10 +87,14 @@ class QuantisedCoder:
             std.unsqueeze(-1) * axes.float()
             for std, axes in zip(self._std, state.axes, strict=True)
         ]
-        self._turn = [torch.linalg.inv(back.double()).float() for back in self._turn_back]
         steps = torch.arange(_NUM_STEPS, dtype=torch.float32) - 1
         self._scales = torch.exp2(_LOWEST_SCALE + steps / _STEPS_PER_OCTAVE)
         self._scales[0] = 0.0
+
+    @functools.cached_property
+    def _turn(self) -> list[torch.Tensor]:
+        """The inverses of `_turn_back`, for who writes."""
+        return [torch.linalg.inv(back.double()).float() for back in self._turn_back]
 
     def encode(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the records of rows: (n, Hkv, R) to (n, Hkv, record_bytes) uint8."""

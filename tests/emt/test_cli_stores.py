@@ -68,6 +68,7 @@ def test_info_describes_a_store(model, store):
     assert described["tokens"] == sum(rows.values()) + 3
     assert described["rows"] == sum(rows.values())
     assert described["layers"] == 3
+    assert described["row_codec"] == "exact"
     assert described["format_version"] == FORMAT_VERSION
     assert described["index"]["factory"] == "Flat"
     assert described["index"]["num_rows"] == sum(rows.values())
@@ -81,6 +82,7 @@ def test_info_describes_a_store(model, store):
     assert f"index      Flat over {sum(rows.values())} rows" in text
     assert f"model      {model} (llama)\n" in text
     assert f"rows       {sum(rows.values())} in each of 3 layers\n" in text
+    assert f"({per_row:,} bytes a token, exact), index" in text
     assert "  a.txt  31 tokens, 30 rows\n" in text
 
 
