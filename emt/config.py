@@ -40,7 +40,9 @@ class MemoryConfig:
         carry_context: encode each token once: a window attends to the rows kept of the windows
             before it, instead of reading their tokens again.
         row_codec: how a new store keeps keys and values: "exact", the model's own dtype;
-            "float16" or "bfloat16"; "int8" or "int4", quantised. A store keeps the codec it has.
+            "float16" or "bfloat16"; "int8" or "int4", quantised. A store that exists keeps the
+            codec it has, whatever is said here. "manual" without a path keeps rows exactly, and
+            `save` writes them with this codec.
         index: "auto" or a FAISS factory string, for "vector_db".
         recall: share of the attention paid to the exact top-k that the search of "auto" is
             calibrated to find, above 0 and up to 1.

@@ -81,12 +81,12 @@ def estimate(model: PreTrainedModel, memory: Memory, corpus: Corpus) -> Estimate
 
 
 def _bytes_per_row(memory: Memory, num_rows: int) -> int:
-    layout = memory.backend.layout
+    layout, stored = memory.backend.layout, memory.backend.catalog.bytes_per_row
     if memory.config.memory_type == "manual":
-        return layout.bytes_per_row
+        return stored
     indexed = [layout.layers[layer_idx] for layer_idx in memory.layers]
     factory = factory_for(memory.config.index, num_rows, layout.largest_head_dim)
-    return layout.bytes_per_row + sum(
+    return stored + sum(
         layer.num_key_value_heads * bytes_per_key(factory, layer.head_dim) for layer in indexed
     )
 

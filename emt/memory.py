@@ -394,6 +394,7 @@ def _make_backend(
             path=config.path,
             identity=model.identity,
             sinks=config.sinks,
+            row_codec=config.row_codec,
             device=config.memory_device,
         )
     return VectorDBBackend(
@@ -401,6 +402,7 @@ def _make_backend(
         path=config.path,
         identity=model.identity,
         sinks=config.sinks,
+        row_codec=config.row_codec,
         index=config.index,
         recall=config.recall,
         overfetch=config.overfetch,

@@ -23,6 +23,7 @@ import torch
 
 from memory_backends.batch import written
 from memory_backends.catalog import Catalog
+from memory_backends.codecs import CODEC_NAMES
 from memory_backends.compaction import compact
 from memory_backends.errors import MemoryMismatchError, StoreError, reported
 from memory_backends.layout import Document, Int64Array, LayerLayout, MemoryLayout, Rows
@@ -50,9 +51,12 @@ class MemoryBackend(ABC):
             that another model wrote is refused.
         sinks: which rows a search may find: "all", or all with only "one" set of attention sinks,
             those of the first document that has some.
+        row_codec: how a new store keeps rows: "exact", "float16", "bfloat16", "int8" or "int4".
+            One that is opened keeps the codec it has. Rows that are not in files are exact.
 
     Raises:
-        MemoryMismatchError: the store at `path` has another layout or identity.
+        MemoryMismatchError: the store at `path` has another layout or identity, or there is no
+            such codec.
         StoreError: `path` is not a directory with a store, or a file in it is missing or truncated.
     """
 
@@ -66,15 +70,18 @@ class MemoryBackend(ABC):
         path: Path | str | None = None,
         identity: Mapping[str, Any] | None = None,
         sinks: Sinks = "all",
+        row_codec: str = "exact",
     ) -> None:
         if sinks not in ("all", "one"):
             raise MemoryMismatchError(f"sinks must be 'all' or 'one'; got {sinks!r}.")
+        if row_codec not in CODEC_NAMES:
+            raise MemoryMismatchError(f"row_codec must be one of {CODEC_NAMES}; got {row_codec!r}.")
         self.layout = layout
         self.path = None if path is None else Path(path)
         self.sinks: Sinks = sinks
         # Through JSON once, so that what is compared later is what a store gives back.
         known = json.loads(json.dumps(dict(identity or {})))
-        self._store = Store(layout, self.path, known, self._rows_device)
+        self._store = Store(layout, self.path, known, self._rows_device, row_codec)
         self._searchable = self._read_searchable()
 
     # -- the contract ---------------------------------------------------------------------------

@@ -62,10 +62,17 @@ class Batch:
             if not documents:
                 return []
             with reported(store.path):
-                store.rows.flush()
+                flushed = store.rows.flush()
                 store.samples.flush()
-            heads = store.samples.num_heads
-            ids = store.catalog.publish(documents, query_heads=heads, replace=self._replace)
+            ids = store.catalog.publish(
+                [
+                    new._replace(row_crc32=row_crc32)
+                    for new, row_crc32 in zip(documents, flushed.row_crc32, strict=True)
+                ],
+                query_heads=store.samples.num_heads,
+                codec_states=flushed.codec_states,
+                replace=self._replace,
+            )
         finally:  # the catalogue knows whether they are part of the memory, Ctrl-C or not
             store.catalog.refresh()
             store.show_published()
@@ -89,12 +96,13 @@ class Batch:
                 f"document '{document.name}' has no rows to remember. "
                 "Give it at least one token that is not a special id."
             )
+        store.rows.seal()
         return NewDocument(
             document,
             np.concatenate(tokens).astype(np.int32),
             np.concatenate(sinks).astype(np.int32),
-            store.rows.seal(),
             store.samples.seal(),
+            row_crc32={},  # `flush` tells
         )
 
     def _check_name(self, name: str) -> None:

@@ -42,6 +42,7 @@ from memory_backends.errors import DocumentError, MemoryMismatchError, StoreErro
 from memory_backends.layout import Int64Array, MemoryLayout, StoredDocument
 from memory_backends.queries import SampledLayer
 from memory_backends.records import COLUMNS, NewDocument, RecordSpan, from_record, unpack_crc32
+from memory_backends.row_coding import record_bytes
 
 _MAX_ROWS = 2**48
 
@@ -53,6 +54,8 @@ class Catalog:
         path: the database file; None if it is in RAM.
         layout: the shape of the rows.
         identity: what the model that writes the rows looks like, as plain JSON types.
+        row_codec: how rows become records; see `codecs.row_codec`.
+        bytes_per_row: of one token's records in all layers.
         num_rows: rows published when last refreshed, removed ones included: the next gets this id.
     """
 
@@ -65,13 +68,21 @@ class Catalog:
         self.identity: Mapping[str, Any] = self.setting("identity")
         if not isinstance(self.identity, dict):
             raise MemoryMismatchError(f"not an identity: {self.identity!r:.200}")
+        self.row_codec = str(self.setting("row_codec"))
+        self.bytes_per_row = sum(record_bytes(self.layout, self.row_codec).values())
         self._version = -1
         self.num_rows = 0
         self.refresh()
 
     @classmethod
-    def in_memory(cls, layout: MemoryLayout, identity: Mapping[str, Any]) -> Catalog:
-        """Make an empty catalogue that lives in RAM."""
+    def in_memory(
+        cls, layout: MemoryLayout, identity: Mapping[str, Any], row_codec: str = "exact"
+    ) -> Catalog:
+        """Make an empty catalogue that lives in RAM.
+
+        Raises:
+            MemoryMismatchError: there is no such codec.
+        """
         connection = connect_to(":memory:")
         with transaction(connection):
             schema.create_tables(connection)
@@ -79,6 +90,7 @@ class Catalog:
                 "format_version": FORMAT_VERSION,
                 "layout": layout.to_json(),
                 "identity": dict(identity),
+                "row_codec": row_codec,
                 "num_rows": 0,
             }.items():
                 schema.write_setting(connection, key, value)
@@ -140,12 +152,18 @@ class Catalog:
             finally:
                 self._connection.rollback()
 
-    def copy_to(self, directory: Path, row_crc32: Mapping[str, Mapping[int, int]]) -> None:
+    def copy_to(
+        self,
+        directory: Path,
+        row_crc32: Mapping[str, Mapping[int, int]],
+        codec_states: Mapping[int, bytes] | None = None,
+    ) -> None:
         """Write the catalogue to another directory, without the settings of an index.
 
         Args:
             directory: has the rows already; with the catalogue it becomes a store.
             row_crc32: document -> layer -> crc32 of its rows' records in that directory.
+            codec_states: layer -> what the codec learned there, if not here before.
 
         Raises:
             StoreError: the directory cannot be written.
@@ -160,6 +178,7 @@ class Catalog:
                     target.execute("DELETE FROM settings WHERE key = 'index'")
                     for name, checksums in row_crc32.items():
                         write_row_checksums(target, name, checksums)
+                    schema.write_codec_states(target, codec_states or {})
             partial.replace(path)
 
     def copy_in_memory(self) -> Catalog:
@@ -212,6 +231,7 @@ class Catalog:
         documents: Sequence[NewDocument],
         *,
         query_heads: Mapping[int, int] | None = None,
+        codec_states: Mapping[int, bytes] | None = None,
         replace: bool = False,
     ) -> list[range]:
         """Make documents and their rows visible, in one transaction.
@@ -219,6 +239,7 @@ class Catalog:
         Args:
             documents: in the order of their rows, which are those after `num_rows`.
             query_heads: layer -> query heads, of the layers that get their first samples.
+            codec_states: layer -> what the codec learned from these rows, if they are the first.
             replace: remove the documents of those names first, in the same transaction.
 
         Returns:
@@ -231,6 +252,7 @@ class Catalog:
         with self._transaction():
             first = int(schema.read_setting(self._connection, "num_rows"))
             sampled = self.query_samples()
+            schema.write_codec_states(self._connection, codec_states or {})
             for new in documents:
                 if replace:
                     delete_document(self._connection, new.document.name)
@@ -319,6 +341,15 @@ class Catalog:
                     f"{num_samples} samples of {num_heads} query heads."
                 )
         return sampled
+
+    def codec_state(self, layer_idx: int) -> bytes | None:
+        """Return what the codec learned of a layer; None if there was no document to learn from.
+
+        Raises:
+            StoreError: it is damaged, or missing.
+        """
+        with self.snapshot():
+            return schema.read_codec_state(self._connection, layer_idx)
 
     def remove_document(self, name: str) -> int:
         """Remove a document; its rows are never found again. Returns how many rows it had.

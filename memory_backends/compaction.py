@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from memory_backends.append_files import AppendFile, sync_folder
-from memory_backends.rows import FOLDER, RowFiles
+from memory_backends.row_files import FOLDER, RowFiles
 from memory_backends.schema import joined
 from memory_backends.store import Store
 

@@ -53,12 +53,6 @@ class MemoryLayout:
         """The dims of the widest key."""
         return max(layer.head_dim for layer in self.layers.values())
 
-    @property
-    def bytes_per_row(self) -> int:
-        """Bytes of one token's keys and values over all layers and heads."""
-        elements = sum(ll.num_key_value_heads * ll.row_dim for ll in self.layers.values())
-        return elements * self.dtype.itemsize
-
     def to_json(self) -> dict[str, Any]:
         """Return the layout as plain JSON types; `from_json` reads it back."""
         return {

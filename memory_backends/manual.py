@@ -13,14 +13,16 @@ from memory_backends.errors import MemoryMismatchError
 from memory_backends.layout import MemoryLayout
 from memory_backends.rows import RowTensors, gather_heads
 
+_ROWS_AT_ONCE = 4096  # decoded between file and device
 _SCORES_AT_ONCE = 2**26  # float32 scores in one matrix product: 256 MiB
 
 
 class ManualBackend(MemoryBackend):
     """Exact search over tensors on `device`.
 
-    Without a path the rows live on the device alone. With one, they are also in the store, and each
-    layer is loaded onto the device when it is first used. Keys are kept a second time, normalised
+    Without a path the rows live on the device alone, exactly; `row_codec` is that of the store that
+    `save` makes. With one, they are also in the store, and each layer is loaded onto the device
+    when it is first used, decoded. Keys are kept a second time, normalised
     and in float32: 4 * head_dim bytes a key.
 
     Args:
@@ -28,6 +30,7 @@ class ManualBackend(MemoryBackend):
         path: see `MemoryBackend`.
         identity: see `MemoryBackend`.
         sinks: see `MemoryBackend`.
+        row_codec: see `MemoryBackend`.
         device: where the tensors live; the CPU if None.
     """
 
@@ -38,13 +41,14 @@ class ManualBackend(MemoryBackend):
         path: Path | str | None = None,
         identity: Mapping[str, Any] | None = None,
         sinks: Sinks = "all",
+        row_codec: str = "exact",
         device: torch.device | str | None = None,
     ) -> None:
         self.device = _usable(device or "cpu")
         self._loaded: dict[int, torch.Tensor] = {}  # layer -> rows on the device
         self._directions: dict[int, torch.Tensor] = {}  # layer -> (Hkv, n, D) float32, unit length
         self._searchable_ids: torch.Tensor | None = None
-        super().__init__(layout, path=path, identity=identity, sinks=sinks)
+        super().__init__(layout, path=path, identity=identity, sinks=sinks, row_codec=row_codec)
 
     def _candidates(self, layer_idx: int, unit_queries: torch.Tensor, k: int) -> SearchResult:
         directions = self._unit_keys(layer_idx)  # (Hkv, n, D)
@@ -68,8 +72,13 @@ class ManualBackend(MemoryBackend):
             return self._rows.layer(layer_idx)
         loaded = self._loaded.get(layer_idx)
         if loaded is None or len(loaded) != num_rows:
-            rows = self._rows.span(layer_idx, 0, num_rows)
-            self._loaded[layer_idx] = loaded = rows.to(self.device, copy=True)
+            layer = self._layer(layer_idx)
+            shape = (num_rows, layer.num_key_value_heads, layer.row_dim)
+            loaded = torch.empty(shape, dtype=self.layout.dtype, device=self.device)
+            for first in range(0, num_rows, _ROWS_AT_ONCE):
+                stop = min(first + _ROWS_AT_ONCE, num_rows)
+                loaded[first:stop] = self._rows.span(layer_idx, first, stop)
+            self._loaded[layer_idx] = loaded
         return loaded
 
     def _gather(self, layer_idx: int, ids: torch.Tensor) -> torch.Tensor:

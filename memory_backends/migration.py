@@ -31,7 +31,7 @@ from memory_backends.errors import MemoryMismatchError, StoreError, reported
 from memory_backends.layout import Document, MemoryLayout
 from memory_backends.lock import write_lock
 from memory_backends.records import NewDocument, from_record, to_record
-from memory_backends.rows import RowFiles
+from memory_backends.row_files import RowFiles
 from memory_backends.validation import check_directory
 
 _ROWS_AT_ONCE = 4096
@@ -89,6 +89,7 @@ def _from_version_1(connection: sqlite3.Connection, directory: Path) -> None:
         for key, value in settings.items():
             schema.write_setting(connection, key, json.loads(value))
         schema.write_setting(connection, "format_version", FORMAT_VERSION)
+        schema.write_setting(connection, "row_codec", "exact")
         for first, stop in connection.execute("SELECT first_row, stop_row FROM old_removed"):
             schema.write_removed(connection, first, stop)
         _convert_documents(connection, files)
@@ -110,7 +111,7 @@ def _convert_documents(connection: sqlite3.Connection, files: RowFiles) -> None:
             layer_idx: _crc32(files, layer_idx, first, stop) for layer_idx in files.files.layers
         }
         document = Document(name, tokens, text, None if offsets is None else spans.reshape(-1, 2))
-        new = NewDocument(document, places, sink_rows, row_crc32, {})
+        new = NewDocument(document, places, sink_rows, {}, row_crc32)
         record = to_record(new, first)
         from_record(record, files.num_rows)  # raises if it was damaged before
         connection.execute(f"INSERT INTO documents VALUES ({marks})", record)

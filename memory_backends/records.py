@@ -30,15 +30,16 @@ class NewDocument(NamedTuple):
         document: the document.
         row_tokens: (n,) index into `document.token_ids` of each row.
         sinks: which of the n rows are attention sinks.
-        row_crc32: layer -> crc32 of the rows' records; empty without files.
         samples: layer -> the query samples that came with it.
+        row_crc32: layer -> crc32 of the rows' records; known when they are flushed, and empty
+            without files.
     """
 
     document: Document
     row_tokens: Int32Array
     sinks: Int32Array
-    row_crc32: Mapping[int, int]
     samples: Mapping[int, Segment]
+    row_crc32: Mapping[int, int]
 
 
 class RecordSpan(NamedTuple):

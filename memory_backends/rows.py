@@ -1,26 +1,34 @@
-"""Where rows live: `RowTensors` on a device, `RowFiles` in mapped files.
+"""Where rows live: the contract, and `RowTensors` on a device; `RowFiles` are in row_files.py.
 
 A layer is an array (M, Hkv, head_dim + value_head_dim): a token's keys and values of all heads lie
 side by side, so a span of a document is one contiguous read and one memory's key and value come
 with one access. Rows are only ever appended, and a row never moves: its position is its id.
-
-A row's *record* is what its file has of it: `num_kv_heads * record_bytes_per_head` bytes, here its
-raw little-endian values. `RowFiles._encode` and `_decode` are all that knows what is in a record.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 
-from memory_backends.append_files import AppendFiles
 from memory_backends.layout import LayerLayout, MemoryLayout, Rows
 
-FOLDER = "rows"
-
 _MIN_CAPACITY = 256
+
+
+class Flushed(NamedTuple):
+    """What the catalogue has to know of rows that are durable now.
+
+    Attributes:
+        row_crc32: of each document sealed since rows were last published: layer -> crc32 of its
+            records; {} without files.
+        codec_states: layer -> what the codec has learned from the store's first rows; {} if these
+            are not the first, or nothing has to be learned.
+    """
+
+    row_crc32: Sequence[Mapping[int, int]]
+    codec_states: Mapping[int, bytes]
 
 
 class RowStorage(Protocol):
@@ -33,13 +41,13 @@ class RowStorage(Protocol):
     def append(self, rows: Rows) -> None:
         """Put rows after everything appended so far."""
 
-    def seal(self) -> dict[int, int]:
-        """End a document; return layer -> crc32 of its records ({} without files)."""
+    def seal(self) -> None:
+        """End a document."""
 
     def rewind(self) -> None:
         """Drop what was appended since the last seal."""
 
-    def flush(self) -> None:
+    def flush(self) -> Flushed:
         """Make appended rows durable."""
 
     def publish(self, num_rows: int) -> None:
@@ -52,13 +60,10 @@ class RowStorage(Protocol):
         """Return published rows by id: (Hkv, ...) int64 to (Hkv, ..., D + Dv); any for -1."""
 
     def take(self, layer_idx: int, places: torch.Tensor) -> torch.Tensor:
-        """Return heads' rows by place, id * Hkv + head: (n,) int64 to (n, D + Dv)."""
+        """Return heads' rows by place, id * Hkv + head: (Hkv, ...) to (Hkv, ..., D + Dv)."""
 
     def span(self, layer_idx: int, first: int, stop: int) -> torch.Tensor:
         """Return consecutive published rows, (stop - first, Hkv, D + Dv)."""
-
-    def records(self, layer_idx: int, first: int, stop: int) -> torch.Tensor:
-        """Return consecutive published rows as a file has them, (n, record_bytes) uint8."""
 
     def close(self) -> None:
         """Let go of files and tensors."""
@@ -84,8 +89,13 @@ def gather_heads(rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     if not num_rows:
         return rows.new_zeros(*ids.shape, row_dim)
     heads = torch.arange(num_heads, device=rows.device).view(-1, *[1] * (ids.ndim - 1))
-    flat = ids.clamp(min=0) * num_heads + heads
-    return rows.flatten(0, 1).index_select(0, flat.flatten()).view(*ids.shape, row_dim)
+    return take_heads(rows, ids.clamp(min=0) * num_heads + heads)
+
+
+def take_heads(rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Take heads' rows by place, id * Hkv + head: of (M, Hkv, R), (Hkv, ...) to (Hkv, ..., R)."""
+    flat = rows.flatten(0, 1).index_select(0, places.flatten())
+    return flat.view(*places.shape, rows.shape[-1])
 
 
 class RowTensors:
@@ -97,6 +107,7 @@ class RowTensors:
         self._layout = layout
         self._buffers = {idx: self._empty(layer, 0) for idx, layer in layout.layers.items()}
         self._published = self._appended = self._sealed = 0
+        self._num_documents = 0  # sealed since the last `publish`
 
     @property
     def num_rows(self) -> int:
@@ -115,21 +126,23 @@ class RowTensors:
             buffer[start:stop] = interleave(rows, idx).to(self._device)
         self._appended = stop
 
-    def seal(self) -> dict[int, int]:
-        """End a document. Tensors need no checksums."""
+    def seal(self) -> None:
+        """End a document."""
         self._sealed = self._appended
-        return {}
+        self._num_documents += 1
 
     def rewind(self) -> None:
         """Drop what was appended since the last seal."""
         self._appended = self._sealed
 
-    def flush(self) -> None:
-        """Do nothing: tensors are as durable as they get."""
+    def flush(self) -> Flushed:
+        """Do nothing: tensors are as durable as they get, and need no checksums and no codec."""
+        return Flushed([{}] * self._num_documents, {})
 
     def publish(self, num_rows: int) -> None:
         """Show the first `num_rows` rows, and forget what was appended after them."""
         self._published = self._appended = self._sealed = num_rows
+        self._num_documents = 0
 
     def reopen(self, num_rows: int) -> None:
         """Show the first `num_rows` rows: nobody else writes to them."""
@@ -144,16 +157,12 @@ class RowTensors:
         return gather_heads(self.layer(layer_idx), ids.to(self._device))
 
     def take(self, layer_idx: int, places: torch.Tensor) -> torch.Tensor:
-        """Return heads' rows by place, id * Hkv + head: (n,) int64 to (n, D + Dv)."""
-        return self.layer(layer_idx).flatten(0, 1).index_select(0, places.to(self._device))
+        """Return heads' rows by place, id * Hkv + head: (Hkv, ...) to (Hkv, ..., D + Dv)."""
+        return take_heads(self.layer(layer_idx), places.to(self._device))
 
     def span(self, layer_idx: int, first: int, stop: int) -> torch.Tensor:
         """Return consecutive published rows, (stop - first, Hkv, D + Dv), not a copy."""
         return self.layer(layer_idx)[first:stop]
-
-    def records(self, layer_idx: int, first: int, stop: int) -> torch.Tensor:
-        """Return consecutive published rows as a file has them, (n, record_bytes) uint8."""
-        return self.span(layer_idx, first, stop).cpu().flatten(1).view(torch.uint8)
 
     def close(self) -> None:
         """Let go of the tensors."""
@@ -162,104 +171,3 @@ class RowTensors:
     def _empty(self, layer: LayerLayout, num_rows: int) -> torch.Tensor:
         shape = (num_rows, layer.num_key_value_heads, layer.row_dim)
         return torch.empty(shape, dtype=self._dtype, device=self._device)
-
-
-class RowFiles:
-    """Rows in one file a layer, `rows/layer-000.bin`: records one after another, no header.
-
-    Published rows are mapped read-only, so opening reads nothing and memory is the page cache's.
-
-    Raises:
-        StoreError: a file is missing or shorter than the catalogue says.
-    """
-
-    def __init__(self, layout: MemoryLayout, directory: Path, num_rows: int) -> None:
-        self._layout = layout
-        self._num_rows = num_rows
-        sizes = record_bytes(layout)
-        self.files = AppendFiles(directory / FOLDER, sizes, dict.fromkeys(sizes, num_rows))
-
-    @property
-    def num_rows(self) -> int:
-        """How many rows are published."""
-        return self._num_rows
-
-    def append(self, rows: Rows) -> None:
-        """Put rows after everything appended so far; they reach the disk at `flush`."""
-        for idx in self._layout.layers:
-            self.append_records(idx, self._encode(interleave(rows, idx)))
-
-    def append_records(self, layer_idx: int, records: torch.Tensor) -> None:
-        """Put records (n, record_bytes) uint8 after everything appended to one layer so far."""
-        if len(records):
-            self.files[layer_idx].append(records.contiguous().numpy().data)
-
-    def skip(self, num_rows: int) -> None:
-        """Leave room for rows that nobody reads, without taking space on the disk."""
-        for idx in self._layout.layers if num_rows else ():
-            self.files[idx].skip(num_rows)
-
-    def seal(self) -> dict[int, int]:
-        """End a document; return layer -> crc32 of its records."""
-        return self.files.seal()
-
-    def rewind(self) -> None:
-        """Drop what was appended since the last seal."""
-        self.files.rewind()
-
-    def flush(self) -> None:
-        """Force appended rows to the disk."""
-        self.files.flush()
-
-    def publish(self, num_rows: int) -> None:
-        """Show the first `num_rows` rows; forget what was appended after them, give space back."""
-        self._num_rows = num_rows
-        self.files.publish(dict.fromkeys(self._layout.layers, num_rows))
-
-    def reopen(self, num_rows: int) -> None:
-        """Show the first `num_rows` rows of the files as they are now."""
-        self._num_rows = num_rows
-        self.files.reopen(dict.fromkeys(self._layout.layers, num_rows))
-
-    def gather(self, layer_idx: int, ids: torch.Tensor) -> torch.Tensor:
-        """Return published rows by id: (Hkv, ...) int64 to (Hkv, ..., D + Dv); any for -1."""
-        records = self._by_head(layer_idx, self.files[layer_idx].records)
-        return self._decode(gather_heads(records, ids.cpu()))
-
-    def take(self, layer_idx: int, places: torch.Tensor) -> torch.Tensor:
-        """Return heads' rows by place, id * Hkv + head: (n,) int64 to (n, D + Dv)."""
-        records = self._by_head(layer_idx, self.files[layer_idx].records)
-        return self._decode(records.flatten(0, 1).index_select(0, places))
-
-    def span(self, layer_idx: int, first: int, stop: int) -> torch.Tensor:
-        """Return consecutive published rows, (stop - first, Hkv, D + Dv), mapped if not coded."""
-        return self._decode(self._by_head(layer_idx, self.records(layer_idx, first, stop)))
-
-    def records(self, layer_idx: int, first: int, stop: int) -> torch.Tensor:
-        """Return consecutive published records, (stop - first, record_bytes) uint8, mapped."""
-        return self.files[layer_idx].records[first:stop]
-
-    def close(self) -> None:
-        """Let go of the files; tensors handed out stay valid."""
-        self.files.close()
-
-    def _by_head(self, layer_idx: int, records: torch.Tensor) -> torch.Tensor:
-        """Split records (n, record_bytes) into the heads' parts, (n, Hkv, record_bytes / Hkv)."""
-        heads = self._layout.layers[layer_idx].num_key_value_heads
-        return records.view(len(records), heads, records.shape[1] // heads)
-
-    def _encode(self, rows: torch.Tensor) -> torch.Tensor:
-        """Turn rows (n, Hkv, D + Dv) into records (n, Hkv * record_bytes_per_head) uint8."""
-        return rows.cpu().flatten(1).view(torch.uint8)
-
-    def _decode(self, records: torch.Tensor) -> torch.Tensor:
-        """Turn parts of records (..., record_bytes_per_head) uint8 into rows (..., D + Dv)."""
-        return records.view(self._layout.dtype)
-
-
-def record_bytes(layout: MemoryLayout) -> dict[int, int]:
-    """Return layer -> bytes of one row's record."""
-    return {
-        idx: layer.num_key_value_heads * layer.row_dim * layout.dtype.itemsize
-        for idx, layer in layout.layers.items()
-    }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from memory_backends.database import FORMAT_VERSION
@@ -48,6 +48,11 @@ SCHEMA = (
     crc32 INTEGER NOT NULL,       -- of the samples
     PRIMARY KEY (layer, first_sample)
 ) WITHOUT ROWID""",
+    """CREATE TABLE codec_states (      -- what the codec learned of one layer's first rows
+    layer INTEGER PRIMARY KEY,
+    state BLOB NOT NULL,          -- as the codec has it
+    crc32 INTEGER NOT NULL
+)""",
 )
 
 
@@ -99,6 +104,36 @@ def write_setting(connection: sqlite3.Connection, key: str, value: Any) -> None:
         "DO UPDATE SET value = excluded.value, crc32 = excluded.crc32",
         (key, text, record_crc32((key, text))),
     )
+
+
+def read_codec_state(connection: sqlite3.Connection, layer_idx: int) -> bytes | None:
+    """Return what the codec learned of a layer; None if there was no document to learn from.
+
+    Raises:
+        StoreError: it is damaged, or missing.
+    """
+    query = "SELECT state, crc32 FROM codec_states WHERE layer = ?"
+    found = connection.execute(query, (layer_idx,)).fetchone()
+    if found is None:
+        if connection.execute("SELECT 1 FROM documents LIMIT 1").fetchone() is None:
+            return None
+        damage = "is missing"
+    else:
+        state, crc32 = found
+        if isinstance(state, bytes) and record_crc32((layer_idx, state)) == crc32:
+            return state
+        damage = "is damaged: its checksum does not match"
+    raise StoreError(
+        f"what the codec learned of layer {layer_idx} {damage}, and its rows cannot be read "
+        "without. Restore the catalogue from a copy, or index the documents again."
+    )
+
+
+def write_codec_states(connection: sqlite3.Connection, states: Mapping[int, bytes]) -> None:
+    """Store what the codec learned of layers that have no state yet."""
+    for layer_idx, state in states.items():
+        record = (layer_idx, state, record_crc32((layer_idx, state)))
+        connection.execute("INSERT INTO codec_states VALUES (?, ?, ?)", record)
 
 
 def write_removed(connection: sqlite3.Connection, first: int, stop: int) -> None:

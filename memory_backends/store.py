@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from memory_backends import queries, rows
+from memory_backends import queries, row_files
 from memory_backends.append_files import sync_folder
 from memory_backends.catalog import Catalog
 from memory_backends.database import FILE_NAME as CATALOG_FILE_NAME
@@ -25,7 +25,9 @@ from memory_backends.layout import MemoryLayout
 from memory_backends.lock import write_lock
 from memory_backends.queries import QuerySamples
 from memory_backends.records import RecordSpan
-from memory_backends.rows import RowFiles, RowStorage, RowTensors
+from memory_backends.row_coding import RowCoding
+from memory_backends.row_files import ROWS_TO_LEARN, RowFiles
+from memory_backends.rows import RowStorage, RowTensors
 from memory_backends.validation import check_directory, has_no_store
 
 _IS_WRITING = "this memory is being written to already. Let that end first."
@@ -40,6 +42,7 @@ class Store:
         path: the store's directory; None for a memory in RAM.
         identity: what the model looks like, as plain JSON types.
         device: where rows live that are not in files.
+        row_codec: how a new store has its rows; one that is opened keeps its own.
 
     Attributes:
         catalog: documents, settings and removed rows.
@@ -47,7 +50,7 @@ class Store:
         samples: some of the tokens' queries.
 
     Raises:
-        MemoryMismatchError: the store has another layout or identity.
+        MemoryMismatchError: the store has another layout or identity, or there is no such codec.
         StoreError: there is something else at `path`, or the store is damaged.
     """
 
@@ -57,11 +60,13 @@ class Store:
         path: Path | None,
         identity: Mapping[str, Any],
         device: torch.device,
+        row_codec: str,
     ) -> None:
         self.layout = layout
         self.path = path
         self._identity = identity
         self._device = device
+        self._row_codec = row_codec
         self._thread_writes = threading.Lock()
         self.catalog = self._open_catalog()
         try:
@@ -126,21 +131,24 @@ class Store:
         """
         directory.mkdir(parents=True, exist_ok=True)
         try:
+            coding = self._coding_of_copy()
             with (
-                contextlib.closing(RowFiles(self.layout, directory, 0)) as new_rows,
+                contextlib.closing(RowFiles(self.layout, directory, 0, coding)) as new_rows,
                 contextlib.closing(QuerySamples(self.layout, directory, {})) as new_samples,
             ):
-                row_crc32 = self._copy_rows(new_rows)
-                new_rows.flush()
+                names = self._copy_rows(new_rows)
+                flushed = new_rows.flush()
                 for layer_idx in self.samples.num_heads:
                     new_samples.append_samples(layer_idx, self.samples.layer(layer_idx))
                 new_samples.flush()
                 new_rows.publish(self.catalog.num_rows)
                 new_samples.publish(self.catalog.query_samples())
-            self.catalog.copy_to(directory, row_crc32)  # last: before, it is not a store
+            row_crc32 = dict(zip(names, flushed.row_crc32, strict=True))
+            # Last: before, it is not a store.
+            self.catalog.copy_to(directory, row_crc32, flushed.codec_states)
             sync_folder(directory)
         except BaseException:
-            for folder in (rows.FOLDER, queries.FOLDER):
+            for folder in (row_files.FOLDER, queries.FOLDER):
                 shutil.rmtree(directory / folder, ignore_errors=True)
             raise
 
@@ -154,7 +162,8 @@ class Store:
 
     def _open_catalog(self) -> Catalog:
         if self.path is None or has_no_store(self.path):
-            return Catalog.in_memory(self.layout, self._identity)  # until the first write
+            # until the first write
+            return Catalog.in_memory(self.layout, self._identity, self._row_codec)
         catalog = Catalog.open(check_directory(self.path))
         with contextlib.ExitStack() as on_error:
             on_error.callback(catalog.close)
@@ -174,7 +183,8 @@ class Store:
             if self.path is None or self.catalog.path is None:
                 tensors = RowTensors(self.layout, self._device)
                 return tensors, QuerySamples(self.layout, None, sampled)
-            files = RowFiles(self.layout, self.path, self.catalog.num_rows)
+            coding = RowCoding(self.layout, self.catalog.row_codec, self.catalog.codec_state)
+            files = RowFiles(self.layout, self.path, self.catalog.num_rows, coding)
             return files, QuerySamples(self.layout, self.path, sampled)
 
     def _make_store(self, path: Path) -> Callable[..., None]:
@@ -190,7 +200,7 @@ class Store:
             if error is not None and is_ours and not self.catalog.num_rows:
                 self._use(self.catalog.copy_in_memory())
                 (path / CATALOG_FILE_NAME).unlink()  # first: without it, it is not a store
-                for folder in (rows.FOLDER, queries.FOLDER, "index"):
+                for folder in (row_files.FOLDER, queries.FOLDER, "index"):
                     shutil.rmtree(path / folder, ignore_errors=True)
 
         return after
@@ -204,29 +214,49 @@ class Store:
 
     # -- copying --------------------------------------------------------------------------------
 
-    def _copy_rows(self, target: RowFiles) -> dict[str, dict[int, int]]:
-        """Copy the rows of all documents to their places; return their checksums."""
-        row_crc32, end = {}, 0
+    def _coding_of_copy(self) -> RowCoding:
+        """Return this store's coding, or one that has learned from the first rows in RAM."""
+        if isinstance(self.rows, RowFiles):
+            return self.rows.coding
+        coding = RowCoding(self.layout, self.catalog.row_codec)
+        if coding.must_learn and self.catalog.document_sizes():
+            spans = [torch.arange(span.first, span.stop) for span in self.catalog.record_spans()]
+            first = torch.cat(spans)[:ROWS_TO_LEARN]
+            for layer_idx, layer in self.layout.layers.items():
+                ids = first.expand(layer.num_key_value_heads, -1)
+                coding.learn(layer_idx, self.rows.gather(layer_idx, ids).transpose(0, 1).cpu())
+        return coding
+
+    def _copy_rows(self, target: RowFiles) -> list[str]:
+        """Copy the rows of all documents to their places; return the documents' names.
+
+        Records are copied as they are; rows in RAM are encoded.
+        """
+        names, end = [], 0
         for span in self.catalog.record_spans():
             target.skip(span.first - end)
             end = span.stop
             for first in range(span.first, span.stop, _ROWS_PER_COPY):
                 stop = min(first + _ROWS_PER_COPY, span.stop)
                 for layer_idx in self.layout.layers:
-                    records = self.rows.records(layer_idx, first, stop)
-                    target.append_records(layer_idx, records)
-            row_crc32[span.name] = self._checked(span, target.seal())
+                    if isinstance(self.rows, RowFiles):
+                        records = self.rows.records(layer_idx, first, stop)
+                        target.append_records(layer_idx, records)
+                    else:
+                        target.append_rows(layer_idx, self.rows.span(layer_idx, first, stop))
+            target.seal()
+            self._check_copied(span, target.row_crc32[-1])
+            names.append(span.name)
         target.skip(self.catalog.num_rows - end)
-        return row_crc32
+        return names
 
-    def _checked(self, span: RecordSpan, row_crc32: dict[int, int]) -> dict[int, int]:
+    def _check_copied(self, span: RecordSpan, row_crc32: Mapping[int, int]) -> None:
         found = tuple(row_crc32[layer_idx] for layer_idx in sorted(row_crc32))
         if self.catalog.path is not None and found != span.row_crc32:
             raise StoreError(
                 f"the rows of document '{span.name}' in '{self.path}' are damaged: their checksum "
                 "does not match. `emt verify` lists all damage; index the document again."
             )
-        return row_crc32
 
 
 @contextlib.contextmanager

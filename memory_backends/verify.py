@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from memory_backends import queries, rows, schema
+from memory_backends import queries, row_files, schema
 from memory_backends.append_files import layer_file_name
 from memory_backends.catalog import Catalog
 from memory_backends.compaction import PARTIAL
 from memory_backends.database import FILE_NAME, as_store_error
 from memory_backends.errors import EMTError, StoreError, refuse_link
 from memory_backends.records import COLUMNS, RecordSpan, from_record, unpack_crc32
+from memory_backends.row_coding import RowCoding, record_bytes
 from memory_backends.validation import check_directory, check_generation
 
 INDEX_FOLDER = "index"
@@ -108,7 +109,13 @@ class _Reading:
 
     def catalog_damage(self) -> Iterator[Damage]:
         """Yield what is wrong with the catalogue."""
-        for check in (self._database_damage, self._document_damage, self._span_damage):
+        checks = (
+            self._database_damage,
+            self._document_damage,
+            self._span_damage,
+            self._state_damage,
+        )
+        for check in checks:
             try:
                 with as_store_error(self._directory / FILE_NAME):
                     yield from check()
@@ -153,12 +160,26 @@ class _Reading:
                 f"that are: {covered[:5]}",
             )
 
+    def _state_damage(self) -> Iterator[Damage]:
+        catalog = self._catalog
+        coding = RowCoding(catalog.layout, catalog.row_codec, catalog.codec_state)
+        for layer_idx in catalog.layout.layers:
+            try:
+                coding.coder(layer_idx)
+            except StoreError as error:
+                yield Damage(FILE_NAME, f"layer {layer_idx}: {error}")
+        found = self._connection.execute("SELECT layer FROM codec_states")
+        unknown = {layer_idx for (layer_idx,) in found} - set(coding.layers_with_state)
+        if unknown:
+            reason = f"codec '{catalog.row_codec}' has states of no layer: {sorted(unknown)[:5]}"
+            yield Damage(FILE_NAME, reason)
+
     # -- the files ------------------------------------------------------------------------------
 
     def row_files(self) -> Iterator[_File]:
         """Yield the files of rows, with the parts that documents have."""
-        sizes = rows.record_bytes(self._catalog.layout)
-        self._find_extra_files(rows.FOLDER)
+        sizes = record_bytes(self._catalog.layout, self._catalog.row_codec)
+        self._find_extra_files(row_files.FOLDER)
         for at, layer_idx in enumerate(sorted(sizes)):
             size = sizes[layer_idx]
             parts = [
@@ -170,7 +191,7 @@ class _Reading:
                 )
                 for span in self._spans
             ]
-            name = f"{rows.FOLDER}/{layer_file_name(layer_idx)}"
+            name = f"{row_files.FOLDER}/{layer_file_name(layer_idx)}"
             yield from self._opened(name, self._catalog.num_rows * size, parts)
 
     def sample_files(self) -> Iterator[_File]:

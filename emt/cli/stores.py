@@ -33,12 +33,13 @@ def info(options: argparse.Namespace) -> None:
             "tokens": sum(tokens for _, tokens, _ in documents),
             "rows": len(catalog.searchable_rows("all")),
             "layers": len(catalog.layout.layers),
+            "row_codec": catalog.row_codec,
             "index": {key: index[key] for key in _INDEX_FACTS if key in index},
             "bytes": {
                 "rows": bytes_used(store / "rows"),
                 "index": bytes_used(store / "index"),
                 "total": bytes_used(store),
-                "per_row": catalog.layout.bytes_per_row,
+                "per_row": catalog.bytes_per_row,
             },
         }
     if options.json:
@@ -53,7 +54,8 @@ def info(options: argparse.Namespace) -> None:
     print(f"index      {_in_words(described['index'])}")
     print(
         f"size       {size(sizes['total'])}: rows {size(sizes['rows'])} "
-        f"({sizes['per_row']:,} bytes a token), index {size(sizes['index'])}"
+        f"({sizes['per_row']:,} bytes a token, {described['row_codec']}), "
+        f"index {size(sizes['index'])}"
     )
     for name, tokens, rows in documents:
         print(f"  {name}  {count(tokens, 'token')}, {count(rows, 'row')}")

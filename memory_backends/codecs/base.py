@@ -51,6 +51,10 @@ class RowCodec(Protocol):
     def name(self) -> str:
         """The name in the configuration."""
 
+    @property
+    def learns(self) -> bool:
+        """Whether it has a state; if not, that is no bytes, and `learn` is not needed."""
+
     def record_bytes(self, layer: LayerLayout) -> int:
         """Return the size of one token's and KV head's record."""
 

@@ -121,26 +121,26 @@ class BitPacking:
 
     def __init__(self, widths: torch.Tensor, num_bytes: int) -> None:
         first_bit = widths.cumsum(0) - widths
-        self._first = (2**widths - 1).unsqueeze(-1)  # place of a width's first level
-        self._mask = self._first.short()
+        # All of one dtype: torch takes ten times as long to combine two.
+        self._first = (2**widths - 1).int().unsqueeze(-1)  # place of a width's first level; a mask
         self._byte = (first_bit // 8).clamp(max=num_bytes - 1)
-        self._shift = (first_bit % 8).short().unsqueeze(-1)
+        self._shift = (first_bit % 8).int().unsqueeze(-1)
         self._num_bytes = num_bytes
 
     def pack(self, places: torch.Tensor) -> torch.Tensor:
         """Return codes as bytes: (R, n) places in the levels to (num_bytes, n) uint8."""
-        words = (places - self._first).short() << self._shift  # 15 bits at most
+        words = (places.int() - self._first) << self._shift  # 15 bits at most
         packed = words.new_zeros(self._num_bytes + 1, words.shape[1])
         packed.index_add_(0, self._byte, words & 0xFF)
         packed.index_add_(0, self._byte + 1, words >> 8)
         return packed[:-1].to(torch.uint8)
 
     def unpack(self, packed: torch.Tensor) -> torch.Tensor:
-        """Return what `pack` was given: (num_bytes, n) uint8 to (R, n) int64."""
-        words = packed.short()
-        words[:-1] |= words[1:] << 8  # the sign bit is no code's: a code ends at bit 15 at most
-        codes = (words.index_select(0, self._byte) >> self._shift) & self._mask
-        return codes + self._first
+        """Return what `pack` was given: (num_bytes, n) uint8 to (R, n) int32."""
+        words = packed.int()
+        words[:-1] |= words[1:] << 8  # what is above bit 15 is no code's
+        codes = words.index_select(0, self._byte)
+        return codes.bitwise_right_shift_(self._shift).bitwise_and_(self._first).add_(self._first)
 
 
 def _borders(levels: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,8 @@ class PlainCodec:
         dtype: the dtype of the memory's rows, which `decode` gives back.
     """
 
+    learns = False
+
     def __init__(self, name: str, stored: torch.dtype, dtype: torch.dtype) -> None:
         self.name = name
         self._stored = stored
@@ -62,6 +64,7 @@ class PlainCodec:
         """Return the rows of records: (..., record_bytes) to (..., R)."""
         records = records.contiguous()
         size = self._stored.itemsize
-        if records.data_ptr() % size or records.storage_offset() % size:
+        if records.storage_offset() % size or records.data_ptr() % size:
             records = records.clone()  # only aligned bytes can be seen as numbers
-        return records.view(self._stored).to(self._dtype)
+        rows = records.view(self._stored)
+        return rows if self._stored is self._dtype else rows.to(self._dtype)

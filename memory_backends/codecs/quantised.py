@@ -16,6 +16,8 @@ TurboQuant (2504.19874).
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from memory_backends.codecs.bits import BitPacking, quantise
@@ -37,6 +39,8 @@ class QuantisedCodec:
         bits: 8, which takes two bytes a record more, or 4, which takes no more than 4 bits.
         dtype: the dtype of the memory's rows, which `decode` gives back.
     """
+
+    learns = True
 
     def __init__(self, name: str, bits: int, dtype: torch.dtype) -> None:
         self.name = name
@@ -77,16 +81,26 @@ class QuantisedCoder:
         self._levels = state.levels
         self._widths = state.widths.long()
         self._packing = BitPacking(self._widths, record_bytes - _SCALE_BYTES)
-        self._centres = torch.split(state.centres, self._dims, dim=-1)  # (Hkv, C, D)
+        self._centres = [  # (Hkv, C, D)
+            part.contiguous() for part in torch.split(state.centres, self._dims, dim=-1)
+        ]
         self._std = torch.split(state.std, self._dims, dim=-1)  # (Hkv, D)
         self._turn_back = [  # (Hkv, D, D): coordinates @ it is the residual
             std.unsqueeze(-1) * axes.float()
             for std, axes in zip(self._std, state.axes, strict=True)
         ]
-        self._turn = [torch.linalg.inv(back.double()).float() for back in self._turn_back]
         steps = torch.arange(_NUM_STEPS, dtype=torch.float32) - 1
         self._scales = torch.exp2(_LOWEST_SCALE + steps / _STEPS_PER_OCTAVE)
         self._scales[0] = 0.0
+        chosen = torch.arange(256).clamp(max=NUM_CENTRES * _NUM_STEPS - 1)
+        self._scale_of = self._scales[chosen % _NUM_STEPS]  # (256,) by scale byte
+        self._centre_of = chosen // _NUM_STEPS  # (256,)
+        self._first_centre = torch.arange(layer.num_key_value_heads).unsqueeze(1) * NUM_CENTRES
+
+    @functools.cached_property
+    def _turn(self) -> list[torch.Tensor]:
+        """The inverses of `_turn_back`, for who writes."""
+        return [torch.linalg.inv(back.double()).float() for back in self._turn_back]
 
     def encode(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the records of rows: (n, Hkv, R) to (n, Hkv, record_bytes) uint8."""
@@ -157,22 +171,22 @@ class QuantisedCoder:
     def _decode(self, records: torch.Tensor, out: torch.Tensor) -> None:
         num_heads, num_records, _ = records.shape
         columns = records.permute(2, 0, 1).flatten(1)  # (record_bytes, Hkv * m)
-        chosen = columns[:_SCALE_BYTES].long().clamp_(max=NUM_CENTRES * _NUM_STEPS - 1)
+        chosen = columns[:_SCALE_BYTES].int().flatten()
+        scales = self._scale_of.index_select(0, chosen).view(_SCALE_BYTES, num_heads, num_records)
+        centres = self._centre_of.index_select(0, chosen).view(scales.shape)
         places = self._packing.unpack(columns[_SCALE_BYTES:])
         levels = self._levels.index_select(0, places.flatten())
         levels = levels.view(sum(self._dims), num_heads, num_records)  # (R, Hkv, m)
         limit = torch.finfo(self._dtype).max
         for part, numbers in enumerate(torch.split(levels, self._dims)):
-            which = chosen[part].view(num_heads, num_records)
-            coordinates = (numbers * self._scales[which % _NUM_STEPS]).permute(1, 2, 0)
-            centre = self._centre(part, which // _NUM_STEPS)
+            coordinates = (numbers * scales[part]).permute(1, 2, 0)  # (Hkv, m, D)
+            centre = self._centre(part, centres[part])
             found = torch.baddbmm(centre, coordinates, self._turn_back[part])  # (Hkv, m, D)
             torch.split(out, self._dims, dim=-1)[part].copy_(found.clamp_(-limit, limit))
 
     def _centre(self, part: int, which: torch.Tensor) -> torch.Tensor:
         """Return centres by number: (Hkv, m) to (Hkv, m, D)."""
         centres = self._centres[part]
-        num_heads, num_centres, dim = centres.shape
-        at = which + torch.arange(num_heads).unsqueeze(1) * num_centres
-        chosen = centres.reshape(-1, dim).index_select(0, at.flatten())
-        return chosen.view(*which.shape, dim)
+        at = which + self._first_centre
+        chosen = centres.flatten(0, 1).index_select(0, at.flatten())
+        return chosen.view(*which.shape, centres.shape[-1])

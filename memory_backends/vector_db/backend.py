@@ -28,7 +28,8 @@ import torch
 from memory_backends.base import MemoryBackend, Sinks
 from memory_backends.errors import MemoryMismatchError, StoreError
 from memory_backends.layout import Int64Array, MemoryLayout
-from memory_backends.rows import RowFiles, RowStorage
+from memory_backends.row_files import RowFiles
+from memory_backends.rows import RowStorage
 from memory_backends.scores import Precision, Retrieval, SearchResult
 from memory_backends.validation import check_search
 from memory_backends.vector_db import index as faiss_index
@@ -58,6 +59,7 @@ class VectorDBBackend(MemoryBackend):
         path: the store's directory; a temporary one, removed at the end, if None.
         identity: see `MemoryBackend`.
         sinks: see `MemoryBackend`.
+        row_codec: see `MemoryBackend`.
         index: "auto" (exact while small, then IVF) or a FAISS factory string.
         recall: share of the attention paid to the exact nearest rows that a calibrated search must
             find; see `calibration.py`.
@@ -80,6 +82,7 @@ class VectorDBBackend(MemoryBackend):
         path: Path | str | None = None,
         identity: Mapping[str, Any] | None = None,
         sinks: Sinks = "all",
+        row_codec: str = "exact",
         index: str = "auto",
         recall: float = 0.95,
         overfetch: int = 4,
@@ -111,7 +114,7 @@ class VectorDBBackend(MemoryBackend):
         self._building = threading.Lock()
         self._num_workers = os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="emt-search")
-        super().__init__(layout, path=path, identity=identity, sinks=sinks)
+        super().__init__(layout, path=path, identity=identity, sinks=sinks, row_codec=row_codec)
         self._read_cache(index_files)
 
     def save(self, path: Path | str | None = None) -> None:
@@ -182,8 +185,7 @@ class VectorDBBackend(MemoryBackend):
         if not len(self):
             rows = torch.zeros(*ids.shape, layer.row_dim, dtype=self.layout.dtype)
         else:
-            rows = self._rows.take(layer_idx, torch.from_numpy(places.reshape(-1)))
-            rows = rows.view(*ids.shape, layer.row_dim)
+            rows = self._rows.take(layer_idx, torch.from_numpy(places))
         if self._limit is not None:
             self._limit.check()
         return Retrieval(scores, ids, rows[..., : layer.head_dim], rows[..., layer.head_dim :])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import memory_backends
-from emt import attach
+from emt import MemoryConfig, attach
 from emt.cli import printing
 from emt.loading import load
 from memory_backends import StoreError, VectorDBBackend
@@ -68,6 +68,7 @@ def test_info_describes_a_store(model, store):
     assert described["tokens"] == sum(rows.values()) + 3
     assert described["rows"] == sum(rows.values())
     assert described["layers"] == 3
+    assert described["row_codec"] == "exact"
     assert described["format_version"] == FORMAT_VERSION
     assert described["index"]["factory"] == "Flat"
     assert described["index"]["num_rows"] == sum(rows.values())
@@ -81,7 +82,22 @@ def test_info_describes_a_store(model, store):
     assert f"index      Flat over {sum(rows.values())} rows" in text
     assert f"model      {model} (llama)\n" in text
     assert f"rows       {sum(rows.values())} in each of 3 layers\n" in text
+    assert f"({per_row:,} bytes a token, exact), index" in text
     assert "  a.txt  31 tokens, 30 rows\n" in text
+
+
+def test_info_tells_the_codec_and_what_a_token_takes(tmp_path, model):
+    config = tmp_path / "config.yaml"
+    MemoryConfig(memory_type="vector_db", row_codec="int4").to_yaml(config)
+    documents, store = make_documents(tmp_path / "documents"), tmp_path / "store"
+    emt("index", documents, "--store", store, "--model", model, "--config", config)
+    per_row = 3 * 2 * 32 // 2  # layers, heads, key and value at half a byte
+    assert f"({per_row:,} bytes a token, int4), index" in emt("info", store).out
+    described = json.loads(emt("info", store, "--json").out)
+    assert (described["row_codec"], described["bytes"]["per_row"]) == ("int4", per_row)
+    files = (store / "rows").iterdir()
+    assert sum(file.stat().st_size for file in files) == described["rows"] * per_row
+    assert "no damage" in emt("verify", store).out
 
 
 def test_remove_keeps_everything_else(model, store):

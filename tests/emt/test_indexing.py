@@ -35,6 +35,7 @@ def corpus(tmp_path):
         ("llama", {}),
         ("llama", {"layers": [1], "index": "Flat", "stride": 100, "max_length": 400}),
         ("llama", {"remove_special_ids": False}),
+        ("llama", {"row_codec": "int4"}),
         ("gemma3_text", {}),  # one of its three layers reads memories
     ],
 )
@@ -49,7 +50,8 @@ def test_estimates_are_what_is_written(tmp_path, corpus, model_type, settings, m
     sizes = memory.backend.catalog.document_sizes()
     assert expected.tokens == sum(tokens for _, tokens, _ in sizes)
     assert expected.rows == sum(rows for _, _, rows in sizes) == len(memory)
-    assert expected.bytes == pytest.approx(bytes_in(store), rel=0.2)
+    if memory.config.row_codec == "exact":  # beside few rows, what a codec learned is much
+        assert expected.bytes == pytest.approx(bytes_in(store), rel=0.2)
     index = bytes_in(store / "index") if memory_type == "vector_db" else 0
     assert expected.bytes == pytest.approx(bytes_in(store / "rows") + index, rel=0.05)
 

@@ -237,6 +237,29 @@ def test_a_saved_memory_is_opened_by_either_backend(model, tmp_path, writer, rea
     torch.testing.assert_close(logits(by_path), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("memory_type", ["manual", "vector_db"])
+def test_a_new_store_takes_the_codec_and_an_old_one_keeps_it(model, tmp_path, memory_type):
+    settings = {"memory_type": memory_type, "topk": 55}  # all: no step where a row is swapped
+    expected = {}
+    for codec in ("exact", "bfloat16", "int8"):
+        other = build("llama")
+        config = MemoryConfig(path=tmp_path / codec, row_codec=codec, **settings)
+        memory = attach(other, config)
+        memory.write(list(range(5, 60)), document="d")
+        assert memory.backend.catalog.row_codec == codec
+        expected[codec] = logits(other)
+        torch.testing.assert_close(expected[codec], expected["exact"], atol=0.05, rtol=0)
+        assert codec == "exact" or not torch.equal(expected[codec], expected["exact"])
+    for codec, before in expected.items():
+        again = build("llama")
+        memory = attach(again, MemoryConfig(row_codec="int4", **settings))
+        memory.open(tmp_path / codec)
+        assert memory.backend.catalog.row_codec == codec
+        torch.testing.assert_close(logits(again), before, atol=1e-6, rtol=0)
+        memory.write(list(range(5, 20)), document="e")
+        memory.save(tmp_path / f"copy of {codec}")
+
+
 def test_stores_that_are_not_there_are_refused(model, tmp_path):
     memory = attach(model)
     memory.write([5, 6], document="d")

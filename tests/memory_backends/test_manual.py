@@ -52,3 +52,21 @@ class TestWithAPath(BackendConformance):
         assert backend.path is not None
         backend.save()
         assert_finds(ManualBackend.open(backend.path), [make_rows(0, seed=1)], [])
+
+
+class TestCoded(BackendConformance):
+    @pytest.fixture
+    def make(self, tmp_path: Path) -> Make:
+        made = iter(range(100))
+
+        def make_one(layout: Any = LAYOUT, **options: Any) -> ManualBackend:
+            path = tmp_path / f"store-{next(made)}"
+            return ManualBackend(layout, path=path, row_codec="int8", **options)
+
+        return make_one
+
+
+class TestCodedWhenSaved(BackendConformance):
+    @pytest.fixture
+    def make(self) -> Make:
+        return lambda layout=LAYOUT, **options: ManualBackend(layout, row_codec="int8", **options)

@@ -43,6 +43,14 @@ class TestVectorDB(BackendConformance):
         return lambda layout=LAYOUT, **options: VectorDBBackend(layout, index="Flat", **options)
 
 
+class TestCoded(BackendConformance):
+    @pytest.fixture
+    def make(self) -> Make:
+        return lambda layout=LAYOUT, **options: VectorDBBackend(
+            layout, index="Flat", row_codec="int8", **options
+        )
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     """A saved store with the documents 'a' (rows 0-9) and 'b' (rows 10-16)."""

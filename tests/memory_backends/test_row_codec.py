@@ -1,0 +1,412 @@
+"""Stores whose rows are coded: what is learned, when it is published, and that bytes stay bytes."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from memory_backends import (
+    LayerLayout,
+    ManualBackend,
+    MemoryBackend,
+    MemoryLayout,
+    MemoryMismatchError,
+    Rows,
+    StoreError,
+    VectorDBBackend,
+    verify,
+)
+from memory_backends.catalog import Catalog
+from memory_backends.codecs import CODEC_NAMES, row_codec
+from memory_backends.row_coding import RowCoding, record_bytes
+from memory_backends.row_files import ROWS_TO_LEARN, RowFiles
+from memory_backends.rows import interleave
+from tests.memory_backends.conformance import assert_fetches, assert_finds
+from tests.memory_backends.reference import IDENTITY, LAYERS, LAYOUT, make_document, make_rows
+
+KINDS = pytest.mark.parametrize("kind", [ManualBackend, VectorDBBackend])
+LEARNING = pytest.mark.parametrize("codec", ["int8", "int4"])
+RUNS = [make_rows(10, seed=1, sinks=[0]), make_rows(7, seed=2, sinks=[0])]
+
+
+def fill(backend: MemoryBackend, runs: list[Rows] = RUNS) -> None:
+    for at, run in enumerate(runs):
+        backend.add(make_document(str(at), len(run)), [run])
+
+
+def states_of(store: Path) -> dict[int, bytes]:
+    connection = sqlite3.connect(store / "catalog.sqlite")
+    found = dict(connection.execute("SELECT layer, state FROM codec_states").fetchall())
+    connection.close()
+    return found
+
+
+def row_bytes(store: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (store / "rows").iterdir()}
+
+
+def fetched(backend: MemoryBackend, num_rows: int = 17) -> list[bytes]:
+    found = []
+    for layer_idx, layer in LAYERS.items():
+        ids = torch.arange(num_rows).expand(layer.num_key_value_heads, -1)
+        found += [part.numpy().tobytes() for part in backend.fetch(layer_idx, ids)]
+    return found
+
+
+def by_hand(codec_name: str, runs: list[Rows], learned_from: int) -> tuple[dict[int, bytes], ...]:
+    """Return layer -> state and layer -> file, made with the codec alone."""
+    codec, states, files = row_codec(codec_name, torch.float32), {}, {}
+    for layer_idx, layer in LAYERS.items():
+        rows = torch.cat([interleave(run, layer_idx) for run in runs])
+        states[layer_idx] = codec.learn(layer, rows[:learned_from])
+        coder = codec.coder(layer, states[layer_idx])
+        files[layer_idx] = coder.encode(rows).numpy().tobytes()
+    return states, files
+
+
+@KINDS
+@pytest.mark.parametrize("codec", CODEC_NAMES)
+def test_files_have_what_the_codec_makes_of_rows(
+    kind: type[MemoryBackend], codec: str, tmp_path: Path
+) -> None:
+    backend = kind(LAYOUT, path=tmp_path / "m", row_codec=codec)
+    fill(backend)
+    assert_fetches(backend, RUNS)
+    assert_finds(backend, RUNS, range(17))
+    states, files = by_hand(codec, RUNS, 10)  # of the first transaction
+    assert states_of(tmp_path / "m") == {idx: state for idx, state in states.items() if state}
+    assert row_bytes(tmp_path / "m") == {f"layer-{idx:03d}.bin": d for idx, d in files.items()}
+    (span, _) = backend.catalog.record_spans()
+    sizes = record_bytes(LAYOUT, codec)
+    assert span.row_crc32 == tuple(zlib.crc32(files[idx][: 10 * sizes[idx]]) for idx in (0, 3))
+    assert backend.catalog.bytes_per_row == sum(map(len, files.values())) / 17
+    backend.save()
+    assert verify(tmp_path / "m") == []
+    before = fetched(backend)
+    backend.close()
+    for other in (ManualBackend, VectorDBBackend):  # whatever is asked for
+        reopened = other.open(tmp_path / "m", row_codec="exact")
+        assert reopened.catalog.row_codec == codec
+        assert fetched(reopened) == before
+
+
+@KINDS
+@pytest.mark.parametrize("codec", CODEC_NAMES)
+def test_retrieving_is_searching_and_fetching(
+    kind: type[MemoryBackend], codec: str, tmp_path: Path
+) -> None:
+    backend = kind(LAYOUT, path=tmp_path / "m", row_codec=codec)
+    fill(backend)
+    for layer_idx, layer in LAYERS.items():
+        queries = torch.randn(layer.num_key_value_heads, 3, layer.head_dim)
+        found = backend.retrieve(layer_idx, queries, 4)
+        keys, values = backend.fetch(layer_idx, found.ids)
+        torch.testing.assert_close(found.keys, keys, rtol=0, atol=1e-6)
+        torch.testing.assert_close(found.values, values, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("head_dim", "value_head_dim"), [(1, 1), (3, 5), (33, 7), (80, 80)])
+@pytest.mark.parametrize("codec", CODEC_NAMES)
+def test_odd_dims_are_kept(codec: str, head_dim: int, value_head_dim: int, tmp_path: Path) -> None:
+    layout = MemoryLayout({2: LayerLayout(3, head_dim, value_head_dim)}, torch.float16)
+    rows = make_rows(300, seed=1, layout=layout)
+    backend = VectorDBBackend(layout, path=tmp_path / "m", row_codec=codec)
+    backend.add(make_document("a", 300), [rows])
+    ids = torch.arange(300).expand(3, -1)
+    keys, values = backend.fetch(2, ids)
+    assert keys.dtype == values.dtype == torch.float16
+    errors = {"exact": 0, "float16": 0, "bfloat16": 0.01, "int8": 0.1, "int4": 0.8}[codec]
+    for stored, written in ((keys, rows.keys[2]), (values, rows.values[2])):
+        error = (stored.float() - written.float()).norm() / written.float().norm()
+        assert error <= errors
+    assert verify(tmp_path / "m") == []
+
+
+@LEARNING
+def test_small_documents_of_one_transaction_are_learned_from_together(
+    codec: str, tmp_path: Path
+) -> None:
+    backend = VectorDBBackend(LAYOUT, path=tmp_path / "m", row_codec=codec)
+    runs = [make_rows(50, seed=seed) for seed in range(60)]
+    waiting = [(make_document(str(at), 50), [run]) for at, run in enumerate(runs)]
+    ids = [found for _, found in backend.add_many(waiting)]
+    assert ids == [range(first, first + 50) for first in range(0, 3000, 50)]
+    learned_from = -(-ROWS_TO_LEARN // 50) * 50  # whole runs
+    states, files = by_hand(codec, runs, learned_from)
+    assert states_of(tmp_path / "m") == states
+    assert row_bytes(tmp_path / "m") == {f"layer-{idx:03d}.bin": d for idx, d in files.items()}
+    assert verify(tmp_path / "m") == []  # every document has its own checksum
+
+
+def interrupted(rows: Rows) -> Iterator[Rows]:
+    yield rows
+    raise KeyboardInterrupt
+
+
+@KINDS
+@LEARNING
+@pytest.mark.parametrize("num_rows", [10, ROWS_TO_LEARN + 10])
+def test_a_first_write_that_fails_learns_nothing(
+    kind: type[MemoryBackend], codec: str, num_rows: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "m"
+    kind(LAYOUT, path=path, row_codec=codec).save()  # a store without rows
+    backend = kind(LAYOUT, path=path)
+    with pytest.raises(KeyboardInterrupt):
+        backend.add(make_document("x", num_rows), interrupted(make_rows(num_rows, seed=9)))
+    assert states_of(path) == {}
+    assert verify(path) == []
+    fill(backend)
+    assert states_of(path) == by_hand(codec, RUNS, 10)[0]
+    assert_fetches(kind.open(path), RUNS)
+
+
+@LEARNING
+def test_documents_before_one_that_fails_are_kept(codec: str, tmp_path: Path) -> None:
+    backend = VectorDBBackend(LAYOUT, path=tmp_path / "m", row_codec=codec)
+    long = make_rows(ROWS_TO_LEARN, seed=9)
+    documents: list[tuple[Any, Any]] = [
+        (make_document("0", 10), [RUNS[0]]),
+        (make_document("1", 7), [RUNS[1]]),
+        (make_document("x", len(long)), interrupted(long)),
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        list(backend.add_many(documents))
+    assert backend.catalog.document_names() == ["0", "1"]
+    assert verify(tmp_path / "m") == []
+    before = fetched(backend)
+    assert fetched(ManualBackend.open(tmp_path / "m")) == before
+    backend.add(make_document("y", 7), [RUNS[1]])
+    assert fetched(backend) == before
+
+
+@KINDS
+@LEARNING
+def test_a_commit_that_fails_publishes_no_state(
+    kind: type[MemoryBackend], codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m"
+    kind(LAYOUT, path=path, row_codec=codec).save()
+    backend = kind(LAYOUT, path=path)
+
+    def fail(*_: Any) -> None:
+        raise OSError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("memory_backends.catalog.insert_document", fail)  # states are written first
+        with pytest.raises(StoreError, match="no room"):
+            backend.add(make_document("x", 7), [RUNS[1]])
+    assert states_of(path) == {}
+    fill(backend)
+    assert states_of(path) == by_hand(codec, RUNS, 10)[0]
+
+
+@KINDS
+@LEARNING
+def test_a_reader_that_was_there_before_the_first_document_reads_it(
+    kind: type[MemoryBackend], codec: str, tmp_path: Path
+) -> None:
+    kind(LAYOUT, path=tmp_path / "m", row_codec=codec).save()
+    reader, writer = kind.open(tmp_path / "m"), ManualBackend.open(tmp_path / "m")
+    assert_finds(reader, RUNS, [])
+    fill(writer)
+    assert_finds(reader, RUNS, [])
+    reader.refresh()
+    assert fetched(reader) == fetched(writer)
+    reader.add(make_document("c", 7), [RUNS[1]])
+    assert verify(tmp_path / "m") == []
+
+
+@LEARNING
+def test_another_process_decodes_the_same_bytes(codec: str, tmp_path: Path) -> None:
+    backend = VectorDBBackend(LAYOUT, path=tmp_path / "m", row_codec=codec)
+    fill(backend)
+    script = (
+        "import sys; from memory_backends import ManualBackend as M; "
+        "from tests.memory_backends.test_row_codec import fetched; "
+        "sys.stdout.buffer.write(b''.join(fetched(M.open(sys.argv[1]))))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "m")], capture_output=True, check=True
+    )
+    assert said.stdout == b"".join(fetched(backend))
+
+
+@KINDS
+@pytest.mark.parametrize("codec", CODEC_NAMES)
+def test_copies_and_compaction_move_records_as_they_are(
+    kind: type[MemoryBackend], codec: str, tmp_path: Path
+) -> None:
+    backend = kind(LAYOUT, path=tmp_path / "m", row_codec=codec)
+    fill(backend)
+    bytes_before, before = row_bytes(tmp_path / "m"), fetched(backend)
+    backend.save(tmp_path / "copy")
+    assert row_bytes(tmp_path / "copy") == bytes_before
+    assert states_of(tmp_path / "copy") == states_of(tmp_path / "m")
+    assert fetched(kind.open(tmp_path / "copy")) == before
+    backend.remove_document("0")
+    backend.compact()
+    assert states_of(tmp_path / "copy") == states_of(tmp_path / "m")
+    sizes = record_bytes(LAYOUT, codec)
+    for idx, size in sizes.items():
+        name = f"layer-{idx:03d}.bin"
+        assert row_bytes(tmp_path / "m")[name] == bytes(10 * size) + bytes_before[name][10 * size :]
+    assert_finds(backend, RUNS, range(10, 17))
+    assert verify(tmp_path / "m") == verify(tmp_path / "copy") == []
+
+
+@pytest.mark.parametrize("codec", CODEC_NAMES)
+def test_a_memory_in_ram_is_exact_until_it_is_saved(codec: str, tmp_path: Path) -> None:
+    backend = ManualBackend(LAYOUT, row_codec=codec)
+    fill(backend, [RUNS[1], *RUNS])
+    backend.remove_document("0")
+    ids = torch.arange(7, 17).expand(2, -1)
+    assert torch.equal(backend.fetch(0, ids)[0], RUNS[0].keys[0])
+    backend.save(tmp_path / "m")
+    assert verify(tmp_path / "m") == []
+    states, files = by_hand(codec, RUNS, 17)  # learned from what is left
+    assert states_of(tmp_path / "m") == {idx: state for idx, state in states.items() if state}
+    for idx, size in record_bytes(LAYOUT, codec).items():
+        assert row_bytes(tmp_path / "m")[f"layer-{idx:03d}.bin"] == bytes(7 * size) + files[idx]
+
+
+@LEARNING
+def test_a_memory_saved_when_all_is_removed_learns_later(codec: str, tmp_path: Path) -> None:
+    backend = ManualBackend(LAYOUT, row_codec=codec)
+    fill(backend)
+    backend.clear()
+    backend.save(tmp_path / "m")
+    assert states_of(tmp_path / "m") == {}
+    assert verify(tmp_path / "m") == []
+    for kind in (ManualBackend, VectorDBBackend):
+        assert_finds(kind.open(tmp_path / "m"), RUNS, [])
+    reopened = VectorDBBackend.open(tmp_path / "m")
+    reopened.add(make_document("c", 7), [RUNS[1]])
+    assert states_of(tmp_path / "m").keys() == {0, 3}
+    assert_finds(reopened, [*RUNS, RUNS[1]], range(17, 24))
+
+
+@pytest.fixture
+def coded(tmp_path: Path) -> Path:
+    backend = VectorDBBackend(LAYOUT, path=tmp_path / "m", identity=IDENTITY, row_codec="int4")
+    fill(backend)
+    backend.save()
+    backend.close()
+    return tmp_path / "m"
+
+
+def change(store: Path, statement: str, *parameters: Any) -> None:
+    connection = sqlite3.connect(store / "catalog.sqlite")
+    connection.execute(statement, parameters)
+    connection.commit()
+    connection.close()
+
+
+def test_a_flip_anywhere_in_a_state_is_found(coded: Path) -> None:
+    state = states_of(coded)[3]
+    generator = np.random.default_rng(3)
+    for at in generator.integers(0, len(state), 20):
+        flipped = bytearray(state)
+        flipped[at] ^= 1 << int(generator.integers(8))
+        change(coded, "UPDATE codec_states SET state = ? WHERE layer = 3", bytes(flipped))
+        (damage,) = verify(coded)
+        assert damage.file == "catalog.sqlite"
+        assert "layer 3 is damaged: its checksum does not match" in damage.reason
+        for kind in (ManualBackend, VectorDBBackend):
+            backend = kind.open(coded)
+            with pytest.raises(StoreError, match="learned of layer 3 is damaged"):
+                backend.fetch(3, torch.tensor([[1]]))
+            with pytest.raises(StoreError, match="learned of layer 3 is damaged"):
+                backend.add(make_document("c", 10), [RUNS[0]])
+            assert backend.fetch(0, torch.tensor([[1], [1]]))[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        ("DELETE FROM codec_states WHERE layer = 0", "learned of layer 0 is missing"),
+        ("UPDATE codec_states SET layer = 1 WHERE layer = 0", "states of no layer: [1]"),
+        ("UPDATE codec_states SET state = 'text' WHERE layer = 0", "layer 0 is damaged"),
+        ("UPDATE codec_states SET crc32 = 1 WHERE layer = 0", "layer 0 is damaged"),
+    ],
+)
+def test_other_damage_of_states_is_found(coded: Path, statement: str, reason: str) -> None:
+    change(coded, statement)
+    assert reason in " ".join(damage.reason for damage in verify(coded))
+
+
+def test_damaged_records_are_found(coded: Path) -> None:
+    path = coded / "rows" / "layer-000.bin"
+    data = bytearray(path.read_bytes())
+    data[100] ^= 4
+    path.write_bytes(data)
+    assert [damage.file for damage in verify(coded)] == ["rows/layer-000.bin"]
+    with pytest.raises(StoreError, match="their checksum does not match"):
+        ManualBackend.open(coded).save(coded.parent / "copy")
+    assert not (coded.parent / "copy" / "catalog.sqlite").exists()
+
+
+def test_a_number_beyond_float16_is_refused_before_anything_changed(tmp_path: Path) -> None:
+    backend = ManualBackend(LAYOUT, path=tmp_path / "m", row_codec="float16")
+    fill(backend)
+    large = make_rows(5, seed=1)
+    large.values[3][0, 2, 1] = 1e6
+    with pytest.raises(MemoryMismatchError, match="'float16' holds numbers up to 65504; got 1e"):
+        backend.add(make_document("x", 5), [large])
+    assert_finds(backend, RUNS, range(17))
+    assert verify(tmp_path / "m") == []
+
+
+@KINDS
+def test_an_unknown_codec_is_refused(kind: type[MemoryBackend], tmp_path: Path) -> None:
+    with pytest.raises(MemoryMismatchError, match=r"row_codec must be one of .*; got 'int2'"):
+        kind(LAYOUT, path=tmp_path / "m", row_codec="int2")
+
+
+def test_a_codec_that_is_not_known_here_is_damage(coded: Path) -> None:
+    with_unknown = Catalog.open(coded)
+    with_unknown.set_setting("row_codec", "int2")
+    with pytest.raises(StoreError, match=r"is damaged: row_codec must be one of .*; got 'int2'"):
+        Catalog.open(coded)
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_a_disk_that_fills_while_the_first_rows_are_written(
+    failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waited is written again by `flush`, as often as needed, each document once."""
+    files = RowFiles(LAYOUT, tmp_path, 0, RowCoding(LAYOUT, "int8"))
+    for run in RUNS:
+        files.append(run)
+        files.seal()
+    append: Callable[..., None] = RowFiles.append_rows
+    calls = []
+
+    def limited(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == failing:
+            raise OSError("full")
+        append(*arguments)
+
+    monkeypatch.setattr(RowFiles, "append_rows", limited)
+    with pytest.raises(OSError, match="full"):
+        files.append(make_rows(ROWS_TO_LEARN, seed=5))
+    files.rewind()
+    flushed = files.flush()
+    files.publish(17)
+    _, expected = by_hand("int8", [*RUNS, make_rows(ROWS_TO_LEARN, seed=5)], 17 + ROWS_TO_LEARN)
+    assert len(flushed.row_crc32) == 2
+    for idx, size in record_bytes(LAYOUT, "int8").items():
+        data = (tmp_path / "rows" / f"layer-{idx:03d}.bin").read_bytes()
+        assert data == expected[idx][: 17 * size]
+        assert flushed.row_crc32[0][idx] == zlib.crc32(data[: 10 * size])
+        assert flushed.row_crc32[1][idx] == zlib.crc32(data[10 * size :])
