@@ -215,8 +215,7 @@ class VectorDBBackend(MemoryBackend):
             return None
         places = self._rows_at(positions, layer_idx) * num_heads  # (Hkv, N, k)
         places += np.arange(num_heads).reshape(-1, 1, 1)
-        rows = self._rows.take(layer_idx, torch.from_numpy(places.reshape(-1)))
-        rows = rows.view(*places.shape, layer.row_dim)
+        rows = self._rows.take(layer_idx, torch.from_numpy(places))
         if self._limit is not None:
             self._limit.check()
         return rows[..., : layer.head_dim], rows[..., layer.head_dim :]
