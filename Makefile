@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/.ready
 
-.PHONY: demo test torture lint bench clean
+.PHONY: demo test torture lint bench bench-store clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,10 @@ torture: $(READY)
 
 bench: $(READY)
 	$(BIN)/python scripts/bench_decode.py
+
+# stores of 10,000 to 1,000,000 rows: 25 GB of disk and some two hours, STORES=DIR keeps them
+bench-store: $(READY)
+	$(BIN)/python scripts/bench_store.py $(if $(STORES),--folder $(STORES))
 
 clean:
 	rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
