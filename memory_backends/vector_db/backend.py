@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import shutil
 import tempfile
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,8 +37,8 @@ from memory_backends.vector_db.calibration import Effort, least_effort
 from memory_backends.vector_db.index import Float32Array
 from memory_backends.vector_db.residency import ResidentLimit
 
+_SPARSEST_SPAN = 2  # rows read for each row wanted
 _GROWTH = 1.2  # times the rows that it was calibrated on, and an index is calibrated again
-_QUERIES_TO_SHARE = 32  # from here on, heads are searched in several threads
 
 
 class _LayerIndexes(NamedTuple):
@@ -112,8 +110,6 @@ class VectorDBBackend(MemoryBackend):
         self._indexes: dict[int, _LayerIndexes] = {}
         self._parameters: dict[int, list[Any]] = {}  # layer -> FAISS search parameters a head
         self._building = threading.Lock()
-        self._num_workers = os.cpu_count() or 1
-        self._pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="emt-search")
         super().__init__(layout, path=path, identity=identity, sinks=sinks, row_codec=row_codec)
         self._read_cache(index_files)
 
@@ -152,11 +148,6 @@ class VectorDBBackend(MemoryBackend):
             self._forget_indexes("")
             self._plan()
             self._write_indexes()
-
-    def close(self) -> None:
-        """Let go of threads and files; the object is of no use afterwards."""
-        self._pool.shutdown(wait=True)
-        super().close()
 
     @property
     def factory(self) -> str:
@@ -199,18 +190,15 @@ class VectorDBBackend(MemoryBackend):
         """
         layer = self._layer(layer_idx)
         num_heads = layer.num_key_value_heads
-        if self._precision != "half" or queries.shape[1] >= _QUERIES_TO_SHARE:
+        if self._precision != "half":
             return super().nearest(layer_idx, queries, k)
         check_search(layer, queries, k)
         found = self._layer_indexes(layer_idx)
         parameters = self._parameters_of(layer_idx, found)
         wanted = queries.detach().to("cpu", torch.float32).contiguous().numpy()
         positions = np.empty((num_heads, wanted.shape[1], k), dtype=np.int64)
-        with faiss_index.one_thread():
-            for head, index in enumerate(found.heads):
-                positions[head] = faiss_index.search_positions(
-                    index, wanted[head], k, parameters[head]
-                )
+        for head, index in enumerate(found.heads):
+            positions[head] = faiss_index.search_positions(index, wanted[head], k, parameters[head])
         if positions.min() < 0:
             return None
         places = self._rows_at(positions, layer_idx) * num_heads  # (Hkv, N, k)
@@ -246,17 +234,10 @@ class VectorDBBackend(MemoryBackend):
         scores = np.empty((num_heads, num_queries, k), dtype=np.float32)
         positions = np.empty((num_heads, num_queries, k), dtype=np.int64)
 
-        def search(head: int, part: slice) -> None:
-            scores[head, part], positions[head, part] = faiss_index.search(
-                indexes[head], queries[head, part], k, parameters[head]
+        for head in range(num_heads if k else 0):
+            scores[head], positions[head] = faiss_index.search(
+                indexes[head], queries[head], k, parameters[head]
             )
-
-        if k and num_queries < _QUERIES_TO_SHARE:  # found sooner than another thread wakes up
-            with faiss_index.one_thread():
-                for head in range(num_heads):
-                    search(head, slice(None))
-        elif k:
-            self._share(search, num_heads, num_queries)
         if not k:
             return scores, positions
         return scores, np.where(positions < 0, -1, self._rows_at(positions, layer_idx))
@@ -270,19 +251,6 @@ class VectorDBBackend(MemoryBackend):
                 f"the FAISS files of layer {layer_idx} are damaged: they name rows up to "
                 f"{positions.max()}; expected less than {len(self._ids)}. Run `emt rebuild`."
             ) from None
-
-    def _share(self, search: Any, num_heads: int, num_queries: int) -> None:
-        """Search in several threads, each with an equal part of every head's queries."""
-        step = -(-num_queries // self._num_workers)
-        parts = [slice(start, start + step) for start in range(0, num_queries, step)]
-
-        def search_all(part: slice) -> None:
-            with faiss_index.one_thread():
-                for head in range(num_heads):
-                    search(head, part)
-
-        for done in [self._pool.submit(search_all, part) for part in parts]:
-            done.result()
 
     def _parameters_of(self, layer_idx: int, found: _LayerIndexes) -> list[Any]:
         parameters = self._parameters.get(layer_idx)
@@ -461,8 +429,11 @@ class _LayerRows:
 
     def keys(self, ids: Int64Array) -> Float32Array:
         """Return the keys of rows as stored, (Hkv, n, head_dim) float32."""
-        if len(ids) and np.all(np.diff(ids) == 1):  # a span, read in order
-            found = self._rows.span(self._layer_idx, int(ids[0]), int(ids[-1]) + 1).transpose(0, 1)
+        first, stop = (int(ids.min()), int(ids.max()) + 1) if len(ids) else (0, 0)
+        if stop - first <= _SPARSEST_SPAN * len(ids):  # read in order, and leave some out
+            found = self._rows.span(self._layer_idx, first, stop).transpose(0, 1)
+            if stop - first > len(ids) or np.any(np.diff(ids) != 1):
+                found = found[:, torch.from_numpy(ids - first)]
         else:
             wanted = torch.from_numpy(ids).expand(self._layer.num_key_value_heads, -1)
             found = self._rows.gather(self._layer_idx, wanted)

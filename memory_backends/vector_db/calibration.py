@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import faiss
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -99,11 +99,10 @@ class Nearest:
     def look_at(self, keys: Float32Array, first: int) -> None:
         """Take keys into account, (n, dim) float32 normalised, that have positions from `first`."""
         k = self.positions.shape[1]
-        scores, at = faiss.knn(
-            self._queries, keys, min(k, len(keys)), metric=faiss.METRIC_INNER_PRODUCT
-        )
-        scores = np.concatenate([self._scores, scores], axis=1)
-        positions = np.concatenate([self.positions, at + first], axis=1)
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        self._scores = np.take_along_axis(scores, best, axis=1)
-        self.positions = np.take_along_axis(positions, best, axis=1)
+        products = torch.from_numpy(self._queries) @ torch.from_numpy(keys).T  # (s, n)
+        best = products.topk(min(k, len(keys)))
+        scores = np.concatenate([self._scores, best.values.numpy()], axis=1)
+        positions = np.concatenate([self.positions, best.indices.numpy() + first], axis=1)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        self._scores = np.take_along_axis(scores, order, axis=1)
+        self.positions = np.take_along_axis(positions, order, axis=1)

@@ -7,14 +7,15 @@ Facts these functions rest on (FAISS 1.14.2 to 1.15.1):
   crashed.
 * A list shorter than k is filled with id -1 and a huge negative score.
 * Training wants at least 39 points a list.
+* The wheels' FAISS runs on torch's OpenMP threads, and the other way round: both call the runtime
+  that was loaded first. So a search shares its queries between threads that torch left warm, and
+  setting the number of threads of either sets the other's.
 * What `downcast_index` returns is freed with its argument: keep that alive.
 """
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -254,21 +255,6 @@ def precision_of(factory: str) -> Precision:
     if codes in ("Flat", "") or codes.startswith("HNSW"):
         return "exact"
     return "half" if codes == "SQfp16" else "coarse"
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Keep FAISS's OpenMP to the calling thread, which may be one of a pool.
-
-    A search of a few queries is too short to share: waking OpenMP's threads costs more than it
-    saves, and far more where torch's OpenMP threads still spin on the cores.
-    """
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
 
 
 def _reason(error: RuntimeError) -> str:
