@@ -104,14 +104,17 @@ class VectorDBBackend(MemoryBackend):
         self._recall = recall
         self._overfetch = overfetch
         self._cache_bytes = cache_bytes
-        self._limit = (
-            None if cache_bytes is None else ResidentLimit(cache_bytes, self._mapped_memory)
-        )
+        self._limit: ResidentLimit | None = None
         self._indexes: dict[int, _LayerIndexes] = {}
         self._parameters: dict[int, list[Any]] = {}  # layer -> FAISS search parameters a head
         self._building = threading.Lock()
         super().__init__(layout, path=path, identity=identity, sinks=sinks, row_codec=row_codec)
         self._read_cache(index_files)
+        if cache_bytes is not None:
+            in_ram = (
+                0 if self._cache is None or self._are_mapped(self._cache) else self._cache.num_bytes
+            )
+            self._limit = ResidentLimit(cache_bytes - in_ram, self._mapped_memory)
 
     def save(self, path: Path | str | None = None) -> None:
         """Bring the FAISS files up to date; with a path, those of a copy of the memory there.
@@ -178,7 +181,7 @@ class VectorDBBackend(MemoryBackend):
         else:
             rows = self._rows.take(layer_idx, torch.from_numpy(places))
         if self._limit is not None:
-            self._limit.check()
+            self._limit.count(places.size)
         return Retrieval(scores, ids, rows[..., : layer.head_dim], rows[..., layer.head_dim :])
 
     def nearest(
@@ -205,7 +208,7 @@ class VectorDBBackend(MemoryBackend):
         places += np.arange(num_heads).reshape(-1, 1, 1)
         rows = self._rows.take(layer_idx, torch.from_numpy(places))
         if self._limit is not None:
-            self._limit.check()
+            self._limit.count(places.size)
         return rows[..., : layer.head_dim], rows[..., layer.head_dim :]
 
     def _search(self, layer_idx: int, queries: torch.Tensor, k: int) -> SearchResult:
@@ -263,6 +266,10 @@ class VectorDBBackend(MemoryBackend):
                 )
             self._parameters[layer_idx] = parameters
         return parameters
+
+    def _are_mapped(self, cache: Generation) -> bool:
+        """Tell whether FAISS files stay on the disk: where they would take half of the bytes."""
+        return self._cache_bytes is not None and 2 * cache.num_bytes > self._cache_bytes
 
     def _mapped_memory(self) -> Iterator[tuple[int, int]]:
         """Yield address and bytes of everything that is mapped from the store's files now."""
@@ -347,7 +354,7 @@ class VectorDBBackend(MemoryBackend):
         heads = range(layer.num_key_value_heads)
         cache = self._cache
         if cache is not None and layer_idx in cache.layers:
-            mapped = self._cache_bytes is not None and cache.num_bytes > self._cache_bytes
+            mapped = self._are_mapped(cache)
             try:
                 found = [
                     cache.read_head(layer_idx, head, layer.head_dim, mapped=mapped)

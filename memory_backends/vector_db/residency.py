@@ -2,9 +2,10 @@
 
 Pages of a mapped file become resident when they are read and stay until the system needs the
 memory; a process that serves a store of many gigabytes seems to take them all. `ResidentLimit`
-looks now and then at how many file pages the process holds, and when they are more than allowed
-lets go of those of the watched maps. They stay in the system's page cache, so reading one again
-costs a page fault, not a read from the disk, unless the memory was needed elsewhere.
+looks, each time some rows were read, at how many file pages the process holds, and when they are
+more than allowed lets go of those of the maps it is given. They stay in the system's page cache, so
+reading one again costs a page fault, not a read from the disk, unless the memory was needed
+elsewhere.
 
 Linux only, by /proc and madvise; elsewhere the system alone decides.
 """
@@ -17,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-_CHECK_EVERY = 64  # searches of a layer
+_ROWS_TO_LOOK = 1024  # read since the last look; the system makes up to 64 kB resident with each
 _DONT_NEED = 4  # MADV_DONTNEED
 _STATM = Path("/proc/self/statm")
 
@@ -33,14 +34,16 @@ class ResidentLimit:
     def __init__(self, num_bytes: int, maps: Callable[[], Iterable[tuple[int, int]]]) -> None:
         self._num_bytes = num_bytes
         self._maps = maps
-        self._calls = 0
+        self._rows = 0
         self._before = file_bytes()
 
-    def check(self) -> None:
-        """Let go of pages if there are too many; looks only every so many calls."""
-        self._calls += 1
-        if self._calls % _CHECK_EVERY == 0 and file_bytes() - self._before > self._num_bytes:
-            self.release()
+    def count(self, num_rows: int) -> None:
+        """Take notice of rows that were read, and let go of pages if there are too many by now."""
+        self._rows += num_rows
+        if self._rows >= _ROWS_TO_LOOK:
+            self._rows = 0
+            if file_bytes() - self._before > self._num_bytes:
+                self.release()
 
     def release(self) -> None:
         """Let go of all maps' pages."""

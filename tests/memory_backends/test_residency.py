@@ -1,0 +1,66 @@
+"""The bound on resident pages of mapped files."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from memory_backends import VectorDBBackend
+from memory_backends.vector_db import index as faiss_index
+from memory_backends.vector_db.residency import ResidentLimit, file_bytes
+from tests.memory_backends.reference import LAYOUT, make_document, make_queries, make_rows
+
+linux_only = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="only Linux tells and lets go of resident pages"
+)
+
+MIB = 2**20
+
+
+def read_all(view: mmap.mmap) -> int:
+    return int(np.frombuffer(view, dtype=np.uint8)[:: mmap.PAGESIZE].sum())
+
+
+@linux_only
+def test_pages_are_let_go_when_there_are_too_many(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"\1" * (64 * MIB))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        address = np.frombuffer(view, dtype=np.uint8).ctypes.data
+        limit = ResidentLimit(16 * MIB, lambda: [(address, 64 * MIB), (0, 0)])
+        before = file_bytes()
+        expected = read_all(view)
+        assert file_bytes() - before > 48 * MIB
+        limit.count(1)  # too few rows to look
+        assert file_bytes() - before > 48 * MIB
+        limit.count(5000)
+        assert file_bytes() - before < 16 * MIB
+        assert read_all(view) == expected  # the bytes are still there
+
+
+@linux_only
+def test_a_store_serves_the_same_from_mapped_indexes(tmp_path: Path) -> None:
+    rows = make_rows(600, seed=1)
+    with_ram = VectorDBBackend(LAYOUT, path=tmp_path / "store", index="IVF4,Flat", recall=1.0)
+    with_ram.add(make_document("a", 600), [rows])
+    with_ram.save()
+    mapped = VectorDBBackend.open(tmp_path / "store", index="IVF4,Flat", recall=1.0, cache_bytes=1)
+    for layer_idx in LAYOUT.layers:
+        queries = make_queries(layer_idx, 5)
+        expected = with_ram.search(layer_idx, queries, 7)
+        found = mapped.search(layer_idx, queries, 7)
+        torch.testing.assert_close(found.scores, expected.scores)
+        assert torch.equal(found.ids, expected.ids)
+        heads = mapped._layer_indexes(layer_idx).heads
+        assert all(faiss_index.mapped_lists(index) is not None for index in heads)
+    mapped.add(make_document("b", 300), [make_rows(300, seed=2)])  # mapped lists cannot grow
+    with_ram.refresh()
+    for layer_idx in LAYOUT.layers:
+        queries = make_queries(layer_idx, 5)
+        expected = with_ram.search(layer_idx, queries, 7)
+        assert torch.equal(mapped.search(layer_idx, queries, 7).ids, expected.ids)
