@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
-import inspect
 import re
 import shutil
 import statistics
@@ -56,7 +54,7 @@ from memory_backends.vector_db.index import bytes_per_key, factory_for
 
 HELD_OUT = 2048  # the book's last tokens: prompts and queries, and no store has them
 FORCED = (2, 128)  # prompts and their tokens
-EXACT_ROWS = 200_000  # larger stores keep their rows as int4
+EXACT_ROWS = 400_000  # larger stores keep their rows as int4
 CACHE_BYTES = 256 * 2**20
 EMPTY_ROWS = 10_000_000
 SHARE_OF_RAM = 0.6  # of what is available, for rows and indexes of one kind
@@ -66,15 +64,9 @@ GIB = 2**30
 # -- stores -------------------------------------------------------------------------------------
 
 
-@functools.cache  # says only once what is missing
 def codec_for(rows: int) -> str:
     """Return the codec of a store, which depends on its size."""
-    if rows <= EXACT_ROWS:
-        return "exact"
-    if "row_codec" in inspect.signature(VectorDBBackend.__init__).parameters:
-        return "int4"
-    print(f"{rows:,} rows: stores cannot have row_codec yet; writing them exactly", file=sys.stderr)
-    return "exact"
+    return "exact" if rows <= EXACT_ROWS else "int4"
 
 
 def bytes_needed(book: Book, rows: int) -> tuple[int, int]:
@@ -105,9 +97,8 @@ def check_disk(folder: Path, needed: int, what: str) -> None:
 def write_book(model: PreTrainedModel, ids: torch.Tensor, path: Path) -> Book:
     """Encode tokens as documents of `LENGTH`, those that are not there yet."""
     memory = attach(model, CONFIG.replace(path=str(path)))
-    layout = memory.backend.layout
     missing = len(ids) - memory.backend.catalog.num_rows
-    check_disk(path.parent, missing * layout.bytes_per_row, "the book's rows")
+    check_disk(path.parent, missing * memory.backend.catalog.bytes_per_row, "the book's rows")
     documents = ((f"{at:06d}", part) for at, part in enumerate(ids.split(LENGTH)))
     with tqdm(desc="encode the book", total=missing, unit="row", disable=None) as bar:
         memory.write_all(documents, on_rows=bar.update)
@@ -119,9 +110,10 @@ def write_book(model: PreTrainedModel, ids: torch.Tensor, path: Path) -> Book:
 def write_store(book: Book, path: Path, rows: int) -> float:
     """Bring a store up to its number of rows and its index up to date; return the minutes."""
     started, codec = time.perf_counter(), codec_for(rows)
-    options = {} if codec == "exact" else {"row_codec": codec}
     with contextlib.closing(
-        VectorDBBackend(book.layout, path=path, identity=book.identity, sinks="one", **options)
+        VectorDBBackend(
+            book.layout, path=path, identity=book.identity, sinks="one", row_codec=codec
+        )
     ) as backend:
         numbers = range(len(backend.catalog.document_names()), -(-rows // LENGTH))
         documents = (book.document(n, min(LENGTH, rows - n * LENGTH)) for n in numbers)

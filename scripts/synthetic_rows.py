@@ -17,7 +17,7 @@ import torch
 from memory_backends import Document, MemoryBackend, MemoryLayout, Rows, VectorDBBackend
 from memory_backends.queries import sampled_rows
 from memory_backends.records import NewDocument
-from memory_backends.rows import RowFiles
+from memory_backends.row_files import RowFiles
 
 LENGTH = 512  # rows of a document
 SINKS = 4  # of them
@@ -157,7 +157,7 @@ def write_empty_store(layout: MemoryLayout, path: Path, num_rows: int) -> None:
         for first in range(0, num_rows, LENGTH):
             tokens = np.arange(min(LENGTH, num_rows - first), dtype=np.int32)
             document = Document(f"{first:09d}", tokens)
-            yield NewDocument(document, tokens, tokens[:SINKS], crc32, {})
+            yield NewDocument(document, tokens, tokens[:SINKS], {}, crc32)
 
     backend = VectorDBBackend(layout, path=path, sinks="one")
     with backend._writing():

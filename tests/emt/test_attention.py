@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from emt import memory_attention
-from emt.attention import group_queries, ungroup, visible_to
+from emt.attention import decode_attention, group_queries, ungroup, visible_to
 from tests.emt.brute_force import extended_attention, joint_softmax
 
 B, H, HKV, Q, S, K, D, DV = 2, 6, 2, 5, 7, 3, 8, 4
@@ -71,6 +71,36 @@ def test_equals_one_joint_softmax(num_heads, softcap, with_sinks, masked):
         given, scaling=0.3, visible=visible, usable=usable, softcap=softcap, sinks=sinks
     )
     assert_equal_to(found, expected)
+
+
+@pytest.mark.parametrize("num_heads", [HKV, H], ids=["multi-head", "grouped"])
+@pytest.mark.parametrize("mask", ["none", "bool", "additive", "shared"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_decode_step_is_the_last_query_of_memory_attention(num_heads, mask, dtype):
+    given = tensors(num_heads, dtype)
+    for name in ("query", "memory_keys", "memory_values"):
+        given[name] = given[name][:, :, -1:]
+    visible = torch.rand(1 if mask == "shared" else B, 1, 1, S) > 0.4
+    attention_mask = None if mask == "none" else visible
+    if mask == "additive":
+        attention_mask = torch.zeros(visible.shape).masked_fill(~visible, -torch.inf)
+    expected = memory_attention(**given, scaling=0.3, attention_mask=attention_mask).output
+    found = decode_attention(**given, scaling=0.3, attention_mask=attention_mask)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=2**-7 if dtype.itemsize == 2 else 0)
+
+
+def test_decode_steps_of_other_lengths_do_not_share_a_mask():
+    for num_keys in (S, S - 2, S):
+        given = {name: part[:, :, -1:] for name, part in tensors().items()}
+        given["key"], given["value"] = (
+            torch.randn(B, HKV, num_keys, D),
+            torch.randn(B, HKV, num_keys, DV),
+        )
+        expected = memory_attention(**given, scaling=0.3).output
+        torch.testing.assert_close(
+            decode_attention(**given, scaling=0.3), expected, atol=2e-6, rtol=0
+        )
 
 
 def test_additive_masks_mean_the_same_as_bool():

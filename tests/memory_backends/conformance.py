@@ -159,6 +159,26 @@ class BackendConformance:
         assert torch.isfinite(keys).all()
         assert torch.isfinite(values).all()
 
+    def test_retrieve_and_nearest_give_the_rows_that_search_finds(self, make: Make) -> None:
+        backend = make()
+        backend.add(make_document("a", 10), [self.runs[0]])
+        backend.add(make_document("b", 7), [self.runs[1]])
+        backend.remove_document("a")
+        for layer_idx in LAYOUT.layers:
+            queries = make_queries(layer_idx, 4)
+            found = backend.search(layer_idx, queries, 3)
+            keys, values = backend.fetch(layer_idx, found.ids)
+            retrieved = backend.retrieve(layer_idx, queries, 3)
+            assert torch.equal(retrieved.ids, found.ids)
+            assert torch.equal(retrieved.scores, found.scores)
+            assert torch.equal(retrieved.keys, keys)
+            assert torch.equal(retrieved.values, values)
+            nearest = backend.nearest(layer_idx, queries, 3)
+            assert nearest is not None
+            for rows, expected in zip(nearest, (keys, values), strict=True):  # in any order
+                torch.testing.assert_close(rows.sum(dim=2), expected.sum(dim=2))
+            assert backend.nearest(layer_idx, queries, 8) is None  # there are seven
+
     def test_fetch_gives_each_head_its_own_rows(self, make: Make) -> None:
         backend, rows = make(), self.runs[0]
         backend.add(make_document("a", 10), [rows])

@@ -169,6 +169,32 @@ def test_a_damaged_or_missing_faiss_file_is_found(store: Path, name: str) -> Non
     assert_finds(VectorDBBackend.open(store), RUNS, range(17))
 
 
+@pytest.mark.parametrize("factory", ["SQfp16", "IVF4,SQfp16"])
+def test_half_precision_finds_the_nearest_and_no_removed_row(tmp_path: Path, factory: str) -> None:
+    """The path of large memories: scores to 1e-3, `nearest` without scores."""
+    run = make_rows(1000, seed=1)
+    backend = VectorDBBackend(LAYOUT, path=tmp_path / "store", index=factory, recall=1.0)
+    backend.add(make_document("a", 1000), [run])
+    backend.remove(range(0, 1000, 3))
+    kept = [row for row in range(1000) if row % 3]
+    for layer_idx in LAYOUT.layers:
+        queries = make_queries(layer_idx, 6)
+        scores, _ = nearest(keys_of([run], layer_idx), queries, 5, kept)
+        found = backend.retrieve(layer_idx, queries, 5)
+        assert (found.ids % 3 != 0).all()
+        if factory == "SQfp16":  # IVF looks into one list of four at least, not into all
+            np.testing.assert_allclose(found.scores.numpy(), scores, atol=1e-3)
+        assert (found.scores.numpy() <= scores + 1e-3).all()
+        keys, values = backend.fetch(layer_idx, found.ids)
+        assert torch.equal(found.keys, keys)
+        assert torch.equal(found.values, values)
+        rows = backend.nearest(layer_idx, queries, 5)
+        assert rows is not None
+        torch.testing.assert_close(rows[0].sum(dim=2), keys.sum(dim=2))
+        torch.testing.assert_close(rows[1].sum(dim=2), values.sum(dim=2))
+        assert backend.nearest(layer_idx, queries, 999) is None
+
+
 def test_damaged_or_missing_ids_are_found(store: Path) -> None:
     file = _generation(store) / "ids.bin"
     for damage, message in (
