@@ -43,6 +43,7 @@ def memory_attention(
     *,
     scaling: float,
     attention_mask: Tensor | None = None,
+    is_causal: bool = False,
     memory_mask: Tensor | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
@@ -58,6 +59,7 @@ def memory_attention(
         scaling: the model's own factor on logits.
         attention_mask: (B or 1, H or 1, Q, S), bool (True is visible) or added to logits; None if
             every query sees all S keys.
+        is_causal: the last query sees all keys, each one before it one less; without a mask only.
         memory_mask: (B, H, Q, k) bool, False for memories that get no weight.
         softcap: logits become softcap * tanh(logits / softcap), local and memory alike.
         sinks: (H,) logits that take part in the softmax and carry no value (GPT-OSS).
@@ -74,6 +76,11 @@ def memory_attention(
     _check_shapes(query, key, memory_keys, memory_values)
     batch, num_heads, num_queries, dim = query.shape
     scaled = query.float() * scaling
+    if is_causal and softcap is None and sinks is None and _has_flash(query, key, value):
+        return _over_flash(query, key, value, memory_keys, memory_values, scaling, memory_mask)
+    if is_causal:
+        num_keys = key.shape[2]
+        attention_mask = visible_to(num_keys - num_queries, num_keys, num_keys, key.device)
     grouped = scaled.reshape(batch, key.shape[1], -1, dim)  # (B, Hkv, G * Q, D)
     local = grouped @ key.float().transpose(-1, -2)
     local = local.view(batch, num_heads, num_queries, -1)  # (B, H, Q, S)
@@ -102,6 +109,46 @@ def memory_attention(
     output = (local_weights @ value.float()).view(batch, num_heads, num_queries, -1)
     output = output + (memory_weights.unsqueeze(-2) @ memory_values.float()).squeeze(-2)
     return MemoryAttentionOutput(output.to(query.dtype), memory_weights)
+
+
+def _has_flash(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Tell whether torch's fused attention gives what is needed here: a prompt, on the CPU."""
+    return (
+        query.device.type == "cpu"
+        and query.dtype == torch.float32
+        and 1 < query.shape[2] == key.shape[2]
+        and key.shape[3] == value.shape[3]
+        and not torch.is_grad_enabled()
+    )
+
+
+def _over_flash(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    memory_keys: Tensor,
+    memory_values: Tensor,
+    scaling: float,
+    memory_mask: Tensor | None,
+) -> MemoryAttentionOutput:
+    """Compute local attention with one fused call, and merge by its log-sum-exp."""
+    group = query.shape[1] // key.shape[1]
+    local, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query,
+        key.repeat_interleave(group, dim=1),
+        value.repeat_interleave(group, dim=1),
+        0.0,
+        True,
+        scale=scaling,
+    )  # (B, H, Q, Dv), (B, H, Q)
+    remembered = (memory_keys.float() @ query.unsqueeze(-1)).squeeze(-1) * scaling  # (B, H, Q, k)
+    if memory_mask is not None:
+        remembered = remembered.masked_fill(~memory_mask, -torch.inf)
+    total = torch.logaddexp(lse, torch.logsumexp(remembered, dim=-1)).unsqueeze(-1)
+    weights = torch.exp(remembered - total)
+    output = local * torch.exp(lse.unsqueeze(-1) - total)
+    output = output + (weights.unsqueeze(-2) @ memory_values.float()).squeeze(-2)
+    return MemoryAttentionOutput(output, weights)
 
 
 def decode_attention(
@@ -162,9 +209,11 @@ def decode_attention(
 @functools.lru_cache(maxsize=8)  # all layers of a step share one
 def _own_memories(group: int, k: int, num_keys: int, device: torch.device) -> Tensor:
     """Return what is added to logits so that each of G queries sees its own k of G * k memories."""
-    memories = torch.full((group, group, k), -torch.inf, device=device)
-    memories[range(group), range(group)] = 0
-    return torch.cat([memories.flatten(1), torch.zeros(group, num_keys, device=device)], dim=1)
+    like = {"dtype": torch.float32, "device": device}
+    with torch.inference_mode(False):  # a later step may want gradients
+        memories = torch.full((group, group, k), -torch.inf, **like)
+        memories[range(group), range(group)] = 0
+        return torch.cat([memories.flatten(1), torch.zeros(group, num_keys, **like)], dim=1)
 
 
 def _check_shapes(query: Tensor, key: Tensor, memory_keys: Tensor, memory_values: Tensor) -> None:

@@ -12,7 +12,6 @@ from emt.attention import (
     group_queries,
     memory_attention,
     ungroup,
-    visible_to,
 )
 from emt.config import MemoryConfig
 from emt.errors import UnsupportedModelError
@@ -114,7 +113,7 @@ def _attend_chunk(
 ) -> tuple[Tensor, Retrieved]:
     query = call.query[:, :, start:stop]
     batch, _, num_queries, _ = query.shape
-    key, value, mask = _local_context(call, start, stop)
+    key, value, mask, is_causal = _local_context(call, start, stop)
     topk = min(config.topk, len(backend))
     found = backend.retrieve(call.layer_idx, group_queries(query, key.shape[1]), topk)
     scores, ids, memory_keys, memory_values = (
@@ -129,6 +128,7 @@ def _attend_chunk(
         memory_values,
         scaling=_scaling(call),
         attention_mask=mask,
+        is_causal=is_causal,
         memory_mask=usable,
         softcap=call.options.get("softcap"),
         sinks=call.options.get("s_aux"),
@@ -138,17 +138,16 @@ def _attend_chunk(
 
 def _local_context(
     call: AttentionCall, start: int, stop: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the keys, values and mask of queries `start` to `stop`."""
+) -> tuple[Tensor, Tensor, Tensor | None, bool]:
+    """Return keys, values and mask of queries `start` to `stop`, and if they see causally."""
     mask = call.attention_mask
     if mask is not None:
-        return call.key, call.value, mask[:, :, start:stop, : call.key.shape[2]]
+        return call.key, call.value, mask[:, :, start:stop, : call.key.shape[2]], False
     if call.query.shape[2] == 1 or not _is_causal(call):
-        return call.key, call.value, None
+        return call.key, call.value, None, False
     # As in transformers' sdpa, no mask means causal from the first key on: a static cache has not
     # written the later ones yet.
-    seen = visible_to(start, stop, stop, call.query.device)
-    return call.key[:, :, :stop], call.value[:, :, :stop], seen
+    return call.key[:, :, :stop], call.value[:, :, :stop], None, True
 
 
 def _is_causal(call: AttentionCall) -> bool:

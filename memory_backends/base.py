@@ -29,7 +29,7 @@ from memory_backends.errors import MemoryMismatchError, StoreError, reported
 from memory_backends.layout import Document, Int64Array, LayerLayout, MemoryLayout, Rows
 from memory_backends.rows import RowStorage
 from memory_backends.scores import Precision as Precision
-from memory_backends.scores import Retrieval, has_ties, ranked
+from memory_backends.scores import Retrieval, ranked, tied_queries
 from memory_backends.scores import SearchResult as SearchResult
 from memory_backends.store import Store
 from memory_backends.validation import check_directory, check_free, check_ids, check_search
@@ -369,15 +369,22 @@ class MemoryBackend(ABC):
         found = min(spare, len(self))
         unit = torch.nn.functional.normalize(queries, dim=-1)
         scores, ids = self._candidates(layer_idx, unit, found)
-        if self._precision == "coarse" or (self._precision == "exact" and has_ties(scores, k)):
-            ids = ids.sort(dim=-1).values  # equal ones by id
-            keys = self._gather(layer_idx, ids)[..., : queries.shape[-1]]  # (Hkv, N, c, D)
-            scores, ids = ranked(queries, keys, ids)
+        if self._precision == "coarse":
+            scores, ids = self._ranked(layer_idx, queries, ids)
+        elif self._precision == "exact" and len(tied := tied_queries(scores, k)):
+            best = self._ranked(layer_idx, queries[:, tied], ids[:, tied])
+            scores[:, tied], ids[:, tied] = best.scores, best.ids
         scores, ids = scores[..., :k], ids[..., :k]
         if found < k:
             scores = torch.nn.functional.pad(scores, (0, k - found), value=-torch.inf)
             ids = torch.nn.functional.pad(ids, (0, k - found), value=-1)
         return SearchResult(scores, ids)
+
+    def _ranked(self, layer_idx: int, queries: torch.Tensor, ids: torch.Tensor) -> SearchResult:
+        """Rank candidates by exact cosine, equal ones by id."""
+        ids = ids.sort(dim=-1).values
+        keys = self._gather(layer_idx, ids)[..., : queries.shape[-1]]  # (Hkv, N, c, D)
+        return ranked(queries, keys, ids)
 
     @property
     def _precision(self) -> Precision:

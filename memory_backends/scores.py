@@ -41,9 +41,18 @@ class Retrieval(NamedTuple):
     values: torch.Tensor
 
 
-def has_ties(scores: torch.Tensor, k: int) -> bool:
-    """Tell whether rounding may have decided which k rows came first, or their order."""
-    return bool((scores[..., :-1] - scores[..., 1:])[..., :k].lt(_ROUNDING).any())
+def tied_queries(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """Return the queries of whose k best rows rounding may have decided the choice or the order.
+
+    Args:
+        scores: (Hkv, N, c) float32 cosine similarities, best first.
+        k: how many of the c candidates are wanted.
+
+    Returns:
+        Indexes into N, int64, ascending; a query counts if it is tied for any head.
+    """
+    is_near = (scores[..., :-1] - scores[..., 1:])[..., :k] < _ROUNDING
+    return is_near.any(dim=-1).any(dim=0).nonzero().squeeze(1)
 
 
 def ranked(queries: torch.Tensor, keys: torch.Tensor, ids: torch.Tensor) -> SearchResult:

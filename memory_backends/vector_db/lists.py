@@ -13,8 +13,8 @@ is above the other: by b on average over the queries. Queries of one head have a
 q.w close to 1 (their mean is far from zero), so the quantizer holds c + b w, and the inner product
 that ranks lists is q.c + b for the price of q.c: the index is an ordinary FAISS one.
 
-What either saves is in `benchmarks/recall.md`. Tried and dropped: centroids learned by gradient descent
-on which lists hold the nearest keys; some hundred sampled queries are too few for that.
+What either saves is in `benchmarks/recall.md`. Tried and dropped: centroids learned by gradient
+descent on which lists hold the nearest keys; some hundred sampled queries are too few for that.
 
 Sources: RetrievalAttention (arXiv 2409.10516) for the difference of the distributions; Guo et al.,
 Accelerating Large-Scale Inference with Anisotropic Vector Quantization (arXiv 1908.10396), for

@@ -90,6 +90,25 @@ def test_a_decode_step_is_the_last_query_of_memory_attention(num_heads, mask, dt
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=2**-7 if dtype.itemsize == 2 else 0)
 
 
+@pytest.mark.parametrize("num_heads", [HKV, H], ids=["multi-head", "grouped"])
+@pytest.mark.parametrize("num_keys", [Q, S], ids=["prompt", "later chunk"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("grad", [False, True], ids=["fused", "plain"])
+def test_causal_is_the_mask_of_causal(num_heads, num_keys, masked, grad):
+    given = tensors(num_heads)
+    if not grad:  # the fused call wants values as wide as keys
+        given["value"], given["memory_values"] = given["key"].flip(0), given["memory_keys"].flip(0)
+    given["key"], given["value"] = given["key"][:, :, :num_keys], given["value"][:, :, :num_keys]
+    usable = torch.rand(B, num_heads, Q, K) > (0.5 if masked else -1)
+    usable[0, 0, 0] = False  # no memory at all
+    mask = visible_to(num_keys - Q, num_keys, num_keys, torch.device("cpu"))
+    with torch.set_grad_enabled(grad):
+        found = memory_attention(**given, scaling=0.3, is_causal=True, memory_mask=usable)
+    expected = memory_attention(**given, scaling=0.3, attention_mask=mask, memory_mask=usable)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-6, rtol=0)
+
+
 def test_decode_steps_of_other_lengths_do_not_share_a_mask():
     for num_keys in (S, S - 2, S):
         given = {name: part[:, :, -1:] for name, part in tensors().items()}
@@ -101,6 +120,22 @@ def test_decode_steps_of_other_lengths_do_not_share_a_mask():
         torch.testing.assert_close(
             decode_attention(**given, scaling=0.3), expected, atol=2e-6, rtol=0
         )
+
+
+def test_decode_steps_of_any_mode_and_default_dtype_follow_each_other():
+    given = {name: part[:, :, -1:] for name, part in tensors().items()}
+    given["key"], given["value"] = torch.randn(B, HKV, 97, D), torch.randn(B, HKV, 97, DV)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.inference_mode():
+            first = decode_attention(**given, scaling=0.3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    given["query"] = given["query"].clone().requires_grad_()
+    second = decode_attention(**given, scaling=0.3)
+    assert torch.equal(first, second.detach())
+    second.sum().backward()
+    assert given["query"].grad.abs().sum() > 0
 
 
 def test_additive_masks_mean_the_same_as_bool():
