@@ -28,7 +28,10 @@ class MemoryConfig:
         mask_by_sim: leave out retrieved memories whose cosine similarity is not above
             `sim_threshold`.
         sim_threshold: see `mask_by_sim`; a cosine, -1 to 1.
-        memory_device: where "manual" keeps its tensors; None for the CPU.
+        memory_device: where "manual" keeps its tensors; None for the CPU. For "vector_db", a GPU
+            that keeps copies of the indexes and rows of as many layers as fit, the deepest first;
+            the others, and searches while removed rows wait for `save`, are the CPU's. Needs FAISS
+            with GPU support, and for `index` "auto", "Flat" or a plain IVF.
         remove_special_ids: after encoding, drop the rows of special token ids.
         special_ids: the ids dropped; None for all special ids of the tokenizer given to `attach`,
             or, without one, the model's own bos, eos and pad ids.

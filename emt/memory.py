@@ -408,6 +408,7 @@ def _make_backend(
         overfetch=config.overfetch,
         cache_bytes=config.cache_bytes,
         indexed_layers=layers,
+        device=config.memory_device,
     )
 
 

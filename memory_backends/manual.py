@@ -9,11 +9,10 @@ from typing import Any
 import torch
 
 from memory_backends.base import MemoryBackend, SearchResult, Sinks
-from memory_backends.errors import MemoryMismatchError
 from memory_backends.layout import MemoryLayout
-from memory_backends.rows import RowTensors, gather_heads
+from memory_backends.rows import RowTensors, gather_heads, loaded
+from memory_backends.validation import usable_device
 
-_ROWS_AT_ONCE = 4096  # decoded between file and device
 _SCORES_AT_ONCE = 2**26  # float32 scores in one matrix product: 256 MiB
 
 
@@ -44,7 +43,7 @@ class ManualBackend(MemoryBackend):
         row_codec: str = "exact",
         device: torch.device | str | None = None,
     ) -> None:
-        self.device = _usable(device or "cpu")
+        self.device = usable_device(device or "cpu")
         self._loaded: dict[int, torch.Tensor] = {}  # layer -> rows on the device
         self._directions: dict[int, torch.Tensor] = {}  # layer -> (Hkv, n, D) float32, unit length
         self._searchable_ids: torch.Tensor | None = None
@@ -67,19 +66,13 @@ class ManualBackend(MemoryBackend):
 
     def _stored(self, layer_idx: int) -> torch.Tensor:
         """Return all rows of a layer on the device, (M, Hkv, head_dim + value_head_dim)."""
-        num_rows = self._rows.num_rows
         if isinstance(self._rows, RowTensors):
             return self._rows.layer(layer_idx)
-        loaded = self._loaded.get(layer_idx)
-        if loaded is None or len(loaded) != num_rows:
-            layer = self._layer(layer_idx)
-            shape = (num_rows, layer.num_key_value_heads, layer.row_dim)
-            loaded = torch.empty(shape, dtype=self.layout.dtype, device=self.device)
-            for first in range(0, num_rows, _ROWS_AT_ONCE):
-                stop = min(first + _ROWS_AT_ONCE, num_rows)
-                loaded[first:stop] = self._rows.span(layer_idx, first, stop)
-            self._loaded[layer_idx] = loaded
-        return loaded
+        rows = self._loaded.get(layer_idx)
+        if rows is None or len(rows) != self._rows.num_rows:
+            rows = loaded(self._rows, self.layout, layer_idx, self.device)
+            self._loaded[layer_idx] = rows
+        return rows
 
     def _gather(self, layer_idx: int, ids: torch.Tensor) -> torch.Tensor:
         return gather_heads(self._stored(layer_idx), ids.to(self.device))
@@ -104,23 +97,3 @@ class ManualBackend(MemoryBackend):
             unit = torch.nn.functional.normalize(keys, dim=-1)
             self._directions[layer_idx] = unit.transpose(0, 1).contiguous()
         return self._directions[layer_idx]
-
-
-def _usable(device: torch.device | str) -> torch.device:
-    """Return a device that tensors can live on.
-
-    Raises:
-        MemoryMismatchError: this machine or this torch has no such device.
-    """
-    try:
-        found = torch.device(device)
-        if found.type == "meta":
-            raise RuntimeError("it holds no numbers")
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise MemoryMismatchError(
-            f"memory_device must be a device of this machine, such as 'cpu'; got '{device}': "
-            f"{reason}"
-        ) from error
-    return found

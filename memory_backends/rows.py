@@ -15,6 +15,7 @@ import torch
 from memory_backends.layout import LayerLayout, MemoryLayout, Rows
 
 _MIN_CAPACITY = 256
+_ROWS_AT_ONCE = 4096  # decoded between file and device
 
 
 class Flushed(NamedTuple):
@@ -96,6 +97,19 @@ def take_heads(rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Take heads' rows by place, id * Hkv + head: of (M, Hkv, R), (Hkv, ...) to (Hkv, ..., R)."""
     flat = rows.flatten(0, 1).index_select(0, places.flatten())
     return flat.view(*places.shape, rows.shape[-1])
+
+
+def loaded(
+    rows: RowStorage, layout: MemoryLayout, layer_idx: int, device: torch.device
+) -> torch.Tensor:
+    """Return a copy of all published rows of a layer on a device, (M, Hkv, D + Dv)."""
+    layer = layout.layers[layer_idx]
+    shape = (rows.num_rows, layer.num_key_value_heads, layer.row_dim)
+    copy = torch.empty(shape, dtype=layout.dtype, device=device)
+    for first in range(0, rows.num_rows, _ROWS_AT_ONCE):
+        stop = min(first + _ROWS_AT_ONCE, rows.num_rows)
+        copy[first:stop] = rows.span(layer_idx, first, stop)
+    return copy
 
 
 class RowTensors:

@@ -202,6 +202,26 @@ def check_generation(generation: object) -> str:
     return generation
 
 
+def usable_device(device: torch.device | str) -> torch.device:
+    """Return a device that tensors can live on.
+
+    Raises:
+        MemoryMismatchError: this machine or this torch has no such device.
+    """
+    try:
+        found = torch.device(device)
+        if found.type == "meta":
+            raise RuntimeError("it holds no numbers")
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise MemoryMismatchError(
+            f"memory_device must be a device of this machine, such as 'cpu'; got '{device}': "
+            f"{reason}"
+        ) from error
+    return found
+
+
 def _check_tokens(rows: Rows, document: Document) -> None:
     if np.shape(rows.tokens) != np.shape(rows.sinks) or np.ndim(rows.tokens) != 1:
         raise MemoryMismatchError(

@@ -5,6 +5,7 @@ mapped rows. All indexes hold the same rows in the same order, so one array of i
 The FAISS files are a cache: what is written after them is added in RAM when a layer is first
 searched, and they are made anew by `save`. Removed rows stay in the index, unselected, until then.
 How many lists of an IVF index are searched was calibrated for each head on real queries.
+With a GPU, layers that fit are searched and read there, from copies: see `gpu.py`.
 """
 
 from __future__ import annotations
@@ -27,13 +28,21 @@ from memory_backends.base import MemoryBackend, Sinks
 from memory_backends.errors import MemoryMismatchError, StoreError
 from memory_backends.layout import Int64Array, MemoryLayout
 from memory_backends.row_files import RowFiles
-from memory_backends.rows import RowStorage
+from memory_backends.rows import RowStorage, loaded, take_heads
 from memory_backends.scores import Precision, Retrieval, SearchResult
 from memory_backends.validation import check_search
 from memory_backends.vector_db import index as faiss_index
 from memory_backends.vector_db.building import add_rows, calibrate
 from memory_backends.vector_db.cache import Generation, write_generation
 from memory_backends.vector_db.calibration import Effort, least_effort
+from memory_backends.vector_db.gpu import (
+    GPULayer,
+    GPULayers,
+    bytes_on_gpu,
+    can_select,
+    check_gpu_factory,
+    gpu_of,
+)
 from memory_backends.vector_db.index import Float32Array
 from memory_backends.vector_db.residency import ResidentLimit
 
@@ -66,11 +75,14 @@ class VectorDBBackend(MemoryBackend):
         index_files: False leaves the store's FAISS files unread, as if there were none.
         indexed_layers: the layers that `save` writes FAISS files for; all if None. Others can be
             searched too, with an index made in RAM.
+        device: a GPU, such as "cuda:0", for copies of as many indexed layers as fit; None or "cpu"
+            for none.
 
     Raises:
-        IndexFactoryError: FAISS rejects `index`, or it cannot serve a memory.
-        MemoryMismatchError: `indexed_layers` has a layer that the layout has not; see also
-            `MemoryBackend`.
+        IndexFactoryError: FAISS rejects `index`, or it cannot serve a memory; with a GPU, the
+            installed FAISS has no GPU support, or none for such an index.
+        MemoryMismatchError: `indexed_layers` has a layer that the layout has not, or the machine
+            has no such device; see also `MemoryBackend`.
     """
 
     def __init__(
@@ -87,9 +99,13 @@ class VectorDBBackend(MemoryBackend):
         cache_bytes: int | None = None,
         index_files: bool = True,
         indexed_layers: Iterable[int] | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
+        gpu = gpu_of(device)
         for dim in {layer.head_dim for layer in layout.layers.values()}:
             faiss_index.check_factory(index, dim)
+            if gpu is not None:
+                check_gpu_factory(index, dim)
         self._indexed_layers = sorted(layout.layers if indexed_layers is None else indexed_layers)
         if not set(self._indexed_layers) <= set(layout.layers):
             raise MemoryMismatchError(
@@ -108,6 +124,7 @@ class VectorDBBackend(MemoryBackend):
         self._indexes: dict[int, _LayerIndexes] = {}
         self._parameters: dict[int, list[Any]] = {}  # layer -> FAISS search parameters a head
         self._building = threading.Lock()
+        self._gpu_layers = None if gpu is None else GPULayers(gpu)
         super().__init__(layout, path=path, identity=identity, sinks=sinks, row_codec=row_codec)
         self._read_cache(index_files)
         if cache_bytes is not None:
@@ -152,6 +169,12 @@ class VectorDBBackend(MemoryBackend):
             self._plan()
             self._write_indexes()
 
+    def close(self) -> None:
+        """Let go of files and of the GPU's memory; the object is of no use afterwards."""
+        if self._gpu_layers is not None:
+            self._gpu_layers.clear()
+        super().close()
+
     @property
     def factory(self) -> str:
         """The factory string that the indexes are built with now."""
@@ -179,7 +202,7 @@ class VectorDBBackend(MemoryBackend):
         if not len(self):
             rows = torch.zeros(*ids.shape, layer.row_dim, dtype=self.layout.dtype)
         else:
-            rows = self._rows.take(layer_idx, torch.from_numpy(places))
+            rows = self._take(layer_idx, places)
         if self._limit is not None:
             self._limit.count(places.size)
         return Retrieval(scores, ids, rows[..., : layer.head_dim], rows[..., layer.head_dim :])
@@ -199,14 +222,20 @@ class VectorDBBackend(MemoryBackend):
         found = self._layer_indexes(layer_idx)
         parameters = self._parameters_of(layer_idx, found)
         wanted = queries.detach().to("cpu", torch.float32).contiguous().numpy()
-        positions = np.empty((num_heads, wanted.shape[1], k), dtype=np.int64)
-        for head, index in enumerate(found.heads):
-            positions[head] = faiss_index.search_positions(index, wanted[head], k, parameters[head])
+        on_gpu = None if self._gpu_layers is None else self._on_gpu(layer_idx, found, k)
+        if on_gpu is not None:
+            positions = on_gpu.search(wanted, k)[1]
+        else:
+            positions = np.empty((num_heads, wanted.shape[1], k), dtype=np.int64)
+            for head, index in enumerate(found.heads):
+                positions[head] = faiss_index.search_positions(
+                    index, wanted[head], k, parameters[head]
+                )
         if positions.min() < 0:
             return None
         places = self._rows_at(positions, layer_idx) * num_heads  # (Hkv, N, k)
         places += np.arange(num_heads).reshape(-1, 1, 1)
-        rows = self._rows.take(layer_idx, torch.from_numpy(places))
+        rows = self._take(layer_idx, places)
         if self._limit is not None:
             self._limit.count(places.size)
         return rows[..., : layer.head_dim], rows[..., layer.head_dim :]
@@ -236,14 +265,43 @@ class VectorDBBackend(MemoryBackend):
         num_heads, num_queries, _ = queries.shape
         scores = np.empty((num_heads, num_queries, k), dtype=np.float32)
         positions = np.empty((num_heads, num_queries, k), dtype=np.int64)
-
-        for head in range(num_heads if k else 0):
-            scores[head], positions[head] = faiss_index.search(
-                indexes[head], queries[head], k, parameters[head]
-            )
         if not k:
             return scores, positions
+        on_gpu = None if self._gpu_layers is None else self._on_gpu(layer_idx, found, k)
+        if on_gpu is not None:
+            scores, positions = on_gpu.search(queries, k)
+        else:
+            for head in range(num_heads):
+                scores[head], positions[head] = faiss_index.search(
+                    indexes[head], queries[head], k, parameters[head]
+                )
         return scores, np.where(positions < 0, -1, self._rows_at(positions, layer_idx))
+
+    def _take(self, layer_idx: int, places: Int64Array) -> torch.Tensor:
+        """Return heads' rows by place, from the GPU if the layer is there."""
+        on_gpu = None if self._gpu_layers is None else self._gpu_layers.get(layer_idx)
+        if on_gpu is None:
+            return self._rows.take(layer_idx, torch.from_numpy(places))
+        return take_heads(on_gpu.rows, torch.from_numpy(places).to(on_gpu.rows.device))
+
+    def _on_gpu(self, layer_idx: int, found: _LayerIndexes, k: int) -> GPULayer | None:
+        """Return the layer's copy on the GPU; None if this search has to be on the CPU."""
+        assert self._gpu_layers is not None  # the caller has looked
+        if self._searchable_bitmap is not None or not can_select(k):
+            return None
+        num_rows, num_indexed, dtype = self._num_rows, len(self._ids), self.layout.dtype
+
+        def sizes() -> dict[int, int]:
+            return {
+                idx: bytes_on_gpu(self._layer(idx), dtype, num_rows, num_indexed, self._factory)
+                for idx in self._indexed_layers
+            }
+
+        def rows(device: torch.device) -> torch.Tensor:
+            return loaded(self._rows, self.layout, layer_idx, device)
+
+        parameters = self._parameters_of(layer_idx, found)
+        return self._gpu_layers.moved(layer_idx, found.heads, parameters, rows, sizes)
 
     def _rows_at(self, positions: Int64Array, layer_idx: int) -> Int64Array:
         """Return the row of each FAISS position; any for -1."""
@@ -324,6 +382,8 @@ class VectorDBBackend(MemoryBackend):
         unselected = len(wanted) < len(self._ids)
         selected = np.isin(self._ids, wanted, assume_unique=True) if unselected else None
         self._parameters.clear()
+        if self._gpu_layers is not None:
+            self._gpu_layers.clear()
         self._searchable_bitmap = (
             None if selected is None else np.packbits(selected, bitorder="little")
         )

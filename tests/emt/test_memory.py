@@ -3,7 +3,14 @@ import pytest
 import torch
 
 from emt import MemoryConfig, attach
-from emt.errors import ConfigError, DocumentError, MemoryMismatchError, MemoryUseError, StoreError
+from emt.errors import (
+    ConfigError,
+    DocumentError,
+    IndexFactoryError,
+    MemoryMismatchError,
+    MemoryUseError,
+    StoreError,
+)
 from emt.writing import Written
 from tests.emt.words import word_tokenizer
 from tests.families import VOCAB_SIZE, build
@@ -424,6 +431,12 @@ def test_a_dtype_or_a_device_without_memories_is_refused(model):
     for device in ("meta", "cuda:77"):
         with pytest.raises(MemoryMismatchError, match=f"such as 'cpu'; got '{device}'"):
             attach(model, MemoryConfig(memory_device=device))
+
+
+def test_a_gpu_for_a_vector_db_needs_a_faiss_that_has_it(model, monkeypatch):
+    monkeypatch.delattr("faiss.StandardGpuResources", raising=False)
+    with pytest.raises(IndexFactoryError, match=r"'cuda:0' needs FAISS with GPU support; .* none"):
+        attach(model, MemoryConfig(memory_type="vector_db", memory_device="cuda:0"))
 
 
 def test_every_weight_is_in_the_fingerprint(tmp_path):
