@@ -209,11 +209,11 @@ def decode_attention(
 @functools.lru_cache(maxsize=8)  # all layers of a step share one
 def _own_memories(group: int, k: int, num_keys: int, device: torch.device) -> Tensor:
     """Return what is added to logits so that each of G queries sees its own k of G * k memories."""
-    like = {"dtype": torch.float32, "device": device}
     with torch.inference_mode(False):  # a later step may want gradients
-        memories = torch.full((group, group, k), -torch.inf, **like)
-        memories[range(group), range(group)] = 0
-        return torch.cat([memories.flatten(1), torch.zeros(group, num_keys, **like)], dim=1)
+        mask = torch.zeros(group, group * k + num_keys, dtype=torch.float32, device=device)
+        memories = mask[:, : group * k].view(group, group, k)
+        memories[~torch.eye(group, dtype=torch.bool, device=device)] = -torch.inf
+        return mask
 
 
 def _check_shapes(query: Tensor, key: Tensor, memory_keys: Tensor, memory_values: Tensor) -> None:

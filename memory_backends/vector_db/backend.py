@@ -57,6 +57,11 @@ class _LayerIndexes(NamedTuple):
     heads: list[Any]
     efforts: list[list[Effort]]  # what calibration found of each head; empty if nothing
 
+    @property
+    def are_mapped(self) -> bool:
+        """Whether the inverted lists are in the store's files."""
+        return any(faiss_index.mapped_lists(index) is not None for index in self.heads)
+
 
 class VectorDBBackend(MemoryBackend):
     """A persistent memory searched by FAISS.
@@ -357,11 +362,20 @@ class VectorDBBackend(MemoryBackend):
 
     def _read_cache(self, index_files: bool) -> None:
         """Decide whether the FAISS files can be used, and which rows they hold."""
-        found = Generation.current(self._directory, self._catalog) if index_files else None
-        if found is not None and self._index_option not in ("auto", found.option):
-            found = None
-        self._cache = found
-        self._ids = np.empty(0, dtype=np.int64) if found is None else found.read_ids(self._num_rows)
+        found, ids = None, np.empty(0, dtype=np.int64)
+        before = self._catalog.setting("index") if index_files else None
+        try:
+            found = Generation.current(self._directory, self._catalog) if before else None
+            if found is not None and self._index_option not in ("auto", found.option):
+                found = None
+            if found is not None:
+                ids = found.read_ids(self._num_rows)
+        except StoreError:
+            is_same = self._catalog.setting("index") == before
+            if is_same and self._catalog.setting("num_rows") == self._num_rows:
+                raise
+            found = None  # another process has written meanwhile; the rows are there
+        self._cache, self._ids = found, ids
         self._factory = "" if found is None else found.factory
         self._plan()
 
@@ -381,12 +395,12 @@ class VectorDBBackend(MemoryBackend):
         self._ids = np.concatenate([self._ids, missing])
         unselected = len(wanted) < len(self._ids)
         selected = np.isin(self._ids, wanted, assume_unique=True) if unselected else None
-        self._parameters.clear()
-        if self._gpu_layers is not None:
-            self._gpu_layers.clear()
         self._searchable_bitmap = (
             None if selected is None else np.packbits(selected, bitorder="little")
         )
+        self._parameters.clear()  # last: a search meanwhile must not keep the old selection
+        if self._gpu_layers is not None:
+            self._gpu_layers.clear()
 
     def _forget_indexes(self, factory: str) -> None:
         self._factory = factory
@@ -408,13 +422,13 @@ class VectorDBBackend(MemoryBackend):
                 self._parameters.pop(layer_idx, None)
         return ready
 
-    def _first_indexes(self, layer_idx: int) -> _LayerIndexes:
+    def _first_indexes(self, layer_idx: int, *, in_ram: bool = False) -> _LayerIndexes:
         """Read the layer's FAISS files, or return empty indexes if there are none."""
         layer = self._layer(layer_idx)
         heads = range(layer.num_key_value_heads)
         cache = self._cache
         if cache is not None and layer_idx in cache.layers:
-            mapped = self._are_mapped(cache)
+            mapped = self._are_mapped(cache) and not in_ram
             try:
                 found = [
                     cache.read_head(layer_idx, head, layer.head_dim, mapped=mapped)
@@ -433,16 +447,8 @@ class VectorDBBackend(MemoryBackend):
     def _with_all_rows(self, layer_idx: int, found: _LayerIndexes) -> _LayerIndexes:
         """Add to a layer's indexes what of `_ids` they lack, and calibrate them if they are new."""
         rows = _LayerRows(self, layer_idx)
-        if found.num_rows < len(self._ids) and any(
-            faiss_index.mapped_lists(index) is not None for index in found.heads
-        ):
-            heads, layer = len(found.heads), self._layer(layer_idx)
-            assert self._cache is not None  # that is where they are mapped from
-            in_ram = [
-                self._cache.read_head(layer_idx, head, layer.head_dim, mapped=False)
-                for head in range(heads)
-            ]
-            found = found._replace(heads=in_ram)
+        if found.num_rows < len(self._ids) and found.are_mapped:  # from files, which cannot grow
+            found = self._first_indexes(layer_idx, in_ram=True)
         add_rows(found.heads, rows, found.num_rows, self._ids)
         efforts = found.efforts
         has_grown = len(self._ids) > _GROWTH * found.num_rows
@@ -472,6 +478,9 @@ class VectorDBBackend(MemoryBackend):
             indexes = self._layer_indexes(layer_idx)
             if not in_use:  # built to be written: one layer at a time in RAM
                 self._indexes.pop(layer_idx)
+            if indexes.are_mapped:  # FAISS would write a reference to the file they are in
+                first = self._first_indexes(layer_idx, in_ram=True)
+                indexes = self._with_all_rows(layer_idx, first)
             return indexes.heads, indexes.efforts
 
         self._cache = write_generation(

@@ -25,6 +25,7 @@ from memory_backends.vector_db.lists import (
 Float32Array = npt.NDArray[np.float32]
 
 _ROWS_AT_ONCE = 16_384
+_FEWEST_TOKENS = 16  # to calibrate
 _TOKENS_TO_CALIBRATE = 64  # of the sample; others make the metric and rank the lists
 
 
@@ -83,11 +84,12 @@ def calibrate(
         is_sink: (n,) positions that are attention sinks.
 
     Returns:
-        One list a head; empty ones for an index without lists, or without sampled queries.
+        One list a head; empty ones for an index without lists, or with too few sampled queries.
     """
-    queries = _some(rows.queries()[:, 1::2])  # (Hkv, s * G, D); the others made the metric
-    if not queries.shape[1] or not has_own_lists(indexes[0]):
+    sampled = rows.queries()[:, 1::2]  # the others made the metric
+    if sampled.shape[1] < _FEWEST_TOKENS or not has_own_lists(indexes[0]):
         return [[] for _ in indexes]
+    queries = _some(sampled)  # (Hkv, s * G, D)
     lists = [lists_of(index) for index in indexes]
     found = [Nearest(_unit(part), K) for part in queries]
     biases = [
@@ -108,7 +110,6 @@ def calibrate(
         positions = nearest.positions
         wanted, at = np.unique(positions[positions >= 0], return_inverse=True)
         keys = rows.keys(ids[wanted])[head]  # (u, D)
-        attention = np.zeros(positions.shape, dtype=np.float32)
         taken = np.zeros((*positions.shape, keys.shape[-1]), dtype=np.float32)
         taken[positions >= 0] = keys[at]
         logits = np.einsum("sd,skd->sk", queries[head], taken) * keys.shape[-1] ** -0.5

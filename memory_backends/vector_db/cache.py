@@ -9,6 +9,7 @@ what publishes a generation. The files can be deleted at any time: they are made
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ from memory_backends.errors import StoreError, reported
 from memory_backends.layout import Int64Array
 from memory_backends.validation import check_generation
 from memory_backends.vector_db import index as faiss_index
-from memory_backends.vector_db.calibration import Effort
+from memory_backends.vector_db.calibration import Effort, least_effort
 
 FOLDER = "index"
 _IDS = "ids.bin"
@@ -125,7 +126,10 @@ class Generation:
         path = self.folder / _file_name(layer_idx, head)
         if not mapped:
             self._check_bytes(path)
-        return faiss_index.read_index(path, dim, self.num_rows, mapped=mapped)
+        index = faiss_index.read_index(path, dim, self.num_rows, mapped=mapped)
+        if mapped and faiss_index.mapped_lists(index) is None:  # a kind that FAISS reads whole
+            self._check_bytes(path)
+        return index
 
     def _check_bytes(self, path: Path) -> None:
         expected = self.files.get(path.name)
@@ -166,9 +170,7 @@ def write_generation(
     Raises:
         StoreError: the files cannot be written; the generation before stays in force.
     """
-    saved = catalog.setting(_SETTING) or {}
-    number = int(check_generation(saved["generation"])) + 1 if saved else 1
-    folder = directory / FOLDER / f"{number:06d}"
+    folder = directory / FOLDER / f"{_last_number(directory, catalog) + 1:06d}"
     efforts: dict[int, list[list[Effort]]] = {}
     with reported(directory):
         shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run
@@ -207,14 +209,18 @@ def write_generation(
     return Generation(folder, option, factory, tuple(layers), len(ids), efforts, files)
 
 
+def _last_number(directory: Path, catalog: Catalog) -> int:
+    """Return the highest number that a generation has or had, 0 if there was none."""
+    saved = catalog.setting(_SETTING)
+    names = [saved.get("generation", "")] if isinstance(saved, dict) else []
+    if (directory / FOLDER).is_dir():
+        names += [path.name for path in (directory / FOLDER).iterdir()]
+    return max((int(n) for n in names if re.fullmatch(r"[0-9]{6}", str(n))), default=0)
+
+
 def _summary(efforts: Mapping[int, list[list[Effort]]], recall: float) -> dict[str, float]:
     """Return what `emt info` says of a calibrated index: means over layers and heads."""
-    chosen = [
-        next((e for e in found if e.attention >= recall), found[-1])
-        for heads in efforts.values()
-        for found in heads
-        if found
-    ]
+    chosen = [least_effort(found, recall) for heads in efforts.values() for found in heads if found]
     if not chosen:
         return {}
     return {

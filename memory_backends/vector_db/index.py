@@ -100,8 +100,10 @@ def new_index(factory: str, dim: int) -> Any:
             f"such as 'Flat' or 'IVF256,SQfp16'; got {factory!r}. FAISS says: {_reason(error)}"
         ) from error
     inner = faiss.downcast_index(index)
-    if isinstance(inner, faiss.IndexIVF):  # lists trained with L2 find more than spherical ones
-        inner.cp.spherical = False
+    if isinstance(inner, faiss.IndexIVF) and isinstance(
+        faiss.downcast_index(inner.quantizer), faiss.IndexFlat
+    ):
+        inner.cp.spherical = False  # lists trained with L2 find more than spherical ones
     if isinstance(inner, faiss.IndexIVFScalarQuantizer) and (
         inner.sq.qtype == faiss.ScalarQuantizer.QT_fp16
     ):
@@ -199,7 +201,7 @@ def read_index(path: Path, dim: int, num_rows: int, *, mapped: bool = False) -> 
     """
     advice = "Run `emt rebuild`: the index is made anew from the rows."
     try:
-        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP if mapped else 0)
+        index = faiss.read_index(str(path), faiss.IO_FLAG_READ_ONLY | (mapped * faiss.IO_FLAG_MMAP))
     except (RuntimeError, MemoryError) as error:
         state = "is damaged or truncated" if path.exists() else "is missing"
         raise StoreError(f"FAISS file '{path}' {state}. {advice}") from error
@@ -215,6 +217,11 @@ def read_index(path: Path, dim: int, num_rows: int, *, mapped: bool = False) -> 
         )
     lists = mapped_lists(index)
     if lists is not None:
+        if not mapped or lists.filename:  # mapped from this file, they have no name of their own
+            raise StoreError(
+                f"FAISS file '{path}' must have its inverted lists in itself; they are in "
+                f"'{lists.filename}'. {advice}"
+            )
         lists.prefetch_nthread = 0  # threads that FAISS would start for each search
     return index
 
@@ -222,6 +229,8 @@ def read_index(path: Path, dim: int, num_rows: int, *, mapped: bool = False) -> 
 def mapped_lists(index: Any) -> Any | None:
     """Return an index's inverted lists if they are mapped from its file, else None."""
     inner = faiss.downcast_index(index)
+    while isinstance(inner, faiss.IndexPreTransform):
+        inner = faiss.downcast_index(inner.index)
     if not isinstance(inner, faiss.IndexIVF):
         return None
     lists = faiss.downcast_InvertedLists(inner.invlists)
@@ -234,6 +243,7 @@ def write_index(index: Any, path: Path) -> None:
     Raises:
         OSError: the disk is full or read-only.
     """
+    assert mapped_lists(index) is None, "FAISS would write a reference to the old file"
     try:
         faiss.write_index(index, str(path))
     except RuntimeError as error:

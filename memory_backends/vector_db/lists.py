@@ -42,13 +42,13 @@ class QueryMetric:
     """A linear map after which plain L2 distance is the distance that queries notice.
 
     Args:
-        queries: (s, dim) float32, normalised; none for plain L2.
+        queries: (s, dim) float32, normalised; fewer than `dim` say too little, and give plain L2.
     """
 
     def __init__(self, queries: Float32Array) -> None:
         dim = queries.shape[-1]
         moment = np.eye(dim)
-        if len(queries):
+        if len(queries) >= dim:
             moment = queries.T.astype(np.float64) @ queries / len(queries)
             moment += _RIDGE * np.trace(moment) / dim * np.eye(dim)
         values, vectors = np.linalg.eigh(moment)

@@ -67,6 +67,16 @@ def test_without_queries_distances_are_plain() -> None:
     np.testing.assert_allclose(distances, plain, rtol=1e-2)  # but for the ridge
 
 
+def test_a_few_queries_say_nothing() -> None:
+    few = QueryMetric(unit(MadeUpRows().all_queries[0, 0]))
+    keys = unit(np.random.default_rng(3).standard_normal((9, DIM)))
+    plain = QueryMetric(np.empty((0, DIM), dtype=np.float32))
+    np.testing.assert_array_equal(few.map(keys), plain.map(keys))
+    rows = MadeUpRows(num_queries=30)  # 15 of which would calibrate
+    found = calibrate(built(f"IVF{LISTS},Flat", rows), rows, np.arange(ROWS), np.zeros(ROWS, bool))
+    assert found == [[], []]
+
+
 def test_nearest_of_is_brute_force() -> None:
     random = np.random.default_rng(4)
     vectors, means = random.standard_normal((2500, DIM)), random.standard_normal((37, DIM))

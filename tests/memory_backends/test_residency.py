@@ -6,11 +6,12 @@ import mmap
 import sys
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 import torch
 
-from memory_backends import VectorDBBackend
+from memory_backends import StoreError, VectorDBBackend, verify
 from memory_backends.vector_db import index as faiss_index
 from memory_backends.vector_db.residency import ResidentLimit, file_bytes
 from tests.memory_backends.reference import LAYOUT, make_document, make_queries, make_rows
@@ -64,3 +65,59 @@ def test_a_store_serves_the_same_from_mapped_indexes(tmp_path: Path) -> None:
         queries = make_queries(layer_idx, 5)
         expected = with_ram.search(layer_idx, queries, 7)
         assert torch.equal(mapped.search(layer_idx, queries, 7).ids, expected.ids)
+
+
+FACTORIES = ["IVF4,Flat", "PCA4,IVF4,Flat"]
+
+
+def written(path: Path, factory: str = "IVF4,Flat", **options: object) -> VectorDBBackend:
+    backend = VectorDBBackend(LAYOUT, path=path, index=factory, recall=1.0, **options)
+    backend.add(make_document("a", 600), [make_rows(600, seed=1)])
+    backend.save()
+    return backend
+
+
+def mapped(path: Path, factory: str = "IVF4,Flat", **options: object) -> VectorDBBackend:
+    return VectorDBBackend.open(path, index=factory, recall=1.0, cache_bytes=1, **options)
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_saving_mapped_indexes_writes_whole_files(tmp_path: Path, factory: str) -> None:
+    path = tmp_path / "store"
+    expected = written(path, factory).search(0, make_queries(0, 5), 7)
+    backend = mapped(path, factory, indexed_layers=[0])
+    backend.search(0, make_queries(0, 5), 7)
+    backend.save()
+    assert verify(path) == []
+    found = VectorDBBackend.open(path, index=factory, recall=1.0).search(0, make_queries(0, 5), 7)
+    assert torch.equal(found.ids, expected.ids)
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_a_mapped_reader_outlives_another_writers_save(tmp_path: Path, factory: str) -> None:
+    path = tmp_path / "store"
+    writer = written(path, factory)
+    reader = mapped(path, factory)
+    reader.search(0, make_queries(0, 5), 7)
+    writer.add(make_document("b", 300), [make_rows(300, seed=2)])
+    writer.save()
+    reader.refresh()
+    assert len(reader) == 900
+    found = reader.search(0, make_queries(0, 5), 900)
+    assert sorted(found.ids[0, 0].tolist())[-1] == 899
+
+
+def test_a_faiss_file_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    index = faiss.index_factory(8, "IVF4,Flat", faiss.METRIC_INNER_PRODUCT)
+    keys = np.random.default_rng(1).standard_normal((200, 8)).astype(np.float32)
+    index.train(keys)
+    lists = faiss.OnDiskInvertedLists(4, index.code_size, str(elsewhere))
+    index.replace_invlists(lists)
+    index.add(keys)
+    faiss.write_index(index, str(tmp_path / "x.faiss"))
+    before = elsewhere.read_bytes()
+    for is_mapped in (False, True):
+        with pytest.raises(StoreError, match="must have its inverted lists in itself"):
+            faiss_index.read_index(tmp_path / "x.faiss", 8, 200, mapped=is_mapped)
+    assert elsewhere.read_bytes() == before
