@@ -286,10 +286,12 @@ def bench(loaded: LoadedModel, folder: Path, options: argparse.Namespace) -> lis
         print(f"{rows:,} rows: written in {minutes:.1f} minutes", file=sys.stderr, flush=True)
         columns[rows], timings[rows] = measure(setup, book, path, rows)
         print(f"{rows:,} rows: {columns[rows]}", file=sys.stderr, flush=True)
+        lines = table(columns, rounds)
+        options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")  # so far
+        plot(timings, options.output.with_suffix(".png"))
     largest = max(paths)
     small = served(paths[largest], held_out, CACHE_BYTES, rounds)
     seconds = open_empty(book, folder)
-    plot(timings, options.output.with_suffix(".png"))
     layers = ", ".join(map(str, setup.queries))
     return [
         *table(columns, rounds),

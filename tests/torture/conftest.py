@@ -9,9 +9,8 @@ import pytest
 
 if sys.platform != "linux":  # limits on the size of files, and /proc
     collect_ignore_glob = ["test_*.py"]
-pytest.register_assert_rewrite("tests.torture.promises", "tests.torture.attacks")
 
-from tests.torture.forks import Forks  # noqa: E402
+from tests.torture.forks import Forks
 
 
 @pytest.fixture(scope="session")
