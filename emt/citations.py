@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
+import numpy as np
 
 from emt.errors import MemoryUseError
 from emt.memory import Memory

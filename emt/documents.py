@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import numpy as np
 import numpy.typing as npt
-import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from emt.config import MemoryConfig

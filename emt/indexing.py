@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-import numpy as np
 import torch
+import numpy as np
 from transformers import PreTrainedModel
 
 from emt.carry import check_carry

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
+import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 

@@ -21,8 +21,8 @@ from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
 
-import numpy as np
 import torch
+import numpy as np
 
 from memory_backends.errors import StoreError, refuse_link
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from memory_backends.errors import MemoryMismatchError
 

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
+import numpy as np
 
 from memory_backends.append_files import AppendFiles
 from memory_backends.layout import Int64Array, MemoryLayout, Rows

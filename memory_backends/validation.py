@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
+import numpy as np
 
 from memory_backends.database import FILE_NAME as CATALOG_FILE_NAME
 from memory_backends.errors import DocumentError, MemoryMismatchError, StoreError

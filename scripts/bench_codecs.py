@@ -14,8 +14,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
+import numpy as np
 from bench_decode import machine
 
 import emt

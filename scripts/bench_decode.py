@@ -19,8 +19,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import faiss
 import torch
+import faiss
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 

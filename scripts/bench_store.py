@@ -19,9 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
 import faiss
 import numpy as np
-import torch
 from bench_decode import PROMPT_TOKENS, ROOT, STEPS, machine
 from store_measures import (
     CONFIG,

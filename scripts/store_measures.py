@@ -16,8 +16,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
+import numpy as np
 from bench_decode import PROMPT_TOKENS, milliseconds_a_token
 from synthetic_rows import LENGTH, Queries
 from transformers import PreTrainedModel

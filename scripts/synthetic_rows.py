@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
+import numpy as np
 
 from memory_backends import Document, MemoryBackend, MemoryLayout, Rows, VectorDBBackend
 from memory_backends.queries import sampled_rows

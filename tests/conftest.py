@@ -1,7 +1,7 @@
 """Every test runs on one thread and from one seed."""
 
-import pytest
 import torch
+import pytest
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
 import torch
+import pytest
 
 from emt.cli import main
 from tests.emt.commands import make_model

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 
+import torch
 import numpy as np
 import numpy.typing as npt
-import torch
 
 MAX_BITS = 8
 NUM_LEVELS = 2 ** (MAX_BITS + 1) - 1  # of all widths together: 1 + 2 + 4 + ... + 256

@@ -6,8 +6,8 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
+import numpy as np
 
 from memory_backends.codecs.bits import MAX_BITS, NUM_LEVELS, allocate, gaussian_levels
 from memory_backends.errors import StoreError

@@ -20,9 +20,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from memory_backends.base import MemoryBackend, Sinks
 from memory_backends.errors import MemoryMismatchError, StoreError

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 import numpy as np
 import numpy.typing as npt
-import torch
 
 Float32Array = npt.NDArray[np.float32]
 

@@ -23,9 +23,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import faiss
 import numpy as np
-import torch
 
 from memory_backends.errors import IndexFactoryError, MemoryMismatchError
 from memory_backends.layout import Int64Array, LayerLayout

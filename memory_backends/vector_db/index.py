@@ -7,18 +7,22 @@ Facts these functions rest on (FAISS 1.14.2 to 1.15.1):
   crashed.
 * A list shorter than k is filled with id -1 and a huge negative score.
 * Training wants at least 39 points a list.
-* The wheels' FAISS runs on torch's OpenMP threads, and the other way round: both call the runtime
-  that was loaded first. So a search shares its queries between threads that torch left warm, and
-  setting the number of threads of either sets the other's.
+* In a process that imports torch first, the wheels' FAISS runs on torch's OpenMP threads, and a
+  search shares its queries between threads that torch left warm. Imported first, FAISS has a team
+  of its own, and each search waits for a core on which a thread of torch still spins: a decode step
+  took five times as long. So it then searches on one thread.
 * What `downcast_index` returns is freed with its argument: keep that alive.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import numpy as np
 import numpy.typing as npt
 
@@ -160,7 +164,8 @@ def search(
     Returns:
         Inner products and positions, each (N, k), best first.
     """
-    scores, positions = index.search(queries, k, params=parameters)
+    with _one_team():
+        scores, positions = index.search(queries, k, params=parameters)
     scores[positions < 0] = -np.inf
     return scores, positions
 
@@ -181,9 +186,9 @@ def search_positions(
     """
     scores = np.empty((len(queries), k), dtype=np.float32)
     positions = np.empty((len(queries), k), dtype=np.int64)
-    pointers = (faiss.swig_ptr(array) for array in (queries, scores, positions))
-    query, score, position = pointers
-    index.search_c(len(queries), query, k, score, position, parameters)
+    query, score, position = map(faiss.swig_ptr, (queries, scores, positions))
+    with _one_team():
+        index.search_c(len(queries), query, k, score, position, parameters)
     return positions
 
 
@@ -265,6 +270,34 @@ def precision_of(factory: str) -> Precision:
     if codes in ("Flat", "") or codes.startswith("HNSW"):
         return "exact"
     return "half" if codes == "SQfp16" else "coarse"
+
+
+def shares_threads() -> bool:
+    """Tell whether FAISS runs on torch's OpenMP threads."""
+    torch.get_num_threads()  # the first call sets the number
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(before + 1)
+    try:
+        return bool(torch.get_num_threads() == before + 1)
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+_SHARES_THREADS = shares_threads()
+
+
+@contextlib.contextmanager
+def _one_team() -> Iterator[None]:
+    """Keep FAISS to the calling thread if its OpenMP threads are not torch's."""
+    if _SHARES_THREADS:
+        yield
+        return
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def _reason(error: RuntimeError) -> str:

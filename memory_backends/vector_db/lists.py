@@ -25,10 +25,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import faiss
 import numpy as np
 import numpy.typing as npt
-import torch
 
 Float32Array = npt.NDArray[np.float32]
 

@@ -1,6 +1,6 @@
+import torch
 import numpy as np
 import pytest
-import torch
 
 from emt import memory_attention
 from emt.attention import decode_attention, group_queries, ungroup, visible_to

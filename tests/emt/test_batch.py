@@ -2,9 +2,9 @@
 
 import itertools
 
+import torch
 import numpy as np
 import pytest
-import torch
 
 from emt import MemoryConfig, attach
 from emt import batch as batch_module

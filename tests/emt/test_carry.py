@@ -1,7 +1,7 @@
 """Carried context against one plain forward, and against StreamingLLM written out by hand."""
 
-import pytest
 import torch
+import pytest
 from transformers import DynamicCache
 
 from emt import MemoryConfig, attach

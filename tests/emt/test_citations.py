@@ -3,8 +3,8 @@
 import unicodedata
 from collections import defaultdict
 
-import pytest
 import torch
+import pytest
 
 from emt import MemoryConfig, attach
 from emt.citations import cite, cite_tokens, content_layers

@@ -3,8 +3,8 @@
 import json
 import re
 
-import pytest
 import torch
+import pytest
 
 from emt import MemoryConfig, attach
 from emt.citations import cite, content_layers

@@ -5,8 +5,8 @@ import json
 import shutil
 import subprocess
 
-import pytest
 import torch
+import pytest
 
 import memory_backends
 from emt import MemoryConfig, attach

@@ -1,8 +1,8 @@
 """Text and ids to documents; `test_memory.py` has what `Memory.write` refuses."""
 
+import torch
 import numpy as np
 import pytest
-import torch
 
 from emt.config import MemoryConfig
 from emt.documents import is_utf8, special_ids, to_document, token_ids_of

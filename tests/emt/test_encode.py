@@ -1,5 +1,5 @@
-import pytest
 import torch
+import pytest
 from transformers import DynamicCache
 
 from emt import MemoryConfig, attach

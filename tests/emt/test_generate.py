@@ -2,8 +2,8 @@
 
 import threading
 
-import pytest
 import torch
+import pytest
 from transformers import LogitsProcessor, StoppingCriteria, TextIteratorStreamer
 
 from emt import MemoryConfig, attach, detach

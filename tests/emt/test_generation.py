@@ -2,8 +2,8 @@
 
 import json
 
-import pytest
 import torch
+import pytest
 
 from emt import MemoryConfig, attach
 from emt.citations import cite, cite_tokens, content_layers

@@ -1,7 +1,7 @@
 import threading
 
-import pytest
 import torch
+import pytest
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask, sdpa_mask
 

@@ -1,7 +1,7 @@
 import json
 
-import pytest
 import torch
+import pytest
 
 from emt import attach
 from emt.identity import identity_of

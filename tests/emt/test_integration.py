@@ -2,8 +2,8 @@ import copy
 import gc
 import weakref
 
-import pytest
 import torch
+import pytest
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, LlamaForCausalLM
 
 from emt import MemoryConfig, attach, detach

@@ -2,8 +2,8 @@
 
 import json
 
-import pytest
 import torch
+import pytest
 from safetensors.torch import load_file, save_file
 
 from emt.errors import ConfigError

@@ -1,7 +1,7 @@
 """`Memory.refresh` and `Memory.compact`: what other processes wrote, and space given back."""
 
-import pytest
 import torch
+import pytest
 
 from emt import MemoryConfig, attach
 from emt.errors import MemoryUseError

@@ -1,5 +1,5 @@
-import pytest
 import torch
+import pytest
 
 from emt import MemoryConfig, attach
 from emt.recording import Recording

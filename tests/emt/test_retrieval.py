@@ -1,6 +1,6 @@
+import torch
 import numpy as np
 import pytest
-import torch
 
 from emt import MemoryConfig, attach, retrieval
 from emt.errors import UnsupportedModelError

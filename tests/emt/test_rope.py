@@ -1,8 +1,8 @@
 import math
 from types import SimpleNamespace
 
-import pytest
 import torch
+import pytest
 
 from emt import attach
 from emt.hook import watching

@@ -1,7 +1,7 @@
 """`Memory.write_all`: what is added, replaced and skipped, and that it is what `write` writes."""
 
-import pytest
 import torch
+import pytest
 
 from emt import MemoryConfig, attach
 from emt.errors import ConfigError, DocumentError, MemoryUseError, StoreError

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 import filelock
 import numpy as np
 import pytest
-import torch
 
 from memory_backends import (
     Document,

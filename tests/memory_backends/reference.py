@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import torch
+import numpy as np
 
 from memory_backends import Document, LayerLayout, MemoryLayout, Rows
 

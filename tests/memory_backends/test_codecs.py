@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 import numpy as np
 import pytest
-import torch
 
 from memory_backends import LayerLayout, MemoryMismatchError, StoreError
 from memory_backends.codecs import CODEC_NAMES, row_codec

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
+import pytest
 
 from memory_backends import (
     LayerLayout,

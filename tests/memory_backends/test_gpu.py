@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 import faiss
 import numpy as np
 import pytest
-import torch
 
 from memory_backends import (
     IndexFactoryError,

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-import pytest
 import torch
+import pytest
 
 from memory_backends import ManualBackend, VectorDBBackend, verify
 from tests.memory_backends.conformance import assert_fetches, assert_finds

@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import torch
 import numpy as np
 import pytest
-import torch
 
 from memory_backends import ManualBackend, MemoryBackend, MemoryMismatchError, Rows, VectorDBBackend
 from memory_backends.queries import sampled_rows

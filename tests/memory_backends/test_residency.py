@@ -6,10 +6,10 @@ import mmap
 import sys
 from pathlib import Path
 
+import torch
 import faiss
 import numpy as np
 import pytest
-import torch
 
 from memory_backends import StoreError, VectorDBBackend, verify
 from memory_backends.vector_db import index as faiss_index

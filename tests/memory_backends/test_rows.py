@@ -6,9 +6,9 @@ import re
 import zlib
 from pathlib import Path
 
+import torch
 import numpy as np
 import pytest
-import torch
 
 from memory_backends import LayerLayout, MemoryLayout, StoreError
 from memory_backends.layout import Rows

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 import faiss
 import numpy as np
 import pytest
-import torch
 
 from memory_backends import (
     IndexFactoryError,

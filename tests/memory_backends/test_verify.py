@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import numpy as np
 import pytest
-import torch
 
 from memory_backends import (
     Damage,

@@ -3,8 +3,8 @@
 import importlib.util
 from pathlib import Path
 
-import pytest
 import torch
+import pytest
 
 from emt import MemoryConfig, attach, detach
 from emt.cli import quiet

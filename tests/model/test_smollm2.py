@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
+import pytest
 
 from emt import MemoryConfig, attach, detach
 from tests.model.conftest import DEMO

@@ -11,8 +11,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+import numpy as np
 
 import memory_backends
 from memory_backends import EMTError, ManualBackend, MemoryBackend, VectorDBBackend

@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+import numpy as np
 
 import memory_backends
 from memory_backends import (

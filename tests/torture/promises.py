@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import numpy as np
 import numpy.typing as npt
-import torch
 
 import memory_backends
 from memory_backends import VectorDBBackend
