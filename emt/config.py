@@ -47,12 +47,14 @@ class MemoryConfig:
             codec it has, whatever is said here. "manual" without a path keeps rows exactly, and
             `save` writes them with this codec.
         index: "auto" or a FAISS factory string, for "vector_db".
-        recall: share of the attention paid to the exact top-k that the search of "auto" is
-            calibrated to find, above 0 and up to 1.
+        recall: share of the attention to the exact ten nearest rows, attention sinks aside, that
+            the search of a plain IVF index, such as that of "auto", is calibrated to find; above 0
+            and up to 1.
         overfetch: for an index of coarse codes, how many times `topk` candidates are ranked again
             by their exact keys.
-        cache_bytes: resident bytes that FAISS indexes and mapped rows may take while serving; None
-            for no limit.
+        cache_bytes: bytes of RAM for FAISS files and mapped rows while serving, on Linux; None for
+            no limit. IVF indexes that take more than half of it stay on the disk, mapped; other
+            kinds, and what was added since the last `save`, are in RAM whatever it says.
 
     Raises:
         ConfigError: a value of a wrong type or out of range.

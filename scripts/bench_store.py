@@ -316,10 +316,11 @@ def table(columns: dict[int, dict[str, str]], rounds: int) -> list[str]:
     """Return the report's beginning, with the table."""
     head = " | ".join(f"{rows:,} rows" for rows in columns)
     names = next(iter(columns.values()))
+    command = f"--rows {' '.join(map(str, columns))} --rounds {rounds}"
     return [
         "# What a store costs as it grows",
         "",
-        f"`python scripts/bench_store.py` on {machine()}; SmolLM2-135M in float32, topk {K}, one "
+        f"`python scripts/bench_store.py {command}` on {machine()}; SmolLM2-135M in float32, topk {K}, one "
         f"set of sinks, a prompt of {PROMPT_TOKENS} tokens, {STEPS} greedy steps, medians of "
         f"{rounds} rounds. In brackets after ms: the ratio to no memory, timed in turns.",
         "",

@@ -4,7 +4,7 @@ FAISS answers with positions; `ids[position]` is the row, and keys and values co
 mapped rows. All indexes hold the same rows in the same order, so one array of ids serves them all.
 The FAISS files are a cache: what is written after them is added in RAM when a layer is first
 searched, and they are made anew by `save`. Removed rows stay in the index, unselected, until then.
-How many lists of an IVF index are searched was calibrated for each head on real queries.
+How many lists of a plain IVF index are searched was calibrated for each head on real queries.
 With a GPU, layers that fit are searched and read there, from copies: see `gpu.py`.
 """
 
@@ -73,10 +73,12 @@ class VectorDBBackend(MemoryBackend):
         sinks: see `MemoryBackend`.
         row_codec: see `MemoryBackend`.
         index: "auto" (exact while small, then IVF) or a FAISS factory string.
-        recall: share of the attention paid to the exact nearest rows that a calibrated search must
-            find; see `calibration.py`.
+        recall: share of the attention to the exact nearest rows that the search of a plain IVF
+            index must find, if enough queries were sampled; see `calibration.py`.
         overfetch: for coarse codes, candidates for each row asked for, ranked by their exact keys.
-        cache_bytes: resident bytes that indexes and mapped rows may take; None for no limit.
+        cache_bytes: bytes of RAM for FAISS files and mapped rows; None for no limit. IVF indexes
+            that take more than half of it stay mapped; other kinds, and rows added since the last
+            `save`, are in RAM whatever it says. It can be exceeded until 1,024 more rows were read.
         index_files: False leaves the store's FAISS files unread, as if there were none.
         indexed_layers: the layers that `save` writes FAISS files for; all if None. Others can be
             searched too, with an index made in RAM.
@@ -163,7 +165,9 @@ class VectorDBBackend(MemoryBackend):
             copy.save()
 
     def rebuild(self) -> None:
-        """Make the FAISS files anew from the rows, whatever state they are in.
+        """Make the FAISS files anew from the rows.
+
+        Open the store with `index_files=False` to do so when they are damaged.
 
         Raises:
             StoreError: the store cannot be written; it serves as before.
