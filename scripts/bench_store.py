@@ -320,9 +320,10 @@ def table(columns: dict[int, dict[str, str]], rounds: int) -> list[str]:
     return [
         "# What a store costs as it grows",
         "",
-        f"`python scripts/bench_store.py {command}` on {machine()}; SmolLM2-135M in float32, topk "
-        f"{K}, one set of sinks, a prompt of {PROMPT_TOKENS} tokens, {STEPS} greedy steps, medians of "
-        f"{rounds} rounds. In brackets after ms: the ratio to no memory, timed in turns.",
+        f"`python scripts/bench_store.py {command}` on {machine()}; SmolLM2-135M in float32, "
+        f"topk {K}, one set of sinks, a prompt of {PROMPT_TOKENS} tokens, {STEPS} greedy steps, "
+        f"medians of {rounds} rounds. In brackets after ms: the ratio to no memory, timed in "
+        "turns.",
         "",
         f"| | {head} |",
         "|---|" + "---|" * len(columns),
