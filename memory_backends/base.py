@@ -231,9 +231,16 @@ class MemoryBackend(ABC):
 
         Raises:
             MemoryMismatchError: a layer that is not the layout's.
+            StoreError: samples are damaged.
         """
         self._layer(layer_idx)
-        return self._store.samples.grouped(layer_idx)
+        samples = self._store.samples.grouped(layer_idx)
+        if not bool(torch.isfinite(samples).all()):
+            raise StoreError(
+                f"the query samples of layer {layer_idx} must be finite; some are not. "
+                "The store is damaged: `emt verify` names the file, restore it from a copy."
+            )
+        return samples
 
     def remove(self, ids: Iterable[int]) -> None:
         """Remove single rows; no other row changes its id.

@@ -475,6 +475,7 @@ class VectorDBBackend(MemoryBackend):
             and list(self._cache.layers) == self._indexed_layers
             and self._cache.is_in_force(self._catalog)
         ):
+            self._cache.remove_others()
             return  # up to date
 
         def built(layer_idx: int) -> tuple[list[Any], list[list[Effort]]]:

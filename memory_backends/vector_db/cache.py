@@ -92,6 +92,17 @@ class Generation:
         saved = catalog.setting(_SETTING) or {}
         return self.folder.is_dir() and saved.get("generation") == self.folder.name
 
+    def remove_others(self) -> None:
+        """Delete all other generations, also those that a killed run left behind.
+
+        Raises:
+            StoreError: the folder cannot be read.
+        """
+        with reported(self.folder.parent.parent):
+            for other in self.folder.parent.iterdir():
+                if other.name != self.folder.name:
+                    shutil.rmtree(other, ignore_errors=True)
+
     @property
     def num_bytes(self) -> int:
         """Bytes of all files."""
@@ -203,10 +214,9 @@ def write_generation(
             if (catalog.setting(_SETTING) or {}).get("generation") != folder.name:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        for old in (directory / FOLDER).iterdir():
-            if old.name != folder.name:
-                shutil.rmtree(old, ignore_errors=True)
-    return Generation(folder, option, factory, tuple(layers), len(ids), efforts, files)
+    written = Generation(folder, option, factory, tuple(layers), len(ids), efforts, files)
+    written.remove_others()
+    return written
 
 
 def _last_number(directory: Path, catalog: Catalog) -> int:

@@ -10,7 +10,14 @@ import torch
 import numpy as np
 import pytest
 
-from memory_backends import ManualBackend, MemoryBackend, MemoryMismatchError, Rows, VectorDBBackend
+from memory_backends import (
+    ManualBackend,
+    MemoryBackend,
+    MemoryMismatchError,
+    Rows,
+    StoreError,
+    VectorDBBackend,
+)
 from memory_backends.queries import sampled_rows
 from tests.memory_backends.reference import LAYERS, LAYOUT, make_document, make_rows
 
@@ -147,3 +154,15 @@ def test_other_heads_than_before_are_refused(backend: MemoryBackend) -> None:
     backend.add(make_document("a", 1), [with_queries(make_rows(1, seed=1), 1)])
     with pytest.raises(MemoryMismatchError, match=r"\(H=6, N=1, head_dim=8\); got \(4, 1, 8\)"):
         backend.add(make_document("b", 1), [with_queries(make_rows(1, seed=1), 1, {0: 4})])
+
+
+def test_damaged_samples_are_refused(tmp_path: Path) -> None:
+    backend = VectorDBBackend(LAYOUT, path=tmp_path / "store")
+    backend.add(make_document("a", 130), [with_queries(make_rows(130, seed=1), seed=2)])
+    backend.close()
+    file = tmp_path / "store" / "queries" / "layer-000.bin"
+    damaged = bytearray(file.read_bytes())
+    damaged[0:2] = b"\xff\x7f"  # NaN
+    file.write_bytes(damaged)
+    with pytest.raises(StoreError, match="query samples of layer 0 must be finite"):
+        VectorDBBackend.open(tmp_path / "store").sampled_queries(0)
