@@ -174,24 +174,13 @@ def test_verify_of_a_whole_store_ends_with_0(store, monkeypatch):
     assert json.loads(emt("verify", store, "--json").out)["damaged"] == []
 
 
-needs_verify = pytest.mark.skipif(
-    not hasattr(memory_backends, "verify"), reason="verify() is not there yet"
-)
-
-
-needs_rebuild = pytest.mark.skipif(
-    not hasattr(VectorDBBackend, "rebuild"), reason="FAISS files have no checksums yet"
-)
-
-
-@needs_verify
 @pytest.mark.parametrize(
     "pattern",
     [
         "catalog.sqlite",
         "rows/**/*",
-        pytest.param("index/**/*.faiss", marks=needs_rebuild),
-        pytest.param("index/**/ids.bin", marks=needs_rebuild),
+        "index/**/*.faiss",
+        "index/**/ids.bin",
     ],
 )
 def test_verify_finds_a_flipped_byte(store, pattern):
@@ -250,7 +239,6 @@ def test_upgrade_says_the_version(store, monkeypatch, was_older):
     assert upgraded == [store]
 
 
-@pytest.mark.skipif(not hasattr(memory_backends, "upgrade"), reason="upgrade() is not there yet")
 def test_an_upgraded_store_has_its_documents(tmp_path):
     store = write_version_1(tmp_path / "old", FIRST)
     done = emt("info", store, code=2)
@@ -267,7 +255,6 @@ def test_an_upgraded_store_has_its_documents(tmp_path):
     assert emt("upgrade", store).out == f"'{store}' has format version {FORMAT_VERSION} already\n"
 
 
-@needs_verify
 def test_removing_and_compacting_gives_space_back_and_changes_no_answer(tmp_path, model):
     documents = make_documents(tmp_path / "documents")
     store = tmp_path / "store"
@@ -284,7 +271,6 @@ def test_removing_and_compacting_gives_space_back_and_changes_no_answer(tmp_path
     assert emt("generate", "--store", store, PROMPT).out == answer
 
 
-@needs_rebuild
 def test_rebuild_mends_damaged_faiss_files(store):
     answer = emt("generate", "--store", store, PROMPT).out
     for path in store.glob("index/*/*.faiss"):

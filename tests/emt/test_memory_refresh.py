@@ -5,14 +5,9 @@ import pytest
 
 from emt import MemoryConfig, attach
 from emt.errors import MemoryUseError
-from memory_backends import MemoryBackend
 from tests.families import build
 
 PROMPT = torch.tensor([[5, 9, 33, 60, 41, 18]])
-
-pytestmark = pytest.mark.skipif(
-    not hasattr(MemoryBackend, "refresh"), reason="refresh() and compact() are not there yet"
-)
 
 
 @torch.no_grad()

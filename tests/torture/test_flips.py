@@ -21,10 +21,6 @@ FLIPS = "tests.torture.flips"
 _HEADER = 128  # bytes
 _BATCH = 50
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(memory_backends, "verify"), reason="verify() is not there yet"
-)
-
 Flip = tuple[str, int, int]  # file, offset, bits to turn
 
 

@@ -11,24 +11,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import memory_backends
-from emt.memory import Memory
-from memory_backends import VectorDBBackend
 from tests.emt.commands import make_documents, make_model
 from tests.torture.attacks import Battle, Command, battle
 from tests.torture.forks import Forks
 from tests.torture.made_up import Goal
 from tests.torture.promises import Content, contents, made_up
 from tests.torture.version_1 import write_version_1
-
-CAN_VERIFY = hasattr(memory_backends, "verify")
-needs_resume = pytest.mark.skipif(
-    Memory.write_all.__annotations__["return"] == "int", reason="write_all() does not skip yet"
-)
 
 FIRST: Goal = {f"d{number}": 1 for number in range(6)}
 # kept, replaced, removed, kept, replaced, removed, new
@@ -109,24 +100,12 @@ def real(cli_forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Command:
     )
 
 
-def _if_there(name: str, where: object) -> Any:
-    reason = f"{name}() is not there yet"
-    return pytest.param(name, marks=pytest.mark.skipif(not hasattr(where, name), reason=reason))
-
-
-NAMES = [
-    "first",
-    "again",
-    "remove",
-    _if_there("compact", VectorDBBackend),
-    _if_there("rebuild", VectorDBBackend),
-    _if_there("upgrade", memory_backends),
-]
+NAMES = ["first", "again", "remove", "compact", "rebuild", "upgrade"]
 
 
 def fight(command: Command, forks: Forks, folder: Path, number: int) -> None:
     def make() -> Battle:
-        return Battle(command, forks, folder, verify=CAN_VERIFY)
+        return Battle(command, forks, folder, verify=True)
 
     tried, hits, failures = battle(make, number, seed=number)
     sys.stdout.write(f"{command.name}: {tried.total()} attacks; those that hit: {dict(hits)}\n")
@@ -134,14 +113,11 @@ def fight(command: Command, forks: Forks, folder: Path, number: int) -> None:
     assert hits["kill"] == tried["kill"] > 0
 
 
-@pytest.mark.skipif(
-    not hasattr(VectorDBBackend, "rebuild"), reason="the folder of FAISS files is not synced yet"
-)
 @pytest.mark.parametrize("name", NAMES)
 def test_files_are_on_the_disk_before_the_catalogue_speaks_of_them(
     name: str, commands: dict[str, Command], forks: Forks, tmp_path: Path
 ) -> None:
-    assert Battle(commands[name], forks, tmp_path, verify=CAN_VERIFY).unsynced == []
+    assert Battle(commands[name], forks, tmp_path, verify=True).unsynced == []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -155,7 +131,6 @@ def test_many_kills(name: str, commands: dict[str, Command], forks: Forks, tmp_p
     fight(commands[name], forks, tmp_path, number=100)
 
 
-@needs_resume
 @pytest.mark.torture
 def test_many_kills_of_the_real_command(real: Command, cli_forks: Forks, tmp_path: Path) -> None:
     fight(real, cli_forks, tmp_path, number=50)

@@ -14,13 +14,9 @@ from typing import NamedTuple
 
 import pytest
 
-from memory_backends import VectorDBBackend
 from tests.torture.forks import Forks
 
 CROWD = "tests.torture.crowd"
-needs_refresh = pytest.mark.skipif(
-    not hasattr(VectorDBBackend, "refresh"), reason="refresh() is not there yet"
-)
 FIRST = {("d0", 0), ("d1", 0), ("d2", 0)}  # what `fill` makes
 
 
@@ -85,12 +81,10 @@ def race(forks: Forks, folder: Path, seconds: float, rounds: int) -> None:
     assert looks >= 3 * seconds * rounds
 
 
-@needs_refresh
 def test_readers_see_whole_states(forks: Forks, tmp_path: Path) -> None:
     race(forks, tmp_path, seconds=3, rounds=1)
 
 
-@needs_refresh
 @pytest.mark.torture
 def test_readers_see_whole_states_for_long(forks: Forks, tmp_path: Path) -> None:
     race(forks, tmp_path, seconds=10, rounds=4)
