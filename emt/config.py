@@ -23,6 +23,7 @@ class MemoryConfig:
         memory_type: "manual" keeps rows as tensors, "vector_db" in a store searched by FAISS.
         path: the store's directory; opened if it exists, else made by the first write. None keeps
             the memory for the life of the process only.
+        enabled: False for the plain model, with its memories kept.
         topk: memories that each query attends to, at every layer and head.
         layers: model layers that read memories; None for every full-attention layer.
         mask_by_sim: leave out retrieved memories whose cosine similarity is not above
@@ -61,11 +62,12 @@ class MemoryConfig:
 
     Source:
         Klett and Ahle, Extended Mind Transformers (arXiv 2406.02332), for names and defaults;
-        `path` and all settings from `sinks` on are ours.
+        `path`, `layers` and all settings from `sinks` on are ours.
     """
 
     memory_type: Literal["manual", "vector_db"] = "manual"
     path: str | None = None
+    enabled: bool = True
     topk: int = 10
     layers: tuple[int, ...] | None = None
     mask_by_sim: bool = False
@@ -231,6 +233,7 @@ _CONVERT: dict[str, Callable[[Any], Any]] = {
 _ACCEPTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "memory_type": (lambda v: v in ("manual", "vector_db"), "'manual' or 'vector_db'"),
     "path": (_is_none_or_text, "a directory name or null"),
+    "enabled": (_is_bool, "true or false"),
     "topk": (_is_positive, "a whole number of at least 1"),
     "layers": (_is_none_or_layers, "a list of at least one layer index (0, 1, ...) or null"),
     "mask_by_sim": (_is_bool, "true or false"),

@@ -97,9 +97,11 @@ def generate(
             f"{positions} positions. Shorten the prompt, or index it as a document."
         )
     pad = tokenizer.pad_token_id
-    changes = {} if topk is None else {"topk": topk}
+    changes: dict[str, Any] = {} if topk is None else {"topk": topk}
+    if not use_memory:
+        changes["enabled"] = False
     started = time.perf_counter()
-    with memory.using(enabled=use_memory, **changes), memory.recording() as recording:
+    with memory.using(**changes), memory.recording() as recording:
         output = cast(Any, model).generate(
             input_ids.to(model.device),
             attention_mask=torch.ones_like(input_ids, device=model.device),

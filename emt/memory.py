@@ -34,7 +34,7 @@ from memory_backends import (
 )
 from memory_backends.validation import check_directory, has_no_store
 
-_CHANGEABLE = ("topk", "layers", "mask_by_sim", "sim_threshold")  # by `using`
+_CHANGEABLE = ("enabled", "topk", "layers", "mask_by_sim", "sim_threshold")  # by `using`
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,6 @@ class AttachedModel:
     identity: Mapping[str, Any]
 
 
-@dataclass(frozen=True, eq=False)
-class _Override:
-    """What one `using` block changes."""
-
-    settings: dict[str, Any]
-    enabled: bool
-
-
 class Memory:
     """The memory of one model. `emt.attach` makes it.
 
@@ -87,9 +79,9 @@ class Memory:
         self.activity = Activity()
         self._recordings: list[Recording] = []
         self._attached_config = config
-        self._overrides: list[_Override] = []  # one for each open `using` block
+        self._overrides: list[Mapping[str, Any]] = []  # one for each open `using` block
         self._layers = _reading_layers(model, config)
-        self._enabled = True
+        self._is_open = True
         self.config = config
         self.backend = _make_backend(model, config, self._layers)
 
@@ -262,6 +254,7 @@ class Memory:
             backend = _make_backend(model, config, _reading_layers(model, config))
             self.backend.close()
             self._attached_config, self.backend = config, backend
+            self._is_open = True
             self._settle(model)
 
     def close(self) -> None:
@@ -271,18 +264,18 @@ class Memory:
             MemoryUseError: while generating.
         """
         with self.activity.alone("close"):
-            self._enabled = False
+            self._is_open = False
             self.backend.close()
 
     # -- options --------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def using(self, *, enabled: bool = True, **settings: Any) -> Iterator[Memory]:
+    def using(self, **settings: Any) -> Iterator[Memory]:
         """Change settings for the calls in a `with` block, from any thread.
 
         Args:
-            enabled: False for the plain model.
-            **settings: `topk`, `layers`, `mask_by_sim` or `sim_threshold`.
+            **settings: `enabled`, `topk`, `layers`, `mask_by_sim` or `sim_threshold`; of blocks in
+                one another, the innermost that names a setting decides.
 
         Raises:
             ConfigError: a setting that is unknown, fixed, or of a wrong value.
@@ -296,13 +289,13 @@ class Memory:
             )
         model = self._attached_model("change settings")
         _reading_layers(model, changed)  # refuse before anything has changed
-        override = _Override(settings, enabled)
-        self._overrides.append(override)
+        self._overrides.append(settings)
         self._settle(model)
         try:
             yield self
         finally:  # whatever other blocks began or ended meanwhile
-            self._overrides.remove(override)
+            at = next(i for i, mine in enumerate(self._overrides) if mine is settings)
+            del self._overrides[at]
             self._settle(model)
 
     @contextlib.contextmanager
@@ -323,7 +316,8 @@ class Memory:
 
     def attend(self, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Compute a layer's attention; called by the model through `emt.hook`."""
-        if not self._enabled or call.layer_idx not in self._layers or not len(self.backend):
+        reads = self._is_open and self.config.enabled and call.layer_idx in self._layers
+        if not reads or not len(self.backend):
             return call.compute()
         recordings = list(self._recordings)
         output, retrieved = attend_with_memories(
@@ -338,9 +332,8 @@ class Memory:
         """Put into force what `attach` was given, as changed by the open `using` blocks."""
         config = self._attached_config
         for override in self._overrides:
-            config = config.replace(**override.settings)
+            config = config.replace(**override)
         self._layers = _reading_layers(model, config)
-        self._enabled = all(override.enabled for override in self._overrides)
         self.config = config
 
     def forget_model(self) -> None:

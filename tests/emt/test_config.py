@@ -9,6 +9,7 @@ from emt.errors import ConfigError
 CHANGED = {
     "memory_type": "vector_db",
     "path": "memories/",
+    "enabled": False,
     "topk": 3,
     "layers": (0, 2),
     "mask_by_sim": True,
@@ -29,6 +30,7 @@ CHANGED = {
 WRONG = {
     "memory_type": ["faiss", None, 1, True, ["manual"]],
     "path": ["", 3, True, ["a"]],
+    "enabled": [1, 0, None, "yes"],
     "topk": [0, -1, 2.0, "3", None, True],
     "layers": [[], [-1], [1.0], [True], 1, "0", {0: 1}, ["0"]],
     "mask_by_sim": [1, 0, None, "yes"],
@@ -52,6 +54,7 @@ def test_defaults_are_the_published_ones():
     assert MemoryConfig().to_dict() == {
         "memory_type": "manual",
         "path": None,
+        "enabled": True,
         "topk": 10,
         "layers": None,
         "mask_by_sim": False,

@@ -320,8 +320,11 @@ def test_using_changes_options_nested_and_puts_them_back(model):
             assert (memory.config.topk, memory.config.layers) == (1, (1,))
             assert not torch.equal(logits(model), outer)
         assert torch.equal(logits(model), outer)
-        with memory.using(enabled=False), memory.using(topk=2, enabled=True):
-            off = logits(model)
+        with memory.using(enabled=False):
+            with memory.using(topk=2):
+                off = logits(model)
+            with memory.using(enabled=True):
+                assert torch.equal(logits(model), outer)
         assert torch.equal(logits(model), outer)
     assert memory.config == before
     assert torch.equal(logits(model), plain)
@@ -398,6 +401,15 @@ def test_a_closed_memory_leaves_the_plain_model(model):
     memory.write([5, 6, 7], document="d")
     memory.close()
     assert torch.equal(logits(model), plain)
+
+
+def test_a_memory_can_be_off_from_the_start(model):
+    plain = logits(model)
+    memory = attach(model, MemoryConfig(enabled=False))
+    memory.write([5, 6, 7], document="d")
+    assert torch.equal(logits(model), plain)
+    with memory.using(enabled=True):
+        assert (logits(model) - plain).abs().max() > 1e-3
 
 
 def test_using_blocks_may_overlap_and_each_takes_back_its_own(model):
