@@ -4,9 +4,17 @@ from emt.attention import memory_attention
 from emt.config import MemoryConfig
 from emt.integration import attach, detach
 from emt.memory import Memory
+from emt.modeling import (
+    ExtendedLlamaForCausalLM,
+    ExtendedMindForCausalLM,
+    ExtendedMptForCausalLM,
+)
 from memory_backends import MemoryBackend
 
 __all__ = [
+    "ExtendedLlamaForCausalLM",
+    "ExtendedMindForCausalLM",
+    "ExtendedMptForCausalLM",
     "Memory",
     "MemoryBackend",
     "MemoryConfig",

@@ -31,7 +31,7 @@ def identity_of(
     """
     layers = layout.layers.values()
     identity: dict[str, Any] = {
-        "model_type": config.model_type,
+        "model_type": config.model_type.removeprefix("extended-"),  # the same weights and rows
         "num_hidden_layers": config.num_hidden_layers,
         "num_key_value_heads": _one_or_all([layer.num_key_value_heads for layer in layers]),
         "head_dim": _one_or_all([layer.head_dim for layer in layers]),

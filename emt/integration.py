@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -190,6 +191,18 @@ def _generate(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
         generate = functools.partial(cast(Any, type(model)).generate, model)
     if attachment is None:
         return generate(*args, **kwargs)
+    with generating(model):
+        return generate(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def generating(model: PreTrainedModel) -> Iterator[None]:
+    """Keep an attached model's memory from being changed while it generates.
+
+    Raises:
+        MemoryUseError: the memory is being changed, or the model's attention was set to another.
+    """
+    attachment = _attached[model]
     for config, _ in attachment.implementations:
         if config._attn_implementation not in (IMPLEMENTATION, EAGER_IMPLEMENTATION):
             raise MemoryUseError(
@@ -197,4 +210,10 @@ def _generate(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
                 "which takes its memory away. Call detach() and attach() again."
             )
     with attachment.memory.activity.shared("generate"):
-        return generate(*args, **kwargs)
+        yield
+
+
+def memory_of(model: PreTrainedModel) -> Memory | None:
+    """Return the memory that is attached to a model, or None."""
+    attachment = _attached.get(model)
+    return None if attachment is None else attachment.memory

@@ -158,6 +158,28 @@ class Memory:
             self.save()
         return changes.counts
 
+    def read(
+        self, source: Source, *, stride: int | None = None, max_length: int | None = None
+    ) -> Iterator[Rows]:
+        """Read text or token ids as `write` does, and remember nothing; special ids have rows.
+
+        Args:
+            source: as in `write`.
+            stride: instead of the setting.
+            max_length: instead of the setting.
+
+        Raises:
+            As `write`.
+        """
+        config = self.config.replace(
+            stride=self.config.stride if stride is None else stride,
+            max_length=self.config.max_length if max_length is None else max_length,
+        )
+        read = self._document(source, "input_ids", config.max_length)
+        windows = {"stride": config.stride, "max_length": config.max_length}
+        options = {**self._encoding(), **windows, "drop_ids": ()}
+        yield from encode(self._decoder(), torch.from_numpy(read.token_ids).long(), **options)
+
     def remove(self, *documents: str) -> int:
         """Forget documents; row ids of others never change. Returns how many rows they had.
 
@@ -340,11 +362,12 @@ class Memory:
         """Let go of the model; called by `detach`."""
         self._model = None
 
-    def _document(self, source: Source, name: str) -> Document:
+    def _document(self, source: Source, name: str, max_length: int | None = None) -> Document:
         """Tokenize what is written, and refuse what cannot be."""
         model = self._attached_model("write")
         document = to_document(source, name, self.tokenizer, model.config.vocab_size)
-        check_max_length(model.config, min(self.config.max_length, len(document.token_ids)))
+        length = min(max_length or self.config.max_length, len(document.token_ids))
+        check_max_length(model.config, length)
         return document
 
     def _decoder(self) -> PreTrainedModel:

@@ -137,7 +137,7 @@ def test_windows_must_not_leave_gaps():
         ("top_k", "Did you mean 'topk'?"),
         ("memory_typ", "Did you mean 'memory_type'?"),
         ("masks_by_similarity", "Did you mean 'mask_by_sim'?"),
-        ("zzz", "The keys are memory_type, path, topk,"),
+        ("zzz", "The keys are memory_type, path, enabled,"),
         (7, "The keys are memory_type"),
     ],
 )
