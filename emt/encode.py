@@ -58,7 +58,7 @@ def check_max_length(config: object, max_length: int) -> None:
     Raises:
         ConfigError: naming both numbers.
     """
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
     if isinstance(positions, int) and max_length > positions:
         raise ConfigError(
             f"max_length ({max_length}) must be at most the model's {positions} positions. "
