@@ -45,6 +45,7 @@ def memory_attention(
     attention_mask: Tensor | None = None,
     is_causal: bool = False,
     memory_mask: Tensor | None = None,
+    memory_bias: Tensor | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> MemoryAttentionOutput:
@@ -61,6 +62,8 @@ def memory_attention(
             every query sees all S keys.
         is_causal: the last query sees all keys, each one before it one less; without a mask only.
         memory_mask: (B, H, Q, k) bool, False for memories that get no weight.
+        memory_bias: broadcastable to (B, H, Q, k), added to memory logits in float32; for families
+            whose `attention_mask` has linear biases too.
         softcap: logits become softcap * tanh(logits / softcap), local and memory alike.
         sinks: (H,) logits that take part in the softmax and carry no value (GPT-OSS).
 
@@ -76,7 +79,8 @@ def memory_attention(
     _check_shapes(query, key, memory_keys, memory_values)
     batch, num_heads, num_queries, dim = query.shape
     scaled = query.float() * scaling
-    if is_causal and softcap is None and sinks is None and _has_flash(query, key, value):
+    is_bare = softcap is None and sinks is None and memory_bias is None
+    if is_causal and is_bare and _has_flash(query, key, value):
         return _over_flash(query, key, value, memory_keys, memory_values, scaling, memory_mask)
     if is_causal:
         num_keys = key.shape[2]
@@ -93,6 +97,8 @@ def memory_attention(
             local = local.masked_fill(~attention_mask, -torch.inf)
         else:
             local = local + attention_mask
+    if memory_bias is not None:
+        remembered = remembered + memory_bias
     if memory_mask is not None:
         remembered = remembered.masked_fill(~memory_mask, -torch.inf)
     parts = [remembered, local]
@@ -160,6 +166,7 @@ def decode_attention(
     *,
     scaling: float,
     attention_mask: Tensor | None = None,
+    memory_bias: Tensor | None = None,
 ) -> Tensor:
     """Compute what `memory_attention` does for one query a sequence, with one fused call.
 
@@ -173,8 +180,9 @@ def decode_attention(
         memory_keys: (B, H, 1, k, D), k at least 1.
         memory_values: (B, H, 1, k, Dv).
         scaling: the model's own factor on logits.
-        attention_mask: (B or 1, 1, 1, S), bool (True is visible) or added to logits; None if every
-            query sees all S keys.
+        attention_mask: (B or 1, H or 1, 1, S), bool (True is visible) or added to logits; None if
+            every query sees all S keys.
+        memory_bias: (B or 1, H, 1, 1), added to memory logits.
 
     Returns:
         Output (B, H, 1, Dv), in the query's dtype; computed in float32.
@@ -187,8 +195,12 @@ def decode_attention(
         local = attention_mask
         if local.dtype == torch.bool:
             local = torch.zeros_like(local, dtype=torch.float32).masked_fill(~local, -torch.inf)
-        mask = mask.expand(len(local), 1, -1, -1).clone()
+        local = _by_kv_head(local, group)  # (B or 1, Hkv or 1, G or 1, S)
+        mask = mask.expand(*local.shape[:2], -1, -1).clone()
         mask[..., group * k :] += local.float()
+    if memory_bias is not None:
+        is_memory = torch.arange(mask.shape[-1], device=mask.device) < group * k
+        mask = mask + _by_kv_head(memory_bias, group) * is_memory
     joined_keys = torch.cat(
         [memory_keys.reshape(batch, num_kv_heads, group * k, dim).float(), key.float()], dim=2
     )
@@ -204,6 +216,12 @@ def decode_attention(
         grouped, joined_keys, joined_values, attn_mask=mask, scale=scaling
     )
     return output.view(batch, num_heads, 1, value.shape[-1]).to(query.dtype)
+
+
+def _by_kv_head(added: Tensor, group: int) -> Tensor:
+    """Split query heads: (B or 1, H or 1, 1, n) to (B or 1, Hkv or 1, G or 1, n)."""
+    batch, num_heads, _, num = added.shape
+    return added.view(batch, num_heads // group, group, num) if num_heads > 1 else added
 
 
 @functools.lru_cache(maxsize=8)  # all layers of a step share one

@@ -88,7 +88,7 @@ def _attention_calls(
                 f"{decoder.config.model_type}: layer {call.layer_idx} attends twice in one "
                 "forward, so its memories cannot be told apart."
             )
-        calls[call.layer_idx] = (call, seen.position_embeddings.get(call.module))
+        calls[call.layer_idx] = (call, seen.embeddings_of(call))
     return calls
 
 
@@ -128,7 +128,9 @@ def _unrotation_of(
     value = at_zero.value.float()
     if (moved.value.float() - value).norm() > tolerance * value.norm():
         return None  # positions were added to the embeddings
-    found = find_unrotation(at_zero.module, moved.key, at_zero.key, embeddings, tolerance)
+    found = find_unrotation(
+        at_zero.module, moved.key, at_zero.key, embeddings, tolerance, at_zero.rotate
+    )
     if found is None:
         raise UnsupportedModelError(
             f"{type(at_zero.module).__name__}, layer {at_zero.layer_idx}: its keys depend on the "

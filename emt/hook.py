@@ -7,6 +7,8 @@ watched (`watching`):
 * `extended_mind` stands in for `sdpa` and for anything faster (flash, flex), with sdpa's masks;
 * `extended_mind_eager` stands in for `eager`, with eager's masks.
 
+Families that compute attention inline have an adapter (`emt.adapters`) that calls `dispatch`.
+
 The names avoid `sdpa`, `flash`, `flex_attention` and `/`: transformers looks for these substrings.
 """
 
@@ -28,6 +30,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from emt.alibi import Alibi
 from emt.errors import UnsupportedModelError
 
 IMPLEMENTATION = "extended_mind"
@@ -50,6 +53,9 @@ class AttentionCall:
         options: keywords: `scaling`, `softcap`, `sliding_window`, `s_aux` and what else the family
             passes.
         own: the model's own attention function.
+        alibi: linear biases, of families with an adapter; not part of `attention_mask`.
+        position_embeddings: cos and sin, from adapters of families that rotate their keys.
+        rotate: `rotate(query, key, cos, sin)`, where the family's file has no such function.
     """
 
     module: nn.Module
@@ -59,6 +65,9 @@ class AttentionCall:
     attention_mask: Tensor | None
     options: dict[str, Any]
     own: AttentionFunction
+    alibi: Alibi | None = None
+    position_embeddings: Any = None
+    rotate: Callable[..., Any] | None = None
 
     def compute(self) -> tuple[Tensor, Tensor | None]:
         """Return the model's own attention, bit for bit."""
@@ -110,8 +119,19 @@ class Watched:
     calls: list[AttentionCall] = field(default_factory=list)
     position_embeddings: dict[nn.Module, Any] = field(default_factory=dict)
 
+    def embeddings_of(self, call: AttentionCall) -> Any:
+        """Return the RoPE of a call: the adapter's own, or what the module was given."""
+        if call.position_embeddings is not None:
+            return call.position_embeddings
+        return self.position_embeddings.get(call.module)
+
 
 _watched: ContextVar[Watched | None] = ContextVar("emt_watched", default=None)
+
+
+def is_heard(module: nn.Module) -> bool:
+    """Tell whether `dispatch` does more for a module than to compute its own attention."""
+    return module in _listeners or _watched.get() is not None
 
 
 @contextlib.contextmanager
@@ -172,7 +192,8 @@ def own_eager(module: nn.Module) -> AttentionFunction:
     return found
 
 
-def _dispatch(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+def dispatch(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+    """Send a call to who watches, to who listens to its module, or to its own attention."""
     seen = _watched.get()
     if seen is not None:
         seen.calls.append(call)
@@ -191,7 +212,7 @@ def _over_sdpa(
     attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    return _dispatch(
+    return dispatch(
         AttentionCall(module, query, key, value, attention_mask, options, sdpa_attention_forward)
     )
 
@@ -204,7 +225,7 @@ def _over_eager(
     attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    return _dispatch(
+    return dispatch(
         AttentionCall(module, query, key, value, attention_mask, options, own_eager(module))
     )
 

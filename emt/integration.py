@@ -18,6 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from emt import adapters
+from emt.adapters import Adapted
 from emt.config import MemoryConfig
 from emt.dry_run import dry_run, layout_of
 from emt.errors import MemoryUseError, UnsupportedModelError
@@ -39,6 +41,7 @@ class _Attachment:
     memory: Memory
     modules: list[nn.Module]
     implementations: list[tuple[PreTrainedConfig, str | None]]
+    adapted: list[Adapted]
     generate: Callable[..., Any] | None  # the model's own, if it is not its class's
 
 
@@ -78,7 +81,9 @@ def attach(
             "this model already has a memory. "
             "Use the Memory that attach() returned, or detach() first."
         )
-    implementations = _replace_implementations(decoder)
+    adapted = adapters.install(decoder)
+    # An inline family reads its implementation to choose masks and code paths: leave it alone.
+    implementations = [] if adapted else _replace_implementations(decoder)
     try:
         layers = dry_run(decoder)
         modules = [layer.call.module for layer in layers.values()]
@@ -98,6 +103,7 @@ def attach(
             tokenizer,
         )
     except BaseException:
+        adapters.remove(adapted)
         _restore_implementations(implementations)
         raise
     for module in modules:
@@ -105,7 +111,7 @@ def attach(
     own = vars(model).get("generate")
     if getattr(own, "__func__", None) is _generate:  # a copy of an attached model
         own = None
-    _attached[model] = _Attachment(memory, modules, implementations, own)
+    _attached[model] = _Attachment(memory, modules, implementations, adapted, own)
     if isinstance(model, GenerationMixin):
         vars(model)["generate"] = types.MethodType(_generate, model)
     return memory
@@ -128,6 +134,7 @@ def detach(model: PreTrainedModel) -> None:
         vars(model).pop("generate", None)
         if attachment.generate is not None:
             vars(model)["generate"] = attachment.generate
+        adapters.remove(attachment.adapted)
         _restore_implementations(attachment.implementations)
 
 

@@ -12,6 +12,7 @@ from emt.attention import (
     group_queries,
     memory_attention,
     ungroup,
+    visible_to,
 )
 from emt.config import MemoryConfig
 from emt.errors import UnsupportedModelError
@@ -85,6 +86,7 @@ def _is_plain(call: AttentionCall, config: MemoryConfig) -> bool:
         and call.options.get("s_aux") is None
         and not config.mask_by_sim
         and (mask is None or mask.shape[1] == 1)
+        and (call.alibi is None or call.alibi.distance is None)
     )
 
 
@@ -96,7 +98,7 @@ def _decode(call: AttentionCall, backend: MemoryBackend, config: MemoryConfig) -
     if found is None:
         return None
     memory_keys, memory_values = (ungroup(rows.to(query.device), len(query), 1) for rows in found)
-    mask = call.attention_mask
+    mask = _mask(call)
     return decode_attention(
         query,
         key,
@@ -104,7 +106,8 @@ def _decode(call: AttentionCall, backend: MemoryBackend, config: MemoryConfig) -
         memory_keys,
         memory_values,
         scaling=_scaling(call),
-        attention_mask=None if mask is None else mask[..., : key.shape[2]],
+        attention_mask=mask if call.alibi is None else call.alibi.of_keys(mask),
+        memory_bias=None if call.alibi is None else call.alibi.of_memories(mask),
     )
 
 
@@ -130,6 +133,9 @@ def _attend_chunk(
         attention_mask=mask,
         is_causal=is_causal,
         memory_mask=usable,
+        memory_bias=None
+        if call.alibi is None
+        else call.alibi.of_memories(call.attention_mask, ids),
         softcap=call.options.get("softcap"),
         sinks=call.options.get("s_aux"),
     )
@@ -140,14 +146,26 @@ def _local_context(
     call: AttentionCall, start: int, stop: int
 ) -> tuple[Tensor, Tensor, Tensor | None, bool]:
     """Return keys, values and mask of queries `start` to `stop`, and if they see causally."""
-    mask = call.attention_mask
+    mask = _mask(call)
     if mask is not None:
-        return call.key, call.value, mask[:, :, start:stop, : call.key.shape[2]], False
+        mask = mask[:, :, start:stop]
+    if call.alibi is not None:
+        if mask is None and call.query.shape[2] > 1:
+            mask = visible_to(start, stop, call.key.shape[2], call.key.device)[None, None]
+        return call.key, call.value, call.alibi.of_keys(mask), False
+    if mask is not None:
+        return call.key, call.value, mask, False
     if call.query.shape[2] == 1 or not _is_causal(call):
         return call.key, call.value, None, False
     # As in transformers' sdpa, no mask means causal from the first key on: a static cache has not
     # written the later ones yet.
     return call.key[:, :, :stop], call.value[:, :, :stop], None, True
+
+
+def _mask(call: AttentionCall) -> Tensor | None:
+    """Return the mask of the keys that are there; a cache of fixed size may mask more."""
+    mask = call.attention_mask
+    return None if mask is None else mask[..., : call.key.shape[2]]
 
 
 def _is_causal(call: AttentionCall) -> bool:

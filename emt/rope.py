@@ -83,7 +83,12 @@ def is_at_zero(key: Tensor, key_at_zero: Tensor, moved: Tensor, tolerance: float
 
 
 def find_unrotation(
-    module: nn.Module, key: Tensor, key_at_zero: Tensor, embeddings: Any, tolerance: float
+    module: nn.Module,
+    key: Tensor,
+    key_at_zero: Tensor,
+    embeddings: Any,
+    tolerance: float,
+    rotate: Callable[..., Any] | None = None,
 ) -> Unrotation | None:
     """Find out how to bring an attention module's keys back to position 0.
 
@@ -93,11 +98,13 @@ def find_unrotation(
         key_at_zero: the key of the same token alone at position 0.
         embeddings: what the module was given as `position_embeddings` for `key`, or None.
         tolerance: largest relative difference that still counts as equal.
+        rotate: `rotate(query, key, cos, sin)`; the module's own `apply_rotary_pos_emb` if None.
 
     Returns:
         An `Unrotation` that was seen to work both ways, or None where nothing works.
     """
-    rotate = vars(sys.modules[type(module).__module__]).get("apply_rotary_pos_emb")
+    if rotate is None:
+        rotate = vars(sys.modules[type(module).__module__]).get("apply_rotary_pos_emb")
     is_pair = isinstance(embeddings, tuple) and len(embeddings) == 2
     if not callable(rotate) or not is_pair:
         return None

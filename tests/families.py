@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from emt import hook
 from emt.encode import encode
 from emt.memory import Memory
 from memory_backends import Document
@@ -116,15 +120,15 @@ FAMILIES = [
     Family("stablelm", "a quarter of each head rotated", {"partial_rotary_factor": 0.25}),
     Family("granite", "own attention multiplier", {"attention_multiplier": 0.2}),
     Family("smollm3", "some layers without RoPE", {"no_rope_layers": [1, 0, 1]}),
-]
-
-REFUSED = [
     Family(
         "mpt",
-        "ALiBi, attention inline",
+        "ALiBi; attention inline, through an adapter",
         {"d_model": 64, "n_heads": 4, "n_layers": 3},
         drop=_NAMED_DIFFERENTLY,
     ),
+]
+
+REFUSED = [
     Family(
         "bloom",
         "ALiBi, attention inline",
@@ -172,12 +176,36 @@ def oracle_error(
         input_ids[row, width - len(suffix) :] = suffix
         attention_mask[row, width - len(suffix) :] = 1
     position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0) + num_prefix
-    with memory.using(topk=topk or num_prefix, layers=list(memory.backend.layout.layers)):
+    everything = memory.using(topk=topk or num_prefix, layers=list(memory.backend.layout.layers))
+    with everything, _placed(decoder, memory, lambda ids: num_prefix - ids):
         logits = model(input_ids, attention_mask=attention_mask, position_ids=position_ids).logits
     return max(
         float((logits[row, width - len(suffix) :] - expected[row]).abs().max())
         for row, suffix in enumerate(suffixes)
     )
+
+
+@contextlib.contextmanager
+def _placed(
+    decoder: PreTrainedModel, memory: Memory, distance: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    """Tell linear biases how far away each memory is; positions of other families do that."""
+
+    class Placing:
+        def attend(self, call: hook.AttentionCall) -> tuple[Tensor, Tensor | None]:
+            if call.alibi is not None:
+                call = replace(call, alibi=replace(call.alibi, distance=distance))
+            return memory.attend(call)
+
+    modules = [module for module in decoder.modules() if hook.is_bound(module)]
+    placing = Placing()
+    for module in modules:
+        hook.bind(module, placing)
+    try:
+        yield
+    finally:
+        for module in modules:
+            hook.bind(module, memory)
 
 
 def build(model_type: str, **options: Any) -> PreTrainedModel:

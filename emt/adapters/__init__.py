@@ -1,0 +1,5 @@
+"""Attention classes that compute inline, taught to send their attention through `emt.hook`."""
+
+from emt.adapters.install import Adapted, install, remove
+
+__all__ = ["Adapted", "install", "remove"]
