@@ -28,10 +28,12 @@ class MemoryAttentionOutput(NamedTuple):
     Attributes:
         output: (B, H, Q, Dv), in the query's dtype.
         memory_weights: (B, H, Q, k) float32, each retrieved memory's share of the joint softmax.
+        local_weights: (B, H, Q, S) float32, the local keys' shares; None if not asked for.
     """
 
     output: Tensor
     memory_weights: Tensor
+    local_weights: Tensor | None = None
 
 
 def memory_attention(
@@ -48,6 +50,7 @@ def memory_attention(
     memory_bias: Tensor | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    need_weights: bool = False,
 ) -> MemoryAttentionOutput:
     """Attend to each query's own memories and to the local context, in one softmax.
 
@@ -66,9 +69,10 @@ def memory_attention(
             whose `attention_mask` has linear biases too.
         softcap: logits become softcap * tanh(logits / softcap), local and memory alike.
         sinks: (H,) logits that take part in the softmax and carry no value (GPT-OSS).
+        need_weights: return the local keys' weights, too.
 
     Returns:
-        Output and memory weights. A query that sees nothing at all gets zeros.
+        Output and weights. A query that sees nothing at all gets zeros.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -80,7 +84,7 @@ def memory_attention(
     batch, num_heads, num_queries, dim = query.shape
     scaled = query.float() * scaling
     is_bare = softcap is None and sinks is None and memory_bias is None
-    if is_causal and is_bare and _has_flash(query, key, value):
+    if is_causal and is_bare and not need_weights and _has_flash(query, key, value):
         return _over_flash(query, key, value, memory_keys, memory_values, scaling, memory_mask)
     if is_causal:
         num_keys = key.shape[2]
@@ -111,10 +115,33 @@ def memory_attention(
     num_memories, num_keys = remembered.shape[-1], local.shape[-1]
     memory_weights = weights[..., :num_memories]
     local_weights = weights[..., num_memories : num_memories + num_keys]
-    local_weights = local_weights.reshape(batch, key.shape[1], -1, num_keys)  # (B, Hkv, G * Q, S)
-    output = (local_weights @ value.float()).view(batch, num_heads, num_queries, -1)
+    grouped = local_weights.reshape(batch, key.shape[1], -1, num_keys)  # (B, Hkv, G * Q, S)
+    output = (grouped @ value.float()).view(batch, num_heads, num_queries, -1)
     output = output + (memory_weights.unsqueeze(-2) @ memory_values.float()).squeeze(-2)
-    return MemoryAttentionOutput(output.to(query.dtype), memory_weights)
+    return MemoryAttentionOutput(
+        output.to(query.dtype), memory_weights, local_weights if need_weights else None
+    )
+
+
+def joint_weights(memory_weights: Tensor, local_weights: Tensor) -> Tensor:
+    """Lay out the weights of one softmax in one tensor, memories first.
+
+    Args:
+        memory_weights: (B, H, Q, k).
+        local_weights: (B, H, Q, S).
+
+    Returns:
+        (B, H, Q, Q * k + S): column `q * k + j` is the j-th memory of query q, zero for all other
+        queries.
+
+    Source:
+        The attention weights that the published implementation returns.
+    """
+    batch, num_heads, num_queries, k = memory_weights.shape
+    own = torch.eye(num_queries, dtype=memory_weights.dtype, device=memory_weights.device)
+    spread = memory_weights.unsqueeze(-2) * own.unsqueeze(-1)  # (B, H, Q, Q, k)
+    spread = spread.view(batch, num_heads, num_queries, num_queries * k)
+    return torch.cat([spread, local_weights], dim=-1)
 
 
 def _has_flash(query: Tensor, key: Tensor, value: Tensor) -> bool:

@@ -152,6 +152,24 @@ def watching(model: nn.Module) -> Iterator[Watched]:
             hook.remove()
 
 
+_weighing: ContextVar[bool] = ContextVar("emt_weighing", default=False)
+
+
+@contextlib.contextmanager
+def weighing() -> Iterator[None]:
+    """Ask for attention weights where a family does not tell its attention that they are wanted."""
+    token = _weighing.set(True)
+    try:
+        yield
+    finally:
+        _weighing.reset(token)
+
+
+def wants_weights(call: AttentionCall) -> bool:
+    """Tell whether the caller of a model wants this call's attention weights."""
+    return bool(call.options.get("output_attentions")) or _weighing.get()
+
+
 def _signature(module: nn.Module) -> inspect.Signature:
     """Return what a module's forward takes; looked up once, for it is asked at every forward."""
     if "forward" in vars(module):  # one of its own, such as accelerate's

@@ -19,7 +19,7 @@ from emt.config import MemoryConfig
 from emt.documents import Source, special_ids, to_document
 from emt.encode import check_max_length, encode
 from emt.errors import ConfigError, DocumentError, MemoryUseError, StoreError
-from emt.hook import AttentionCall
+from emt.hook import AttentionCall, wants_weights
 from emt.recording import Recording
 from emt.retrieval import attend_with_memories
 from emt.rope import Unrotation
@@ -342,13 +342,17 @@ class Memory:
         if not reads or not len(self.backend):
             return call.compute()
         recordings = list(self._recordings)
-        output, retrieved = attend_with_memories(
-            call, self.backend, self.config, recorded=bool(recordings)
+        attended = attend_with_memories(
+            call,
+            self.backend,
+            self.config,
+            recorded=bool(recordings),
+            weighed=wants_weights(call),
         )
-        if retrieved is not None:
+        if attended.retrieved is not None:
             for recording in recordings:
-                recording.add(retrieved)
-        return output, None
+                recording.add(attended.retrieved)
+        return attended.output, attended.weights
 
     def _settle(self, model: AttachedModel) -> None:
         """Put into force what `attach` was given, as changed by the open `using` blocks."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from emt.attention import (
+    MemoryAttentionOutput,
     decode_attention,
     group_queries,
+    joint_weights,
     memory_attention,
     ungroup,
     visible_to,
@@ -43,9 +47,28 @@ class Retrieved:
         return Retrieved(self.layer_idx, self.ids[row], self.scores[row], self.weights[row])
 
 
+class Attended(NamedTuple):
+    """What a layer's attention over memories and local context gives.
+
+    Attributes:
+        output: (B, Q, H, Dv), as transformers wants it.
+        retrieved: what was retrieved, if asked for.
+        weights: (B, H, Q, Q * k + S), as `joint_weights` lays them out, if asked for.
+    """
+
+    output: Tensor
+    retrieved: Retrieved | None
+    weights: Tensor | None
+
+
 def attend_with_memories(
-    call: AttentionCall, backend: MemoryBackend, config: MemoryConfig, *, recorded: bool = True
-) -> tuple[Tensor, Retrieved | None]:
+    call: AttentionCall,
+    backend: MemoryBackend,
+    config: MemoryConfig,
+    *,
+    recorded: bool = True,
+    weighed: bool = False,
+) -> Attended:
     """Compute a layer's attention over its local context and each query's own memories.
 
     Queries are taken in chunks, so that a prompt of Q tokens costs Q * k memories and not more.
@@ -55,27 +78,34 @@ def attend_with_memories(
         backend: where the memories are.
         config: the settings in force.
         recorded: False if nobody asks what was retrieved, which lets a decode step be quicker.
-
-    Returns:
-        Output (B, Q, H, Dv), as transformers wants it, and what was retrieved, if asked for.
+        weighed: return attention weights.
 
     Raises:
         UnsupportedModelError: the call has a feature that cannot be merged with memories.
     """
     check_options(call)
     num_queries = call.query.shape[2]
-    if num_queries == 1 and not recorded and _is_plain(call, config):
+    if num_queries == 1 and not (recorded or weighed) and _is_plain(call, config):
         output = _decode(call, backend, config)
         if output is not None:
-            return output.transpose(1, 2), None  # (B, 1, H, Dv)
+            return Attended(output.transpose(1, 2), None, None)  # (B, 1, H, Dv)
     step = _chunk_length(call, min(config.topk, len(backend)))
-    outputs, retrieved = [], []
-    for start in range(0, num_queries, step):
-        output, found = _attend_chunk(call, backend, config, start, min(start + step, num_queries))
-        outputs.append(output)
-        retrieved.append(found)
-    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)  # (B, H, Q, Dv)
-    return output.transpose(1, 2).contiguous(), _joined(retrieved)
+    parts = [
+        _attend_chunk(call, backend, config, start, min(start + step, num_queries), weighed)
+        for start in range(0, num_queries, step)
+    ]
+    output = _cat([part.output for part, _ in parts])  # (B, H, Q, Dv)
+    retrieved = _joined([found for _, found in parts])
+    weights = None
+    if weighed:
+        num_keys = call.key.shape[2]
+        local = [
+            pad(part.local_weights, (0, num_keys - part.local_weights.shape[-1]))
+            for part, _ in parts
+            if part.local_weights is not None
+        ]
+        weights = joint_weights(retrieved.weights, _cat(local)).to(output.dtype)
+    return Attended(output.transpose(1, 2).contiguous(), retrieved, weights)
 
 
 def _is_plain(call: AttentionCall, config: MemoryConfig) -> bool:
@@ -112,8 +142,13 @@ def _decode(call: AttentionCall, backend: MemoryBackend, config: MemoryConfig) -
 
 
 def _attend_chunk(
-    call: AttentionCall, backend: MemoryBackend, config: MemoryConfig, start: int, stop: int
-) -> tuple[Tensor, Retrieved]:
+    call: AttentionCall,
+    backend: MemoryBackend,
+    config: MemoryConfig,
+    start: int,
+    stop: int,
+    weighed: bool,
+) -> tuple[MemoryAttentionOutput, Retrieved]:
     query = call.query[:, :, start:stop]
     batch, _, num_queries, _ = query.shape
     key, value, mask, is_causal = _local_context(call, start, stop)
@@ -123,7 +158,7 @@ def _attend_chunk(
         ungroup(part.to(query.device), batch, num_queries) for part in found
     )
     usable = scores > (config.sim_threshold if config.mask_by_sim else -torch.inf)
-    output, weights = memory_attention(
+    attended = memory_attention(
         query,
         key,
         value,
@@ -138,8 +173,9 @@ def _attend_chunk(
         else call.alibi.of_memories(call.attention_mask, ids),
         softcap=call.options.get("softcap"),
         sinks=call.options.get("s_aux"),
+        need_weights=weighed,
     )
-    return output, Retrieved(call.layer_idx, ids, scores, weights)
+    return attended, Retrieved(call.layer_idx, ids, scores, attended.memory_weights)
 
 
 def _local_context(
@@ -200,11 +236,15 @@ def check_options(call: AttentionCall) -> None:
             )
 
 
+def _cat(parts: list[Tensor]) -> Tensor:
+    """Join chunks of queries, (B, H, Q, ...)."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
 def _joined(parts: list[Retrieved]) -> Retrieved:
     if len(parts) == 1:
         return parts[0]
     ids, scores, weights = (
-        torch.cat([getattr(part, name) for part in parts], dim=2)
-        for name in ("ids", "scores", "weights")
+        _cat([getattr(part, name) for part in parts]) for name in ("ids", "scores", "weights")
     )
     return Retrieved(parts[0].layer_idx, ids, scores, weights)

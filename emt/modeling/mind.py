@@ -18,6 +18,7 @@ from transformers.utils.generic import ModelOutput
 
 from emt.documents import Source, to_document
 from emt.errors import ConfigError
+from emt.hook import weighing
 from emt.integration import attach, generating, memory_of
 from emt.memory import Memory
 from emt.modeling.indices import LayerIndices, memory_indices
@@ -219,7 +220,8 @@ class ExtendedMind(PreTrainedModel):
     ) -> Any:
         """Run the stock forward with memories; the options are those of `generate`."""
         memory = self.memory if _generating.get() is self else self._remember()
-        with _using(memory, topk, use_external_mind):
+        weighed = weighing() if kwargs.get("output_attentions") else contextlib.nullcontext()
+        with _using(memory, topk, use_external_mind), weighed:
             if not output_retrieved_memory_idx:
                 return stock(self, *args, **kwargs)
             with memory.recording(whole_prompt=True) as recording:

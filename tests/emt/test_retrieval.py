@@ -43,7 +43,7 @@ def attention_call(*, num_queries=Q, mask=None, **options):
 
 
 def assert_as_brute_force(call, rows, found, *, visible, topk, tolerance=2e-6, **options):
-    output, retrieved = found
+    output, retrieved, _ = found
     expected, ids, scores, weights = extended_attention(
         call.query, call.key, call.value, **rows, topk=topk, visible=visible, **options
     )
@@ -106,6 +106,30 @@ def test_topk_above_the_rows_takes_them_all(memory_type, chunk_bytes, monkeypatc
     found = attend_with_memories(call, made, MemoryConfig(topk=50))
     assert found[1].ids.shape[-1] == 3
     assert_as_brute_force(call, rows, found, visible=padded, topk=3, scaling=0.3)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 3000, 2**26])
+@pytest.mark.parametrize("visible", [padded, None], ids=["padded", "causal"])
+def test_attention_weights_are_the_whole_softmax(visible, chunk_bytes, monkeypatch):
+    monkeypatch.setattr(retrieval, "_CHUNK_BYTES", chunk_bytes)
+    made, rows = backend("manual")
+    call = attention_call(mask=None if visible is None else mask_of(visible), scaling=0.3)
+    num_keys = call.key.shape[2]
+    found = attend_with_memories(call, made, MemoryConfig(topk=4), weighed=True)
+    assert found.weights.shape == (B, H, Q, Q * 4 + num_keys)
+    np.testing.assert_allclose(found.weights.sum(-1).numpy(), 1, atol=1e-6)
+    group = H // call.value.shape[1]
+    for b, h, q in np.ndindex(B, H, Q):
+        memories, local = found.weights[b, h, q].split([Q * 4, num_keys])
+        others = torch.cat([memories[: q * 4], memories[(q + 1) * 4 :]])
+        assert not others.any()
+        ids = found.retrieved.ids[b, h, q]
+        values = rows["memory_value"][h // group][ids]
+        output = memories[q * 4 : (q + 1) * 4] @ values + local @ call.value[b, h // group]
+        np.testing.assert_allclose(output.numpy(), found.output[b, q, h].numpy(), atol=2e-6)
+    without = attend_with_memories(call, made, MemoryConfig(topk=4))
+    assert without.weights is None
+    np.testing.assert_allclose(found.output.numpy(), without.output.numpy(), atol=2e-6)
 
 
 @pytest.mark.parametrize("threshold", [-1.0, 0.25, 0.6, 1.0])
