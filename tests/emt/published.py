@@ -60,7 +60,7 @@ def case(model, name):
 
 
 def published_folder(folder, model, settings=None):
-    """Write a checkpoint as it was published: own model type, settings, remote code that is absent."""
+    """Write a checkpoint as it was published; the remote code that it names is absent."""
     folder.mkdir()
     shutil.copy(REFERENCE / model / "model.safetensors", folder)
     config = json.loads((REFERENCE / model / "config.json").read_text(encoding="utf-8"))

@@ -35,6 +35,9 @@ def test_all_is_sorted_and_complete():
 
 def test_the_names_a_user_learns():
     assert emt.__all__ == [
+        "ExtendedLlamaForCausalLM",
+        "ExtendedMindForCausalLM",
+        "ExtendedMptForCausalLM",
         "Memory",
         "MemoryBackend",
         "MemoryConfig",

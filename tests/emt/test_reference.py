@@ -29,7 +29,9 @@ def load(tmp_path, expected, memory_type, **more):
     folder = published_folder(tmp_path / "model", expected.model, settings)
     return AutoModelForCausalLM.from_pretrained(
         folder,
-        external_memories=expected.tensor("memory_ids") if "memory_ids" in expected.arrays else None,
+        external_memories=expected.tensor("memory_ids")
+        if "memory_ids" in expected.arrays
+        else None,
         trust_remote_code=True,
         **MEMORY_TYPES[memory_type],
         **more,
