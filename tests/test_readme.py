@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -21,15 +22,42 @@ def test_the_python_runs_from_top_to_bottom(
     make_model(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 4
     names = {"NAME": str(tmp_path / "model"), "TEXT": TEXT, "PROMPT": "w22 w23"}
-    for block in blocks:
+    for block in blocks[:2]:
         exec(block, names)
     assert (tmp_path / "memories" / "catalog.sqlite").is_file()
     assert {citation.document for citation in names["found"]} == {"grothendieck.txt"}
     ids = names["inputs"].input_ids
     assert torch.equal(names["output"][:, : ids.shape[1]], ids)
     assert names["output"].shape[1] > ids.shape[1]
+
+
+def test_the_published_interface_runs_as_it_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model(tmp_path / "model")
+    make_model(tmp_path / "published")
+    config = json.loads((tmp_path / "published" / "config.json").read_text(encoding="utf-8"))
+    config |= {"model_type": "extended-llama", "auto_map": {"AutoConfig": "configuration.Absent"}}
+    (tmp_path / "published" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S)
+    names = {"NAME": "model", "PATH": "published", "TEXT": TEXT, "PROMPT": "w22 w23"}
+    names["OTHER_TEXT"] = "w40 w41 w42"
+    exec(blocks[2], names)
+    num_layers = names["model"].config.num_hidden_layers
+    assert len(names["idx"]) == len(names["weights"]) == num_layers
+    heads = names["model"].config.num_attention_heads
+    assert names["idx"][0].shape == (1, heads, 10)
+    assert names["model"].memory_ids == names["tokenizer"]("w40 w41 w42").input_ids
+    assert len(names["keys_and_values"]) == num_layers
+    exec(blocks[3], names)
+    assert names["again"].memory_ids == names["memory_ids"]
+    plain = names["again"](names["inputs"], topk=0).logits
+    found = names["again"](names["inputs"]).logits
+    assert torch.equal(found, names["model"](names["inputs"]).logits)
+    assert (found - plain).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("command", ["index", "generate", "info", "remove"])
