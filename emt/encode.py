@@ -52,14 +52,23 @@ def tokens_read(num_tokens: int, stride: int, max_length: int, *, carry_context:
     return sum(w.stop - w.start for w in windows(num_tokens, stride, max_length))
 
 
+def num_positions(config: object) -> int | None:
+    """Return how many tokens a model can read at a time; None if it does not say."""
+    for name in ("max_position_embeddings", "max_seq_len"):  # the second is MPT's
+        found = getattr(config, name, None)
+        if isinstance(found, int):
+            return found
+    return None
+
+
 def check_max_length(config: object, max_length: int) -> None:
     """Refuse windows that are longer than the model's positions.
 
     Raises:
         ConfigError: naming both numbers.
     """
-    positions = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
-    if isinstance(positions, int) and max_length > positions:
+    positions = num_positions(config)
+    if positions is not None and max_length > positions:
         raise ConfigError(
             f"max_length ({max_length}) must be at most the model's {positions} positions. "
             f"Set max_length={positions} or less in the memory config."
