@@ -137,9 +137,7 @@ def test_dropout_falls_where_the_family_lets_it(model_type):
 def test_memories_are_context(name, implementation, lengths, memory_type):
     model = VARIANTS[name].build(attn_implementation=implementation)
     memory = attach(model, config(memory_type))
-    # Falcon rounds its biases to bfloat16; slopes of six heads are not powers of two.
-    tolerance = 2e-3 if "falcon" in name and "ALiBi" in name else TOLERANCE
-    assert oracle_error(model, memory, lengths=lengths) <= tolerance
+    assert oracle_error(model, memory, lengths=lengths) <= TOLERANCE
 
 
 def remembering(family, **settings):
@@ -170,6 +168,9 @@ def test_generating_with_a_cache_is_one_forward_a_token(family, memory_type):
         assert row[IDS.shape[1] - int(mask.sum()) :].tolist() == alone.tolist()
     with memory.recording():  # the general path, not that of a plain decode step
         assert torch.equal(model.generate(IDS, attention_mask=MASK, **options), found)
+    if not getattr(model.config, "alibi", False):  # transformers' Falcon fails with ALiBi
+        static = {**options, "cache_implementation": "static"}
+        assert torch.equal(model.generate(IDS, attention_mask=MASK, **static), found)
     with memory.using(enabled=False):
         plain = model.generate(IDS, attention_mask=MASK, **options)
     assert not torch.equal(plain, found)
@@ -182,20 +183,23 @@ def test_generating_with_a_cache_is_one_forward_a_token(family, memory_type):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision_is_near_float32(family, dtype):
+def test_half_precision_is_near_float32(family, dtype, tmp_path):
     """All rows are retrieved, so that no near tie between cosines can change what is."""
+    family.build(initializer_range=0.05).save_pretrained(tmp_path)
     logits = {}
     for one in (torch.float32, dtype):
-        model = family.build(dtype=one, initializer_range=0.05)
-        stock = outputs(model)[0].float()
+        # Not model.to(dtype): loading leaves tables of cosines in float32.
+        model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=one).eval()
+        stock = outputs(model)
         memory = attach(model, MemoryConfig(topk=100))
+        assert same(outputs(model), stock)
         assert memory.backend.layout.dtype == one
         memory.write(DOCUMENT, document="d")
         logits[one] = outputs(model)[0]
         assert logits[one].dtype == one
-        assert (logits[one].float() - stock).abs().max() > 0.05
+        assert (logits[one] - stock[0]).abs().max() > 0.05
     error = (logits[dtype].float() - logits[torch.float32]).abs().max()
-    assert error < (0.01 if dtype == torch.float16 else 0.1)
+    assert error < (0.005 if dtype == torch.float16 else 0.03)
 
 
 def test_grouped_heads_are_stored_once():
@@ -290,6 +294,19 @@ def test_hooks_of_accelerate_still_run(family, added, removed):
         for module in modules:
             remove_hook_from_module(module)
     assert same(outputs(model), stock)
+
+
+def test_what_accelerate_leaves_in_a_module_stays():
+    model = ADAPTED[0].build()
+    module = model.transformer.blocks[1].attn
+    add_hook_to_module(module, Counting())
+    remove_hook_from_module(module)
+    before = dict(vars(module))
+    assert before["forward"].__func__ is type(module).forward
+    attach(model)
+    assert vars(module)["forward"].__func__ is not type(module).forward
+    detach(model)
+    assert dict(vars(module)) == before
 
 
 def test_a_forward_that_somebody_replaced_is_not_bypassed():
