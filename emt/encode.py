@@ -52,9 +52,9 @@ def tokens_read(num_tokens: int, stride: int, max_length: int, *, carry_context:
     return sum(w.stop - w.start for w in windows(num_tokens, stride, max_length))
 
 
-def num_positions(config: object) -> int | None:
-    """Return how many tokens a model can read at a time; None if it does not say."""
-    for name in ("max_position_embeddings", "max_seq_len"):  # the second is MPT's
+def max_positions(config: object) -> int | None:
+    """Return how many positions a model has, or None if it does not say."""
+    for name in ("max_position_embeddings", "max_seq_len"):  # MPT has the second
         found = getattr(config, name, None)
         if isinstance(found, int):
             return found
@@ -67,7 +67,7 @@ def check_max_length(config: object, max_length: int) -> None:
     Raises:
         ConfigError: naming both numbers.
     """
-    positions = num_positions(config)
+    positions = max_positions(config)
     if positions is not None and max_length > positions:
         raise ConfigError(
             f"max_length ({max_length}) must be at most the model's {positions} positions. "

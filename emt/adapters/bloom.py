@@ -41,7 +41,9 @@ def forward(
         alibi: (B * H, 1, S), 0 at the first visible key and rising.
         attention_mask: (B, 1, Q, S), additive.
         layer_past: the cache.
-        use_cache: ignored, as by the family; like what follows.
+        use_cache: ignored, as by the family.
+        output_attentions: whether weights are wanted; the family's own are returned anyway.
+        **kwargs: ignored, as by the family.
 
     Raises:
         UnsupportedModelError: the output projection is to be computed in slices.
@@ -64,7 +66,7 @@ def forward(
             key,
             value,
             attention_mask,
-            {"scaling": self.inv_norm_factor},
+            {"scaling": self.inv_norm_factor, "output_attentions": output_attentions},
             functools.partial(_own, alibi=alibi),
             alibi=Alibi(alibi.view(batch, self.num_heads, 1, -1), slopes_of(self, alibi)),
         )
@@ -83,6 +85,7 @@ def _own(
     *,
     scaling: float,
     alibi: Tensor,
+    **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """Compute the family's own attention, bit for bit."""
     batch, num_heads, num_queries, _ = query.shape

@@ -35,7 +35,8 @@ def forward(
         layer_past: the cache.
         attention_mask: (B, 1, Q, S), additive.
         position_ids: (B or 1, Q) int64.
-        use_cache: ignored, as by the family; like what follows.
+        use_cache: ignored, as by the family.
+        output_attentions: whether weights are wanted; the family's own are returned anyway.
     """
     batch, num_queries, _ = hidden_states.shape
     mixed = self.qkv_proj(hidden_states).view(batch, num_queries, _CORES, -1)
@@ -55,7 +56,7 @@ def forward(
             key.to(value.dtype),
             value,
             attention_mask,
-            {"scaling": 1 / self.scale_attn},
+            {"scaling": 1 / self.scale_attn, "output_attentions": output_attentions},
             functools.partial(_own, query, key),
             position_embeddings=(cos, sin),
             rotate=functools.partial(rotate_both, rotation_of(self)),

@@ -46,7 +46,7 @@ def forward(
         position_ids: ignored, as by the family.
         layer_past: the cache.
         use_cache: ignored, as by the family.
-        output_attentions: compute eagerly.
+        output_attentions: whether weights are wanted; the family then computes eagerly.
         position_embeddings: cos and sin, each (B or 1, Q, D).
         **kwargs: ignored, as by the family.
     """
@@ -71,7 +71,7 @@ def forward(
             key[:, ::group],
             value[:, ::group],
             attention_mask if alibi is None else _visible(attention_mask),
-            {"scaling": self.inv_norm_factor},
+            {"scaling": self.inv_norm_factor, "output_attentions": output_attentions},
             functools.partial(_own, own, key, value, attention_mask),
             alibi=None if alibi is None else _biases(self, alibi, is_eager),
             position_embeddings=None if alibi is not None else position_embeddings,

@@ -38,7 +38,9 @@ def forward(
         layer_past: the cache.
         attention_mask: (B, 1, Q, S), additive.
         position_ids: (B or 1, Q) int64.
-        use_cache: ignored, as by the family; like what follows.
+        use_cache: ignored, as by the family.
+        output_attentions: whether weights are wanted; the family's own are returned anyway.
+        **kwargs: ignored, as by the family.
     """
     batch, num_queries, _ = hidden_states.shape
     query, key, value = (
@@ -58,7 +60,7 @@ def forward(
             key,
             value,
             attention_mask,
-            {"scaling": 1 / self.scale_attn},
+            {"scaling": 1 / self.scale_attn, "output_attentions": output_attentions},
             own,
             position_embeddings=(cos, sin),
             rotate=functools.partial(rotate_both, rotation_of(self)),
