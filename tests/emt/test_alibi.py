@@ -77,9 +77,9 @@ def test_against_float64(
         num_queries=num_queries, mask=mask_of(mask, num_queries), scaling=SCALING
     )
     call = AttentionCall(**{**vars(plain), "alibi": alibi_of(frame, distance)})
-    output, retrieved = attend_with_memories(call, made, MemoryConfig(topk=ROWS), recorded=recorded)
-    assert (retrieved is None) == (num_queries == 1 and not recorded and distance is None)
-    found = output.transpose(1, 2).numpy()
+    attended = attend_with_memories(call, made, MemoryConfig(topk=ROWS), recorded=recorded)
+    assert (attended[1] is None) == (num_queries == 1 and not recorded and distance is None)
+    found = attended[0].transpose(1, 2).numpy()
     wanted = expected(call, rows, distance or (lambda row: 1))
     np.testing.assert_allclose(found, wanted, atol=2e-6)
 
