@@ -88,7 +88,7 @@ def _attention_calls(
                 f"{decoder.config.model_type}: layer {call.layer_idx} attends twice in one "
                 "forward, so its memories cannot be told apart."
             )
-        calls[call.layer_idx] = (call, seen.embeddings_of(call))
+        calls[call.layer_idx] = (call, seen.position_embeddings.get(call.module))
     return calls
 
 

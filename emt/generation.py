@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from emt.citations import Citation, RowCitation, cite, cite_tokens, content_layers
 from emt.documents import is_utf8
+from emt.encode import max_positions
 from emt.errors import ConfigError, MemoryUseError
 from emt.memory import Memory
 
@@ -90,8 +91,8 @@ def generate(
         raise ConfigError(f"max_new_tokens must be at least 1; got {max_new_tokens}.")
     input_ids = _prompt_ids(tokenizer, prompt, chat)
     num_prompt = input_ids.shape[1]
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(positions, int) and num_prompt + max_new_tokens > positions:
+    positions = max_positions(model.config.get_text_config())
+    if positions is not None and num_prompt + max_new_tokens > positions:
         raise ConfigError(
             f"the prompt's {num_prompt} tokens and {max_new_tokens} new ones must fit the model's "
             f"{positions} positions. Shorten the prompt, or index it as a document."

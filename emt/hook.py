@@ -119,12 +119,6 @@ class Watched:
     calls: list[AttentionCall] = field(default_factory=list)
     position_embeddings: dict[nn.Module, Any] = field(default_factory=dict)
 
-    def embeddings_of(self, call: AttentionCall) -> Any:
-        """Return the RoPE of a call: the adapter's own, or what the module was given."""
-        if call.position_embeddings is not None:
-            return call.position_embeddings
-        return self.position_embeddings.get(call.module)
-
 
 _watched: ContextVar[Watched | None] = ContextVar("emt_watched", default=None)
 
@@ -215,6 +209,8 @@ def dispatch(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
     seen = _watched.get()
     if seen is not None:
         seen.calls.append(call)
+        if call.position_embeddings is not None:
+            seen.position_embeddings[call.module] = call.position_embeddings
         return call.compute()
     listener = _listeners.get(call.module)
     if listener is None:  # a copy of an attached model, or a model built from the same config

@@ -63,7 +63,7 @@ class Reader:
                 continue
             unrotate, key = self.unrotations[layer_idx], call.key[:, :, new]
             if unrotate is not None:
-                cos, sin = seen.embeddings_of(call)
+                cos, sin = seen.position_embeddings[call.module]
                 embeddings = cos[..., new, :], sin[..., new, :]
                 key = unrotate(key, embeddings)
                 reading.embeddings[layer_idx] = embeddings

@@ -70,6 +70,12 @@ class Unrotation:
         return torch.cat([found, rest], dim=-1) if rest.shape[-1] else found
 
 
+def own_rotation(module: nn.Module) -> Callable[..., Any] | None:
+    """Return the `apply_rotary_pos_emb` of the file that defines a module, if it has one."""
+    found = vars(sys.modules[type(module).__module__]).get("apply_rotary_pos_emb")
+    return found if callable(found) else None
+
+
 def is_at_zero(key: Tensor, key_at_zero: Tensor, moved: Tensor, tolerance: float) -> bool:
     """Tell whether a key, found from the rotated key `moved`, is the one at position 0.
 
@@ -103,13 +109,14 @@ def find_unrotation(
     Returns:
         An `Unrotation` that was seen to work both ways, or None where nothing works.
     """
-    if rotate is None:
-        rotate = vars(sys.modules[type(module).__module__]).get("apply_rotary_pos_emb")
+    rotate = own_rotation(module) if rotate is None else rotate
     is_pair = isinstance(embeddings, tuple) and len(embeddings) == 2
-    if not callable(rotate) or not is_pair:
+    if rotate is None or not is_pair:
         return None
-    # Some files split the rotated dims off before rotating, some while rotating, some rotate all.
-    for num_rotated in dict.fromkeys((embeddings[0].shape[-1], key.shape[-1])):
+    # Some files split the rotated dims off before rotating, some while rotating, some rotate all;
+    # some have a cosine for each dim, some for each pair of dims.
+    angles, dim = embeddings[0].shape[-1], key.shape[-1]
+    for num_rotated in dict.fromkeys((angles, dim, min(2 * angles, dim))):
         candidate = Unrotation(rotate, num_rotated)
         try:
             back = candidate(key, embeddings)

@@ -126,14 +126,49 @@ FAMILIES = [
         {"d_model": 64, "n_heads": 4, "n_layers": 3},
         drop=_NAMED_DIFFERENTLY,
     ),
+    Family(
+        "bloom",
+        "ALiBi; attention inline, through an adapter",
+        {"n_head": 4, "n_layer": 3},
+        drop=_NAMED_DIFFERENTLY[1:],
+    ),
+    Family(
+        "falcon",
+        "grouped-query attention; attention inline, through an adapter",
+        {"new_decoder_architecture": True, "num_kv_heads": 2},
+        drop=("num_key_value_heads",),
+    ),
+    Family(
+        "falcon",
+        "ALiBi, multi-query attention; attention inline, through an adapter",
+        {"alibi": True},
+        drop=("num_key_value_heads",),
+    ),
+    Family(
+        "gptj",
+        "half of each head rotated, interleaved; attention inline, through an adapter",
+        {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 4096, "rotary_dim": 8},
+        drop=_NAMED_DIFFERENTLY,
+    ),
+    Family(
+        "codegen",
+        "half of each head rotated, interleaved; attention inline, through an adapter",
+        {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 4096, "rotary_dim": 8},
+        drop=_NAMED_DIFFERENTLY,
+    ),
 ]
 
 REFUSED = [
     Family(
-        "bloom",
-        "ALiBi, attention inline",
-        {"n_head": 4, "n_layer": 3},
-        drop=_NAMED_DIFFERENTLY[1:],
+        "xglm",
+        "sinusoidal positions, attention inline",
+        {"d_model": 64, "num_layers": 3, "attention_heads": 4, "ffn_dim": 96},
+        drop=_NAMED_DIFFERENTLY,
+    ),
+    Family(
+        "gpt_neox_japanese",
+        "RoPE, attention inline",
+        drop=("num_key_value_heads",),
     ),
 ]
 
