@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from emt.placement import weights
 from memory_backends import MemoryLayout
 
 _SAMPLED_VALUES = 32
@@ -50,10 +51,10 @@ def _one_or_all(numbers: list[int]) -> int | list[int]:
 
 
 def _weights_fingerprint(model: nn.Module) -> str | None:
-    """Hash some values of every weight: different for any fine-tune. None if offloaded."""
+    """Hash some values of every weight: different for any fine-tune. None if one has no values."""
     digest = hashlib.sha256()
-    for _, tensor in sorted(model.named_parameters()):
-        if tensor.device.type == "meta":
+    for _, tensor in sorted(weights(model), key=lambda named: named[0]):
+        if tensor is None:
             return None
         flat = tensor.detach().flatten()
         sample = flat[:: max(flat.numel() // _SAMPLED_VALUES, 1)][:_SAMPLED_VALUES]
