@@ -55,7 +55,8 @@ def attach(
     A deep copy of the model has no memory until it is attached itself.
 
     Args:
-        model: a causal language model as `from_pretrained` gives it, any dtype, any device.
+        model: a causal language model as `from_pretrained` gives it, any dtype, any device; or a
+            PEFT model around one, whose adapters are part of the model that remembers.
         config: the memory's settings; the published method's if None.
         tokenizer: needed to write text (ids need none), to find the special ids, and to cite.
 
@@ -63,7 +64,8 @@ def attach(
         The memory, opened from `config.path` if there is a store.
 
     Raises:
-        UnsupportedModelError: the model's attention cannot be reached, naming the layers.
+        UnsupportedModelError: the model's attention cannot be reached, naming the layers; or a
+            PEFT model puts tokens of its own before a prompt.
         MemoryUseError: the model has a memory already.
         ConfigError: `config.layers` names layers that the model does not have.
         MemoryMismatchError: the store at `config.path` was written by another model.
@@ -71,6 +73,7 @@ def attach(
         IndexFactoryError: FAISS rejects `config.index`.
     """
     config = MemoryConfig() if config is None else config
+    model = _without_peft(model)
     decoder = _decoder_of(model)
     if any(is_bound(module) for module in decoder.modules()):
         raise MemoryUseError(
@@ -84,6 +87,7 @@ def attach(
         layout = layout_of(layers)
         memory = Memory(
             AttachedModel(
+                model=weakref.ref(model),
                 decoder=weakref.ref(decoder),
                 config=decoder.config,
                 layout=layout,
@@ -116,6 +120,7 @@ def detach(model: PreTrainedModel) -> None:
     Raises:
         MemoryUseError: the model has no memory, or is generating.
     """
+    model = _without_peft(model)
     attachment = _attached.get(model)
     if attachment is None:
         raise MemoryUseError("this model has no memory to detach. Call attach() first.")
@@ -128,6 +133,18 @@ def detach(model: PreTrainedModel) -> None:
         if attachment.generate is not None:
             vars(model)["generate"] = attachment.generate
         _restore_implementations(attachment.implementations)
+
+
+def _without_peft(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model inside a PEFT model, adapters included: a PEFT model is none itself."""
+    if isinstance(model, PreTrainedModel) or not hasattr(model, "get_base_model"):
+        return model
+    if model.active_peft_config.is_prompt_learning:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} puts trained tokens before every prompt, which documents are "
+            "not read with. Attach to a model with adapters in its weights, such as LoRA's."
+        )
+    return cast(PreTrainedModel, model.get_base_model())
 
 
 def _decoder_of(model: PreTrainedModel) -> PreTrainedModel:
