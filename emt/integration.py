@@ -29,6 +29,8 @@ from emt.hook import (
 )
 from emt.identity import identity_of
 from emt.memory import AttachedModel, Memory
+from emt.placement import input_device
+from emt.precision import no_autocast
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def attach(
         )
     implementations = _replace_implementations(decoder)
     try:
-        layers = dry_run(decoder)
+        with no_autocast(input_device(decoder)):
+            layers = dry_run(decoder)
         modules = [layer.call.module for layer in layers.values()]
         layout = layout_of(layers)
         memory = Memory(

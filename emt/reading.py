@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from emt.hook import watching
 from emt.placement import input_device
+from emt.precision import no_autocast
 from emt.rope import PositionEmbeddings, Unrotation
 from memory_backends import Rows
 from memory_backends.layout import Int32Array
@@ -46,9 +47,10 @@ class Reader:
         Returns:
             What the last n = Q - `skip` tokens have become.
         """
-        with watching(self.decoder) as seen:
+        device = input_device(self.decoder)
+        with watching(self.decoder) as seen, no_autocast(device):
             self.decoder(
-                input_ids=input_ids.to(input_device(self.decoder)),
+                input_ids=input_ids.to(device),
                 **{"use_cache": False, **options},
             )
         reading = Reading({}, {}, {}, {})
