@@ -57,8 +57,8 @@ def attach(
     A deep copy of the model has no memory until it is attached itself.
 
     Args:
-        model: a causal language model as `from_pretrained` gives it, any dtype, any device; or a
-            PEFT model around one, whose adapters are part of the model that remembers.
+        model: a causal language model as `from_pretrained` gives it, any dtype, any device;
+            what `torch.compile` made of one, or a PEFT model around one, adapters included.
         config: the memory's settings; the published method's if None.
         tokenizer: needed to write text (ids need none), to find the special ids, and to cite.
 
@@ -75,7 +75,7 @@ def attach(
         IndexFactoryError: FAISS rejects `config.index`.
     """
     config = MemoryConfig() if config is None else config
-    model = _without_peft(model)
+    model = _unwrapped(model)
     decoder = _decoder_of(model)
     if any(is_bound(module) for module in decoder.modules()):
         raise MemoryUseError(
@@ -123,7 +123,7 @@ def detach(model: PreTrainedModel) -> None:
     Raises:
         MemoryUseError: the model has no memory, or is generating.
     """
-    model = _without_peft(model)
+    model = _unwrapped(model)
     attachment = _attached.get(model)
     if attachment is None:
         raise MemoryUseError("this model has no memory to detach. Call attach() first.")
@@ -138,16 +138,18 @@ def detach(model: PreTrainedModel) -> None:
         _restore_implementations(attachment.implementations)
 
 
-def _without_peft(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model inside a PEFT model, adapters included: a PEFT model is none itself."""
+def _unwrapped(model: Any) -> PreTrainedModel:
+    """Return the model inside a compiled or a PEFT model, with the adapters that are in it."""
+    if hasattr(model, "_orig_mod"):  # torch.compile's
+        return _unwrapped(model._orig_mod)
     if isinstance(model, PreTrainedModel) or not hasattr(model, "get_base_model"):
-        return model
+        return cast(PreTrainedModel, model)
     if model.active_peft_config.is_prompt_learning:
         raise UnsupportedModelError(
             f"{type(model).__name__} puts trained tokens before every prompt, which documents are "
             "not read with. Attach to a model with adapters in its weights, such as LoRA's."
         )
-    return cast(PreTrainedModel, model.get_base_model())
+    return _unwrapped(model.get_base_model())
 
 
 def _decoder_of(model: PreTrainedModel) -> PreTrainedModel:
