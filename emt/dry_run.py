@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from emt.errors import UnsupportedModelError
 from emt.hook import AttentionCall, watching
-from emt.reading import input_device
+from emt.placement import input_device
 from emt.retrieval import check_options
 from emt.rope import Unrotation, find_unrotation, is_at_zero
 from memory_backends import LayerLayout, MemoryLayout

@@ -15,7 +15,7 @@ from emt.documents import special_ids, token_ids_of
 from emt.encode import check_max_length, max_positions, tokens_read
 from emt.errors import DocumentError, MemoryUseError
 from emt.memory import Memory
-from emt.reading import input_device
+from emt.placement import input_device
 from memory_backends import Document, content_hash
 from memory_backends.vector_db.index import bytes_per_key, factory_for
 
