@@ -86,12 +86,17 @@ def attend_with_memories(
     """
     check_options(call)
     with no_autocast(call.query.device):
-        return _attend(call, backend, config, recorded=recorded)
+        return _attend(call, backend, config, recorded=recorded, weighed=weighed)
 
 
 def _attend(
-    call: AttentionCall, backend: MemoryBackend, config: MemoryConfig, *, recorded: bool
-) -> tuple[Tensor, Retrieved | None]:
+    call: AttentionCall,
+    backend: MemoryBackend,
+    config: MemoryConfig,
+    *,
+    recorded: bool,
+    weighed: bool,
+) -> Attended:
     num_queries = call.query.shape[2]
     if num_queries == 1 and not (recorded or weighed) and _is_plain(call, config):
         output = _decode(call, backend, config)
