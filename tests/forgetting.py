@@ -1,0 +1,125 @@
+"""The forgetting oracle: a model whose cache has lost a prefix, and that remembers it, is whole.
+
+A model reads a prefix and keeps its cache. Then keys and values are taken out of the cache, and
+given to the memory instead, at the positions where they stood. Everything else the cache holds
+(how long the text was, states of recurrent layers, of convolutions) stays. What the model says
+about the tokens that follow must be what it says about the whole text, for attention to all
+memories and the local context in one softmax is attention to the whole.
+
+In contrast to `families.oracle_error`, this needs neither `position_ids` nor a model that has
+nothing but attention.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+import numpy as np
+from torch import Tensor
+from transformers import Cache, EncoderDecoderCache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
+
+from emt.encode import encode
+from emt.memory import Memory
+from memory_backends import Document
+
+NUM_PREFIX, NUM_REST, NUM_AT_ONCE = 40, 12, 7
+
+
+class Found(NamedTuple):
+    """What the oracle found.
+
+    Attributes:
+        error: the largest logit difference between the remembered and the whole text, in standard
+            deviations of the logits where those are above 1.
+        effect: the same between the forgotten and the whole text: what the memory makes good.
+    """
+
+    error: float
+    effect: float
+
+
+@torch.no_grad()
+def forget_and_remember(model: PreTrainedModel, memory: Memory, *, vocab_size: int) -> Found:
+    """Run the oracle on an attached model with an empty memory; see the module's text.
+
+    Raises:
+        ValueError: the cache cannot be made to forget.
+    """
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, vocab_size - 1, (1, NUM_PREFIX + NUM_REST), generator=generator)
+    prefix, rest = ids[:, :NUM_PREFIX], ids[:, NUM_PREFIX:]
+    layers = list(memory.backend.layout.layers)
+    with memory.using(enabled=False):
+        whole = model(input_ids=ids, use_cache=False).logits[0, NUM_PREFIX:]
+        forgotten = _continued(model, prefix, rest)
+    decoder = memory._attached_model("test").decoder()
+    rows = encode(
+        decoder,
+        prefix[0],
+        stride=NUM_PREFIX,
+        max_length=NUM_PREFIX,
+        unrotations=dict.fromkeys(layers),
+    )
+    memory.backend.add(Document("prefix", prefix[0].numpy().astype(np.int32)), rows)
+    with memory.using(topk=NUM_PREFIX, layers=layers, mask_by_sim=False):
+        remembered = _continued(model, prefix, rest, memory)
+    scale = max(1.0, float(whole.std()))
+    error, effect = (
+        float((found - whole).abs().max()) / scale for found in (remembered, forgotten)
+    )
+    return Found(error, effect)
+
+
+def _continued(
+    model: PreTrainedModel, prefix: Tensor, rest: Tensor, memory: Memory | None = None
+) -> Tensor:
+    """Return the logits of `rest` after a prefix that was forgotten: (Q, vocabulary)."""
+    if memory is None:
+        cache = model(input_ids=prefix, use_cache=True).past_key_values
+    else:
+        with memory.using(enabled=False):
+            cache = model(input_ids=prefix, use_cache=True).past_key_values
+    is_recurrent = forget(cache)
+    # Some recurrent layers go on from their state with single tokens only.
+    steps = [1] * NUM_REST if is_recurrent else [NUM_AT_ONCE] + [1] * (NUM_REST - NUM_AT_ONCE)
+    logits = []
+    for part in rest.split(steps, dim=1):
+        out = model(input_ids=part, past_key_values=cache, use_cache=True)
+        logits.append(out.logits[0])
+    return torch.cat(logits)
+
+
+def forget(cache: Any) -> bool:
+    """Take keys and values out of a cache that goes on counting; tell if it has states besides.
+
+    Raises:
+        ValueError: this is not a cache of transformers.
+    """
+    if isinstance(cache, EncoderDecoderCache):
+        cache = cache.self_attention_cache
+    if not isinstance(cache, Cache):
+        raise ValueError(f"expected a Cache of transformers; got {type(cache).__name__}")
+    for layer in cache.layers:
+        if isinstance(layer, CacheLayerMixin) and layer.is_initialized and layer.keys is not None:
+            _forget_layer(layer)
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
+
+
+def _forget_layer(layer: Any) -> None:
+    num_lost = layer.keys.shape[2]
+    layer.keys, layer.values = layer.keys[:, :, :0], layer.values[:, :, :0]
+    if getattr(layer, "indexer_keys", None) is not None:
+        layer.indexer_keys = layer.indexer_keys[:, :0]
+    layer.get_seq_length = functools.partial(_length, layer, num_lost)
+    layer.get_mask_sizes = functools.partial(_mask_sizes, layer, num_lost)
+
+
+def _length(layer: Any, num_lost: int) -> int:
+    return num_lost + int(layer.keys.shape[2])
+
+
+def _mask_sizes(layer: Any, num_lost: int, query_length: int) -> tuple[int, int]:
+    return int(layer.keys.shape[2]) + query_length, num_lost

@@ -1,0 +1,69 @@
+"""Does emt work with a family? Build it tiny, attach, and ask the oracle."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+
+import emt
+from emt.errors import EMTError
+from tests.forgetting import forget_and_remember
+from tests.tiny_exceptions import NOT_BUILT
+from tests.tiny_models import VOCAB_SIZE, build_tiny
+
+TOLERANCE = 2e-5
+LEAST_EFFECT = 1e-3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one family.
+
+    Attributes:
+        family: the model type.
+        outcome: "works", "refused", "not built", or "wrong": attached, and not as it should be.
+        detail: the first line of the refusal, or why it was not built or is wrong.
+        error: what the oracle found, if it was asked.
+        effect: how much the memory changed, if so.
+    """
+
+    family: str
+    outcome: str
+    detail: str = ""
+    error: float | None = None
+    effect: float | None = None
+
+
+def verdict_on(family: str) -> Verdict:
+    """Build, attach, ask the oracle; never raise."""
+    torch.set_num_threads(1)
+    if family in NOT_BUILT:
+        return Verdict(family, "not built", NOT_BUILT[family])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            model = build_tiny(family)
+        except Exception as error:
+            return Verdict(family, "not built", _first_line(error))
+        try:
+            memory = emt.attach(model, emt.MemoryConfig(memory_type="manual"))
+        except EMTError as error:
+            return Verdict(family, "refused", str(error).splitlines()[0])
+        except Exception as error:
+            return Verdict(family, "wrong", f"attach: {_first_line(error)}")
+        try:
+            found = forget_and_remember(model, memory, vocab_size=VOCAB_SIZE)
+        except Exception as error:
+            return Verdict(family, "wrong", f"the oracle: {_first_line(error)}")
+    if not found.effect >= LEAST_EFFECT:
+        return Verdict(family, "wrong", "the memory changes nothing", *found)
+    if not found.error <= TOLERANCE:
+        return Verdict(family, "wrong", "the memory is not context", *found)
+    return Verdict(family, "works", "", *found)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
