@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from emt.hook import watching
-from emt.rope import PositionEmbeddings, Unrotation
+from emt.rope import PositionEmbeddings, Unrotation, as_cos_sin
 from memory_backends import Rows
 from memory_backends.layout import Int32Array
 
@@ -63,7 +63,7 @@ class Reader:
                 continue
             unrotate, key = self.unrotations[layer_idx], call.key[:, :, new]
             if unrotate is not None:
-                cos, sin = seen.position_embeddings[call.module]
+                cos, sin = as_cos_sin(seen.position_embeddings[call.module])
                 embeddings = cos[..., new, :], sin[..., new, :]
                 key = unrotate(key, embeddings)
                 reading.embeddings[layer_idx] = embeddings

@@ -12,13 +12,14 @@ nothing but attention.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any, NamedTuple
 
 import torch
 import numpy as np
 from torch import Tensor
-from transformers import Cache, EncoderDecoderCache, PreTrainedModel
+from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 from emt.encode import encode
@@ -53,7 +54,7 @@ def forget_and_remember(model: PreTrainedModel, memory: Memory, *, vocab_size: i
     prefix, rest = ids[:, :NUM_PREFIX], ids[:, NUM_PREFIX:]
     layers = list(memory.backend.layout.layers)
     with memory.using(enabled=False):
-        whole = model(input_ids=ids, use_cache=False).logits[0, NUM_PREFIX:]
+        whole = _continued(model, prefix, rest, forgets=False)
         forgotten = _continued(model, prefix, rest)
     decoder = memory._attached_model("test").decoder()
     rows = encode(
@@ -74,15 +75,17 @@ def forget_and_remember(model: PreTrainedModel, memory: Memory, *, vocab_size: i
 
 
 def _continued(
-    model: PreTrainedModel, prefix: Tensor, rest: Tensor, memory: Memory | None = None
+    model: PreTrainedModel,
+    prefix: Tensor,
+    rest: Tensor,
+    memory: Memory | None = None,
+    *,
+    forgets: bool = True,
 ) -> Tensor:
-    """Return the logits of `rest` after a prefix that was forgotten: (Q, vocabulary)."""
-    if memory is None:
-        cache = model(input_ids=prefix, use_cache=True).past_key_values
-    else:
-        with memory.using(enabled=False):
-            cache = model(input_ids=prefix, use_cache=True).past_key_values
-    is_recurrent = forget(cache)
+    """Return the logits of `rest` after a prefix, forgotten or not: (Q, vocabulary)."""
+    with contextlib.nullcontext() if memory is None else memory.using(enabled=False):
+        cache = _cache_of(model, prefix)
+    is_recurrent = forget(cache) if forgets else has_states(cache)
     # Some recurrent layers go on from their state with single tokens only.
     steps = [1] * NUM_REST if is_recurrent else [NUM_AT_ONCE] + [1] * (NUM_REST - NUM_AT_ONCE)
     logits = []
@@ -92,20 +95,39 @@ def _continued(
     return torch.cat(logits)
 
 
+def _cache_of(model: PreTrainedModel, prefix: Tensor) -> Any:
+    """Return the cache of a model that has read a prefix."""
+    out = model(input_ids=prefix, use_cache=True)
+    if hasattr(out, "past_key_values"):
+        return out.past_key_values
+    cache = DynamicCache(config=model.config)  # some fill it and do not return it
+    model(input_ids=prefix, use_cache=True, past_key_values=cache)
+    return cache
+
+
 def forget(cache: Any) -> bool:
     """Take keys and values out of a cache that goes on counting; tell if it has states besides.
 
     Raises:
         ValueError: this is not a cache of transformers.
     """
+    for layer in _layers(cache):
+        if isinstance(layer, CacheLayerMixin) and layer.is_initialized and layer.keys is not None:
+            _forget_layer(layer)
+    return has_states(cache)
+
+
+def has_states(cache: Any) -> bool:
+    """Tell if a cache has states of recurrent layers."""
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in _layers(cache))
+
+
+def _layers(cache: Any) -> list[Any]:
     if isinstance(cache, EncoderDecoderCache):
         cache = cache.self_attention_cache
     if not isinstance(cache, Cache):
         raise ValueError(f"expected a Cache of transformers; got {type(cache).__name__}")
-    for layer in cache.layers:
-        if isinstance(layer, CacheLayerMixin) and layer.is_initialized and layer.keys is not None:
-            _forget_layer(layer)
-    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
+    return list(cache.layers)
 
 
 def _forget_layer(layer: Any) -> None:

@@ -55,7 +55,15 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "attention_hidden_size": 128,
         "attention_head_dim": 32,
     },
-    "zamba2": {"attention_hidden_size": 128, "attention_head_dim": 32},
+    "gemma4_text": {
+        "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+    "zamba2": {
+        "layers_block_type": ["mamba", "hybrid"] * 2,
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+    },
 }
 
 _OF_A_MEMBER = "its config holds several models; the text model's own type is in this table"

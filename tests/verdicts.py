@@ -6,9 +6,10 @@ import warnings
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel
 
 import emt
-from emt.errors import EMTError
+from emt.errors import ConfigError, EMTError
 from tests.forgetting import forget_and_remember
 from tests.tiny_exceptions import NOT_BUILT
 from tests.tiny_models import VOCAB_SIZE, build_tiny
@@ -48,7 +49,7 @@ def verdict_on(family: str) -> Verdict:
         except Exception as error:
             return Verdict(family, "not built", _first_line(error))
         try:
-            memory = emt.attach(model, emt.MemoryConfig(memory_type="manual"))
+            memory = _attached(model)
         except EMTError as error:
             return Verdict(family, "refused", str(error).splitlines()[0])
         except Exception as error:
@@ -62,6 +63,17 @@ def verdict_on(family: str) -> Verdict:
     if not found.error <= TOLERANCE:
         return Verdict(family, "wrong", "the memory is not context", *found)
     return Verdict(family, "works", "", *found)
+
+
+def _attached(model: PreTrainedModel) -> emt.Memory:
+    """Attach; where all layers have a window, ask for them."""
+    try:
+        return emt.attach(model, emt.MemoryConfig(memory_type="manual"))
+    except ConfigError:
+        config = model.config.get_text_config()
+        types = getattr(config, "layer_types", ["sliding_attention"] * config.num_hidden_layers)
+        layers = [idx for idx, kind in enumerate(types) if "linear" not in kind]
+        return emt.attach(model, emt.MemoryConfig(memory_type="manual", layers=layers))
 
 
 def _first_line(error: Exception) -> str:
