@@ -65,6 +65,8 @@ def dry_run(decoder: PreTrainedModel) -> dict[int, ReachedLayer]:
             f"{decoder.config.model_type}: none of its layers has softmax attention, so there are "
             "no keys and values to remember."
         )
+    if not has_positions:
+        _check_unplaced(decoder)
     moved = _attention_calls(decoder, _DRY_RUN_POSITION) if has_positions else at_zero
     return {
         idx: ReachedLayer(
@@ -72,6 +74,30 @@ def dry_run(decoder: PreTrainedModel) -> dict[int, ReachedLayer]:
         )
         for idx, (call, _) in sorted(at_zero.items())
     }
+
+
+@torch.no_grad()
+def _check_unplaced(decoder: PreTrainedModel) -> None:
+    """Refuse a model that rotates keys and cannot be told where a token stands.
+
+    Raises:
+        UnsupportedModelError: the same token twice has one value in the first layer, and two keys.
+    """
+    tokens = torch.full((1, 2), decoder.config.vocab_size // 2, device=input_device(decoder))
+    with _evaluating(decoder), watching(decoder) as seen:
+        decoder(input_ids=tokens, use_cache=False)
+    call = seen.calls[0]
+    tolerance = _TOLERANCE.get(call.key.dtype, _TOLERANCE[torch.float32])
+    (first_key, second_key), (first, second) = (
+        part.float().unbind(dim=2) for part in (call.key, call.value)
+    )
+    is_same_value = (first - second).norm() <= tolerance * first.norm()
+    if is_same_value and (first_key - second_key).norm() > tolerance * first_key.norm():
+        raise UnsupportedModelError(
+            f"{type(call.module).__name__}, layer {call.layer_idx}: its keys depend on the "
+            "position, and the model takes no position_ids, so they cannot be brought to position "
+            "0. This family needs an adapter."
+        )
 
 
 @torch.no_grad()
