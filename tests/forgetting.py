@@ -43,14 +43,22 @@ class Found(NamedTuple):
 
 
 @torch.no_grad()
-def forget_and_remember(model: PreTrainedModel, memory: Memory, *, vocab_size: int) -> Found:
+def forget_and_remember(
+    model: PreTrainedModel, memory: Memory, *, vocab_size: int, topk: int = NUM_PREFIX
+) -> Found:
     """Run the oracle on an attached model with an empty memory; see the module's text.
+
+    Args:
+        model: in evaluation mode.
+        memory: the model's.
+        vocab_size: ids are drawn from 3 to `vocab_size` - 1.
+        topk: memories that each query attends to; all, unless the oracle is to fail.
 
     Raises:
         ValueError: the cache cannot be made to forget.
     """
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(3, vocab_size - 1, (1, NUM_PREFIX + NUM_REST), generator=generator)
+    ids = torch.randint(3, vocab_size, (1, NUM_PREFIX + NUM_REST), generator=generator)
     prefix, rest = ids[:, :NUM_PREFIX], ids[:, NUM_PREFIX:]
     layers = list(memory.backend.layout.layers)
     with memory.using(enabled=False):
@@ -65,7 +73,7 @@ def forget_and_remember(model: PreTrainedModel, memory: Memory, *, vocab_size: i
         unrotations=dict.fromkeys(layers),
     )
     memory.backend.add(Document("prefix", prefix[0].numpy().astype(np.int32)), rows)
-    with memory.using(topk=NUM_PREFIX, layers=layers, mask_by_sim=False):
+    with memory.using(topk=topk, layers=layers, mask_by_sim=False):
         remembered = _continued(model, prefix, rest, memory)
     scale = max(1.0, float(whole.std()))
     error, effect = (
