@@ -26,7 +26,8 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from emt.errors import ConfigError, UnsupportedModelError
-from emt.reading import SINK_ROWS, Reader, Reading
+from emt.hook import watching
+from emt.reading import SINK_ROWS, Reader, Reading, input_device
 from emt.rope import PositionEmbeddings, Unrotation
 from memory_backends import Rows
 
@@ -58,6 +59,35 @@ def check_carry(config: PreTrainedConfig, stride: int, max_length: int) -> None:
         )
 
 
+@torch.no_grad()
+def _check_cache(reader: Reader, token_ids: Tensor) -> None:
+    """Refuse a model whose cache cannot be made of rows.
+
+    Latent attention caches what it makes keys and values from, and some layers repeat KV heads
+    before they attend.
+
+    Raises:
+        UnsupportedModelError: a layer caches something else than the keys and values it attends to.
+    """
+    cache = DynamicCache(config=reader.decoder.config)
+    with watching(reader.decoder) as seen:
+        reader.decoder(
+            input_ids=token_ids.to(input_device(reader.decoder)),
+            past_key_values=cache,
+            use_cache=True,
+        )
+    for call in seen.calls:
+        layer = cache.layers[call.layer_idx] if call.layer_idx < len(cache.layers) else None
+        kept = getattr(layer, "keys", None), getattr(layer, "values", None)
+        for part, attended in zip(kept, (call.key, call.value), strict=True):
+            if part is None or part.shape != attended.shape or not torch.equal(part, attended):
+                raise UnsupportedModelError(
+                    f"{reader.decoder.config.model_type}: carry_context needs layers that keep the "
+                    f"keys and values they attend to; layer {call.layer_idx} keeps something else. "
+                    "Set carry_context to false."
+                )
+
+
 def read_carrying(
     reader: Reader,
     token_ids: Tensor,
@@ -79,13 +109,15 @@ def read_carrying(
         The rows of one window, in order.
 
     Raises:
-        As `check_carry`, if there is more than one window; UnsupportedModelError also if the model
-            rotates equal positions differently from window to window.
+        As `check_carry`, if there is more than one window; UnsupportedModelError also if a layer
+            caches something else than what it attends to, or the model rotates equal positions
+            differently from window to window.
     """
     num_tokens, stop = len(token_ids), 0
     context = _Context(reader.unrotations)
     if num_tokens > (first_length or max_length):
         check_carry(reader.decoder.config, stride, max_length)
+        _check_cache(reader, token_ids[None, :2])
     while stop < num_tokens:
         length = stride if stop else first_length or max_length
         start, stop = stop, min(stop + length, num_tokens)

@@ -175,7 +175,7 @@ def _smaller(name: str, value: Any, config: PreTrainedConfig) -> Any:
     if name in _LAYER_COUNTS:
         return NUM_LAYERS
     if name in _KV_HEADS:
-        heads = {getattr(config, other, None) for other in ("num_attention_heads", "n_head")}
+        heads = {vars(config).get(other) for other in ("num_attention_heads", "n_head")}
         return 4 if value in heads else min(value, 2)
     if name in _SIZE_OF:
         return min(value, _SIZE_OF[name]) if value else value
