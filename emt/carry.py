@@ -26,8 +26,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from emt.errors import ConfigError, UnsupportedModelError
-from emt.hook import watching
-from emt.reading import SINK_ROWS, Reader, Reading, input_device
+from emt.reading import SINK_ROWS, Reader, Reading
 from emt.rope import PositionEmbeddings, Unrotation
 from memory_backends import Rows
 
@@ -59,33 +58,31 @@ def check_carry(config: PreTrainedConfig, stride: int, max_length: int) -> None:
         )
 
 
-@torch.no_grad()
-def _check_cache(reader: Reader, token_ids: Tensor) -> None:
+def _check_cache(config: PreTrainedConfig, cache: DynamicCache, reading: Reading) -> None:
     """Refuse a model whose cache cannot be made of rows.
 
     Latent attention caches what it makes keys and values from, and some layers repeat KV heads
     before they attend.
 
+    Args:
+        config: names the model.
+        cache: of a window.
+        reading: of the same window.
+
     Raises:
         UnsupportedModelError: a layer caches something else than the keys and values it attends to.
     """
-    cache = DynamicCache(config=reader.decoder.config)
-    with watching(reader.decoder) as seen:
-        reader.decoder(
-            input_ids=token_ids.to(input_device(reader.decoder)),
-            past_key_values=cache,
-            use_cache=True,
+    for idx, value in reading.values.items():
+        layer = cache.layers[idx] if idx < len(cache.layers) else None
+        kept_key, kept = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if kept_key is not None and kept is not None:
+            recent = value[:, :, value.shape[2] - kept.shape[2] :]  # all a sliding window keeps
+            if kept_key.shape[3] == reading.keys[idx].shape[3] and torch.equal(kept, recent):
+                continue
+        raise UnsupportedModelError(
+            f"{config.model_type}: carry_context needs layers that keep the keys and values they "
+            f"attend to; layer {idx} keeps something else. Set carry_context to false."
         )
-    for call in seen.calls:
-        layer = cache.layers[call.layer_idx] if call.layer_idx < len(cache.layers) else None
-        kept = getattr(layer, "keys", None), getattr(layer, "values", None)
-        for part, attended in zip(kept, (call.key, call.value), strict=True):
-            if part is None or part.shape != attended.shape or not torch.equal(part, attended):
-                raise UnsupportedModelError(
-                    f"{reader.decoder.config.model_type}: carry_context needs layers that keep the "
-                    f"keys and values they attend to; layer {call.layer_idx} keeps something else. "
-                    "Set carry_context to false."
-                )
 
 
 def read_carrying(
@@ -117,19 +114,23 @@ def read_carrying(
     context = _Context(reader.unrotations)
     if num_tokens > (first_length or max_length):
         check_carry(reader.decoder.config, stride, max_length)
-        _check_cache(reader, token_ids[None, :2])
     while stop < num_tokens:
         length = stride if stop else first_length or max_length
         start, stop = stop, min(stop + length, num_tokens)
         new = token_ids[start:stop]
+        num_before = 0
         if start:
             context.make_room(max_length - len(new))
             cache = context.cache(reader.decoder)
             num_before = len(context)
             reading = reader.read(new[None], past_key_values=cache, use_cache=True)
             del cache
+        elif stop < num_tokens:
+            cache = DynamicCache(config=reader.decoder.config)
+            reading = reader.read(new[None], past_key_values=cache, use_cache=True)
+            _check_cache(reader.decoder.config, cache, reading)
+            del cache
         else:
-            num_before = 0
             reading = reader.read(new[None])
         rows = reader.rows(reading, new, first_token=start, num_before=num_before)
         if stop < num_tokens:

@@ -41,14 +41,16 @@ INTRODUCTION = """\
 Every model type that transformers' `AutoModelForCausalLM` knows, built tiny (about four layers,
 random weights, float32) and attached.
 
-*works*: the model reads {prefix} tokens, its cache then loses their keys and values, and the memory
-gets them, at their true positions. What it says about the next {rest} tokens, given in a prompt and
-one by one, must be what it says when nothing was lost: attention to all memories and the local
-context in one softmax is attention to the whole. States of recurrent layers stay in the cache, for
-only attention has memories. *error* is the largest difference of any logit, in standard deviations
-of the logits where those are above 1; it must be at most {tolerance}. *forgotten* is the same
-without the memory: what there was to be made good. Then a document is written, and must change the
-logits.
+*works*: the model reads {prefix} tokens, its cache then loses their keys and values, and the
+memory gets them, at their true positions. What it says about the next {rest} tokens, given in a
+prompt and one by one, must be what it says when nothing was lost: attention to all memories and
+the local context in one softmax is attention to the whole. States of recurrent layers stay in the
+cache, for only attention has memories. *error* is the largest difference of any logit, in
+standard deviations of the logits; it must be at most {tolerance}. *forgotten* is the same without
+the memory: what there was to be made good. Then a document is written, and must change the logits
+of a prompt. Short documents read together, and a long one read with `carry_context`, must have
+the rows that they have when each is read alone and whole; *carries* says if the family can do the
+latter.
 
 *refused*: `attach` raises the error that is shown. *not built*: nothing is known.
 
@@ -78,11 +80,15 @@ def long_table(verdicts: Sequence[Verdict]) -> str:
 
     introduction = INTRODUCTION.format(prefix=NUM_PREFIX, rest=NUM_REST, tolerance=TOLERANCE)
     lines = [introduction, counted(verdicts), ""]
-    lines += ["| family | outcome | layers, keys | error | forgotten |", "|---|---|---|---|---|"]
+    names = ("family", "outcome", "layers, keys", "error", "forgotten", "carries")
+    lines += [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for verdict in verdicts:
         what = verdict.layers or verdict.detail.replace("|", "\\|")
         figures = ("", "") if verdict.found is None else (f"{x:.1e}" for x in verdict.found)
-        lines.append(f"| {' | '.join((verdict.family, verdict.outcome, what, *figures))} |")
+        carries = {True: "yes", False: "no", None: ""}[verdict.carries]
+        lines.append(
+            f"| {' | '.join((verdict.family, verdict.outcome, what, *figures, carries))} |"
+        )
     return "\n".join([*lines, "", MADE_BY, ""])
 
 
@@ -90,7 +96,9 @@ def counted(verdicts: Sequence[Verdict]) -> str:
     """Say in a sentence how many families work."""
     counts = Counter(verdict.outcome for verdict in verdicts)
     built = len(verdicts) - counts["not built"]
-    sentence = f"{counts['works']} of {built} buildable families work; {counts['refused']} are refused"
+    sentence = (
+        f"{counts['works']} of {built} buildable families work; {counts['refused']} are refused"
+    )
     return sentence + (f"; {counts['wrong']} are wrong." if counts["wrong"] else ".")
 
 

@@ -34,7 +34,7 @@ class Found(NamedTuple):
 
     Attributes:
         error: the largest logit difference between the remembered and the whole text, in standard
-            deviations of the logits where those are above 1.
+            deviations of the logits.
         effect: the same between the forgotten and the whole text: what the memory makes good.
     """
 
@@ -75,7 +75,7 @@ def forget_and_remember(
     memory.backend.add(Document("prefix", prefix[0].numpy().astype(np.int32)), rows)
     with memory.using(topk=topk, layers=layers, mask_by_sim=False):
         remembered = _continued(model, prefix, rest, memory)
-    scale = max(1.0, float(whole.std()))
+    scale = float(whole.std())
     error, effect = (
         float((found - whole).abs().max()) / scale for found in (remembered, forgotten)
     )

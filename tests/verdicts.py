@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
 
 import emt
-from emt.errors import ConfigError, EMTError
+from emt.batch import encode_batch
+from emt.carry import read_carrying
+from emt.encode import encode
+from emt.errors import ConfigError, EMTError, UnsupportedModelError
+from emt.reading import Reader
+from memory_backends import Rows
 from tests.forgetting import Found, forget_and_remember
 from tests.tiny_exceptions import NOT_BUILT
 from tests.tiny_models import VOCAB_SIZE, build_tiny
 
 TOLERANCE = 2e-5
 LEAST_EFFECT = 1e-3
+ROWS_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class Verdict:
         detail: the refusal's first line, or why it was not built or is wrong.
         layers: what its layers are, if it was attached.
         found: what the oracle found, if it was asked.
+        carries: whether it can be read with carried context, if it works.
     """
 
     family: str
@@ -35,6 +43,7 @@ class Verdict:
     detail: str = ""
     layers: str = ""
     found: Found | None = None
+    carries: bool | None = None
 
 
 def verdict_on(family: str) -> Verdict:
@@ -75,14 +84,56 @@ def _tried(family: str, model: PreTrainedModel, memory: emt.Memory) -> Verdict:
     found = forget_and_remember(model, memory, vocab_size=VOCAB_SIZE)
     memory.clear()
     written = _change_of_writing(model, memory)
-    problem = ""
-    if not found.effect >= LEAST_EFFECT:
-        problem = "the memory changes nothing"
-    elif not found.error <= TOLERANCE:
-        problem = "the memory is not context"
-    elif not written >= LEAST_EFFECT:
-        problem = "a written document changes nothing"
-    return Verdict(family, "wrong" if problem else "works", problem, _layers(model, memory), found)
+    together, carried = reading_errors(memory)
+    problems = {
+        "the memory changes nothing": not found.effect >= LEAST_EFFECT,
+        "the memory is not context": not found.error <= TOLERANCE,
+        "a written document changes nothing": not written >= LEAST_EFFECT,
+        "documents read together have other rows": not together <= ROWS_TOLERANCE,
+        "carried context gives other rows": not (carried or 0.0) <= ROWS_TOLERANCE,
+    }
+    detail = "; ".join(problem for problem, is_there in problems.items() if is_there)
+    outcome = "wrong" if detail else "works"
+    return Verdict(family, outcome, detail, _layers(model, memory), found, carried is not None)
+
+
+def reading_errors(memory: emt.Memory) -> tuple[float, float | None]:
+    """Compare the rows of documents read otherwise than alone and whole, with those that are.
+
+    Returns:
+        The largest difference, relative to the layer's largest element, of documents read together,
+        and of one read with carried context; None if the family refuses that.
+    """
+    attached = memory._attached_model("test")
+    reader = Reader(attached.decoder(), attached.unrotations)
+    generator = torch.Generator().manual_seed(2)
+    longest = torch.randint(3, VOCAB_SIZE, (60,), generator=generator)
+    documents = [longest, longest[:33], longest[:50]]
+    whole = [list(_read(reader, ids)) for ids in documents]
+    together = encode_batch(reader, documents)
+    errors = [_difference(alone, [rows]) for alone, rows in zip(whole, together, strict=True)]
+    try:
+        runs = list(read_carrying(reader, longest, stride=20, max_length=80, first_length=20))
+    except UnsupportedModelError:
+        return max(errors), None
+    return max(errors), _difference(whole[0], runs)
+
+
+def _read(reader: Reader, ids: torch.Tensor) -> Iterator[Rows]:
+    lengths = {"stride": len(ids), "max_length": len(ids)}
+    return encode(reader.decoder, ids, **lengths, unrotations=reader.unrotations)
+
+
+def _difference(expected: list[Rows], found: list[Rows]) -> float:
+    worst = 0.0
+    for part in ("keys", "values"):
+        for layer_idx in getattr(expected[0], part):
+            one, other = (
+                torch.cat([getattr(rows, part)[layer_idx] for rows in runs], dim=1)
+                for runs in (expected, found)
+            )
+            worst = max(worst, float((one - other).abs().max() / one.abs().max()))
+    return worst
 
 
 @torch.no_grad()
