@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from emt.errors import UnsupportedModelError
@@ -106,7 +106,7 @@ def _attention_calls(
 ) -> dict[int, tuple[AttentionCall, Any]]:
     token = torch.full((1, 1), decoder.config.vocab_size // 2, device=input_device(decoder))
     position_ids = {"position_ids": torch.full_like(token, position)} if position else {}
-    with _evaluating(decoder), watching(decoder) as seen:
+    with _evaluating(decoder), watching(decoder, _attend_to_itself) as seen:
         decoder(input_ids=token, use_cache=False, **position_ids)
     calls: dict[int, tuple[AttentionCall, Any]] = {}
     for call in seen.calls:
@@ -124,6 +124,17 @@ def _attention_calls(
             )
         calls[call.layer_idx] = (call, seen.position_embeddings.get(call.module))
     return calls
+
+
+def _attend_to_itself(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+    """Return the value of a token that stands alone: all that it can attend to.
+
+    With attention sinks, how much of it depends on a logit, whose rounding differs between
+    positions. In half precision that is enough, some layers later, to look like no rotation.
+    """
+    group = call.query.shape[1] // call.value.shape[1]
+    output = call.value.repeat_interleave(group, dim=1)  # (B, H, 1, Dv)
+    return output.transpose(1, 2).contiguous(), None
 
 
 def _check_mask(call: AttentionCall) -> None:

@@ -107,6 +107,7 @@ def unbind(module: nn.Module) -> None:
 class Watched:
     """What `watching` saw of one forward: attention calls, and what RoPE each module was given."""
 
+    compute: AttentionFunction = AttentionCall.compute
     calls: list[AttentionCall] = field(default_factory=list)
     position_embeddings: dict[nn.Module, Any] = field(default_factory=dict)
 
@@ -115,9 +116,16 @@ _watched: ContextVar[Watched | None] = ContextVar("emt_watched", default=None)
 
 
 @contextlib.contextmanager
-def watching(model: nn.Module) -> Iterator[Watched]:
-    """Collect the attention calls this thread makes; the model computes as if not attached."""
-    seen = Watched()
+def watching(
+    model: nn.Module, compute: AttentionFunction = AttentionCall.compute
+) -> Iterator[Watched]:
+    """Collect the attention calls this thread makes; the model computes as if not attached.
+
+    Args:
+        model: what will run.
+        compute: takes a call and stands in for its attention.
+    """
+    seen = Watched(compute)
     hooks = [
         module.register_forward_pre_hook(_keep_embeddings(seen), with_kwargs=True)
         for module in model.modules()
@@ -176,7 +184,7 @@ def _dispatch(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
     seen = _watched.get()
     if seen is not None:
         seen.calls.append(call)
-        return call.compute()
+        return seen.compute(call)
     listener = _listeners.get(call.module)
     if listener is None:  # a copy of an attached model, or a model built from the same config
         return call.compute()

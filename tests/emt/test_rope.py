@@ -15,6 +15,7 @@ from emt.rope import (
     rotate_pairs,
 )
 from tests.families import FAMILIES, build
+from tests.tiny_models import build_tiny
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 SCALINGS = {
@@ -194,3 +195,11 @@ def test_how_a_layer_rotates_is_found(model_type, expected):
             torch.nn.init.uniform_(weight, 0.5, 1.5)
     unrotation = attach(model)._attached_model("test").unrotations[0]
     assert (unrotation.num_rotated, unrotation.is_last, unrotation.gain is not None) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_sinks_in_half_precision_do_not_hide_a_rotation(dtype):
+    """How much a sink leaves of a value is rounded differently at every position."""
+    memory = attach(build_tiny("gpt_oss").to(dtype))
+    unrotations = memory._attached_model("test").unrotations
+    assert [unrotation is not None for unrotation in unrotations.values()] == [True] * 4
