@@ -42,15 +42,15 @@ Every model type that transformers' `AutoModelForCausalLM` knows, built tiny (ab
 random weights, float32) and attached.
 
 *works*: the model reads {prefix} tokens, its cache then loses their keys and values, and the
-memory gets them, at their true positions. What it says about the next {rest} tokens, given in a
-prompt and one by one, must be what it says when nothing was lost: attention to all memories and
-the local context in one softmax is attention to the whole. States of recurrent layers stay in the
-cache, for only attention has memories. *error* is the largest difference of any logit, in
-standard deviations of the logits; it must be at most {tolerance}. *forgotten* is the same without
-the memory: what there was to be made good. Then a document is written, and must change the logits
-of a prompt. Short documents read together, and a long one read with `carry_context`, must have
-the rows that they have when each is read alone and whole; *carries* says if the family can do the
-latter.
+memory gets them, at their true positions. What it says about the next {rest} tokens (two prompts,
+one of them padded on the left, then token by token) must be what it says when nothing was lost:
+attention to all memories and the local context in one softmax is attention to the whole. States
+of recurrent layers stay in the cache, for only attention has memories. *error* is the largest
+difference of any logit, in standard deviations of the logits; it must be at most {tolerance}.
+*forgotten* is the same without the memory: what there was to be made good. Then a document is
+written, and must change the logits of a prompt. Short documents read together, and a long one
+read with `carry_context`, must have the rows that they have when each is read alone and whole;
+*carries* says if the family can do the latter.
 
 *refused*: `attach` raises the error that is shown. *not built*: nothing is known.
 

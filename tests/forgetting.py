@@ -26,7 +26,7 @@ from emt.encode import encode
 from emt.memory import Memory
 from memory_backends import Document
 
-NUM_PREFIX, NUM_REST, NUM_AT_ONCE = 40, 12, 7
+NUM_PREFIX, NUM_REST, NUM_AT_ONCE, NUM_PADDING = 40, 12, 8, 5
 
 
 class Found(NamedTuple):
@@ -58,8 +58,9 @@ def forget_and_remember(
         ValueError: the cache cannot be made to forget.
     """
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(3, vocab_size, (1, NUM_PREFIX + NUM_REST), generator=generator)
-    prefix, rest = ids[:, :NUM_PREFIX], ids[:, NUM_PREFIX:]
+    prefix = torch.randint(3, vocab_size, (1, NUM_PREFIX), generator=generator)
+    rest = torch.randint(3, vocab_size, (2, NUM_REST), generator=generator)
+    rest[1, :NUM_PADDING] = 0
     layers = list(memory.backend.layout.layers)
     with memory.using(enabled=False):
         whole = _continued(model, prefix, rest, forgets=False)
@@ -90,17 +91,30 @@ def _continued(
     *,
     forgets: bool = True,
 ) -> Tensor:
-    """Return the logits of `rest` after a prefix, forgotten or not: (Q, vocabulary)."""
+    """Return the logits of `rest` after a prefix, forgotten or not: (tokens, vocabulary).
+
+    The prefix is the same for both sequences of `rest`, the second of which is padded on the left.
+    """
     with contextlib.nullcontext() if memory is None else memory.using(enabled=False):
-        cache = _cache_of(model, prefix)
-    is_recurrent = forget(cache) if forgets else has_states(cache)
+        cache = _cache_of(model, prefix.expand(len(rest), -1))
+    if forgets:
+        forget(cache)
+    attention_mask = torch.ones(len(rest), NUM_PREFIX + NUM_REST, dtype=torch.long)
+    attention_mask[1, NUM_PREFIX : NUM_PREFIX + NUM_PADDING] = 0
     # Some recurrent layers go on from their state with single tokens only.
-    steps = [1] * NUM_REST if is_recurrent else [NUM_AT_ONCE] + [1] * (NUM_REST - NUM_AT_ONCE)
+    num_at_once = 1 if has_states(cache) else NUM_AT_ONCE
     logits = []
-    for part in rest.split(steps, dim=1):
-        out = model(input_ids=part, past_key_values=cache, use_cache=True)
-        logits.append(out.logits[0])
-    return torch.cat(logits)
+    for part in rest.split([num_at_once] + [1] * (NUM_REST - num_at_once), dim=1):
+        stop = NUM_PREFIX + sum(done.shape[1] for done in logits) + part.shape[1]
+        out = model(
+            input_ids=part,
+            past_key_values=cache,
+            attention_mask=attention_mask[:, :stop],
+            use_cache=True,
+        )
+        logits.append(out.logits)
+    first, second = torch.cat(logits, dim=1)
+    return torch.cat([first, second[NUM_PADDING:]])
 
 
 def _cache_of(model: PreTrainedModel, prefix: Tensor) -> Any:
@@ -113,8 +127,8 @@ def _cache_of(model: PreTrainedModel, prefix: Tensor) -> Any:
     return cache
 
 
-def forget(cache: Any) -> bool:
-    """Take keys and values out of a cache that goes on counting; tell if it has states besides.
+def forget(cache: Any) -> None:
+    """Take keys and values out of a cache that goes on counting.
 
     Raises:
         ValueError: this is not a cache of transformers.
@@ -122,7 +136,6 @@ def forget(cache: Any) -> bool:
     for layer in _layers(cache):
         if isinstance(layer, CacheLayerMixin) and layer.is_initialized and layer.keys is not None:
             _forget_layer(layer)
-    return has_states(cache)
 
 
 def has_states(cache: Any) -> bool:

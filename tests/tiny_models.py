@@ -18,23 +18,23 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tests.tiny_exceptions import EXCEPTIONS, PER_LAYER
+from tests.tiny_exceptions import EXCEPTIONS
 
 VOCAB_SIZE = 97
 NUM_LAYERS = 4
 _NOISE = 0.1  # on every weight, so that norms, biases, sinks and gates take part
 
-_LAYER_COUNTS = {
-    *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers"),
-    *("num_decoder_layers", "num_encoder_layers", "num_blocks"),
-}
+_LAYER_COUNTS = (
+    *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"),
+    *("num_decoder_layers", "num_blocks", "encoder_layers", "num_encoder_layers"),
+)
 _SIZES: dict[int, tuple[str, ...]] = {
     VOCAB_SIZE: ("vocab_size", "decoder_vocab_size", "unpadded_vocab_size"),
     64: (
         *("hidden_size", "d_model", "n_embd", "emb_dim", "embedding_size", "embedding_dim"),
         *("word_embed_proj_dim", "attention_hidden_size", "lru_width", "input_embedding_size"),
-        *("output_embedding_size", "backbone_hidden_size", "linear_num_heads_dim"),
-        *("router_hidden_size",),
+        *("output_embedding_size", "router_hidden_size"),
+        *("adapter_in_dim", "adapter_out_dim", "adapter_input_size"),
     ),
     96: (
         *("intermediate_size", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim", "ffn_hidden_size"),
@@ -78,12 +78,8 @@ _SIZES: dict[int, tuple[str, ...]] = {
     ),
     4096: (
         *("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "model_max_length"),
-        *(
-            "max_target_positions",
-            "context_length",
-            "floor_scale",
-            "original_max_position_embeddings",
-        ),
+        *("max_target_positions", "context_length", "original_max_position_embeddings"),
+        *("floor_scale",),
     ),
 }
 _SIZE_OF = {name: size for size, names in _SIZES.items() for name in names}
@@ -104,10 +100,7 @@ def tiny_config(model_type: str) -> PreTrainedConfig:
     Raises:
         Exception: whatever its config class raises, where the rules and exceptions do not do.
     """
-    config_class = CONFIG_MAPPING[model_type]
-    given = EXCEPTIONS.get(model_type, {})
-    start = given.get("from", {})
-    return config_class(**{**_shrunk(config_class(**start)), **_without_from(given)})
+    return _tiny(CONFIG_MAPPING[model_type]())
 
 
 def build_tiny(model_type: str, **options: Any) -> PreTrainedModel:
@@ -130,24 +123,21 @@ def build_tiny(model_type: str, **options: Any) -> PreTrainedModel:
     return model.eval()
 
 
-def _without_from(given: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in given.items() if key != "from"}
+def _tiny(config: PreTrainedConfig) -> PreTrainedConfig:
+    return type(config)(**{**_shrunk(config), **EXCEPTIONS.get(config.model_type, {})})
 
 
 def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
-    """Return arguments that make a smaller config of the same class."""
+    """Return arguments that make a smaller config of the same class, the exceptions left out."""
     given: dict[str, Any] = {}
-    for name, value in _fields(config).items():
-        if isinstance(value, PreTrainedConfig):
-            given[name] = type(value)(**_shrunk(value))
-        else:
-            small = _smaller(name, value, config)
-            if small is not None:
-                given[name] = small
     picked = _layers(config)
     for name, value in _fields(config).items():
-        if _is_per_layer(name, value, config):
+        if isinstance(value, PreTrainedConfig):
+            given[name] = _tiny(value)
+        elif _is_per_layer(value, config):
             given[name] = [value[idx] for idx in picked]
+        elif (small := _smaller(name, value, config)) is not None:
+            given[name] = small
     if "is_decoder" in inspect.signature(type(config)).parameters:
         given["is_decoder"] = True
     return given
@@ -188,16 +178,14 @@ def _num_layers(config: PreTrainedConfig) -> int:
     return int(next((getattr(config, name) for name in _LAYER_COUNTS if hasattr(config, name)), 0))
 
 
-def _is_per_layer(name: str, value: Any, config: PreTrainedConfig) -> bool:
-    return (
-        isinstance(value, list) and len(value) in (_num_layers(config),) and name not in PER_LAYER
-    )
+def _is_per_layer(value: Any, config: PreTrainedConfig) -> bool:
+    return isinstance(value, list) and len(value) == _num_layers(config)
 
 
 def _layers(config: PreTrainedConfig) -> list[int]:
     """Pick layers that show every kind there is: the first of each, then the first ones."""
     num_layers = _num_layers(config)
-    lists = [v for n, v in _fields(config).items() if _is_per_layer(n, v, config)]
+    lists = [value for value in _fields(config).values() if _is_per_layer(value, config)]
     kinds = [tuple(str(one[idx]) for one in lists) for idx in range(num_layers)]
     first = [idx for idx, kind in enumerate(kinds) if kind not in kinds[:idx]]
     rest = [idx for idx in range(num_layers) if idx not in first]
