@@ -4,6 +4,7 @@ import dataclasses
 import re
 from pathlib import Path
 
+import torch
 import pytest
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
@@ -80,6 +81,27 @@ def test_no_family_is_silently_without_memory(family):
         assert verdict_on(family).outcome == _table()[family]
     else:
         assert verdict_on(family).outcome != "wrong"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", causal_families())
+def test_eager_attention_works_where_the_other_does(family):
+    if _table()[family] != "works":
+        pytest.skip("not a family that works")
+    memory = attach_everywhere(model := build_tiny(family, attn_implementation="eager"))
+    assert forget_and_remember(model, memory, vocab_size=VOCAB_SIZE).error <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["jamba", "qwen3_next", "falcon_h1", "deepseek_v3"])
+def test_generating_steps_as_a_forward_over_the_whole_would(family):
+    memory = attach_everywhere(model := build_tiny(family))
+    memory.write(list(range(20, 60)), document="d")
+    prompt = torch.arange(5, 17)[None]
+    new = model.generate(prompt, max_new_tokens=6, do_sample=False, eos_token_id=None)
+    with torch.no_grad():
+        whole = model(input_ids=new, use_cache=False).logits[0, 11:-1].argmax(-1)
+    assert new[0, 12:].tolist() == whole.tolist()
 
 
 def test_the_table_has_every_family():
