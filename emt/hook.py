@@ -116,6 +116,7 @@ def unbind(module: nn.Module) -> None:
 class Watched:
     """What `watching` saw of one forward: attention calls, and what RoPE each module was given."""
 
+    compute: AttentionFunction = AttentionCall.compute
     calls: list[AttentionCall] = field(default_factory=list)
     position_embeddings: dict[nn.Module, Any] = field(default_factory=dict)
 
@@ -129,9 +130,16 @@ def is_heard(module: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def watching(model: nn.Module) -> Iterator[Watched]:
-    """Collect the attention calls this thread makes; the model computes as if not attached."""
-    seen = Watched()
+def watching(
+    model: nn.Module, compute: AttentionFunction = AttentionCall.compute
+) -> Iterator[Watched]:
+    """Collect the attention calls this thread makes; the model computes as if not attached.
+
+    Args:
+        model: what will run.
+        compute: takes a call and stands in for its attention.
+    """
+    seen = Watched(compute)
     hooks = [
         module.register_forward_pre_hook(_keep_embeddings(seen), with_kwargs=True)
         for module in model.modules()
@@ -211,7 +219,7 @@ def dispatch(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         seen.calls.append(call)
         if call.position_embeddings is not None:
             seen.position_embeddings[call.module] = call.position_embeddings
-        return call.compute()
+        return seen.compute(call)
     listener = _listeners.get(call.module)
     if listener is None:  # a copy of an attached model, or a model built from the same config
         return call.compute()

@@ -164,7 +164,9 @@ def _decoder_of(model: PreTrainedModel) -> PreTrainedModel:
     decoder: object = None
     if isinstance(model, PreTrainedModel) and not model.config.is_encoder_decoder:
         get_decoder = cast(Callable[[], object], model.get_decoder)
-        decoder = get_decoder() or model.base_model
+        decoder = get_decoder()
+        if not isinstance(decoder, PreTrainedModel):  # ModernBERT's `decoder` is its output layer
+            decoder = model.base_model
     if not isinstance(decoder, PreTrainedModel):
         raise UnsupportedModelError(
             f"expected a decoder-only causal language model; got {type(model).__name__}. "

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from emt.hook import watching
 from emt.placement import input_device
 from emt.precision import no_autocast
-from emt.rope import PositionEmbeddings, Unrotation
+from emt.rope import PositionEmbeddings, Unrotation, as_cos_sin
 from memory_backends import Rows
 from memory_backends.layout import Int32Array
 
@@ -61,7 +61,7 @@ class Reader:
                 continue
             unrotate, key = self.unrotations[layer_idx], call.key[:, :, new]
             if unrotate is not None:
-                cos, sin = seen.position_embeddings[call.module]
+                cos, sin = as_cos_sin(seen.position_embeddings[call.module])
                 embeddings = cos[..., new, :], sin[..., new, :]
                 key = unrotate(key, embeddings)
                 reading.embeddings[layer_idx] = embeddings
