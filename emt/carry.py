@@ -77,7 +77,9 @@ def _check_cache(config: PreTrainedConfig, cache: DynamicCache, reading: Reading
         kept_key, kept = getattr(layer, "keys", None), getattr(layer, "values", None)
         if kept_key is not None and kept is not None:
             recent = value[:, :, value.shape[2] - kept.shape[2] :]  # all a sliding window keeps
-            if kept_key.shape[3] == reading.keys[idx].shape[3] and torch.equal(kept, recent):
+            group = max(kept.shape[1] // value.shape[1], 1)  # Falcon caches KV heads repeated
+            is_key_wide = kept_key.shape[3] == reading.keys[idx].shape[3]
+            if is_key_wide and torch.equal(kept[:, ::group], recent):
                 continue
         raise UnsupportedModelError(
             f"{config.model_type}: carry_context needs layers that keep the keys and values they "
