@@ -83,7 +83,7 @@ def assert_rounded_once(output, expected, values):
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize(
     "model_type",
-    ["llama", "qwen3", "gemma2", "gemma3_text", "cohere", "gpt_neox", "gpt2"],
+    ["llama", "qwen3", "gemma2", "gemma3_text", "cohere", "gpt_oss", "gpt_neox", "gpt2"],
 )
 def test_attention_is_rounded_once(model_type, dtype, memory_type):
     model = build(model_type, dtype=dtype)
