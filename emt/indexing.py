@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 from emt.carry import check_carry
 from emt.corpus import Corpus
 from emt.documents import special_ids, token_ids_of
-from emt.encode import check_max_length, tokens_read
+from emt.encode import check_max_length, max_positions, tokens_read
 from emt.errors import DocumentError, MemoryUseError
 from emt.memory import Memory
-from emt.reading import input_device
+from emt.placement import input_device
 from memory_backends import Document, content_hash
 from memory_backends.vector_db.index import bytes_per_key, factory_for
 
@@ -93,7 +93,7 @@ def _bytes_per_row(memory: Memory, num_rows: int) -> int:
 
 @torch.no_grad()
 def _seconds_per_token(model: PreTrainedModel) -> float:
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = max_positions(model.config.get_text_config())
     length = min(_TIMED_TOKENS, positions or _TIMED_TOKENS)
     token_ids = torch.zeros(1, length, dtype=torch.long, device=input_device(model))
     model.base_model(input_ids=token_ids, use_cache=False)  # warm up

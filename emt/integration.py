@@ -32,6 +32,8 @@ from emt.hook import (
 )
 from emt.identity import identity_of
 from emt.memory import AttachedModel, Memory
+from emt.placement import input_device
+from emt.precision import no_autocast
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def attach(
     A deep copy of the model has no memory until it is attached itself.
 
     Args:
-        model: a causal language model as `from_pretrained` gives it, any dtype, any device.
+        model: a causal language model as `from_pretrained` gives it, any dtype, any device;
+            what `torch.compile` made of one, or a PEFT model around one, adapters included.
         config: the memory's settings; the published method's if None.
         tokenizer: needed to write text (ids need none), to find the special ids, and to cite.
 
@@ -67,7 +70,8 @@ def attach(
         The memory, opened from `config.path` if there is a store.
 
     Raises:
-        UnsupportedModelError: the model's attention cannot be reached, naming the layers.
+        UnsupportedModelError: the model's attention cannot be reached, naming the layers; or a
+            PEFT model puts tokens of its own before a prompt.
         MemoryUseError: the model has a memory already.
         ConfigError: `config.layers` names layers that the model does not have.
         MemoryMismatchError: the store at `config.path` was written by another model.
@@ -75,6 +79,7 @@ def attach(
         IndexFactoryError: FAISS rejects `config.index`.
     """
     config = MemoryConfig() if config is None else config
+    model = _unwrapped(model)
     decoder = _decoder_of(model)
     if any(is_bound(module) for module in decoder.modules()):
         raise MemoryUseError(
@@ -85,11 +90,13 @@ def attach(
     # An inline family reads its implementation to choose masks and code paths: leave it alone.
     implementations = [] if adapted else _replace_implementations(decoder)
     try:
-        layers = dry_run(decoder)
+        with no_autocast(input_device(decoder)):
+            layers = dry_run(decoder)
         modules = [layer.call.module for layer in layers.values()]
         layout = layout_of(layers)
         memory = Memory(
             AttachedModel(
+                model=weakref.ref(model),
                 decoder=weakref.ref(decoder),
                 config=decoder.config,
                 layout=layout,
@@ -123,6 +130,7 @@ def detach(model: PreTrainedModel) -> None:
     Raises:
         MemoryUseError: the model has no memory, or is generating.
     """
+    model = _unwrapped(model)
     attachment = _attached.get(model)
     if attachment is None:
         raise MemoryUseError("this model has no memory to detach. Call attach() first.")
@@ -138,11 +146,27 @@ def detach(model: PreTrainedModel) -> None:
         _restore_implementations(attachment.implementations)
 
 
+def _unwrapped(model: Any) -> PreTrainedModel:
+    """Return the model inside a compiled or a PEFT model, with the adapters that are in it."""
+    if hasattr(model, "_orig_mod"):  # torch.compile's
+        return _unwrapped(model._orig_mod)
+    if isinstance(model, PreTrainedModel) or not hasattr(model, "get_base_model"):
+        return cast(PreTrainedModel, model)
+    if model.active_peft_config.is_prompt_learning:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} puts trained tokens before every prompt, which documents are "
+            "not read with. Attach to a model with adapters in its weights, such as LoRA's."
+        )
+    return _unwrapped(model.get_base_model())
+
+
 def _decoder_of(model: PreTrainedModel) -> PreTrainedModel:
     decoder: object = None
     if isinstance(model, PreTrainedModel) and not model.config.is_encoder_decoder:
         get_decoder = cast(Callable[[], object], model.get_decoder)
-        decoder = get_decoder() or model.base_model
+        decoder = get_decoder()
+        if not isinstance(decoder, PreTrainedModel):  # ModernBERT's `decoder` is its output layer
+            decoder = model.base_model
     if not isinstance(decoder, PreTrainedModel):
         raise UnsupportedModelError(
             f"expected a decoder-only causal language model; got {type(model).__name__}. "

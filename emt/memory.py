@@ -20,6 +20,7 @@ from emt.documents import Source, special_ids, to_document
 from emt.encode import check_max_length, encode
 from emt.errors import ConfigError, DocumentError, MemoryUseError, StoreError
 from emt.hook import AttentionCall, wants_weights
+from emt.identity import weights_fingerprint
 from emt.recording import Recording
 from emt.retrieval import attend_with_memories
 from emt.rope import Unrotation
@@ -42,7 +43,8 @@ class AttachedModel:
     """What a memory knows of its model, found by the dry run of `attach`.
 
     Attributes:
-        decoder: the model without its language-model head.
+        model: the causal language model.
+        decoder: the same without its language-model head.
         config: the decoder's config.
         layout: the shape of its keys and values.
         unrotations: layer -> how to bring its keys to position 0; None where they are not rotated.
@@ -50,6 +52,7 @@ class AttachedModel:
         identity: what a store compares.
     """
 
+    model: ReferenceType[PreTrainedModel]
     decoder: ReferenceType[PreTrainedModel]
     config: PreTrainedConfig
     layout: MemoryLayout
@@ -376,13 +379,19 @@ class Memory:
 
     def _decoder(self) -> PreTrainedModel:
         """Return the model that reads documents, ready to."""
-        decoder = self._attached_model("write").decoder()
-        if decoder is None:
+        attached = self._attached_model("write")
+        model, decoder = attached.model(), attached.decoder()
+        if model is None or decoder is None:
             raise MemoryUseError("cannot write: the model is gone. Keep a reference to it.")
         if decoder.training:
             raise MemoryUseError(
                 "documents must be read in evaluation mode; the model is in training mode. "
                 "Call model.eval()."
+            )
+        if weights_fingerprint(model) != attached.identity.get("weights"):
+            raise MemoryUseError(
+                "the model's weights have changed since attach(), by training or by an adapter: "
+                "the memory would mix rows of two models. detach(), and attach() again."
             )
         if self.config.carry_context:
             check_carry(decoder.config, self.config.stride, self.config.max_length)

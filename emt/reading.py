@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from emt.hook import watching
-from emt.rope import PositionEmbeddings, Unrotation
+from emt.placement import input_device
+from emt.precision import no_autocast
+from emt.rope import PositionEmbeddings, Unrotation, as_cos_sin
 from memory_backends import Rows
 from memory_backends.layout import Int32Array
 
 SINK_ROWS = 4  # the first tokens a model sees; most heads park their attention there
-
-
-def input_device(decoder: PreTrainedModel) -> torch.device:
-    """Return the device that a model takes its token ids on."""
-    return cast(nn.Embedding, decoder.get_input_embeddings()).weight.device
 
 
 @dataclass(frozen=True)
@@ -50,9 +47,10 @@ class Reader:
         Returns:
             What the last n = Q - `skip` tokens have become.
         """
-        with watching(self.decoder) as seen:
+        device = input_device(self.decoder)
+        with watching(self.decoder) as seen, no_autocast(device):
             self.decoder(
-                input_ids=input_ids.to(input_device(self.decoder)),
+                input_ids=input_ids.to(device),
                 **{"use_cache": False, **options},
             )
         reading = Reading({}, {}, {}, {})
@@ -63,7 +61,7 @@ class Reader:
                 continue
             unrotate, key = self.unrotations[layer_idx], call.key[:, :, new]
             if unrotate is not None:
-                cos, sin = seen.embeddings_of(call)
+                cos, sin = as_cos_sin(seen.position_embeddings[call.module])
                 embeddings = cos[..., new, :], sin[..., new, :]
                 key = unrotate(key, embeddings)
                 reading.embeddings[layer_idx] = embeddings

@@ -21,6 +21,7 @@ from emt.attention import (
 from emt.config import MemoryConfig
 from emt.errors import UnsupportedModelError
 from emt.hook import AttentionCall
+from emt.precision import no_autocast
 from memory_backends import MemoryBackend
 
 _CHUNK_BYTES = 64 * 2**20  # what one chunk of queries may take for its logits or its memories
@@ -84,6 +85,18 @@ def attend_with_memories(
         UnsupportedModelError: the call has a feature that cannot be merged with memories.
     """
     check_options(call)
+    with no_autocast(call.query.device):
+        return _attend(call, backend, config, recorded=recorded, weighed=weighed)
+
+
+def _attend(
+    call: AttentionCall,
+    backend: MemoryBackend,
+    config: MemoryConfig,
+    *,
+    recorded: bool,
+    weighed: bool,
+) -> Attended:
     num_queries = call.query.shape[2]
     if num_queries == 1 and not (recorded or weighed) and _is_plain(call, config):
         output = _decode(call, backend, config)

@@ -3,15 +3,16 @@
 Reading memories needs no knowledge of RoPE, only writing does. The cosines and sines are those the
 model itself hands to a layer, and the rotation is the model's own `apply_rotary_pos_emb` with the
 sine negated, so every variant (partial, interleaved, two bases, NTK, YaRN) is undone by the code
-that did it. Whether and how a layer rotates its keys is not read from the config but seen:
-`find_unrotation` compares the keys of one token at two positions, where everything but the rotation
-is the same.
+that did it. Where a family has no such function, or calls it in another way, one of the two
+rotations there are does it: `rotate_halves` or `rotate_pairs`. Whether and how a layer rotates its
+keys is not read from the config but seen: `find_unrotation` compares the keys of one token at two
+positions, where everything but the rotation is the same.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,17 +22,69 @@ from torch import Tensor, nn
 PositionEmbeddings = tuple[Tensor, Tensor]  # cos and sin, each (B, Q, rotary dims or half of them)
 
 
+def as_cos_sin(embeddings: Any) -> PositionEmbeddings:
+    """Return the position embeddings that a layer was given as cosines and sines.
+
+    Args:
+        embeddings: cos and sin, or (B, Q, rotary dims / 2) complex numbers (DeepSeek-V2, Llama 4).
+
+    Raises:
+        TypeError: they are neither.
+    """
+    if isinstance(embeddings, Tensor) and embeddings.is_complex():
+        return embeddings.real, embeddings.imag
+    if isinstance(embeddings, tuple | list) and len(embeddings) == 2:
+        cos, sin = embeddings
+        if isinstance(cos, Tensor) and isinstance(sin, Tensor):
+            return cos, sin
+    raise TypeError(f"expected cos and sin, or complex numbers; got {type(embeddings).__name__}")
+
+
+def rotate_halves(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotate dim i of a key's first half with dim i of its second half.
+
+    Args:
+        query: returned as it is.
+        key: (B, Hkv, Q, R).
+        cos: (B, Q, R or R/2), like `sin`.
+
+    Source:
+        Su et al., RoFormer (arXiv 2104.09864), with the dims in the order of GPT-NeoX.
+    """
+    half = key.shape[-1] // 2
+    cos, sin = cos[..., :half].unsqueeze(1), sin[..., :half].unsqueeze(1)
+    first, second = key[..., :half], key[..., half:]
+    return query, torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def rotate_pairs(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotate dim 2i of a key with dim 2i + 1; arguments as for `rotate_halves`.
+
+    Source:
+        Su et al., RoFormer (arXiv 2104.09864), equation 34.
+    """
+    half = key.shape[-1] // 2
+    step = 2 if cos.shape[-1] == key.shape[-1] else 1  # each pair's angle twice, side by side
+    cos, sin = cos[..., ::step][..., :half].unsqueeze(1), sin[..., ::step][..., :half].unsqueeze(1)
+    even, odd = key[..., 0::2], key[..., 1::2]
+    return query, torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
+
+
 @dataclass(frozen=True)
 class Unrotation:
     """How to bring one layer's keys back to position 0, and to other positions again.
 
     Attributes:
-        rotate: the model's `apply_rotary_pos_emb(query, key, cos, sin)`.
-        num_rotated: how many of the head's dims, from the first, it is given.
+        rotate: the model's `apply_rotary_pos_emb(query, key, cos, sin)`, or one of ours.
+        num_rotated: how many of the head's dims it is given.
+        is_last: they are the head's last dims (latent attention), not its first.
+        gain: (D,), what keys were multiplied with after they were rotated (HunYuan's norm).
     """
 
     rotate: Callable[..., Any]
     num_rotated: int
+    is_last: bool = False
+    gain: Tensor | None = None
 
     def __call__(self, key: Tensor, embeddings: PositionEmbeddings) -> Tensor:
         """Return keys as the model would have computed them at position 0.
@@ -63,11 +116,23 @@ class Unrotation:
 
     def _turned(self, key: Tensor, embeddings: PositionEmbeddings, direction: int) -> Tensor:
         cos, sin = (part.to(key.device, torch.float32) for part in embeddings)
-        turned, rest = key[..., : self.num_rotated].float(), key[..., self.num_rotated :]
+        gain = None if self.gain is None else self.gain.detach().to(key.device, torch.float32)
+        whole = key if gain is None else key.float() / gain
+        start = whole.shape[-1] - self.num_rotated if self.is_last else 0
+        stop = start + self.num_rotated
+        turned = whole[..., start:stop].float()
         # The first argument stands in for queries, and one head of them is enough.
-        found = self.rotate(turned[:, :1], turned, cos, direction * sin)[1]
-        found = (found / (cos.square() + sin.square()).mean().sqrt()).to(key.dtype)
-        return torch.cat([found, rest], dim=-1) if rest.shape[-1] else found
+        found: Tensor = self.rotate(turned[:, :1], turned, cos, direction * sin)[1]
+        found = (found / (cos.square() + sin.square()).mean().sqrt()).to(whole.dtype)
+        if self.num_rotated < whole.shape[-1]:
+            found = torch.cat([whole[..., :start], found, whole[..., stop:]], dim=-1)
+        return found if gain is None else (found * gain).to(key.dtype)
+
+
+def own_rotation(module: nn.Module) -> Callable[..., Any] | None:
+    """Return the `apply_rotary_pos_emb` of the file that defines a module, if it has one."""
+    found = vars(sys.modules[type(module).__module__]).get("apply_rotary_pos_emb")
+    return found if callable(found) else None
 
 
 def is_at_zero(key: Tensor, key_at_zero: Tensor, moved: Tensor, tolerance: float) -> bool:
@@ -96,24 +161,22 @@ def find_unrotation(
         module: the attention module.
         key: (1, Hkv, 1, D), the key of one token alone at some position.
         key_at_zero: the key of the same token alone at position 0.
-        embeddings: what the module was given as `position_embeddings` for `key`, or None.
+        embeddings: what the module was given as `position_embeddings` for `key`, or None; see
+            `as_cos_sin`.
         tolerance: largest relative difference that still counts as equal.
         rotate: `rotate(query, key, cos, sin)`; the module's own `apply_rotary_pos_emb` if None.
 
     Returns:
         An `Unrotation` that was seen to work both ways, or None where nothing works.
     """
-    if rotate is None:
-        rotate = vars(sys.modules[type(module).__module__]).get("apply_rotary_pos_emb")
-    is_pair = isinstance(embeddings, tuple) and len(embeddings) == 2
-    if not callable(rotate) or not is_pair:
+    try:
+        cos_sin = as_cos_sin(embeddings)
+    except TypeError:
         return None
-    # Some files split the rotated dims off before rotating, some while rotating, some rotate all.
-    for num_rotated in dict.fromkeys((embeddings[0].shape[-1], key.shape[-1])):
-        candidate = Unrotation(rotate, num_rotated)
+    for candidate in _candidates(module, rotate, key.shape[-1], cos_sin[0].shape[-1]):
         try:
-            back = candidate(key, embeddings)
-            again = candidate.redo(key_at_zero, embeddings)
+            back = candidate(key, cos_sin)
+            again = candidate.redo(key_at_zero, cos_sin)
         except (RuntimeError, ValueError, TypeError, IndexError):  # not this variant's shapes
             continue
         if is_at_zero(back, key_at_zero, key, tolerance) and is_at_zero(
@@ -121,3 +184,28 @@ def find_unrotation(
         ):
             return candidate
     return None
+
+
+def _candidates(
+    module: nn.Module, own: Callable[..., Any] | None, head_dim: int, num_angles: int
+) -> Iterator[Unrotation]:
+    """Yield all ways a layer may rotate its keys, the model's own first."""
+    own = own_rotation(module) if own is None else own
+    rotations = [*([] if own is None else [own]), rotate_halves, rotate_pairs]
+    # Some files split the rotated dims off before rotating, some while rotating, some rotate all.
+    sizes = [
+        size for size in dict.fromkeys((num_angles, head_dim, 2 * num_angles)) if size <= head_dim
+    ]
+    for gain in (None, *_gains(module, head_dim)):
+        for rotate in rotations:
+            for size in sizes:
+                for is_last in (False, True) if size < head_dim else (False,):
+                    yield Unrotation(rotate, size, is_last, gain)
+
+
+def _gains(module: nn.Module, head_dim: int) -> Iterator[Tensor]:
+    """Yield the weights of norms that may stand between a rotation and the attention."""
+    for child in vars(module).get("_modules", {}).values():
+        weight = getattr(child, "weight", None)
+        if isinstance(weight, Tensor) and weight.shape == (head_dim,):
+            yield weight

@@ -53,12 +53,14 @@ class Family:
         options: config keys beyond `_SMALL`, or instead of them.
         note: what is special about its attention, for the table.
         drop: keys of `_SMALL` that this family does not have.
+        carries: whether `carry_context` can make its cache.
     """
 
     model_type: str
     note: str
     options: dict[str, Any] = field(default_factory=dict)
     drop: tuple[str, ...] = ()
+    carries: bool = True
 
     def build(self, *, dtype: torch.dtype = torch.float32, **more: Any) -> PreTrainedModel:
         """Return a seeded random model in evaluation mode."""
@@ -121,19 +123,117 @@ FAMILIES = [
     Family("granite", "own attention multiplier", {"attention_multiplier": 0.2}),
     Family("smollm3", "some layers without RoPE", {"no_rope_layers": [1, 0, 1]}),
     Family(
+        "mixtral",
+        "experts",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    ),
+    Family(
+        "qwen3_moe",
+        "query and key norms; experts",
+        {
+            "head_dim": 16,
+            "moe_intermediate_size": 32,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+        },
+    ),
+    Family(
+        "deepseek_v3",
+        "latent attention: keys wider than values, their last dims rotated; experts",
+        {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 32,
+            "kv_lora_rank": 32,
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 12,
+            "moe_intermediate_size": 32,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+        },
+        carries=False,
+    ),
+    Family(
+        "llama4_text",
+        "rotation by complex numbers; chunks; one layer without RoPE; experts",
+        {
+            "head_dim": 16,
+            "intermediate_size_mlp": 96,
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+            "attention_chunk_size": 512,
+            "no_rope_layers": [1, 1, 0],
+            "layer_types": ["chunked_attention", "chunked_attention", "full_attention"],
+        },
+    ),
+    Family(
+        "gemma4_text",
+        "the last layers share keys and values; two RoPE bases",
+        {
+            "head_dim": 16,
+            "global_head_dim": 16,
+            "sliding_window": 512,
+            "num_hidden_layers": 4,
+            "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": VOCAB_SIZE,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+        carries=False,
+    ),
+    Family("hunyuan_v1_dense", "keys normalised after their rotation", {"head_dim": 16}),
+    Family(
         "mpt",
         "ALiBi; attention inline, through an adapter",
         {"d_model": 64, "n_heads": 4, "n_layers": 3},
+        drop=_NAMED_DIFFERENTLY,
+    ),
+    Family(
+        "bloom",
+        "ALiBi; attention inline, through an adapter",
+        {"n_head": 4, "n_layer": 3},
+        drop=_NAMED_DIFFERENTLY[1:],
+    ),
+    Family(
+        "falcon",
+        "grouped-query attention; attention inline, through an adapter",
+        {"new_decoder_architecture": True, "num_kv_heads": 2},
+        drop=("num_key_value_heads",),
+    ),
+    Family(
+        "falcon",
+        "ALiBi, multi-query attention; attention inline, through an adapter",
+        {"alibi": True},
+        drop=("num_key_value_heads",),
+    ),
+    Family(
+        "gptj",
+        "half of each head rotated, interleaved; attention inline, through an adapter",
+        {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 4096, "rotary_dim": 8},
+        drop=_NAMED_DIFFERENTLY,
+    ),
+    Family(
+        "codegen",
+        "half of each head rotated, interleaved; attention inline, through an adapter",
+        {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 4096, "rotary_dim": 8},
         drop=_NAMED_DIFFERENTLY,
     ),
 ]
 
 REFUSED = [
     Family(
-        "bloom",
-        "ALiBi, attention inline",
-        {"n_head": 4, "n_layer": 3},
-        drop=_NAMED_DIFFERENTLY[1:],
+        "xglm",
+        "sinusoidal positions, attention inline",
+        {"d_model": 64, "num_layers": 3, "attention_heads": 4, "ffn_dim": 96},
+        drop=_NAMED_DIFFERENTLY,
+    ),
+    Family(
+        "gpt_neox_japanese",
+        "RoPE, attention inline",
+        drop=("num_key_value_heads",),
     ),
 ]
 

@@ -1,5 +1,5 @@
 """Attention classes that compute inline, taught to send their attention through `emt.hook`."""
 
-from emt.adapters.install import Adapted, install, remove
+from emt.adapters.installing import Adapted, install, remove
 
 __all__ = ["Adapted", "install", "remove"]

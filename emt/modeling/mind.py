@@ -253,8 +253,10 @@ def _with_call_options(stock: Callable[..., Any]) -> Callable[..., Any]:
     known = list(signature.parameters.values())
     at = len(known) - (known[-1].kind is inspect.Parameter.VAR_KEYWORD)
     known[at:at] = options
-    vars(forward)["__signature__"] = signature.replace(parameters=known)
-    return forward
+    # torch.compile would trace how memories are made; what it may compile is inside `stock`.
+    uncompiled = cast(Callable[..., Any], torch.compiler.disable(forward))
+    vars(uncompiled)["__signature__"] = signature.replace(parameters=known)
+    return uncompiled
 
 
 @contextlib.contextmanager

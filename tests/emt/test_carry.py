@@ -12,6 +12,7 @@ from emt.reading import SINK_ROWS, Reader
 from tests.families import FAMILIES, VOCAB_SIZE, build
 
 TOLERANCE = 1e-5
+CARRYING = [family for family in FAMILIES if family.carries]
 SLIDING = ["mistral", "gemma2", "gemma3_text", "gpt_oss"]
 LONG_ROPE = {
     "rope_type": "longrope",
@@ -64,7 +65,7 @@ def plain(read, token_ids):
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
+@pytest.mark.parametrize("family", CARRYING, ids=lambda family: family.model_type)
 def test_nothing_evicted_is_one_plain_forward(family):
     read, token_ids = reader(family.build(), {7, 8}), words(45)
     expected = plain(read, token_ids)
@@ -142,7 +143,7 @@ def test_evicted_context_is_streaming_llm(stride, max_length):
     assert (parts[1][2] - plain(reader(build("llama")), token_ids)[0][1][2]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
+@pytest.mark.parametrize("family", CARRYING, ids=lambda family: family.model_type)
 def test_evicted_context_is_placed_where_a_text_without_it_would_be(family):
     """Layer 0 has no memory of context, so layer 1 cannot tell the context from such a text."""
     read, token_ids = reader(family.build()), words(47)
@@ -203,3 +204,13 @@ def test_what_cannot_be_carried_is_refused():
     config.layer_types = ["linear_attention", "full_attention", "full_attention"]
     with pytest.raises(UnsupportedModelError, match=r"layers 0 \(LinearAttentionLayer\) do not"):
         check_carry(config, 8, 24)
+
+
+@pytest.mark.parametrize(
+    "family", [f for f in FAMILIES if not f.carries], ids=lambda family: family.model_type
+)
+def test_caches_that_rows_cannot_fill_are_refused_before_anything_is_read(family):
+    read = reader(family.build())
+    plain(read, words(24))
+    with pytest.raises(UnsupportedModelError, match="Set carry_context to false"):
+        next(read_carrying(read, words(40), stride=8, max_length=24))

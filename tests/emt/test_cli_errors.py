@@ -387,13 +387,12 @@ def test_models_that_are_not_there(tmp_path, more, name, message, monkeypatch):
 
 
 def test_families_that_cannot_be_reached(tmp_path, more):
-    bloom = tmp_path / "bloom"
-    next(family for family in REFUSED if family.model_type == "bloom").build().save_pretrained(
-        bloom
-    )
-    word_tokenizer().save_pretrained(bloom)
-    message = "bloom: attention must go through transformers' AttentionInterface; a dry run reached"
-    refused("index", more, "--store", tmp_path / "new", "--model", bloom, message=message)
+    family = REFUSED[0]
+    folder = tmp_path / "model"
+    family.build().save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    message = f"{family.model_type}: attention must go through transformers' AttentionInterface; "
+    refused("index", more, "--store", tmp_path / "new", "--model", folder, message=message)
     assert not (tmp_path / "new").exists()
 
 

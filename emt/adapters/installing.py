@@ -18,12 +18,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from emt.adapters import mpt
+from emt.adapters import bloom, codegen, falcon, gptj, mpt
 from emt.errors import UnsupportedModelError
 from emt.hook import is_heard
 
 _ADAPTERS: dict[str, Callable[..., Any]] = {
-    adapter.ATTENTION: adapter.forward for adapter in (mpt,)
+    adapter.ATTENTION: adapter.forward for adapter in (bloom, codegen, falcon, gptj, mpt)
 }
 
 
@@ -77,9 +77,8 @@ def _adapted_forward(module: Any, *args: Any, **kwargs: Any) -> Any:
     return (type(module).forward if adapter is None else adapter)(module, *args, **kwargs)
 
 
-_adapted_forward.__name__ = (
-    "forward"  # pickled by name, an attached model comes back as a plain one
-)
+# Pickled by name, an attached model comes back as a plain one.
+_adapted_forward.__name__ = "forward"
 _forward = cast(Callable[..., Any], torch.compiler.disable)(_adapted_forward)
 
 
