@@ -1,0 +1,173 @@
+"""The perplexity experiment's table and picture, from its results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from emt.experiments.perplexity_settings import FULL, WINDOW
+from emt.experiments.statistics import Estimate, mean_interval, paired_difference
+
+Items = Mapping[str, Mapping[str, Any]]
+Curves = dict[str, dict[int, Estimate]]
+
+_ENOUGH = 10
+
+
+def nats_per_token(items: Items) -> Curves:
+    """Return condition -> length -> nats a token, over the texts that have both.
+
+    All texts score equally many tokens, so the mean over texts is the mean over tokens.
+    """
+    return {
+        condition: {
+            length: mean_interval(
+                [record["nats"][condition] / record["scored"] for record in found]
+            )
+            for length in _lengths(items)
+            if (found := _with(items, length, condition))
+        }
+        for condition in _conditions(items)
+    }
+
+
+def differences(items: Items, baseline: str = WINDOW) -> Curves:
+    """Return condition -> length -> nats a token above `baseline`, paired by text.
+
+    Lengths that the window holds are left out: there, all conditions are one.
+    """
+    return {
+        condition: {
+            length: paired_difference(_nats(found, condition), _nats(found, baseline))
+            for length in _lengths(items)
+            if (found := _with(items, length, condition, baseline)) and found[0]["older"]
+        }
+        for condition in _conditions(items)
+        if condition != baseline
+    }
+
+
+def summary(header: Mapping[str, Any], items: Items) -> str:
+    """Return the results in Markdown."""
+    settings, curves, gains = header["settings"], nats_per_token(items), differences(items)
+    lines = [
+        "# Perplexity over length",
+        "",
+        f"{settings['model']}; texts of `{Path(settings['data']).name}`; the last "
+        f"{settings['scored']:,} tokens of each length are scored, from a local window of "
+        f"{settings['window']:,} tokens. Token-weighted perplexity, 95 % bootstrap intervals over "
+        "texts. Texts differ from length to length, so compare columns, not rows.",
+        "",
+        f"Memory settings: {_named(settings['memory']) or 'as published'}. {_origin(header)}",
+        "",
+        "| tokens | texts | " + " | ".join(curves) + " |",
+        "|---:|---:|" + "---:|" * len(curves),
+    ]
+    for length in _lengths(items):
+        cells = [_perplexity(curve.get(length)) for curve in curves.values()]
+        count = len(_with(items, length, WINDOW))
+        lines.append(f"| {length:,} | {count} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"Nats a token above `{WINDOW}` on the same texts (below 0: better than truncation):",
+        "",
+        "| tokens | " + " | ".join(gains) + " |",
+        "|---:|" + "---:|" * len(gains),
+    ]
+    for length in [n for n in _lengths(items) if any(n in curve for curve in gains.values())]:
+        cells = [_difference(curve.get(length)) for curve in gains.values()]
+        lines.append(f"| {length:,} | " + " | ".join(cells) + " |")
+    few = [n for n in _lengths(items) if len(_with(items, n, WINDOW)) < _ENOUGH]
+    if few:
+        lines += [
+            "",
+            f"Fewer than {_ENOUGH} texts at {_numbers(few)} tokens: too few to trust an "
+            "interval over texts.",
+        ]
+    missing = _missing(items)
+    return "\n".join([*lines, "", *(["Left out:", "", *missing, ""] if missing else [])])
+
+
+def plot(header: Mapping[str, Any], items: Items, path: Path | str) -> None:
+    """Draw perplexity over length, one line a condition, with its interval; PNG."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for condition, curve in nats_per_token(items).items():
+        lengths = list(curve)
+        middle, low, high = (
+            [math.exp(getattr(estimate, name)) for estimate in curve.values()]
+            for name in ("mean", "low", "high")
+        )
+        (line,) = axes.plot(lengths, middle, marker="o", label=condition)
+        axes.fill_between(lengths, low, high, color=line.get_color(), alpha=0.12)
+    axes.axvline(header["settings"]["window"], color="grey", linestyle=":", label="local window")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(_lengths(items), [f"{length:,}" for length in _lengths(items)])
+    axes.set_xlabel("tokens of text")
+    axes.set_ylabel(f"perplexity of the last {header['settings']['scored']:,}")
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def _lengths(items: Items) -> list[int]:
+    return sorted({record["length"] for record in items.values()})
+
+
+def _conditions(items: Items) -> list[str]:
+    names = dict.fromkeys(name for record in items.values() for name in record["nats"])
+    return [name for name in names if name != FULL] + [FULL] * (FULL in names)
+
+
+def _with(items: Items, length: int, *conditions: str) -> list[Mapping[str, Any]]:
+    """Return the records of a length that have all conditions."""
+    return [
+        record
+        for record in items.values()
+        if record["length"] == length and all(name in record["nats"] for name in conditions)
+    ]
+
+
+def _nats(records: list[Mapping[str, Any]], condition: str) -> list[float]:
+    return [record["nats"][condition] / record["scored"] for record in records]
+
+
+def _missing(items: Items) -> list[str]:
+    lines = []
+    for length in _lengths(items):
+        records = [record for record in items.values() if record["length"] == length]
+        short = sum("left_out" in record for record in records)
+        if short:
+            lines.append(f"* {length:,} tokens: {short} of {len(records)} texts, which are shorter")
+        for why in sorted({r["without_full"] for r in records if "without_full" in r}):
+            lines.append(f"* {length:,} tokens: `{FULL}`, because {why}")
+    return lines
+
+
+def _named(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings.items())
+
+
+def _numbers(values: list[int]) -> str:
+    return ", ".join(f"{value:,}" for value in values)
+
+
+def _origin(header: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in header["versions"].items())
+    return f"Measured on {header['machine']}, revision {header['revision']}; {versions}."
+
+
+def _perplexity(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ""
+    mean, low, high = (math.exp(part) for part in (estimate.mean, estimate.low, estimate.high))
+    return f"{mean:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _difference(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ""
+    return f"{estimate.mean:+.4f} ({estimate.low:+.4f} to {estimate.high:+.4f})"
