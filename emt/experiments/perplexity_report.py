@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from emt.experiments.perplexity_settings import FULL, WINDOW
@@ -62,6 +63,9 @@ def summary(header: Mapping[str, Any], items: Items) -> str:
         f"{settings['window']:,} tokens. Token-weighted perplexity, 95 % bootstrap intervals over "
         "texts. Texts differ from length to length, so compare columns, not rows.",
         "",
+        f"`{WINDOW}`: from the local window alone (truncation). `memory`: with all tokens before "
+        f"it as memories. `{FULL}`: from the whole text in the prompt.",
+        "",
         f"Memory settings: {_named(settings['memory']) or 'as published'}. {_origin(header)}",
         "",
         "| tokens | texts | " + " | ".join(curves) + " |",
@@ -93,24 +97,41 @@ def summary(header: Mapping[str, Any], items: Items) -> str:
 
 
 def plot(header: Mapping[str, Any], items: Items, path: Path | str) -> None:
-    """Draw perplexity over length, one line a condition, with its interval; PNG."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    for condition, curve in nats_per_token(items).items():
-        lengths = list(curve)
-        middle, low, high = (
-            [math.exp(getattr(estimate, name)) for estimate in curve.values()]
-            for name in ("mean", "low", "high")
-        )
-        (line,) = axes.plot(lengths, middle, marker="o", label=condition)
-        axes.fill_between(lengths, low, high, color=line.get_color(), alpha=0.12)
-    axes.axvline(header["settings"]["window"], color="grey", linestyle=":", label="local window")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(_lengths(items), [f"{length:,}" for length in _lengths(items)])
-    axes.set_xlabel("tokens of text")
-    axes.set_ylabel(f"perplexity of the last {header['settings']['scored']:,}")
-    axes.legend()
+    """Draw perplexity over length, and the paired differences, with their intervals; PNG."""
+    settings, lengths = header["settings"], _lengths(items)
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    perplexities, gains = figure.subplots(1, 2)
+    curves = nats_per_token(items)
+    colours = {name: f"C{number}" for number, name in enumerate(curves)}
+    for name, curve in curves.items():
+        _draw(perplexities, name, colours[name], curve, math.exp)
+    for name, curve in differences(items).items():
+        _draw(gains, name, colours[name], curve, lambda nats: nats)
+    gains.axhline(0, color=colours[WINDOW], label=WINDOW)
+    perplexities.set_ylabel(f"perplexity of the last {settings['scored']:,} tokens")
+    gains.set_ylabel(f"nats a token above {WINDOW}, same texts")
+    for axes in (perplexities, gains):
+        axes.axvline(settings["window"], color="grey", linestyle=":", label="local window")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+        axes.set_xlabel("tokens of text")
+    perplexities.legend()
     figure.savefig(path, dpi=150)
+
+
+def _draw(
+    axes: Axes,
+    name: str,
+    colour: str,
+    curve: Mapping[int, Estimate],
+    scale: Callable[[float], float],
+) -> None:
+    middle, low, high = (
+        [scale(getattr(estimate, part)) for estimate in curve.values()]
+        for part in ("mean", "low", "high")
+    )
+    axes.plot(list(curve), middle, marker="o", color=colour, label=name)
+    axes.fill_between(list(curve), low, high, color=colour, alpha=0.12)
 
 
 def _lengths(items: Items) -> list[int]:
