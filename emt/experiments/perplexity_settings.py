@@ -67,7 +67,7 @@ class PerplexitySettings:
             check(self, name, is_ascending, "a list of whole numbers of at least 1, ascending")
         check(self, "sinks", lambda v: v in _SINKS, "a list of 'all' and 'one'")
         check(self, "full", lambda v: isinstance(v, bool), "true or false")
-        check_memory(self.memory, "memory", fixed=("topk", "sinks", "path"))
+        check_memory(self.memory, "memory", fixed=("topk", "sinks", "path", "enabled"))
         if self.scored >= min(self.window, self.lengths[0]):
             raise ConfigError(
                 f"scored ({self.scored}) must be below the window ({self.window}) and every length "

@@ -58,12 +58,12 @@ class TimingSettings:
             check(self, name, is_ascending, "a list of whole numbers of at least 1, ascending")
         for name in ("query_tokens", "new_tokens", "measured", "rounds"):
             check(self, name, is_positive, "a whole number of at least 1")
-        check_memory(self.memory, "memory", fixed=("path",))
+        check_memory(self.memory, "memory", fixed=("path", "enabled"))
         check(self, "memories", _is_mapping_of_mappings, "a mapping: name to memory settings")
         for name, changes in self.memories.items():
             if name in (PROMPT, CACHED):
                 raise ConfigError(f"a memory cannot be called '{name}': a condition has that name.")
-            check_memory({**self.memory, **changes}, f"memories.{name}", fixed=("path",))
+            check_memory({**self.memory, **changes}, f"memories.{name}", fixed=("path", "enabled"))
 
     def memory_configs(self) -> dict[str, MemoryConfig]:
         """Return the settings of each memory, by name."""

@@ -192,6 +192,7 @@ def test_texts_are_cut_into_pieces(data):
         ({"sinks": ["two"]}, "sinks must be"),
         ({"topk": 3}, "topk must be a list"),
         ({"memory": {"topk": 3}}, "memory.topk cannot be set"),
+        ({"memory": {"enabled": False}}, "memory.enabled cannot be set"),
         ({"memory": {"strid": 3}}, "memory: .* Did you mean 'stride'"),
         ({"window": 50}, r"window \(50\) must be at most the model's 48 positions"),
         ({"memory": {}}, r"max_length \(3072\) must be at most the model's 48 positions"),
