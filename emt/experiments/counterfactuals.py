@@ -84,8 +84,9 @@ def counterfactual(
     for change in islice(_changes(article, old, kind, pool, draw), _TRIES):
         edits = _checked_edits(change, article, question, old, max_replacements)
         found = _made(article, question, kind, old, edits)
-        fault = _fault(found, change, answers)
+        fault = _fault(found, change)
         if fault is None:
+            _check_gone(found, change, answers)
             return found
         reason = fault
     raise Rejected(reason)
@@ -144,8 +145,8 @@ def _made(
     return Counterfactual(article, question, tuple(edits), kind, old.text, answer, start)
 
 
-def _fault(made: Counterfactual, change: Change, answers: list[Answer]) -> str | None:
-    """Return why a change does not do; None if it does."""
+def _fault(made: Counterfactual, change: Change) -> str | None:
+    """Return why a new answer does not do; None if it does."""
     before, question = made.article.text, made.question.text
     if _stands(change.back(), before) or stands_in(made.answer, before):
         return "no answer that is new to the article"
@@ -156,16 +157,21 @@ def _fault(made: Counterfactual, change: Change, answers: list[Answer]) -> str |
     if any(_article_breaks(before, edit) for edit in made.edits):
         return "a or an before it"
     after = made.text()
-    if change.edits(after) or stands_in(made.original_answer, after):
-        return "true answer remains"
-    if isinstance(change, NameChange) and _derived_remains(change, made.kind, after):
-        return "a word made of the true answer remains"
-    if any(stands_in(other.text, after) for other in answers[1:]):
-        return "another annotator's answer remains"
     words = {word for word in re.findall(r"\w+", fold(question)) if len(word) >= _LONG_WORD}
     if any(_word_counts(before)[word] != _word_counts(after)[word] for word in words):
         return "words of the question would change"
     return None
+
+
+def _check_gone(made: Counterfactual, change: Change, answers: list[Answer]) -> None:
+    """Raise Rejected if something of the true answer is left, whatever the new one is."""
+    after = made.text()
+    if change.edits(after) or stands_in(made.original_answer, after):
+        raise Rejected("true answer remains")
+    if isinstance(change, NameChange) and _derived_remains(change, made.kind, after):
+        raise Rejected("a word made of the true answer remains")
+    if any(stands_in(other.text, after) for other in answers[1:]):
+        raise Rejected("another annotator's answer remains")
 
 
 def _stands(change: Change, text: str) -> bool:

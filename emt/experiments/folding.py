@@ -59,7 +59,10 @@ def phrase(text: str) -> str:
 
 def stands_in(needle: str, text: str) -> bool:
     """Tell whether a phrase stands in a text as whole words."""
-    return re.search(rf"(?<!\w){phrase(needle)}(?!\w)", folded(text).text) is not None
+    whole = folded(text).text
+    if not all(word in whole for word in fold(needle).split()):  # far faster than a search
+        return False
+    return re.search(rf"(?<!\w){phrase(needle)}(?!\w)", whole) is not None
 
 
 @lru_cache(maxsize=4096)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 
 _SMALL = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
@@ -104,12 +105,13 @@ class Number:
         return text.removeprefix("0") if self.text.startswith(".") else text
 
 
-def numbers_in(text: str) -> list[Number]:
+@lru_cache(maxsize=64)  # an article is searched for every answer that is tried
+def numbers_in(text: str) -> tuple[Number, ...]:
     """Return the numbers of a text, in order.
 
     Digits that are part of a word ("A696", "1990s"), of a time or of a fraction are not numbers.
     """
-    return [_number(match, text) for match in _NUMBER.finditer(text)]
+    return tuple(_number(match, text) for match in _NUMBER.finditer(text))
 
 
 def _number(match: re.Match[str], text: str) -> Number:
