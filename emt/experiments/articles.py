@@ -84,7 +84,12 @@ class _Pages:
         return self.starts[paragraph]
 
     def ask(
-        self, id: str, text: str, answers: Sequence[tuple[str, int | None]], context: str, where: str
+        self,
+        id: str,
+        text: str,
+        answers: Sequence[tuple[str, int | None]],
+        context: str,
+        where: str,
     ) -> None:
         """Add a question about a paragraph."""
         found = []

@@ -65,7 +65,9 @@ class BuildSettings:
 
     def __post_init__(self) -> None:
         for name, kind in (("articles", str), ("output", str), ("columns", dict), ("splits", dict)):
-            if not isinstance(getattr(self, name), kind) or (kind is str and not getattr(self, name)):
+            if not isinstance(getattr(self, name), kind) or (
+                kind is str and not getattr(self, name)
+            ):
                 raise ConfigError(f"{name} must be {_A[kind]}; got {getattr(self, name)!r}.")
         for name in ("items_per_split", "items_per_article", "max_replacements"):
             value = getattr(self, name)
@@ -114,9 +116,7 @@ def build(settings: BuildSettings) -> Built:
     return build_items(articles, settings, token_counter(settings.model))
 
 
-def build_items(
-    articles: Sequence[Article], settings: BuildSettings, count: CountTokens
-) -> Built:
+def build_items(articles: Sequence[Article], settings: BuildSettings, count: CountTokens) -> Built:
     """Make counterfactual items of articles; the same settings make the same items.
 
     Args:

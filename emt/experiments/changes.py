@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-class Rejected(Exception):
+class Rejected(Exception):  # noqa: N818 - an outcome, not a mistake
     """A question that makes no item; `reason` is one word of the report."""
 
     def __init__(self, reason: str) -> None:

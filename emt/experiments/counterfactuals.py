@@ -17,9 +17,6 @@ from emt.experiments.folding import fold, folded, phrase, stands_in
 from emt.experiments.names import NameChange
 from emt.experiments.pool import Answer, NamePool, answers_of, has_the
 from emt.experiments.quantities import (
-    DateChange,
-    DecadeChange,
-    NumberChange,
     other_dates,
     other_decades,
     other_numbers,
@@ -28,6 +25,7 @@ from emt.experiments.quantities import (
 
 _TRIES = 40
 _VOWEL_SOUND = re.compile(r"[aeiou]|8|11(?!\d)|18(?!\d)")
+_CONVERTED = re.compile(r"[\s-]*[^\s\d(]{0,12}\s*\([^\d()]{0,8}[\d,.]+")  # "187 feet (57 m)"
 _LONG_WORD = 4  # shorter ones of a question are mostly grammar
 
 
@@ -103,10 +101,14 @@ def _changes(
     elif kind.kind == "year":
         yield from other_years(list(kind.numbers), draw)
     elif kind.kind == "number":
+        if _CONVERTED.match(article.text, old.start + kind.numbers[0].stop):
+            raise Rejected("in other units beside it")
         yield from other_numbers(kind.numbers[0], draw, kind.most)
     else:
         type = pool.type_of(old.text)
         with_the = has_the(article.text, old.start)
+        if type is None:
+            raise Rejected("answer of several types")
         if with_the and type.startswith("person"):
             raise Rejected("answer of no known type")  # a people or an office, not a person
         for name in pool.others(old.text, with_the, draw):
@@ -117,9 +119,9 @@ def _checked_edits(
     change: Change, article: Article, question: Question, old: Answer, max_replacements: int
 ) -> list[Edit]:
     """Return the edits of an article; they do not depend on the new answer but for their text."""
-    if change.edits(article.title):
+    if _stands(change, article.title):
         raise Rejected("answer in the title")
-    if change.edits(question.text) or stands_in(old.text, question.text):
+    if _stands(change, question.text) or stands_in(old.text, question.text):
         raise Rejected("answer in the question")
     edits = change.edits(article.text)
     if len(edits) > max_replacements:

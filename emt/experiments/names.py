@@ -8,15 +8,34 @@ from functools import lru_cache
 
 from emt.experiments.changes import Edit, Rejected
 from emt.experiments.folding import fold, folded, phrase
+from emt.experiments.vocabulary import words
 
-_SHORTENED_TITLES = "Mr Mrs Ms Dr Prof Sir Lord Lady Rev St Gen Col Capt Sgt Lt Gov Sen Pres".split()
-_TITLES = {title.lower() for title in _SHORTENED_TITLES} | set(
-    "doctor professor reverend general colonel captain lieutenant governor senator president king "
-    "queen prince princess emperor empress pope bishop archbishop duke count baron chief commander "
-    "major admiral marquis father brother saint".split()
+_SHORTENED_TITLES = words(
+    """
+    Mr Mrs Ms Dr Prof Sir Lord Lady Rev St Gen Col Capt Sgt Lt Gov Sen Pres
+    """
+)
+_TITLES = {title.lower() for title in _SHORTENED_TITLES} | frozenset(
+    words("""
+    doctor professor reverend general colonel captain lieutenant governor senator president king
+    queen prince princess emperor empress pope bishop archbishop duke count baron chief
+    commander major admiral marquis father brother saint
+    """)
 )
 # Before a place these are part of its name, though they are words of their own too.
-_NAME_PARTS = set("new north south east west great saint st fort port san lake mount old".split())
+_NAME_PARTS = frozenset(
+    words("""
+    new north south east west great saint st fort port san lake mount old
+    """)
+)
+# They begin sentences; the others that do are known by standing elsewhere in lower case.
+_FUNCTION_WORDS = frozenset(
+    words("""
+    a after also although an and as at before both but by during for from he her his however if in
+    into its no not of on or she since so than that the their then these they this those though
+    through to under until when where which while who with
+    """)
+)
 _SUFFIX = r"(?:'s|s'|es|s|')?"
 
 
@@ -55,7 +74,8 @@ class NameChange:
             if len(self.old.split()) == 1 and _after(text, stop):
                 raise Rejected("part of a longer name")
             new = self.new.split()[-1] if is_surname else self.new
-            found.append(Edit(start, stop, new.upper() if _is_loud(there) else new))
+            is_loud = len(there) > 3 and there.isupper() and not self.old.isupper()
+            found.append(Edit(start, stop, new.upper() if is_loud else new))
         return found
 
     def back(self) -> NameChange:
@@ -67,12 +87,12 @@ class NameChange:
 def _pattern(name: str, is_person: bool) -> re.Pattern[str]:
     """Return the pattern of a name in folded text; longer forms first."""
     forms = [phrase(name)]
-    words = name.split()
-    if is_person and len(words) > 1:
-        first, last = phrase(words[0]), phrase(words[-1])
+    parts = name.split()
+    if is_person and len(parts) > 1:
+        first, last = phrase(parts[0]), phrase(parts[-1])
         initials = r"(?:\w\.\s*)*"
         forms += [rf"{first}\s+{initials}{last}", rf"\w\.\s*{initials}{last}", last]
-    suffix = "(?:'s?)?" if phrase(words[-1]).endswith("s") else _SUFFIX
+    suffix = "(?:'s?)?" if phrase(parts[-1]).endswith("s") else _SUFFIX
     return re.compile(rf"(?<!\w)({'|'.join(forms)})(?={suffix}(?!\w))")
 
 
@@ -86,7 +106,7 @@ def _before(text: str, start: int, is_surname: bool) -> bool:
         return False  # the end of a sentence
     if word in _NAME_PARTS and not is_surname:
         return True
-    return word not in _TITLES and word not in _words_of(text)
+    return word not in _TITLES and word not in _FUNCTION_WORDS and word not in _words_of(text)
 
 
 def _after(text: str, stop: int) -> bool:
@@ -99,7 +119,3 @@ def _after(text: str, stop: int) -> bool:
 def _words_of(text: str) -> frozenset[str]:
     """Return the words that stand in a text in lower case: no names."""
     return frozenset(word for word in re.findall(r"\w[\w'\u2019-]*", text) if word[0].islower())
-
-
-def _is_loud(text: str) -> bool:
-    return len(text) > 3 and text.isupper()

@@ -7,15 +7,25 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
 
-_SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_SMALL_TH = (
-    "zeroth first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth "
-    "thirteenth fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth"
-).split()
+from emt.experiments.vocabulary import words
+
+_SMALL = words(
+    """
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
+    fifteen sixteen seventeen eighteen nineteen
+    """
+)
+_TENS = words(
+    """
+    twenty thirty forty fifty sixty seventy eighty ninety
+    """
+)
+_SMALL_TH = words(
+    """
+    zeroth first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth
+    thirteenth fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth
+    """
+)
 _TENS_TH = [ten[:-1] + "ieth" for ten in _TENS]
 _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 _SCALES["trillion"] = 10**12
@@ -97,7 +107,7 @@ class Number:
                 return word.upper()
             return word.capitalize() if self.text[0].isupper() else word
         if self.ordinal:
-            return f"{int(mantissa)}{_suffix(int(mantissa))}" if whole else None
+            return f"{int(mantissa)}{suffix_of(int(mantissa))}" if whole else None
         exact = round(mantissa, self.decimals)
         if exact != mantissa:
             return None
@@ -132,7 +142,8 @@ def _number(match: re.Match[str], text: str) -> Number:
     return Number(value * scale, start, stop, match[0], False, scale, separator)
 
 
-def _suffix(value: int) -> str:
+def suffix_of(value: int) -> str:
+    """Return "st", "nd", "rd" or "th"."""
     if 10 < value % 100 < 14:
         return "th"
     return {1: "st", 2: "nd", 3: "rd"}.get(value % 10, "th")

@@ -34,7 +34,7 @@ PEOPLES = frozenset(
     Persian;Polish;Portuguese;Prussian;Russian;Scottish;Serbian;Spanish;Swahili;Swedish;Swiss;
     Turkish;Ukrainian;Welsh""".replace("\n    ", "").split(";")
 )
-WEEKDAYS = frozenset("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
+WEEKDAYS = frozenset({"Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"})
 
 KNOWN = {
     **dict.fromkeys(COUNTRIES, "country"),

@@ -48,27 +48,28 @@ def answers_of(question: Question) -> list[Answer]:
 class NamePool:
     """The names among the answers of some articles.
 
-    A name that several questions ask for has the type that most of them give it.
+    A name to which questions give two types is of neither: one of them is a mistake, or the name is
+    of two things.
     """
 
     def __init__(self, articles: Iterable[Article]) -> None:
-        votes: dict[str, Counter[str]] = defaultdict(Counter)
+        types: dict[str, set[str]] = defaultdict(set)
         self._with_the: dict[str, bool] = {}
         for article in articles:
             for question in article.questions:
                 for answer in answers_of(question)[:1]:
                     kind = kind_of(question.text, answer.text)
                     if kind is not None and kind.kind == "entity":
-                        votes[answer.text][kind.type] += 1
+                        types[answer.text].add(kind.type)
                         self._with_the.setdefault(answer.text, has_the(article.text, answer.start))
-        self._types = {name: types.most_common(1)[0][0] for name, types in votes.items()}
+        self._types = {name: type for name, found in types.items() if (type := _agreed(found))}
         self._names: dict[str, list[str]] = defaultdict(list)
         for name, type in sorted(self._types.items()):
             self._names[type].append(name)
 
-    def type_of(self, name: str) -> str:
-        """Return the type of a name that is in the pool."""
-        return self._types[name]
+    def type_of(self, name: str) -> str | None:
+        """Return the type of a name; None if it has none that its questions agree on."""
+        return self._types.get(name)
 
     def others(self, name: str, with_the: bool, draw: random.Random) -> Iterator[str]:
         """Yield names that may take a name's place, in random order.
@@ -90,6 +91,12 @@ class NamePool:
                 and not words & (set(fold(other).split()) - shared)
             ):
                 yield other
+
+
+def _agreed(types: set[str]) -> str | None:
+    """Return the one type; "place", which "where" asks for, gives way to any other."""
+    found = types - {"place"} or types
+    return next(iter(found)) if len(found) == 1 else None
 
 
 def has_the(text: str, start: int) -> bool:

@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from emt.experiments.changes import Edit, apply
-from emt.experiments.numerals import Number, numbers_in
+from emt.experiments.numerals import Number, numbers_in, suffix_of
+from emt.experiments.vocabulary import words
 
-MONTHS = (
-    "January February March April May June July August September October November December"
-).split()
+MONTHS = words(
+    """
+    January February March April May June July August September October November December
+    """
+)
 _MONTH = "|".join(MONTHS)
 _YEAR = r"1\d{3}|20\d{2}"
 _DATE = re.compile(
-    rf"(?<!\w)(?:(?P<d1>\d{{1,2}})(?:st|nd|rd|th)?\s+(?:of\s+)?(?P<m1>{_MONTH})(?:,?\s+(?P<y1>{_YEAR}))?"
-    rf"|(?P<m2>{_MONTH})\s+(?P<d2>\d{{1,2}})(?:st|nd|rd|th)?(?:,?\s+(?P<y2>{_YEAR}))?"
+    rf"(?<!\w)(?:(?P<d1>\d{{1,2}})(?P<s1>st|nd|rd|th)?\s+(?:of\s+)?(?P<m1>{_MONTH})(?:,?\s+(?P<y1>{_YEAR}))?"
+    rf"|(?P<m2>{_MONTH})\s+(?P<d2>\d{{1,2}})(?P<s2>st|nd|rd|th)?(?:,?\s+(?P<y2>{_YEAR}))?"
     rf"|(?P<m3>{_MONTH}),?\s+(?:of\s+)?(?P<y3>{_YEAR}))(?!\w)"
 )
 _DECADE = re.compile(r"(?<!\w)(\d{3}0)(?='?s(?!\w)|\u2019s(?!\w))")
@@ -106,7 +109,9 @@ class DateChange:
                 continue
             parts = [Edit(*match.span(name), self.new.month) for name in ("m1", "m2", "m3")]
             if self.old.day is not None:
-                parts += [Edit(*match.span(name), str(self.new.day)) for name in ("d1", "d2")]
+                day = self.new.day or 0
+                parts += [Edit(*match.span(name), str(day)) for name in ("d1", "d2")]
+                parts += [Edit(*match.span(name), suffix_of(day)) for name in ("s1", "s2")]
             parts = sorted((part for part in parts if part.start >= 0), key=lambda part: part.start)
             start, stop = parts[0].start, parts[-1].stop  # the year after them stays
             found.append(Edit(start, stop, apply(text[:stop], parts)[start:]))
@@ -134,7 +139,7 @@ def other_dates(old: Date, draw: random.Random) -> Iterator[DateChange]:
     for _ in range(_DRAWS):
         day = None if old.day is None else draw.randint(1, 28)
         month = draw.choice(MONTHS)
-        if month != old.month and day != old.day or (day is None and month != old.month):
+        if (month != old.month and day != old.day) or (day is None and month != old.month):
             yield DateChange(old, Date(day, month, old.year))
 
 
@@ -171,7 +176,7 @@ def other_numbers(old: Number, draw: random.Random, most: int | None) -> Iterato
     while count % 10 == 0 and count:
         count, power = count // 10, power * 10
     digits = len(str(count))
-    low = max(count // 2, 10 ** (digits - 1), 2)
+    low = max((count + 1) // 2, 10 ** (digits - 1), 2)
     high = min(2 * count + 1, 10**digits - 1)
     if old.is_word or old.ordinal:
         low, high = max(count * 2 // 3, 2), max(count + 3, count * 3 // 2)

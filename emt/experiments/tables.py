@@ -7,11 +7,11 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 from emt.errors import ConfigError, DocumentError
 
-Source = Union[str, Path, Iterable[Mapping[str, Any]]]
+Source = str | Path | Iterable[Mapping[str, Any]]
 
 _JSON_LINES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 _SUFFIXES = (*_JSON_LINES, ".parquet")
@@ -117,7 +117,9 @@ def _open(source: Source) -> tuple[str, Iterable[Any]]:
 def _json_lines(path: Path) -> Iterator[Any]:
     number = 0
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
+        with (gzip.open if path.suffix == ".gz" else open)(
+            path, "rt", encoding="utf-8-sig"
+        ) as file:
             for number, line in enumerate(file, start=1):  # noqa: B007 - named in an error
                 if line.strip():
                     yield json.loads(line)
