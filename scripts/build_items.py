@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from emt.cli.session import quiet
 from emt.errors import EMTError
 from emt.experiments.builder import BuildSettings, build, write_items
 from emt.experiments.settings import load_settings
@@ -25,7 +26,8 @@ def main() -> None:
         settings = load_settings(
             BuildSettings, options.base, preset=options.preset, changes=options.changes
         )
-        built = build(settings)
+        with quiet():
+            built = build(settings)
         write_items(built, settings.output)
     except EMTError as error:
         print(f"build_items: {' '.join(str(error).split())}", file=sys.stderr)

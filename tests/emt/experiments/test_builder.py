@@ -1,6 +1,7 @@
 """Counterfactual items: what they promise, over made cases and over the small articles."""
 
 import json
+import os
 import random
 import re
 import subprocess
@@ -22,7 +23,8 @@ from emt.experiments.settings import load_settings
 ROOT = Path(__file__).parents[3]
 BASE = ROOT / "configs" / "experiments" / "build_items.yaml"
 ARTICLES = ROOT / "configs" / "experiments" / "data" / "articles.json"
-LARGE = ROOT / "shared" / "data" / "articles" / "squad_articles.json"
+DATA = Path(os.environ.get("EMT_DATA", ROOT.parent / "shared" / "data"))  # not in the repository
+LARGE = DATA / "articles" / "squad_articles.json"
 
 
 def plain(text):
@@ -274,7 +276,7 @@ def test_the_script(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not LARGE.exists(), reason="needs the 24 development articles in shared/")
+@pytest.mark.skipif(not LARGE.exists(), reason="needs articles/squad_articles.json in EMT_DATA")
 def test_many_articles():
     chosen = settings(articles=LARGE, splits="{2k: [1500, 2048], 16k: [11000, 16384]}")
     built = build(chosen)

@@ -37,6 +37,7 @@ def test_columns_may_swap():
     assert row == {"a": 2, "b": 1}
 
 
+@pytest.mark.filterwarnings("ignore")  # of what datasets itself imports
 def test_a_dataset_of_hugging_face():
     datasets = pytest.importorskip("datasets")
     found = read_rows(datasets.Dataset.from_list(ROWS), required=REQUIRED, columns=COLUMNS)
