@@ -36,7 +36,7 @@ def summary(header: Mapping[str, Any], items: Items) -> str:
     """
     by_condition, settings = _by_condition(items), header["settings"]
     num_items = len({record["item"] for record in items.values()})
-    heads = by_condition.get(settings["heat_map"])
+    heads = _with_maps(by_condition.get(settings["heat_map"], []))
     lines = [
         "# Interpretability",
         "",
@@ -145,15 +145,15 @@ def draw(header: Mapping[str, Any], items: Items, folder: Path | str) -> list[Pa
     folder.mkdir(parents=True, exist_ok=True)
     drawn = [_draw_stability(header, by_condition, folder / "stability.png")]
     name = header["settings"]["heat_map"]
-    if any(np.size(record["mass"]["memory"]) for record in by_condition.get(name, ())):
-        drawn.append(_draw_maps(name, by_condition[name], folder / "attention_mass.png"))
+    records = _with_maps(by_condition.get(name, []))
+    if records:
+        drawn.append(_draw_maps(name, records, folder / "attention_mass.png"))
     return drawn
 
 
 def memories_a_query(record: Record) -> float:
     """Return how many memories a query retrieved for one generated token, on average."""
-    num_layers, num_heads = np.shape(record["mass"]["memory"])
-    num_queries = len(record["token_ids"]) * num_layers * num_heads
+    num_queries = len(record["token_ids"]) * np.size(record["mass"]["memory"])
     return float(record["num_retrieved"]) / num_queries if num_queries else 0.0
 
 
@@ -161,6 +161,11 @@ def mean_map(records: Sequence[Record], name: str) -> npt.NDArray[np.float64]:
     """Return a heat map, (layers, heads), as the mean over items."""
     found: npt.NDArray[np.float64] = np.mean([record["mass"][name] for record in records], axis=0)
     return found
+
+
+def _with_maps(records: Sequence[Record]) -> list[Record]:
+    """Leave out answers for which no memory was read."""
+    return [record for record in records if np.size(record["mass"]["memory"])]
 
 
 def _by_condition(items: Items) -> dict[str, list[Record]]:

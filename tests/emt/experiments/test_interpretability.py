@@ -1,6 +1,9 @@
 """The interpretability experiment, on a tiny model that has no idea what it is asked."""
 
 import json
+import os
+import subprocess
+import sys
 
 import torch
 import numpy as np
@@ -14,8 +17,9 @@ from emt.experiments.attention_mass import attention_mass, share_of_passages_wit
 from emt.experiments.interpretability import run_interpretability
 from emt.experiments.interpretability_report import draw, memories_a_query, summary
 from emt.experiments.interpretability_settings import InterpretabilitySettings
+from emt.experiments.results import read_results
 from emt.loading import LoadedModel
-from tests.emt.commands import ROOT
+from tests.emt.commands import ROOT, make_model
 from tests.emt.words import word_tokenizer
 from tests.families import build
 
@@ -226,8 +230,10 @@ def test_pictures_are_drawn(tmp_path):
     assert [file.name for file in files] == ["stability.png", "attention_mass.png"]
     for file in files:
         assert file.read_bytes().startswith(b"\x89PNG")
-    off = {"a/topk 5": record("a", "topk 5", mass=dict.fromkeys(("memory",), []), num_retrieved=0)}
-    assert "topk 5" in summary({**HEADER, "settings": {**HEADER["settings"], "heat_map": "x"}}, off)
+    nothing = {"memory": [], "content": [], "answer": []}
+    off = {"a/topk 5": record("a", "topk 5", mass=nothing, num_retrieved=0)}
+    assert [file.name for file in draw(HEADER, off, tmp_path / "off")] == ["stability.png"]
+    assert "-2.00 (-2.00 to -2.00) | 0.0 | 0 |  |  |" in summary(HEADER, off)
 
 
 # -- settings and the command -------------------------------------------------------------------
@@ -253,7 +259,7 @@ def test_wrong_settings_are_refused(changes, message):
 
 
 def test_a_split_that_is_not_there_and_a_template_that_is_not(loaded, items, tmp_path):
-    with pytest.raises(ConfigError, match="no items of split '8k'. The splits are 2k, 4k"):
+    with pytest.raises(ConfigError, match=r"no items of split '8k'\. The splits are 2k, 4k"):
         run_interpretability(settings_of(items, splits=["8k"]), tmp_path, loaded=loaded)
     with pytest.raises(ConfigError, match="no chat template"):
         run_interpretability(settings_of(items, chat=True), tmp_path / "chat", loaded=loaded)
@@ -267,3 +273,34 @@ def test_the_settings_that_ship_are_right():
     assert set(presets) == {"smoke", "full"}
     for preset in ({}, *presets.values()):
         InterpretabilitySettings(**{**values, **preset, "items": "x.jsonl"})
+
+
+def run_script(*arguments):
+    return subprocess.run(
+        [sys.executable, "scripts/run_interpretability.py", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+
+
+def test_the_command(items, tmp_path):
+    base = ROOT / "configs" / "experiments" / "interpretability.yaml"
+    output = tmp_path / "found"
+    asked = ["--base", base, "--preset", "smoke", "--model", make_model(tmp_path / "model")]
+    # the model's words are numbers, and templates would be unknown to it
+    asked += ["--set", f"items={items}", "--set", "question='{question}'", "--output", output]
+    done = run_script(*asked)
+    assert done.returncode == 0, done.stderr
+    header, found = read_results(output / "results.jsonl")
+    assert (header["experiment"], header["settings"]["max_new_tokens"]) == ("interpretability", 12)
+    assert len(found) == 3 * 4
+    assert done.stdout.startswith((output / "summary.md").read_text(encoding="utf-8"))
+    assert {file.name for file in output.glob("*.png")} == {"stability.png", "attention_mass.png"}
+    items.write_text(items.read_text() + '{"id": "z"}\n')
+    done = run_script(*asked)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "line 4: no field 'title'" in done.stderr
