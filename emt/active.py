@@ -168,14 +168,15 @@ def _checked(cache: Any) -> Any:
     Raises:
         ConfigError: it is of another kind.
     """
-    layers = cache.layers if isinstance(cache, DynamicCache) else [cache]
-    for layer in layers:
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
-            raise ConfigError(
-                "the setting uncertainty needs a DynamicCache, to take back the last token; got "
-                f"{type(cache).__name__} with {type(layer).__name__}. Generate without "
-                "cache_implementation, or with memory.using(uncertainty=None)."
-            )
+    kinds = [type(layer) for layer in cache.layers] if isinstance(cache, DynamicCache) else [None]
+    others = [kind for kind in kinds if kind not in (DynamicLayer, DynamicSlidingWindowLayer)]
+    if others or cache.offloading:  # the last token may still be on its way to the CPU
+        layers = f" with {others[0].__name__}" if others and others[0] is not None else ""
+        raise ConfigError(
+            "the setting uncertainty takes a token back from a DynamicCache, not offloaded; got "
+            f"{type(cache).__name__}{layers}. Generate without cache_implementation, or with "
+            "memory.using(uncertainty=None)."
+        )
     return cache
 
 

@@ -6,6 +6,7 @@ import threading
 import torch
 import pytest
 from transformers import DynamicCache, GenerationConfig
+from transformers.cache_utils import LinearAttentionLayer
 
 import emt
 from emt import MemoryConfig, attach
@@ -275,6 +276,32 @@ def test_what_cannot_be_redone_is_refused(options, named):
             model.generate(PROMPT, max_new_tokens=2, **options)
         assert not model._forward_hooks
     assert model.generate(PROMPT, max_new_tokens=2, **options) is not None
+
+
+@pytest.mark.parametrize("kind", ["offloaded", "linear"])
+def test_other_layers_of_a_dynamic_cache_are_refused(kind):
+    model, memory = remembering()
+    cache = DynamicCache(config=model.config)
+    if kind == "offloaded":
+        cache.offloading = True
+    else:
+        cache.layers[1] = LinearAttentionLayer()
+    with memory.using(uncertainty={"entropy": 1.0, "topk": HIGH}):
+        with pytest.raises(ConfigError, match="takes a token back from a DynamicCache") as caught:
+            model.generate(PROMPT, past_key_values=cache, **GREEDY)
+        assert ("with LinearAttentionLayer." in str(caught.value)) == (kind == "linear")
+        assert cache.get_seq_length() == 0
+
+
+def test_a_prompt_goes_on_from_a_cache():
+    model, memory = remembering()
+    always = {"entropy": 0, "topk": HIGH}
+    tokens, _, _ = by_hand(model, memory, PROMPT, 0.0)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(PROMPT[:, :3], past_key_values=cache)
+    with memory.using(uncertainty=always):
+        assert model.generate(PROMPT, past_key_values=cache, **GREEDY).tolist() == tokens.tolist()
 
 
 def test_the_published_interface_takes_it_for_one_call():
