@@ -123,7 +123,8 @@ class _Redo:
             if uncertain.any():
                 self._redo(module, options, output, uncertain, config)
         for layer in self._rewound:
-            layer.crop(0)  # to the window's size again
+            if layer.is_initialized:  # a layer that shares another's keys is not
+                layer.crop(0)  # to the window's size again
             layer.record_past = False
 
     def _config_of_redo(self, uncertainty: Uncertainty) -> MemoryConfig | None:
@@ -145,9 +146,10 @@ class _Redo:
         before = [
             (layer, layer.keys[:, :, -1:].clone(), layer.values[:, :, -1:].clone())
             for layer in cache.layers
-            if layer.is_initialized  # a layer that shares another's keys is not
+            if layer.is_initialized
         ]
-        cache.crop(-1)
+        for layer, _, _ in before:
+            layer.crop(-1)
         token = redo_config.set(config)
         try:
             again = module.forward(**_last_token(options))
