@@ -219,6 +219,7 @@ def _heads(name: str, records: Sequence[Record]) -> list[str]:
     found, layers = mean_map(records, "answer"), records[0]["layers"]
     best = np.argsort(-found, axis=None, kind="stable")[:5]
     lines = [
+        "",
         "## Heads that attend to the answer",
         "",
         f"Share of the whole attention that memories of the answer's tokens get, {name}. "
