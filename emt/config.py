@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from emt.errors import ConfigError
+from emt.uncertainty import Uncertainty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,11 @@ class MemoryConfig:
         path: the store's directory; opened if it exists, else made by the first write. None keeps
             the memory for the life of the process only.
         enabled: False for the plain model, with its memories kept.
-        topk: memories that each query attends to, at every layer and head.
+        topk: memories that each query attends to, at every layer and head; "auto" for one in 500
+            of those there are, at least 4 and at most 12.
+        uncertainty: redo a step of `generate` whose next-token entropy, in nats, is above `entropy`
+            with `topk` memories, a whole number above the setting `topk`; given as a mapping of
+            these two. None for never.
         layers: model layers that read memories; None for every full-attention layer.
         mask_by_sim: leave out retrieved memories whose cosine similarity is not above
             `sim_threshold`.
@@ -68,7 +73,8 @@ class MemoryConfig:
     memory_type: Literal["manual", "vector_db"] = "manual"
     path: str | None = None
     enabled: bool = True
-    topk: int = 10
+    topk: int | Literal["auto"] = 10
+    uncertainty: Uncertainty | None = None
     layers: tuple[int, ...] | None = None
     mask_by_sim: bool = False
     sim_threshold: float = 0.25
@@ -98,6 +104,22 @@ class MemoryConfig:
                 "shorter windows would leave out the tokens in between. "
                 "Raise max_length or lower stride."
             )
+        known = 0 if isinstance(self.topk, str) else self.topk
+        if self.uncertainty is not None and self.uncertainty.topk <= known:
+            raise ConfigError(
+                f"uncertainty's topk ({self.uncertainty.topk}) must be above topk ({self.topk}): "
+                "a step is redone to retrieve more. Raise the one or lower the other."
+            )
+
+    def topk_of(self, num_rows: int) -> int:
+        """Return how many memories a query retrieves where there are `num_rows`.
+
+        Source:
+            Klett and Ahle, Extended Mind Transformers (arXiv 2406.02332), for "auto".
+        """
+        if isinstance(self.topk, str):
+            return min(max(min(round(num_rows / 500), 12), 4), num_rows)
+        return min(self.topk, num_rows)
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some settings changed.
@@ -173,6 +195,10 @@ def _path_to_str(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def _mapping_to_uncertainty(value: Any) -> Any:
+    return Uncertainty.from_mapping(value) if isinstance(value, Mapping) else value
+
+
 def _int_to_float(value: Any) -> Any:
     return float(value) if _is_int(value) else value
 
@@ -227,6 +253,7 @@ _CONVERT: dict[str, Callable[[Any], Any]] = {
     "layers": _ints_to_tuple,
     "special_ids": _ints_to_tuple,
     "path": _path_to_str,
+    "uncertainty": _mapping_to_uncertainty,
     "sim_threshold": _int_to_float,
     "recall": _int_to_float,
 }
@@ -234,7 +261,14 @@ _ACCEPTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "memory_type": (lambda v: v in ("manual", "vector_db"), "'manual' or 'vector_db'"),
     "path": (_is_none_or_text, "a directory name or null"),
     "enabled": (_is_bool, "true or false"),
-    "topk": (_is_positive, "a whole number of at least 1"),
+    "topk": (
+        lambda v: _is_positive(v) or v == "auto",
+        "a whole number of at least 1, or 'auto'",
+    ),
+    "uncertainty": (
+        lambda v: v is None or isinstance(v, Uncertainty),
+        "a mapping of entropy and topk, or null",
+    ),
     "layers": (_is_none_or_layers, "a list of at least one layer index (0, 1, ...) or null"),
     "mask_by_sim": (_is_bool, "true or false"),
     "sim_threshold": (lambda v: isinstance(v, float) and -1 <= v <= 1, "a cosine, -1 to 1"),

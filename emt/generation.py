@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,6 +27,8 @@ class Answer:
         text: what was generated, without special tokens.
         token_ids: the generated ids, special ones included.
         tokens: the text of each generated id.
+        num_redone: how many of them were chosen in a step that was redone with more memories.
+        num_retrieved: rows that the queries which chose them retrieved, over all layers and heads.
         citations: the passages that carried most memory attention, in `content_layers`.
         token_citations: the same, row by row, for each generated token.
         timings: seconds, and tokens a second.
@@ -35,6 +38,8 @@ class Answer:
     text: str
     token_ids: list[int]
     tokens: list[str]
+    num_redone: int
+    num_retrieved: int
     citations: list[Citation]
     token_citations: list[list[RowCitation]]
     timings: dict[str, float]
@@ -47,6 +52,8 @@ class Answer:
             "text": self.text,
             "token_ids": self.token_ids,
             "timings": self.timings,
+            "num_redone": self.num_redone,
+            "num_retrieved": self.num_retrieved,
             "citations": [asdict(citation) for citation in self.citations],
             "tokens": [
                 {"id": token_id, "text": text, "rows": [asdict(row) for row in rows]}
@@ -63,7 +70,8 @@ def generate(
     chat: bool | None = None,
     max_new_tokens: int = 64,
     use_memory: bool = True,
-    topk: int | None = None,
+    topk: int | Literal["auto"] | None = None,
+    uncertainty: Mapping[str, Any] | None = None,
 ) -> Answer:
     """Answer one prompt greedily.
 
@@ -75,10 +83,12 @@ def generate(
         max_new_tokens: where to stop at the latest.
         use_memory: False for the plain model.
         topk: memories for each query; the memory's own setting if None.
+        uncertainty: when a step is redone, and with how many memories, as in `MemoryConfig`; the
+            memory's own setting if None.
 
     Raises:
-        ConfigError: the prompt is empty, not Unicode or too long, a number is below 1, or `chat` is
-            True and there is no template.
+        ConfigError: the prompt is empty, not Unicode or too long, a number is below 1,
+            `uncertainty` is wrong, or `chat` is True and there is no template.
         MemoryUseError: the memory has no tokenizer.
     """
     tokenizer = memory.tokenizer
@@ -99,7 +109,8 @@ def generate(
             f"{positions} positions. Shorten the prompt, or index it as a document."
         )
     pad = tokenizer.pad_token_id
-    changes: dict[str, Any] = {} if topk is None else {"topk": topk}
+    given = {"topk": topk, "uncertainty": uncertainty}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if not use_memory:
         changes["enabled"] = False
     started = time.perf_counter()
@@ -110,6 +121,7 @@ def generate(
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
+            use_cache=True,
             pad_token_id=pad if pad is not None else tokenizer.eos_token_id,
         )
     seconds = time.perf_counter() - started
@@ -120,6 +132,8 @@ def generate(
         text=str(tokenizer.decode(token_ids, skip_special_tokens=True)).strip(),
         token_ids=token_ids,
         tokens=[str(tokenizer.decode([token_id])) for token_id in token_ids],
+        num_redone=recording.num_redone,
+        num_retrieved=recording.num_retrieved,
         citations=cite(memory, recording, layers=layers),
         token_citations=cite_tokens(memory, recording, layers=layers),
         timings={

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from emt import adapters
+from emt.active import check_can_redo, redoing
 from emt.adapters import Adapted
 from emt.config import MemoryConfig
 from emt.dry_run import dry_run, layout_of
@@ -222,16 +223,22 @@ def _generate(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
         generate = functools.partial(cast(Any, type(model)).generate, model)
     if attachment is None:
         return generate(*args, **kwargs)
-    with generating(model):
+    positional = dict(zip(("inputs", "generation_config"), args, strict=False))
+    with generating(model, {**positional, **kwargs}):
         return generate(*args, **kwargs)
 
 
 @contextlib.contextmanager
-def generating(model: PreTrainedModel) -> Iterator[None]:
-    """Keep an attached model's memory from being changed while it generates.
+def generating(model: PreTrainedModel, options: Mapping[str, Any]) -> Iterator[None]:
+    """Keep an attached model's memory from being changed while it generates, and redo its steps.
+
+    Args:
+        model: the model that is about to generate.
+        options: keywords of the call of `generate`.
 
     Raises:
         MemoryUseError: the memory is being changed, or the model's attention was set to another.
+        ConfigError: steps are to be redone where `options` have no steps that can be.
     """
     attachment = _attached[model]
     for config, _ in attachment.implementations:
@@ -240,7 +247,12 @@ def generating(model: PreTrainedModel) -> Iterator[None]:
                 f"the model's attention was set to '{config._attn_implementation}' after attach(), "
                 "which takes its memory away. Call detach() and attach() again."
             )
-    with attachment.memory.activity.shared("generate"):
+    memory = attachment.memory
+    uncertain = memory.config.uncertainty is not None
+    if uncertain:
+        check_can_redo(model, options)
+    redone = redoing(model, memory) if uncertain else contextlib.nullcontext()
+    with memory.activity.shared("generate"), redone:
         yield
 
 

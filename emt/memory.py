@@ -12,6 +12,7 @@ from weakref import ReferenceType
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from emt.active import redo_config
 from emt.activity import Activity
 from emt.batch import encode_all
 from emt.carry import check_carry
@@ -35,7 +36,14 @@ from memory_backends import (
 )
 from memory_backends.validation import check_directory, has_no_store
 
-_CHANGEABLE = ("enabled", "topk", "layers", "mask_by_sim", "sim_threshold")  # by `using`
+_CHANGEABLE = (  # by `using`
+    "enabled",
+    "topk",
+    "uncertainty",
+    "layers",
+    "mask_by_sim",
+    "sim_threshold",
+)
 
 
 @dataclass(frozen=True)
@@ -299,8 +307,9 @@ class Memory:
         """Change settings for the calls in a `with` block, from any thread.
 
         Args:
-            **settings: `enabled`, `topk`, `layers`, `mask_by_sim` or `sim_threshold`; of blocks in
-                one another, the innermost that names a setting decides.
+            **settings: `enabled`, `topk`, `uncertainty`, `layers`, `mask_by_sim` or
+                `sim_threshold`; of blocks in one another, the innermost that names a setting
+                decides.
 
         Raises:
             ConfigError: a setting that is unknown, fixed, or of a wrong value.
@@ -339,16 +348,25 @@ class Memory:
 
     # -- for emt --------------------------------------------------------------------------------
 
+    @property
+    def recordings(self) -> list[Recording]:
+        """The recordings that are being made."""
+        return list(self._recordings)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether a forward would find anything in this memory."""
+        return self._is_open and self.config.enabled and len(self.backend) > 0
+
     def attend(self, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Compute a layer's attention; called by the model through `emt.hook`."""
-        reads = self._is_open and self.config.enabled and call.layer_idx in self._layers
-        if not reads or not len(self.backend):
+        if not (call.layer_idx in self._layers and self.is_read):
             return call.compute()
-        recordings = list(self._recordings)
+        recordings = self.recordings
         attended = attend_with_memories(
             call,
             self.backend,
-            self.config,
+            redo_config.get() or self.config,
             recorded=bool(recordings),
             weighed=wants_weights(call),
         )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from emt.retrieval import Retrieved
 
@@ -17,12 +20,18 @@ class Recording:
 
     Iterating, indexing and `len` go over forwards: the first is the prompt's, each later one of a
     `generate` call is one new token's. A step maps a layer to a `Retrieved`, whose Q is 1 (the
-    query that chose the next token) unless whole prompts are recorded.
+    query that chose the next token) unless whole prompts are recorded. A step that was redone for
+    the setting `uncertainty` is there once, as it was redone.
+
+    Attributes:
+        num_redone: how often a step was redone, counted for each sequence of a batch.
     """
 
     def __init__(self, *, whole_prompt: bool = False) -> None:
         self._whole_prompt = whole_prompt
         self._steps: list[Step] = []
+        self._num_replaced = 0  # rows that redone steps had retrieved before
+        self.num_redone = 0
 
     def add(self, retrieved: Retrieved) -> None:
         """Append one layer's retrievals; a layer seen before begins the next step."""
@@ -36,6 +45,29 @@ class Recording:
             weights=_kept(retrieved.weights[:, :, kept]),
         )
 
+    def redone(self, rows: Tensor) -> None:
+        """Let the last step, a redo of the one before it, take its place.
+
+        Args:
+            rows: (B,) bool, which sequences were redone; the others keep what they had.
+        """
+        again, first = self._steps.pop(), self._steps.pop()
+        rows = rows.cpu()
+        self._num_replaced += sum(
+            int((found.ids[rows, :, -1:] >= 0).sum()) for found in first.values()
+        )
+        self.num_redone += int(rows.sum())
+        self._steps.append({idx: _replaced(first[idx], again[idx], rows) for idx in again})
+
+    @property
+    def num_retrieved(self) -> int:
+        """Rows that the recorded queries retrieved, over all layers and heads.
+
+        What a redone step had retrieved before counts, too.
+        """
+        kept = sum(int((found.ids >= 0).sum()) for step in self for found in step.values())
+        return kept + self._num_replaced
+
     def __len__(self) -> int:
         return len(self._steps)
 
@@ -44,6 +76,17 @@ class Recording:
 
     def __iter__(self) -> Iterator[Step]:
         return iter(self._steps)
+
+
+def _replaced(first: Retrieved, again: Retrieved, rows: Tensor) -> Retrieved:
+    """Return a layer's retrievals with the last query's, of some sequences, as they were redone."""
+    more = again.ids.shape[-1] - first.ids.shape[-1]
+    parts: dict[str, Any] = {}
+    for name, nothing in (("ids", -1), ("scores", -torch.inf), ("weights", 0.0)):
+        part = pad(getattr(first, name), (0, more), value=nothing)  # (B, H, Q, k)
+        part[rows, :, -1:] = getattr(again, name)[rows]
+        parts[name] = part
+    return replace(first, **parts)
 
 
 def _kept(part: Tensor) -> Tensor:

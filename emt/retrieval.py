@@ -102,7 +102,7 @@ def _attend(
         output = _decode(call, backend, config)
         if output is not None:
             return Attended(output.transpose(1, 2), None, None)  # (B, 1, H, Dv)
-    step = _chunk_length(call, min(config.topk, len(backend)))
+    step = _chunk_length(call, config.topk_of(len(backend)))
     parts = [
         _attend_chunk(call, backend, config, start, min(start + step, num_queries), weighed)
         for start in range(0, num_queries, step)
@@ -136,7 +136,7 @@ def _is_plain(call: AttentionCall, config: MemoryConfig) -> bool:
 def _decode(call: AttentionCall, backend: MemoryBackend, config: MemoryConfig) -> Tensor | None:
     """Compute one token's attention, (B, H, 1, Dv); None if not all memories were found."""
     query, key = call.query, call.key
-    topk = min(config.topk, len(backend))
+    topk = config.topk_of(len(backend))
     found = backend.nearest(call.layer_idx, group_queries(query, key.shape[1]), topk)
     if found is None:
         return None
@@ -165,7 +165,7 @@ def _attend_chunk(
     query = call.query[:, :, start:stop]
     batch, _, num_queries, _ = query.shape
     key, value, mask, is_causal = _local_context(call, start, stop)
-    topk = min(config.topk, len(backend))
+    topk = config.topk_of(len(backend))
     found = backend.retrieve(call.layer_idx, group_queries(query, key.shape[1]), topk)
     scores, ids, memory_keys, memory_values = (
         ungroup(part.to(query.device), batch, num_queries) for part in found

@@ -106,12 +106,34 @@ def _add_generate(commands: Any) -> None:
         help="use the chat template (default: if the model has one)",
     )
     generate.add_argument("--max-new-tokens", type=_positive, default=64, metavar="N")
-    generate.add_argument("--topk", type=_positive, metavar="K", help="memories for each query")
+    generate.add_argument(
+        "--topk", type=_topk, metavar="K", help="memories for each query, or auto"
+    )
+    generate.add_argument(
+        "--uncertainty",
+        type=_uncertainty,
+        metavar="ENTROPY:K",
+        help="redo a step whose entropy, in nats, is above ENTROPY with K memories: 1.0:12",
+    )
     generate.add_argument(
         "--citations", action="store_true", help="print the passages that were used"
     )
     generate.add_argument("--json", action="store_true", help="print one object")
     generate.add_argument("--no-memory", action="store_true", help="the plain model")
+
+
+def _topk(text: str) -> int | str:
+    return text if text == "auto" else _positive(text)
+
+
+def _uncertainty(text: str) -> dict[str, Any]:
+    entropy, _, topk = text.partition(":")
+    try:
+        return {"entropy": float(entropy), "topk": int(topk)}
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be an entropy and a whole number, such as 1.0:12; got {text!r}"
+        ) from None
 
 
 def _positive(text: str) -> int:

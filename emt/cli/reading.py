@@ -67,6 +67,7 @@ def answer(options: argparse.Namespace) -> None:
         max_new_tokens=options.max_new_tokens,
         use_memory=not options.no_memory,
         topk=options.topk,
+        uncertainty=options.uncertainty,
     )
     if options.json:
         timings = {"open_seconds": round(opened - started, 3), **answer.timings}

@@ -6,9 +6,9 @@ import contextlib
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import numpy as np
@@ -168,8 +168,9 @@ class ExtendedMind(PreTrainedModel):
     def generate(
         self,
         *args: Any,
-        topk: int | None = None,
+        topk: int | Literal["auto"] | None = None,
         use_external_mind: bool | None = None,
+        uncertainty: Mapping[str, Any] | None = None,
         output_retrieved_memory_idx: bool = False,
         **kwargs: Any,
     ) -> Any:
@@ -179,13 +180,16 @@ class ExtendedMind(PreTrainedModel):
             *args: as transformers' `generate`, like `kwargs`.
             topk: memories each query attends to in this call; 0 for none.
             use_external_mind: False for the plain model, in this call.
+            uncertainty: redo a step whose next-token entropy is above `entropy` with `topk`
+                memories; a mapping of these two, as in `MemoryConfig`.
             output_retrieved_memory_idx: return which memories were retrieved; needs
                 `return_dict_in_generate`. Then `attentions` of the output has for each forward a
                 pair: attention weights or None, and what `memory_indices` gives; and `recording`
                 is what `emt.citations` takes.
 
         Raises:
-            ConfigError: `topk` is not a whole number, or indices are asked for without a dict.
+            ConfigError: `topk` is not a whole number, indices are asked for without a dict, or
+                `uncertainty` is wrong or with options that it cannot be combined with.
             MemoryUseError: the memory is being changed.
         """
         if output_retrieved_memory_idx and not _returns_dict(self, kwargs):
@@ -196,7 +200,8 @@ class ExtendedMind(PreTrainedModel):
         stock = functools.partial(cast(Any, super()).generate, *args, **kwargs)
         token = _generating.set(self)
         try:
-            with generating(self), _using(memory, topk, use_external_mind):
+            used = _using(memory, topk, use_external_mind, uncertainty)
+            with used, generating(self, kwargs):
                 if not output_retrieved_memory_idx:
                     return stock()
                 with memory.recording() as recording, memory.recording(whole_prompt=True) as all_:
@@ -213,7 +218,7 @@ class ExtendedMind(PreTrainedModel):
         self,
         stock: Callable[..., Any],
         *args: Any,
-        topk: int | None = None,
+        topk: int | Literal["auto"] | None = None,
         use_external_mind: bool | None = None,
         output_retrieved_memory_idx: bool | None = None,
         **kwargs: Any,
@@ -260,9 +265,14 @@ def _with_call_options(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def _using(memory: Memory, topk: int | None, use_external_mind: bool | None) -> Iterator[None]:
+def _using(
+    memory: Memory,
+    topk: Any,
+    use_external_mind: bool | None,
+    uncertainty: Mapping[str, Any] | None = None,
+) -> Iterator[None]:
     """Put the options of one call into force."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {} if uncertainty is None else {"uncertainty": uncertainty}
     if use_external_mind is not None:
         settings["enabled"] = use_external_mind
     if topk is not None and not isinstance(topk, bool) and topk == 0:

@@ -147,6 +147,11 @@ def test_a_progress_bar_on_a_terminal_only(tmp_path, model, documents):
     [
         ([], {}),
         (["--topk", "2"], {"topk": 2}),
+        (["--topk", "auto"], {"topk": 4}),
+        (
+            ["--topk", "2", "--uncertainty", "0:12"],
+            {"topk": 2, "uncertainty": {"entropy": 0, "topk": 12}},
+        ),
         (["--no-memory"], {"enabled": False}),
         (["--no-chat"], {}),
     ],

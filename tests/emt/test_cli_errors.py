@@ -84,6 +84,10 @@ def contents(folder):
         ),
         (["generate", "--store", "s", "p", "--topk", "-3"], "argument --topk: must be a whole "),
         (["generate", "--store", "s", "p", "--topk", "many"], ".* of at least 1; got 'many'"),
+        (
+            ["generate", "--store", "s", "p", "--uncertainty", "1.0"],
+            "argument --uncertainty: must be an entropy and a whole number, such as 1.0:12; got '1",
+        ),
         (["generate", "--store", "s", "p", "--max-new-tokens", "0"], "argument --max-new-tokens"),
         (["generate", "--store", "s", "p", "--loud"], "unrecognized arguments: --loud"),
         (["info"], "the following arguments are required: DIR"),
@@ -342,9 +346,12 @@ def test_a_full_disk_at_the_index_keeps_the_documents(tmp_path, more, model, mon
 @pytest.mark.parametrize(
     ("yaml", "message"),
     [
-        ("topk: 0", "config '.*': topk must be a whole number of at least 1; got 0"),
-        ("topk: -2", "config '.*': topk must be a whole number of at least 1; got -2"),
-        ("topk: ten", "config '.*': topk must be a whole number of at least 1; got 'ten'"),
+        ("topk: 0", "config '.*': topk must be a whole number of at least 1, or 'auto'; got 0"),
+        ("topk: -2", "config '.*': topk must be a whole number of at least 1, or 'auto'; got -2"),
+        (
+            "topk: ten",
+            "config '.*': topk must be a whole number of at least 1, or 'auto'; got 'ten'",
+        ),
         ("top_k: 3", "config '.*': unknown key 'top_k' in a memory config. Did you mean 'topk'"),
         ("[1, 2]", "config '.*' must be a mapping of settings; got a list"),
         ("a: [1", "config '.*' cannot be read as YAML: "),

@@ -11,6 +11,7 @@ CHANGED = {
     "path": "memories/",
     "enabled": False,
     "topk": 3,
+    "uncertainty": {"entropy": 1.0, "topk": 12},
     "layers": (0, 2),
     "mask_by_sim": True,
     "sim_threshold": -0.5,
@@ -32,6 +33,7 @@ WRONG = {
     "path": ["", 3, True, ["a"]],
     "enabled": [1, 0, None, "yes"],
     "topk": [0, -1, 2.0, "3", None, True],
+    "uncertainty": [1.0, True, "1.0", (1.0, 12)],
     "layers": [[], [-1], [1.0], [True], 1, "0", {0: 1}, ["0"]],
     "mask_by_sim": [1, 0, None, "yes"],
     "sim_threshold": [1.01, -1.01, float("nan"), "0.5", None, True],
@@ -56,6 +58,7 @@ def test_defaults_are_the_published_ones():
         "path": None,
         "enabled": True,
         "topk": 10,
+        "uncertainty": None,
         "layers": None,
         "mask_by_sim": False,
         "sim_threshold": 0.25,
@@ -152,7 +155,9 @@ def test_replace_checks_names_and_values():
     assert MemoryConfig().replace(topk=2) == MemoryConfig(topk=2)
     with pytest.raises(ConfigError, match="Did you mean 'topk'"):
         MemoryConfig().replace(topks=2)
-    with pytest.raises(ConfigError, match="topk must be a whole number of at least 1; got 0"):
+    with pytest.raises(
+        ConfigError, match="topk must be a whole number of at least 1, or 'auto'; got 0"
+    ):
         MemoryConfig().replace(topk=0)
 
 
@@ -161,7 +166,7 @@ def test_replace_checks_names_and_values():
     [
         ("- topk\n", "must be a mapping of settings; got a list"),
         ("topk: [1\n", "cannot be read as YAML"),
-        ("topk: 0\n", "topk must be a whole number of at least 1; got 0"),
+        ("topk: 0\n", "topk must be a whole number of at least 1, or 'auto'; got 0"),
         ("tpk: 1\n", "Did you mean 'topk'"),
         ("!!python/object/apply:os.getcwd []\n", "cannot be read as YAML"),
     ],
@@ -181,3 +186,40 @@ def test_missing_and_binary_files_are_refused(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot be read as YAML"):
         MemoryConfig.from_yaml(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "topk"),
+    [(1, 1), (3, 3), (4, 4), (500, 4), (2249, 4), (2251, 5), (3000, 6), (5749, 11), (10**7, 12)],
+)
+def test_auto_topk_grows_with_the_memory(num_rows, topk):
+    assert MemoryConfig(topk="auto").topk_of(num_rows) == topk
+
+
+def test_a_topk_that_is_said_does_not_grow():
+    assert [MemoryConfig(topk=20).topk_of(num_rows) for num_rows in (7, 20, 10**7)] == [7, 20, 20]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"entropy": 1.0}, "must have the keys entropy and topk; got entropy"),
+        ({"entropy": 1.0, "topk": 12, "k": 3}, "must have the keys entropy and topk; got"),
+        ({"entropy": -0.1, "topk": 12}, "entropy must be nats, 0 or more; got -0.1"),
+        ({"entropy": float("nan"), "topk": 12}, "entropy must be nats"),
+        ({"entropy": True, "topk": 12}, "entropy must be nats"),
+        ({"entropy": 1, "topk": 12.0}, "topk must be a whole number of at least 1; got 12.0"),
+        ({"entropy": 1, "topk": "auto"}, "topk must be a whole number of at least 1; got 'auto'"),
+        ({"entropy": 1, "topk": 10}, r"topk \(10\) must be above topk \(10\)"),
+    ],
+)
+def test_uncertainty_is_checked(value, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        MemoryConfig(uncertainty=value)
+    assert str(caught.value).startswith("uncertainty's") or "keys" in message
+
+
+def test_uncertainty_takes_infinity_and_any_topk_beside_auto(tmp_path):
+    config = MemoryConfig(topk="auto", uncertainty={"entropy": float("inf"), "topk": 1})
+    config.to_yaml(tmp_path / "config.yaml")
+    assert MemoryConfig.from_yaml(tmp_path / "config.yaml") == config

@@ -63,11 +63,28 @@ def test_topk_and_no_memory(remembering):
     assert memory.config.topk == 4
 
 
+def test_an_uncertain_answer_is_redone_and_says_what_it_cost(remembering):
+    model, memory = remembering
+    always = {"entropy": 0, "topk": 9}
+    with memory.using(uncertainty=always):
+        expected = by_hand(model, [1, 5, 9, 33])
+    answer = generate(model, memory, PROMPT, max_new_tokens=7, uncertainty=always)
+    assert answer.token_ids == expected != by_hand(model, [1, 5, 9, 33])
+    assert (answer.num_redone, answer.num_retrieved) == (7, 7 * 3 * 4 * (4 + 9))  # layers, heads
+    plain = generate(model, memory, PROMPT, max_new_tokens=7)
+    assert (plain.num_redone, plain.num_retrieved) == (0, 7 * 3 * 4 * 4)
+    with pytest.raises(ConfigError, match=r"uncertainty's topk \(4\) must be above topk \(4\)"):
+        generate(model, memory, PROMPT, uncertainty={"entropy": 1.0, "topk": 4})
+
+
 def test_json_has_it_all_in_plain_types(remembering):
     model, memory = remembering
     answer = generate(model, memory, PROMPT, max_new_tokens=3)
     found = json.loads(json.dumps(answer.to_json()))
-    assert list(found) == ["prompt", "text", "token_ids", "timings", "citations", "tokens"]
+    assert list(found) == [
+        *("prompt", "text", "token_ids", "timings", "num_redone", "num_retrieved"),
+        *("citations", "tokens"),
+    ]
     assert found["token_ids"] == answer.token_ids == [token["id"] for token in found["tokens"]]
     assert set(found["citations"][0]) == {"document", "start", "end", "text", "share"}
     assert set(found["tokens"][0]["rows"][0]) == {"row", "document", "token", "share"}
@@ -98,7 +115,7 @@ def test_chat_templates_are_used_if_there_is_one(remembering):
         (
             PROMPT,
             {"topk": 0, "max_new_tokens": 5},
-            "topk must be a whole number of at least 1; got 0.",
+            "topk must be a whole number of at least 1, or 'auto'; got 0.",
         ),
         (PROMPT, {"max_new_tokens": 29}, "the prompt's 4 tokens and 29 new ones must fit the "),
         ("w5 " * 40, {"max_new_tokens": 1}, "the prompt's 41 tokens and 1 new ones must fit the "),

@@ -345,7 +345,7 @@ def test_using_puts_options_back_after_errors(model):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"topk": 0}, "topk must be a whole number of at least 1; got 0"),
+        ({"topk": 0}, "topk must be a whole number of at least 1, or 'auto'; got 0"),
         ({"layers": [3]}, "layers with attention, 0 to 2; got 3"),
         ({"layers": []}, "at least one layer index"),
         ({"top_k": 3}, "Did you mean 'topk'"),

@@ -369,8 +369,8 @@ def test_generate_takes_the_same_options(model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"topk": -1}, "topk must be a whole number of at least 1; got -1"),
-        ({"topk": True}, "topk must be a whole number of at least 1; got True"),
+        ({"topk": -1}, "topk must be a whole number of at least 1, or 'auto'; got -1"),
+        ({"topk": True}, "topk must be a whole number of at least 1, or 'auto'; got True"),
         ({"use_external_mind": "no"}, "enabled must be true or false; got 'no'"),
     ],
 )
