@@ -12,10 +12,18 @@ from collections.abc import Sequence
 
 from experiment import one_line_errors, options, settings
 
+from emt.cli import quiet
+from emt.experiments.answering import LocalModel
 from emt.experiments.plots import draw
 from emt.experiments.report import summary
-from emt.experiments.retrieval import run_retrieval
+from emt.experiments.retrieval import loaded, run_retrieval
 from emt.experiments.retrieval_settings import RetrievalSettings
+
+
+def load_quietly(asked: RetrievalSettings) -> LocalModel:
+    """Load the model without its progress bars in a pipe."""
+    with quiet():
+        return loaded(asked)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -23,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = options(__doc__.partition("\n")[0], arguments)
     with one_line_errors():
         asked = settings(RetrievalSettings, given)
-        results = run_retrieval(asked, given.output)
+        results = run_retrieval(asked, given.output, loading=load_quietly)
         text = summary(results.header, results.items)
         (given.output / "summary.md").write_text(text, encoding="utf-8")
         draw(results.header, results.items, given.output)

@@ -40,14 +40,18 @@ class BM25:
                 "Install it with `pip install 'emt[experiments]'`."
             ) from error
         self._length = len(texts)
-        self._index = self._library.BM25()
-        self._index.index(self._words(texts), show_progress=False)
+        words = self._words(texts)
+        self._index = None  # stop words only: nothing to rank by
+        if any(words.ids):
+            self._index = self._library.BM25()
+            self._index.index(words, show_progress=False)
 
     def best(self, question: str, count: int) -> list[int]:
         """Return the indices of the best texts, best first: `count` of them, or all there are."""
-        found = self._index.retrieve(
-            self._words([question]), k=min(count, self._length), show_progress=False
-        )
+        count = min(count, self._length)
+        if self._index is None:
+            return list(range(count))
+        found = self._index.retrieve(self._words([question]), k=count, show_progress=False)
         return [int(index) for index in found.documents[0]]
 
     def _words(self, texts: Sequence[str]) -> Any:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,39 @@ from emt.loading import load
 EXPERIMENT = "retrieval"
 
 
+def loaded(settings: RetrievalSettings) -> LocalModel:
+    """Load the model that settings name.
+
+    Raises:
+        ConfigError: it or its device is not there.
+    """
+    found = load(settings.model)
+    try:
+        found.model.to(settings.device)  # type: ignore[arg-type]
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise ConfigError(f"device '{settings.device}' cannot be used: {error}") from error
+    return LocalModel(
+        found.model,
+        found.tokenizer,
+        chat=settings.chat,
+        max_new_tokens=settings.max_new_tokens,
+        window=settings.window,
+    )
+
+
 def run_retrieval(
-    settings: RetrievalSettings, folder: Path | str, *, responder: Responder | None = None
+    settings: RetrievalSettings,
+    folder: Path | str,
+    *,
+    loading: Callable[[RetrievalSettings], Responder] = loaded,
 ) -> Results:
     """Ask what was not asked yet.
 
     Args:
         settings: what to ask.
         folder: gets `results.jsonl`; of many documents their memory too, in `stores`.
-        responder: who answers; None to load `settings.model`.
+        loading: makes who answers; called once, after items have been checked, and not at all if
+            everything was asked.
 
     Raises:
         ConfigError: a wrong setting, or results of other settings are there.
@@ -53,13 +78,13 @@ def run_retrieval(
         "items_sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:16],
     }
     torch.manual_seed(settings.seed)
+    responder = functools.cache(lambda: loading(settings))
     if not settings.sizes:
         results = Results(folder / "results.jsonl", EXPERIMENT, asked)
         libraries = [Library(item.split, [(item.title, item.context)], [item]) for item in items]
     else:
-        responder = responder or loaded(settings)
         kept = one_version_each(items)
-        libraries = libraries_of(kept, settings.sizes, settings.distractors, responder)
+        libraries = libraries_of(kept, settings.sizes, settings.distractors, responder())
         asked["left_out"] = {
             "same_article": len(items) - len(kept),
             "no_room": len(kept) - len(libraries[0].items),
@@ -90,30 +115,10 @@ def chosen(items: Iterable[Item], splits: Sequence[str] | None, limit: int | Non
     return found
 
 
-def loaded(settings: RetrievalSettings) -> LocalModel:
-    """Load the model that settings name.
-
-    Raises:
-        ConfigError: it or its device is not there.
-    """
-    found = load(settings.model)
-    try:
-        found.model.to(settings.device)  # type: ignore[arg-type]
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise ConfigError(f"device '{settings.device}' cannot be used: {error}") from error
-    return LocalModel(
-        found.model,
-        found.tokenizer,
-        chat=settings.chat,
-        max_new_tokens=settings.max_new_tokens,
-        window=settings.window,
-    )
-
-
 def _ask_all(
     libraries: Sequence[Library],
     settings: RetrievalSettings,
-    responder: Responder | None,
+    responder: Callable[[], Responder],
     results: Results,
     folder: Path,
 ) -> None:
@@ -123,9 +128,8 @@ def _ask_all(
     with tqdm(total=total, initial=len(results), unit="answer", disable=None) as bar:
         if total == len(results):
             return
-        responder = responder or loaded(settings)
         for library in libraries:
-            with _shelf(library, folder, settings, responder) as shelf:
+            with _shelf(library, folder, settings, responder()) as shelf:
                 for condition in conditions:
                     left = [
                         (key, item)
@@ -137,7 +141,7 @@ def _ask_all(
                     bar.set_postfix_str(f"{library.label} {condition.name}")
                     with answering(
                         condition,
-                        responder,
+                        responder(),
                         shelf,
                         templates=settings.made_templates(),
                         num_chunks=settings.chunks,
