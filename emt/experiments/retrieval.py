@@ -10,7 +10,8 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import tempfile
+import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -75,7 +76,7 @@ def run_retrieval(
     items = chosen(load_items(path), settings.splits, settings.limit)
     asked = {
         **dataclasses.asdict(settings),
-        "items_sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:16],
+        "items_sha256": _digest(path.read_bytes()),
     }
     torch.manual_seed(settings.seed)
     responder = functools.cache(lambda: loading(settings))
@@ -89,6 +90,7 @@ def run_retrieval(
             "same_article": len(items) - len(kept),
             "no_room": len(kept) - len(libraries[0].items),
         }
+        asked["documents_sha256"] = _digest(json.dumps(libraries[-1].documents).encode())
         results = Results(folder / "results.jsonl", EXPERIMENT, asked)
     _ask_all(libraries, settings, responder, results, folder)
     return results
@@ -113,6 +115,10 @@ def chosen(items: Iterable[Item], splits: Sequence[str] | None, limit: int | Non
             if limit is None or taken[item.split] <= limit:
                 found.append(item)
     return found
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _ask_all(
@@ -164,8 +170,12 @@ def _shelf(
     if settings.sizes:
         yield Shelf(library.documents, folder / "stores", responder, **options)
         return
-    with tempfile.TemporaryDirectory(dir=folder, prefix="store-") as scratch:
-        yield Shelf(library.documents, Path(scratch), responder, **options)
+    scratch = folder / ".scratch"
+    shutil.rmtree(scratch, ignore_errors=True)  # what a run that was killed has left
+    try:
+        yield Shelf(library.documents, scratch, responder, **options)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _record(

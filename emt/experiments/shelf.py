@@ -42,7 +42,8 @@ class Shelf:
         retriever: ranks chunks.
 
     Attributes:
-        seconds: what it took to make the memory of the last `remembered`, in this process.
+        seconds: what it took to make the memory of the last `remembered`: to read the documents,
+            and to index their rows. Less where a store was there before this process.
     """
 
     def __init__(
@@ -76,13 +77,14 @@ class Shelf:
         path = self.folder / _name_of(config)
         memory = attach(model, config.replace(path=str(path)), tokenizer=tokenizer)
         try:
+            started = time.perf_counter()
             if path not in self._made:
-                started = time.perf_counter()
                 self._bring_up_to_date(memory)
-                self._made[path] = time.perf_counter() - started
-            elif config.memory_type == "vector_db":
-                memory.save()  # its own index, of rows that another condition wrote
-            self.seconds = self._made[path]
+                self._made[path] = self.seconds = time.perf_counter() - started
+            else:
+                if config.memory_type == "vector_db":
+                    memory.save()  # its index of rows that another condition wrote
+                self.seconds = self._made[path] + time.perf_counter() - started
             yield memory
         finally:
             detach(model)

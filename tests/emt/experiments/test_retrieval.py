@@ -45,7 +45,7 @@ def test_every_item_is_asked_under_every_condition(items, tmp_path):
     assert list(results.items) == [
         f"{one.split}/{one.id}/{condition}" for one in ITEMS for condition in ALL
     ]
-    assert sorted(path.name for path in out.iterdir()) == ["results.jsonl"]  # no store is left
+    assert [path.name for path in out.iterdir()] == ["results.jsonl"]  # no store is left
     for record in results.items.values():
         assert record["log_prob"] < 0
         assert record["occurrences"] == 1
@@ -129,6 +129,9 @@ def test_many_documents_are_asked_in_one_memory(tmp_path):
     assert at["0.16k/a/closed_book"] == at["0.3k/a/closed_book"]
     assert at["0.16k/a/emt_manual"] != pytest.approx(at["0.3k/a/emt_manual"], abs=1e-6)
     assert "left out: 1 items whose article" in summary(results.header, results.items)
+    (tmp_path / "others" / "x.txt").write_text("It rained on the harbour all night. " * 9)
+    with pytest.raises(ConfigError, match="documents_sha256"):
+        run_retrieval(found, tmp_path / "out", loading=lambda _: tiny(max_new_tokens=4))
 
 
 def test_the_first_items_of_each_split_are_chosen():
