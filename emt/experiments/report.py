@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -109,10 +110,13 @@ def _origin(header: Mapping[str, Any], records: Sequence[Record]) -> str:
         f"* model: {settings['model']}",
         f"* items: {len(names(records, 'id'))} of `{settings['items']}` "
         f"(sha256 {settings['items_sha256']})",
-        f"* memory: {settings['memory'] or 'the published settings'}",
+        f"* memory: {json.dumps(settings['memory']) if settings['memory'] else 'as published'}",
         f"* machine: {header['machine']}",
         f"* versions: {versions}; code {header['revision']}; seed {settings['seed']}",
     ]
+    given = settings["conditions"]
+    own = {name: found for name, found in given.items() if found} if isinstance(given, dict) else {}
+    lines += [f"* {name}: {json.dumps(found)}" for name, found in own.items()]
     left_out = settings.get("left_out")
     if left_out:
         lines.append(

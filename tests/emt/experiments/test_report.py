@@ -26,6 +26,7 @@ HEADER = {
         "items": "items.jsonl",
         "items_sha256": "00ff",
         "memory": {"topk": 4},
+        "conditions": {"closed_book": None, "small": {"kind": "emt", "memory": {"topk": 1}}},
         "baseline": "closed_book",
         "seed": 0,
     },
@@ -119,7 +120,9 @@ def test_the_summary_says_what_was_found():
     often = {row[0]: row[1:] for row in rows_of(text, "By how often")}
     assert often["emt_manual"] == ["100 % (100 %), 1", "100 % (50 %), 2"]
     assert "a machine" in text
-    assert "{'topk': 4}" in text
+    assert '* memory: {"topk": 4}\n' in text
+    assert '* small: {"kind": "emt", "memory": {"topk": 1}}\n' in text
+    assert "* closed_book" not in text
 
 
 def test_one_split_has_no_row_for_all():
