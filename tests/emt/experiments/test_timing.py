@@ -10,7 +10,7 @@ import pytest
 from emt import MemoryConfig, attach, detach
 from emt.errors import ConfigError
 from emt.experiments import timing
-from emt.experiments.answering import cached, greedy, prompt, remembered
+from emt.experiments.ways import cached, greedy, prompt, remembered
 from emt.experiments.break_even import Cost
 from emt.experiments.settings import load_settings
 from emt.experiments.timing import measure, run_timing
