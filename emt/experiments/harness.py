@@ -1,0 +1,53 @@
+"""lm-evaluation-harness with the model "emt": any of its tasks, with a memory store.
+
+    python -m emt.experiments.harness --model emt --model_args store=memories/,topk=10 \
+        --tasks my_task --include_path tasks/
+
+is `lm_eval` with one model more; all of its options work. lm_eval finds models in a registry that
+its own files fill, and has no entry point for others, so that somebody has to call `register`
+first: this command does, and so must a program that calls `lm_eval.simple_evaluate(model="emt")`.
+
+Offline, with a task whose YAML has `dataset_path: json` and `data_files`, set `HF_HUB_OFFLINE=1`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from emt.errors import ConfigError, EMTError
+
+NAME = "emt"
+_TARGET = "emt.experiments.harness_model:ExtendedMindLM"
+
+
+def register() -> None:
+    """Make lm_eval know the model "emt".
+
+    Raises:
+        ConfigError: lm_eval is not installed.
+    """
+    try:
+        import lm_eval.models  # noqa: F401  # its own, which it looks for in an empty registry only
+        from lm_eval.api.registry import model_registry
+    except ImportError as error:
+        raise ConfigError(
+            f"this needs lm-evaluation-harness ({error}). Run `pip install 'emt[harness]'`."
+        ) from error
+    if NAME not in model_registry:
+        model_registry.register(NAME, target=_TARGET)  # imported when it is asked for
+
+
+def main() -> None:
+    """Run lm_eval's command line; end with one line and code 2 after a mistake with a memory."""
+    try:
+        register()
+        from lm_eval.__main__ import cli_evaluate
+
+        cli_evaluate()
+    except EMTError as error:
+        sys.stderr.write(" ".join(str(error).split()) + "\n")
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()
