@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from typing import NamedTuple
 
@@ -199,7 +200,8 @@ def run(monkeypatch, *arguments):
 def test_a_task_of_one_s_own_runs_offline(place, language_model, direct, tmp_path, monkeypatch):
     import datasets.config
 
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    called = []
+    monkeypatch.setattr(socket.socket, "connect", lambda _, address: called.append(address))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     arguments = f"pretrained={place.model},store={place.store},topk={TOPK},layers=[0,1,2]"
     run(
@@ -225,6 +227,7 @@ def test_a_task_of_one_s_own_runs_offline(place, language_model, direct, tmp_pat
         found = [float(response[0][0]) for response in sample["resps"]]
         key = sample["doc"]["query"] + " " + sample["doc"]["choices"][0]
         assert found == pytest.approx(expected[key], abs=2e-5)
+    assert called == []
     memory = results["config"]["memory"]
     assert (memory["documents"], memory["topk"], memory["layers"]) == (3, TOPK, [0, 1, 2])
     assert memory["rows"] > 80
