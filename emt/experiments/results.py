@@ -30,7 +30,8 @@ class Results:
         items: key -> record, in the order they were finished.
 
     Raises:
-        ConfigError: the file is of another experiment, of other settings, or no results file.
+        ConfigError: the file is of another experiment, of other settings, or no results file, or
+            it cannot be made.
     """
 
     def __init__(self, path: Path | str, experiment: str, settings: Mapping[str, Any]) -> None:
@@ -38,9 +39,15 @@ class Results:
         self.items: dict[str, dict[str, Any]] = {}
         wanted = json.loads(json.dumps({"experiment": experiment, "settings": dict(settings)}))
         if not self.path.exists():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self.header = {**wanted, **about()}
-            self._append(self.header)
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._append(self.header)
+            except OSError as error:
+                raise ConfigError(
+                    f"results '{self.path}' cannot be made: {error.strerror}. "
+                    "Give this run another output."
+                ) from error
             return
         self.header, self.items, whole = _read(self.path)
         for name, value in wanted.items():

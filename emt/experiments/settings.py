@@ -37,11 +37,18 @@ def load_settings(
     if not isinstance(values, dict):
         raise ConfigError(f"settings '{base}' must be a mapping; got a {type(values).__name__}.")
     presets = values.pop("presets", None) or {}
+    if not isinstance(presets, dict):
+        raise ConfigError(f"the presets of settings '{base}' must be a mapping; got {presets!r}.")
     if preset is not None:
         if preset not in presets:
             raise ConfigError(
                 f"settings '{base}' have no preset '{preset}'. "
                 f"They have {', '.join(map(str, presets)) or 'none'}."
+            )
+        if not isinstance(presets[preset], dict):
+            raise ConfigError(
+                f"preset '{preset}' of settings '{base}' must be a mapping; "
+                f"got {presets[preset]!r}."
             )
         values = {**values, **presets[preset]}
     for change in changes:

@@ -1,0 +1,197 @@
+"""Counterfactual retrieval: does a model say what a document says, and not what it knew?
+
+Each item is asked under each condition. With one document at a time, its memory holds this document
+only; with many (`sizes`), one memory holds the documents of all items and other texts beside them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from emt.errors import ConfigError
+from emt.experiments.answering import LocalModel, Responder
+from emt.experiments.conditions import Answered, Condition, answering
+from emt.experiments.items import Item, load_items
+from emt.experiments.many_documents import Library, libraries_of, one_version_each
+from emt.experiments.results import Results
+from emt.experiments.retrieval_settings import RetrievalSettings
+from emt.experiments.scoring import scores
+from emt.experiments.shelf import Shelf
+from emt.loading import load
+
+EXPERIMENT = "retrieval"
+
+
+def loaded(settings: RetrievalSettings) -> LocalModel:
+    """Load the model that settings name.
+
+    Raises:
+        ConfigError: it or its device is not there.
+    """
+    found = load(settings.model)
+    try:
+        found.model.to(settings.device)  # type: ignore[arg-type]
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise ConfigError(f"device '{settings.device}' cannot be used: {error}") from error
+    return LocalModel(
+        found.model,
+        found.tokenizer,
+        chat=settings.chat,
+        max_new_tokens=settings.max_new_tokens,
+        window=settings.window,
+    )
+
+
+def run_retrieval(
+    settings: RetrievalSettings,
+    folder: Path | str,
+    *,
+    loading: Callable[[RetrievalSettings], Responder] = loaded,
+) -> Results:
+    """Ask what was not asked yet.
+
+    Args:
+        settings: what to ask.
+        folder: gets `results.jsonl`; of many documents their memory too, in `stores`.
+        loading: makes who answers; called once, after items have been checked, and not at all if
+            everything was asked.
+
+    Raises:
+        ConfigError: a wrong setting, or results of other settings are there.
+        DocumentError: items or other texts cannot be used.
+    """
+    folder, path = Path(folder), Path(str(settings.items))
+    items = chosen(load_items(path), settings.splits, settings.limit)
+    asked = {
+        **dataclasses.asdict(settings),
+        "items_sha256": _digest(path.read_bytes()),
+    }
+    torch.manual_seed(settings.seed)
+    responder = functools.cache(lambda: loading(settings))
+    if not settings.sizes:
+        results = Results(folder / "results.jsonl", EXPERIMENT, asked)
+        libraries = [Library(item.split, [(item.title, item.context)], [item]) for item in items]
+    else:
+        kept = one_version_each(items)
+        libraries = libraries_of(kept, settings.sizes, settings.distractors, responder())
+        asked["left_out"] = {
+            "same_article": len(items) - len(kept),
+            "no_room": len(kept) - len(libraries[0].items),
+        }
+        asked["documents_sha256"] = _digest(json.dumps(libraries[-1].documents).encode())
+        results = Results(folder / "results.jsonl", EXPERIMENT, asked)
+    _ask_all(libraries, settings, responder, results, folder)
+    return results
+
+
+def chosen(items: Iterable[Item], splits: Sequence[str] | None, limit: int | None) -> list[Item]:
+    """Return the first items of each split.
+
+    Raises:
+        ConfigError: a split has no items.
+    """
+    every = list(items)
+    known = list(dict.fromkeys(item.split for item in every))
+    for split in splits or ():
+        if split not in known:
+            raise ConfigError(f"no items of split '{split}'. The splits are {', '.join(known)}.")
+    taken: Counter[str] = Counter()
+    found = []
+    for item in every:
+        if splits is None or item.split in splits:
+            taken[item.split] += 1
+            if limit is None or taken[item.split] <= limit:
+                found.append(item)
+    return found
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _ask_all(
+    libraries: Sequence[Library],
+    settings: RetrievalSettings,
+    responder: Callable[[], Responder],
+    results: Results,
+    folder: Path,
+) -> None:
+    """Ask every item of every library under every condition, unless `results` has it."""
+    conditions = settings.made_conditions()
+    total = len(conditions) * sum(len(library.items) for library in libraries)
+    with tqdm(total=total, initial=len(results), unit="answer", disable=None) as bar:
+        if total == len(results):
+            return
+        for library in libraries:
+            with _shelf(library, folder, settings, responder()) as shelf:
+                for condition in conditions:
+                    left = [
+                        (key, item)
+                        for item in library.items
+                        if (key := f"{library.label}/{item.id}/{condition.name}") not in results
+                    ]
+                    if not left:
+                        continue
+                    bar.set_postfix_str(f"{library.label} {condition.name}")
+                    with answering(
+                        condition,
+                        responder(),
+                        shelf,
+                        templates=settings.made_templates(),
+                        num_chunks=settings.chunks,
+                    ) as answerer:
+                        for key, item in left:
+                            answered = answerer.answer(item)
+                            results.add(key, _record(library, condition, item, answered, shelf))
+                            bar.update()
+
+
+@contextlib.contextmanager
+def _shelf(
+    library: Library, folder: Path, settings: RetrievalSettings, responder: Responder
+) -> Iterator[Shelf]:
+    """Put a library's documents on a shelf; its stores are kept if it has many documents."""
+    options: dict[str, Any] = {
+        "chunk_tokens": settings.chunk_tokens,
+        "retriever": settings.retriever,
+    }
+    if settings.sizes:
+        yield Shelf(library.documents, folder / "stores", responder, **options)
+        return
+    scratch = folder / ".scratch"
+    shutil.rmtree(scratch, ignore_errors=True)  # what a run that was killed has left
+    try:
+        yield Shelf(library.documents, scratch, responder, **options)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _record(
+    library: Library, condition: Condition, item: Item, answered: Answered, shelf: Shelf
+) -> dict[str, Any]:
+    """Return what is kept of one answer, as plain JSON types."""
+    return {
+        "id": item.id,
+        "split": library.label,
+        "condition": condition.name,
+        "occurrences": item.occurrences,
+        **scores(item, answered.text, answered.log_probs),
+        "num_prompt_tokens": answered.num_prompt_tokens,
+        "truncated": answered.truncated,
+        "has_answer": answered.has_answer,
+        "seconds": round(answered.seconds, 4),
+        "memory_seconds": None if condition.memory is None else round(shelf.seconds or 0, 3),
+        "text": answered.text,
+    }

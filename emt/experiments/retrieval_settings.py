@@ -1,0 +1,103 @@
+"""What the retrieval experiment is asked to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from emt.errors import ConfigError
+from emt.experiments.conditions import STANDARD, Condition, conditions_of
+from emt.experiments.prompts import Templates
+from emt.experiments.rag import RETRIEVERS
+from emt.loading import DEFAULT_MODEL
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalSettings:
+    """What to ask whom.
+
+    Attributes:
+        items: a file of JSON lines, as `emt.experiments.items` reads them.
+        model: what `emt.loading.load` takes.
+        device: where the model runs.
+        splits: of the items to use; None for all.
+        limit: items of each split, the first ones; None for all.
+        conditions: names, or name -> `kind` and `memory`; see `emt.experiments.conditions`.
+        baseline: the condition that others are compared with.
+        memory: settings of every memory, keys of `MemoryConfig`.
+        window: positions a prompt and its answer may take; None for what the model has.
+        max_new_tokens: length of an answer.
+        chat: use the model's chat template; None for "if it has one".
+        templates: wording: `question`, `document`.
+        retriever: ranks chunks: "bm25".
+        chunk_tokens: length of a chunk.
+        chunks: how many go into the prompt.
+        sizes: tokens of one memory of many documents, each size asked in turn; None for one
+            document at a time.
+        distractors: files and folders of other texts for `sizes`.
+        seed: of the intervals.
+
+    Raises:
+        ConfigError: a wrong value.
+    """
+
+    items: str | None = None
+    model: str = DEFAULT_MODEL
+    device: str = "cpu"
+    splits: Sequence[str] | None = None
+    limit: int | None = None
+    conditions: Mapping[str, Any] | Sequence[str] = tuple(STANDARD)
+    baseline: str = "closed_book"
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    window: int | None = None
+    max_new_tokens: int = 30
+    chat: bool | None = None
+    templates: Mapping[str, str] = field(default_factory=dict)
+    retriever: str = "bm25"
+    chunk_tokens: int = 500
+    chunks: int = 5
+    sizes: Sequence[int] | None = None
+    distractors: Sequence[str] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.items, str):
+            raise ConfigError(f"items must name a file: items=FILE; got {self.items!r}.")
+        for name in ("limit", "window", "max_new_tokens", "chunk_tokens", "chunks"):
+            value = getattr(self, name)
+            if value is None and name in ("limit", "window"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name} must be a whole number of at least 1; got {value!r}.")
+        for name in ("splits", "sizes", "distractors"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, list | tuple):
+                raise ConfigError(f"{name} must be a list; got {value!r}.")
+        sizes = list(self.sizes or ())
+        if not all(isinstance(size, int) and size > 0 for size in sizes) or sizes != sorted(sizes):
+            raise ConfigError(f"sizes must be numbers of tokens, ascending; got {self.sizes!r}.")
+        for name in ("memory", "templates"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ConfigError(f"{name} must be a mapping; got {getattr(self, name)!r}.")
+        if self.retriever not in RETRIEVERS:
+            raise ConfigError(
+                f"retriever must be one of {', '.join(RETRIEVERS)}; got {self.retriever!r}."
+            )
+        names = [condition.name for condition in self.made_conditions()]
+        if self.baseline not in names:
+            raise ConfigError(
+                f"baseline must be one of the conditions {', '.join(names)}; got {self.baseline!r}."
+            )
+        self.made_templates()
+
+    def made_conditions(self) -> list[Condition]:
+        """Return the conditions."""
+        return conditions_of(self.conditions, self.memory)
+
+    def made_templates(self) -> Templates:
+        """Return the templates."""
+        unknown = [name for name in self.templates if name not in ("question", "document")]
+        if unknown:
+            raise ConfigError(f"templates are question and document; got {unknown[0]!r}.")
+        return Templates(**self.templates)

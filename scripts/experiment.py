@@ -1,0 +1,62 @@
+"""What the experiments' commands have in common: options, and one line for a mistake.
+
+python scripts/run_X.py --base configs/experiments/X.yaml [--preset smoke] [--set key=value]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from emt.errors import EMTError
+from emt.experiments.settings import load_settings
+
+T = TypeVar("T")
+
+
+def options(description: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; `output` is a folder named after the settings if it is not given."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--base", required=True, type=Path, help="settings in YAML")
+    parser.add_argument("--preset", help="a named set of changes in that file")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="changes",
+        metavar="KEY=VALUE",
+        help="change a setting; the value is YAML; KEY.INNER=VALUE inside of a mapping",
+    )
+    parser.add_argument("--model", help="a folder, hub name or .gguf file; as --set model=...")
+    parser.add_argument("--output", type=Path, help="a folder for results; goes on if they exist")
+    found = parser.parse_args(arguments)
+    if found.output is None:
+        found.output = Path("results") / "-".join(filter(None, (found.base.stem, found.preset)))
+    return found
+
+
+def settings(kind: type[T], found: argparse.Namespace) -> T:
+    """Make settings of what the command line says.
+
+    Raises:
+        ConfigError: something is wrong with them.
+    """
+    model = [] if found.model is None else [f"model={found.model}"]
+    return load_settings(kind, found.base, preset=found.preset, changes=[*found.changes, *model])
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End with one line and code 2 after a mistake of the user's."""
+    try:
+        yield
+    except EMTError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted. The same command goes on from there.", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,43 @@
+"""Counterfactual retrieval: documents in the prompt, in memory, or retrieved in chunks.
+
+    python scripts/run_retrieval.py --base configs/experiments/retrieval.yaml --preset smoke
+
+Writes results.jsonl, summary.md and two pictures to the output folder. Stopped, the same command
+goes on from there. `configs/experiments/many_documents.yaml` asks one memory of many documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from experiment import one_line_errors, options, settings
+
+from emt.cli import quiet
+from emt.experiments.answering import LocalModel
+from emt.experiments.plots import draw
+from emt.experiments.report import summary
+from emt.experiments.retrieval import loaded, run_retrieval
+from emt.experiments.retrieval_settings import RetrievalSettings
+
+
+def load_quietly(asked: RetrievalSettings) -> LocalModel:
+    """Load the model without its progress bars in a pipe."""
+    with quiet():
+        return loaded(asked)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Ask, then say what was found."""
+    given = options(__doc__.partition("\n")[0], arguments)
+    with one_line_errors():
+        asked = settings(RetrievalSettings, given)
+        results = run_retrieval(asked, given.output, loading=load_quietly)
+        text = summary(results.header, results.items)
+        (given.output / "summary.md").write_text(text, encoding="utf-8")
+        draw(results.header, results.items, given.output)
+    print(text)
+    print(f"in '{given.output}'")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.emt.bytes import BYTES_VOCAB_SIZE, byte_tokenizer
+from tests.emt.experiments.fakes import item, write_items
+from tests.families import build
+
+ROOT = Path(__file__).parent.parent.parent.parent
+BASE = "configs/experiments/retrieval.yaml"
+
+
+def run(script, *arguments, code=0):
+    done = subprocess.run(
+        [sys.executable, f"scripts/{script}.py", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    build("llama", vocab_size=BYTES_VOCAB_SIZE).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_results_summary_and_pictures_from_one_command(model, tmp_path):
+    items = write_items(tmp_path / "items.jsonl", [item("a"), item("b", split="4k")])
+    options = ["--set", f"items={items}", "--set", "max_new_tokens=4"]
+    options += ["--set", "conditions=[closed_book, emt_vector_db, rag]"]
+    command = ["--base", BASE, "--preset", "smoke", "--model", model, "--output", tmp_path / "out"]
+    done = run("run_retrieval", *command, *options)
+    files = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert files == ["occurrences.png", "results.jsonl", "retrieval.png", "summary.md"]
+    text = (tmp_path / "out" / "summary.md").read_text()
+    assert done.stdout.startswith(text)
+    lines = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+    header = json.loads(lines[0])
+    assert len(lines) == 1 + 2 * 3
+    assert header["settings"]["model"] == str(model)
+    assert header["settings"]["memory"] == {"carry_context": True}
+    again = run("plot", tmp_path / "out" / "results.jsonl", "--output", tmp_path / "drawn")
+    assert len(again.stdout.splitlines()) == 3
+    assert (tmp_path / "drawn" / "summary.md").read_text() == text
+    other = run("run_retrieval", *command, *options, "--set", "seed=3", code=2)
+    assert "(now 3)" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--base", BASE, "--preset", "full"], "items must name a file: items=FILE; got None."),
+        (["--base", BASE, "--preset", "fast"], "no preset 'fast'. They have smoke, full."),
+        (["--base", BASE, "--set", "conditions=[emt]"], "unknown condition 'emt'."),
+        (["--base", BASE, "--set", "topk=3"], "unknown key 'topk' in settings"),
+        (["--base", BASE, "--set", "items=no.jsonl"], "items 'no.jsonl' cannot be read"),
+        (["--base", BASE, "--model", "nowhere/at-all.gguf"], "does not exist"),
+        (["--base", "no.yaml"], "settings 'no.yaml' cannot be read as YAML"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(arguments, said, tmp_path):
+    done = run("run_retrieval", *arguments, "--output", tmp_path / "out", code=2)
+    (line,) = done.stderr.splitlines()
+    assert said in line
+
+
+def test_what_is_not_results_cannot_be_drawn(tmp_path):
+    (tmp_path / "results.jsonl").write_text("{}\n")
+    (line,) = run("plot", tmp_path / "results.jsonl", code=2).stderr.splitlines()
+    assert "is not a file of results" in line
+    (tmp_path / "results.jsonl").write_text('{"experiment": "x", "settings": {}}\n')
+    (line,) = run("plot", tmp_path / "results.jsonl", code=2).stderr.splitlines()
+    assert "experiment 'x', which has no plots; retrieval have." in line
