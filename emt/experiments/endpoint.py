@@ -6,13 +6,12 @@ go nowhere but into requests: not into results, errors, logs or reprs.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
+import math
 import os
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -24,6 +23,7 @@ from emt.experiments.endpoint_reply import (
     read_problem,
     seconds_to_wait,
 )
+from emt.experiments.endpoint_secrets import Secrets, url_kept_from_logs
 
 URL_VARIABLE = "EMT_ENDPOINT_URL"
 KEY_VARIABLE = "EMT_ENDPOINT_KEY"
@@ -31,7 +31,7 @@ KEY_VARIABLE = "EMT_ENDPOINT_KEY"
 _MAX_BYTES = 16 * 2**20  # of one reply; a text of some tokens is a few kilobytes
 _FIRST_WAIT, _LONGEST_OWN_WAIT = 1.0, 60.0  # seconds; doubled each time
 _LONGEST_WAIT_ASKED_FOR = 300.0  # seconds; who has to wait longer should know it
-_SECRET_LENGTH = 16  # shorter keys are words such as "EMPTY", which answers may have
+_MAX_CHARACTERS = 4096  # of which an error shows the first
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Endpoint:
         sleep: waits between attempts.
 
     Raises:
-        ConfigError: the URL is missing or none, the key cannot be one, a number is out of range,
-            or httpx2 is not installed.
+        ConfigError: the URL is missing or none, the key cannot be one, an argument is of a wrong
+            type or out of range, or httpx2 is not installed.
 
     Source:
         OpenAI's API reference, "Create chat completion", as vLLM, llama.cpp, Ollama and others
@@ -80,13 +80,7 @@ class Endpoint:
         environment: Mapping[str, str] | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        if not model:
-            raise ConfigError("an endpoint's model must have a name; got none. Give one.")
-        if timeout <= 0:
-            raise ConfigError(f"timeout must be some seconds above 0; got {timeout}.")
-        for name, value in (("max_new_tokens", max_new_tokens), ("attempts", attempts)):
-            if value < 1:
-                raise ConfigError(f"{name} must be a whole number of at least 1; got {value}.")
+        _check(model, max_new_tokens, parameters, timeout, attempts)
         found = os.environ if environment is None else environment
         url, key = found.get(URL_VARIABLE, "").strip(), found.get(KEY_VARIABLE, "").strip()
         self.model = model
@@ -95,7 +89,7 @@ class Endpoint:
         self.attempts = attempts
         self._sleep = sleep
         self._http = _http()
-        self._secrets = _Secrets(key, url, _host_of(self._http, url))
+        self._secrets = Secrets(key, url, _host_of(self._http, url))
         asked = {"temperature": 0, "max_tokens": max_new_tokens, **(parameters or {})}
         self._parameters = {name: value for name, value in asked.items() if value is not None}
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -190,7 +184,7 @@ class Endpoint:
         ends = time.monotonic() + self.timeout
         content = bytearray()
         with (
-            _url_kept_from_logs(),
+            url_kept_from_logs(),
             self._client.stream("POST", "chat/completions", content=body) as response,
         ):
             for piece in response.iter_bytes():
@@ -208,25 +202,25 @@ class Endpoint:
     def _shown(self, text: str) -> str:
         """Return a text for an error: no secrets, one line, not long."""
         hidden = self._secrets.out_of_error(text)  # first: half a key is not found any more
-        return textwrap.shorten(hidden, 300, placeholder=" ...").rstrip(".")
+        return textwrap.shorten(hidden[:_MAX_CHARACTERS], 300, placeholder=" ...").rstrip(".")
 
 
-class _Secrets:
-    """What must not be shown: the key everywhere, the URL in errors."""
-
-    __slots__ = ("_host", "_key", "_url")
-
-    def __init__(self, key: str, url: str, host: str) -> None:
-        self._key, self._url, self._host = key, url, host
-
-    def out_of_error(self, text: str) -> str:
-        for secret in (self._key, self._url, self._host):
-            if secret:
-                text = text.replace(secret, "***")
-        return text
-
-    def out_of_answer(self, text: str) -> str:
-        return text.replace(self._key, "***") if len(self._key) >= _SECRET_LENGTH else text
+def _check(model: Any, max_new_tokens: Any, parameters: Any, timeout: Any, attempts: Any) -> None:
+    """Refuse arguments that cannot be; they may come from YAML."""
+    if not isinstance(model, str) or not model:
+        raise ConfigError(f"an endpoint's model must have a name; got {model!r}. Give one.")
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise ConfigError(f"parameters must be a mapping; got {parameters!r}.")
+    try:
+        json.dumps(dict(parameters or {}))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"parameters must be what JSON can say: {error}.") from None
+    is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if not is_number or not 0 < timeout < math.inf:
+        raise ConfigError(f"timeout must be some seconds above 0; got {timeout!r}.")
+    for name, value in (("max_new_tokens", max_new_tokens), ("attempts", attempts)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{name} must be a whole number of at least 1; got {value!r}.")
 
 
 def _http() -> ModuleType:
@@ -261,18 +255,3 @@ def _host_of(http: ModuleType, url: str) -> str:
             f"{URL_VARIABLE} must have no user, query or fragment. The key goes to {KEY_VARIABLE}."
         )
     return str(found.host)
-
-
-@contextlib.contextmanager
-def _url_kept_from_logs() -> Iterator[None]:
-    """Keep httpx2 from logging the URL of a request, which it does for every one."""
-    logger = logging.getLogger("httpx2")
-    logger.addFilter(_nothing)
-    try:
-        yield
-    finally:
-        logger.removeFilter(_nothing)
-
-
-def _nothing(_: logging.LogRecord) -> bool:
-    return False

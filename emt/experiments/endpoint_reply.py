@@ -38,13 +38,13 @@ def read_completion(content: bytes, seconds: float) -> Completion:
         raise ValueError("the reply is empty")
     reply = _json(content)
     if reply is None:
-        raise ValueError(f"the reply is no JSON: {_start(content)}")
+        raise ValueError(f"the reply is no JSON: {_as_line(content)}")
     choices = _at(reply, "choices")
     if not isinstance(choices, list) or not choices:
-        raise ValueError(f"the reply has no choices: {_start(content)}")
+        raise ValueError(f"the reply has no choices: {_as_line(content)}")
     text = _at(choices[0], "message", "content")
     if text is not None and not isinstance(text, str):
-        raise ValueError(f"the first choice has no message with text: {_start(content)}")
+        raise ValueError(f"the first choice has no message with text: {_as_line(content)}")
     ended = _at(choices[0], "finish_reason")
     if text is None or (not text.strip() and ended != "stop"):
         hint = "; thinking may have used up max_new_tokens" if ended == "length" else ""
@@ -62,7 +62,7 @@ def read_problem(content: bytes) -> str:
         found = _at(reply, *keys)
         if isinstance(found, str) and found.strip():
             return found
-    return _start(content) or "no reason given"
+    return _as_line(content) or "no reason given"
 
 
 def seconds_to_wait(header: str | None) -> float | None:
@@ -101,6 +101,6 @@ def _at(found: Any, *keys: str) -> Any:
     return found
 
 
-def _start(content: bytes) -> str:
-    """Return the first of a body that is shown in an error, which is shortened there."""
-    return " ".join(content[:4096].decode("utf-8", "replace").split())
+def _as_line(content: bytes) -> str:
+    """Return a body as one line; an error shows its first words, once they hold no secret."""
+    return " ".join(content.decode("utf-8", "replace").split())

@@ -7,7 +7,18 @@ is `lm_eval` with one model more; all of its options work. lm_eval finds models 
 its own files fill, and has no entry point for others, so that somebody has to call `register`
 first: this command does, and so must a program that calls `lm_eval.simple_evaluate(model="emt")`.
 
-Offline, with a task whose YAML has `dataset_path: json` and `data_files`, set `HF_HUB_OFFLINE=1`.
+A task on one's own data needs no connection. It is a YAML file in `tasks/`:
+
+    task: my_task
+    dataset_path: json
+    dataset_kwargs: {data_files: {test: items.jsonl}}   # as seen from where the command runs
+    test_split: test
+    output_type: multiple_choice
+    doc_to_text: "{{query}}"
+    doc_to_choice: "{{choices}}"
+    doc_to_target: gold                                 # an index into the choices
+
+`--use_cache` keeps answers by request, whatever the model: give each store and setting its own.
 """
 
 from __future__ import annotations

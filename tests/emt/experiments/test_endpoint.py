@@ -243,12 +243,13 @@ def test_the_key_is_nowhere(caplog, capfd):
         Reply(completion(f"The key is {KEY}.")),
         Reply({"error": {"message": "x " * 140 + KEY}}, status=400),  # where it would be cut
         Reply(f"{KEY} is no JSON".encode()),
+        Reply(b" " * 4080 + KEY.encode()),
         Reply(b"", status=401),
     ) as (url, _):
         port = url.rpartition(":")[2].removesuffix("/v1")
         with made(url, attempts=1) as (endpoint, _):
             shown = [repr(endpoint), str(vars(endpoint)), endpoint.complete("a").text]
-            for _ in range(3):
+            for _ in range(4):
                 with pytest.raises((ConfigError, EndpointError)) as caught:
                     endpoint.complete("a")
                 shown += traceback.format_exception(caught.value)
@@ -264,6 +265,12 @@ def test_the_key_is_nowhere(caplog, capfd):
 def test_a_key_that_is_a_word_stays_in_answers():
     found, _, _ = asking(Reply(completion("The box is EMPTY.")), key="EMPTY")
     assert found.text == "The box is EMPTY."
+
+
+def test_what_a_server_says_of_itself():
+    refusal = Reply({"error": "127.0.0.1 at 127.0.0.1:80 but not 1127.0.0.1"}, status=400)
+    found, _, _ = asking(refusal)
+    assert "400: *** at ***:80 but not 1127.0.0.1." in str(found)
 
 
 def test_logs_of_others_are_as_before():
@@ -302,18 +309,24 @@ def test_a_key_that_is_none_is_refused_and_not_shown(key):
     ("options", "said"),
     [
         ({"timeout": 0}, "timeout"),
+        ({"timeout": "2 s"}, "timeout"),
+        ({"timeout": float("inf")}, "timeout"),
         ({"attempts": 0}, "attempts"),
-        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"attempts": 1.5}, "attempts"),
+        ({"max_new_tokens": True}, "max_new_tokens"),
+        ({"parameters": ["seed"]}, "parameters"),
+        ({"parameters": {"day": datetime.date(2024, 1, 1)}}, "parameters"),
     ],
 )
-def test_numbers_out_of_range(options, said):
+def test_arguments_that_cannot_be(options, said):
     with pytest.raises(ConfigError, match=f"{said} must be"):
         Endpoint("small-1", environment={URL_VARIABLE: "http://a/v1"}, **options)
 
 
-def test_a_model_needs_a_name():
+@pytest.mark.parametrize("name", ["", None, 4])
+def test_a_model_needs_a_name(name):
     with pytest.raises(ConfigError, match="must have a name"):
-        Endpoint("", environment={URL_VARIABLE: "http://a/v1"})
+        Endpoint(name, environment={URL_VARIABLE: "http://a/v1"})
 
 
 def test_the_environment_is_this_process_s(monkeypatch):
