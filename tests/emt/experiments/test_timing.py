@@ -10,12 +10,12 @@ import pytest
 from emt import MemoryConfig, attach, detach
 from emt.errors import ConfigError
 from emt.experiments import timing
-from emt.experiments.ways import cached, greedy, prompt, remembered
 from emt.experiments.break_even import Cost
 from emt.experiments.settings import load_settings
 from emt.experiments.timing import measure, run_timing
 from emt.experiments.timing_report import costs, plot, summary
 from emt.experiments.timing_settings import TimingSettings
+from emt.experiments.ways import cached, greedy, prompt, remembered
 from emt.integration import memory_of
 from tests.emt.commands import ROOT
 from tests.emt.experiments.long_texts import random_ids, tiny, write_texts
