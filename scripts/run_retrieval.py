@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from experiment import one_line_errors, options, settings
 
 from emt.cli import quiet
-from emt.experiments.answering import LocalModel
+from emt.experiments.answering import Responder
 from emt.experiments.plots import draw
 from emt.experiments.report import summary
 from emt.experiments.retrieval import loaded, run_retrieval
 from emt.experiments.retrieval_settings import RetrievalSettings
 
 
-def load_quietly(asked: RetrievalSettings) -> LocalModel:
+def load_quietly(asked: RetrievalSettings) -> Responder:
     """Load the model without its progress bars in a pipe."""
     with quiet():
         return loaded(asked)

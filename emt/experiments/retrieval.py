@@ -23,6 +23,8 @@ from tqdm import tqdm
 from emt.errors import ConfigError
 from emt.experiments.answering import LocalModel, Responder
 from emt.experiments.conditions import Answered, Condition, answering
+from emt.experiments.endpoint import Endpoint
+from emt.experiments.endpoint_model import EndpointModel
 from emt.experiments.items import Item, load_items
 from emt.experiments.many_documents import Library, libraries_of, one_version_each
 from emt.experiments.results import Results
@@ -34,12 +36,17 @@ from emt.loading import load
 EXPERIMENT = "retrieval"
 
 
-def loaded(settings: RetrievalSettings) -> LocalModel:
-    """Load the model that settings name.
+def loaded(settings: RetrievalSettings) -> LocalModel | EndpointModel:
+    """Load the model that settings name, or find its endpoint.
 
     Raises:
-        ConfigError: it or its device is not there.
+        ConfigError: it, its device, or the endpoint's URL is not there.
     """
+    if settings.endpoint_name is not None:
+        endpoint = Endpoint(
+            settings.endpoint_name, max_new_tokens=settings.max_new_tokens, **settings.endpoint
+        )
+        return EndpointModel(endpoint, window=settings.window)
     found = load(settings.model)
     try:
         found.model.to(settings.device)  # type: ignore[arg-type]
@@ -78,6 +85,8 @@ def run_retrieval(
         **dataclasses.asdict(settings),
         "items_sha256": _digest(path.read_bytes()),
     }
+    if not settings.endpoint:
+        del asked["endpoint"]  # nothing to say about a model that is here
     torch.manual_seed(settings.seed)
     responder = functools.cache(lambda: loading(settings))
     if not settings.sizes:

@@ -12,6 +12,8 @@ from emt.experiments.prompts import Templates
 from emt.experiments.rag import RETRIEVERS
 from emt.loading import DEFAULT_MODEL
 
+_ENDPOINT = "endpoint:"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalSettings:
@@ -19,7 +21,10 @@ class RetrievalSettings:
 
     Attributes:
         items: a file of JSON lines, as `emt.experiments.items` reads them.
-        model: what `emt.loading.load` takes.
+        model: what `emt.loading.load` takes; or `endpoint:NAME`, a model behind the endpoint that
+            the environment names, for conditions without a memory.
+        endpoint: how it is asked: `parameters`, `timeout` and `attempts` of
+            `emt.experiments.endpoint.Endpoint`.
         device: where the model runs.
         splits: of the items to use; None for all.
         limit: items of each split, the first ones; None for all.
@@ -44,6 +49,7 @@ class RetrievalSettings:
 
     items: str | None = None
     model: str = DEFAULT_MODEL
+    endpoint: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
     splits: Sequence[str] | None = None
     limit: int | None = None
@@ -77,7 +83,7 @@ class RetrievalSettings:
         sizes = list(self.sizes or ())
         if not all(isinstance(size, int) and size > 0 for size in sizes) or sizes != sorted(sizes):
             raise ConfigError(f"sizes must be numbers of tokens, ascending; got {self.sizes!r}.")
-        for name in ("memory", "templates"):
+        for name in ("memory", "templates", "endpoint"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ConfigError(f"{name} must be a mapping; got {getattr(self, name)!r}.")
         if self.retriever not in RETRIEVERS:
@@ -90,6 +96,30 @@ class RetrievalSettings:
                 f"baseline must be one of the conditions {', '.join(names)}; got {self.baseline!r}."
             )
         self.made_templates()
+        self._check_endpoint()
+
+    @property
+    def endpoint_name(self) -> str | None:
+        """The model's name at the endpoint; None for a model that is loaded here."""
+        if not self.model.startswith(_ENDPOINT):
+            return None
+        return self.model.removeprefix(_ENDPOINT)
+
+    def _check_endpoint(self) -> None:
+        for key in self.endpoint:
+            if key not in ("parameters", "timeout", "attempts"):
+                raise ConfigError(
+                    f"endpoint has the keys parameters, timeout and attempts; got {key!r}."
+                )
+        if self.endpoint_name is None:
+            return
+        kept = [condition for condition in self.made_conditions() if condition.memory is None]
+        for condition in self.made_conditions():
+            if condition.memory is not None:
+                raise ConfigError(
+                    f"condition '{condition.name}' needs the model itself, which an endpoint does "
+                    f"not give. Set conditions to [{', '.join(one.name for one in kept)}]."
+                )
 
     def made_conditions(self) -> list[Condition]:
         """Return the conditions."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.emt.bytes import BYTES_VOCAB_SIZE, byte_tokenizer
+from tests.emt.experiments.fake_endpoint import KEY, Reply, completion, fake_endpoint
 from tests.emt.experiments.fakes import item, write_items
 from tests.families import build
 
@@ -55,6 +56,34 @@ def test_results_summary_and_pictures_from_one_command(model, tmp_path):
     assert (tmp_path / "drawn" / "summary.md").read_text() == text
     other = run("run_retrieval", *command, *options, "--set", "seed=3", code=2)
     assert "(now 3)" in other.stderr
+
+
+def test_a_model_behind_an_endpoint(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "*")
+    items = write_items(tmp_path / "items.jsonl", [item("a")])
+    out = tmp_path / "out"
+    command = ["--base", BASE, "--model", "endpoint:small-1", "--output", out]
+    command += ["--set", f"items={items}", "--set", "endpoint={attempts: 1, parameters: {seed: 3}}"]
+    refused = run("run_retrieval", *command, code=2)
+    assert "Set conditions to [closed_book, document, rag]." in refused.stderr
+    command += ["--set", "conditions=[closed_book, document, rag]"]
+    (line,) = run("run_retrieval", *command, code=2).stderr.splitlines()
+    assert line.startswith("EMT_ENDPOINT_URL is not set.")
+    monkeypatch.setenv("EMT_ENDPOINT_KEY", KEY)
+    with fake_endpoint(Reply(completion("Leeds"))) as (url, asked):
+        monkeypatch.setenv("EMT_ENDPOINT_URL", url)
+        done = run("run_retrieval", *command)
+    assert [(one.body["model"], one.body["seed"]) for one in asked] == [("small-1", 3)] * 3
+    written = [file.read_text() for file in out.iterdir() if file.suffix in (".md", ".jsonl")]
+    assert len(written) == 2
+    for text in (*written, done.stdout, done.stderr):
+        assert KEY not in text
+        assert url not in text
+    (out / "results.jsonl").unlink()
+    with fake_endpoint(Reply(b"", status=401)) as (url, _):
+        monkeypatch.setenv("EMT_ENDPOINT_URL", url)
+        (line,) = run("run_retrieval", *command, code=2).stderr.splitlines()
+    assert "refuses the key in EMT_ENDPOINT_KEY (401" in line
 
 
 @pytest.mark.parametrize(

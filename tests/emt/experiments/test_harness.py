@@ -258,16 +258,17 @@ def test_a_model_in_hand_keeps_its_memory(place, language_model, direct):
 
 
 def test_a_token_for_padding_does_not_make_another_model(place, language_model, tmp_path):
-    """lm_eval adds one to a tokenizer that has none; a store compares vocabularies."""
+    """lm_eval adds one to a tokenizer that has none to use; a store compares vocabularies."""
     make_model(tmp_path / "model")
     loaded = load(str(tmp_path / "model"))
-    loaded.tokenizer.pad_token = None
+    loaded.tokenizer.pad_token = loaded.tokenizer.eos_token = None
     loaded.tokenizer.save_pretrained(tmp_path / "model")
     loaded = load(str(tmp_path / "model"))
     config = MemoryConfig(memory_type="vector_db", path=str(tmp_path / "store"))
     memory = attach(loaded.model, config, tokenizer=loaded.tokenizer)
     memory.write_all(TEXTS.items())
     lm = language_model(3, pretrained=str(tmp_path / "model"), store=str(tmp_path / "store"))
+    assert "<|pad|>" in lm.tokenizer.get_vocab()
     assert len(lm.memory.documents) == 3
 
 
