@@ -85,6 +85,7 @@ def run_retrieval(
         **dataclasses.asdict(settings),
         "items_sha256": _digest(path.read_bytes()),
     }
+    del asked["limit"]  # a later run may ask more
     if not settings.endpoint:
         del asked["endpoint"]  # nothing to say about a model that is here
     torch.manual_seed(settings.seed)
