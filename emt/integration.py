@@ -6,7 +6,7 @@ import contextlib
 import functools
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from emt import adapters
 from emt.adapters import Adapted
 from emt.config import MemoryConfig
 from emt.dry_run import dry_run, layout_of
-from emt.errors import MemoryUseError, UnsupportedModelError
+from emt.errors import ConfigError, MemoryUseError, UnsupportedModelError
 from emt.hook import (
     EAGER_IMPLEMENTATION,
     IMPLEMENTATION,
@@ -119,7 +119,7 @@ def attach(
     if getattr(own, "__func__", None) is _generate:  # a copy of an attached model
         own = None
     _attached[model] = _Attachment(memory, modules, implementations, adapted, own)
-    if isinstance(model, GenerationMixin):
+    if isinstance(model, GenerationMixin) and not getattr(model, "guards_generate", False):
         vars(model)["generate"] = types.MethodType(_generate, model)
     return memory
 
@@ -222,26 +222,60 @@ def _generate(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
         generate = functools.partial(cast(Any, type(model)).generate, model)
     if attachment is None:
         return generate(*args, **kwargs)
-    with generating(model):
+    with generating(model, kwargs):
         return generate(*args, **kwargs)
 
 
 @contextlib.contextmanager
-def generating(model: PreTrainedModel) -> Iterator[None]:
+def generating(model: PreTrainedModel, options: Mapping[str, Any]) -> Iterator[None]:
     """Keep an attached model's memory from being changed while it generates.
 
+    Args:
+        model: it.
+        options: keywords of `generate`.
+
     Raises:
+        ConfigError: attention weights are asked for, and `generate` would cut them wrongly.
         MemoryUseError: the memory is being changed, or the model's attention was set to another.
     """
-    attachment = _attached[model]
-    for config, _ in attachment.implementations:
+    check_attention(model)
+    _check_weights(model, options)
+    with _attached[model].memory.activity.shared("generate"):
+        yield
+
+
+def check_attention(model: PreTrainedModel) -> None:
+    """Refuse to run an attached model that would not read its memory.
+
+    Raises:
+        MemoryUseError: the model's attention was set to another.
+    """
+    for config, _ in _attached[model].implementations:
         if config._attn_implementation not in (IMPLEMENTATION, EAGER_IMPLEMENTATION):
             raise MemoryUseError(
                 f"the model's attention was set to '{config._attn_implementation}' after attach(), "
                 "which takes its memory away. Call detach() and attach() again."
             )
-    with attachment.memory.activity.shared("generate"):
-        yield
+
+
+def _check_weights(model: PreTrainedModel, options: Mapping[str, Any]) -> None:
+    """Refuse attention weights of drafted tokens: `generate` cuts them by columns of local keys.
+
+    Raises:
+        ConfigError: weights are asked for, and tokens are drafted.
+    """
+    config = options.get("generation_config") or getattr(model, "generation_config", None)
+
+    def given(name: str) -> Any:
+        return options[name] if name in options else getattr(config, name, None)
+
+    drafts = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
+    found = [name for name in drafts if given(name) is not None]
+    if found and given("output_attentions"):
+        raise ConfigError(
+            f"output_attentions cannot be combined with {found[0]} and a memory. "
+            "Leave one of them out."
+        )
 
 
 def memory_of(model: PreTrainedModel) -> Memory | None:

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from emt.activity import Activity
+from emt.asking import asked_of
 from emt.batch import encode_all
 from emt.carry import check_carry
 from emt.config import MemoryConfig
@@ -22,7 +23,7 @@ from emt.errors import ConfigError, DocumentError, MemoryUseError, StoreError
 from emt.hook import AttentionCall, wants_weights
 from emt.identity import weights_fingerprint
 from emt.recording import Recording
-from emt.retrieval import attend_with_memories
+from emt.retrieval import attend_with_memories, with_local_weights
 from emt.rope import Unrotation
 from emt.writing import Changes, Written
 from memory_backends import (
@@ -341,16 +342,16 @@ class Memory:
 
     def attend(self, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Compute a layer's attention; called by the model through `emt.hook`."""
-        reads = self._is_open and self.config.enabled and call.layer_idx in self._layers
-        if not reads or not len(self.backend):
+        asked = asked_of(self)
+        config = asked.config or self.config
+        if not self._is_open or not config.enabled or not len(self.backend):
             return call.compute()
-        recordings = list(self._recordings)
+        weighed = wants_weights(call)
+        if call.layer_idx not in self._layers:
+            return with_local_weights(call) if weighed else call.compute()
+        recordings = [*self._recordings, *asked.recordings]
         attended = attend_with_memories(
-            call,
-            self.backend,
-            self.config,
-            recorded=bool(recordings),
-            weighed=wants_weights(call),
+            call, self.backend, config, recorded=bool(recordings), weighed=weighed
         )
         if attended.retrieved is not None:
             for recording in recordings:
