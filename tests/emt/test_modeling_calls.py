@@ -101,6 +101,14 @@ def test_a_call_without_memories_has_pairs_too(model, options):
     assert outputs.attentions == ((None, (None, None, None)),) * 6
 
 
+def test_rows_of_other_documents_have_no_indices_also_without_memory_ids():
+    model = emt.ExtendedLlamaForCausalLM.from_pretrained(LLAMA, topk=3)
+    model.memory.write(MEMORY, document="another")
+    for layer in generate(model, **INDICES).attentions[0][1]:
+        assert layer.shape == (1, 4, 5 * 3)
+        assert (layer == -1).all()
+
+
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
 def test_layers_without_memories_have_weights_where_others_do(kind, tmp_path):
     stock = build(kind).eval()
