@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from emt.asking import asking
 from emt.config import MemoryConfig
 from emt.errors import ConfigError
 from emt.recording import Recording
@@ -29,7 +30,6 @@ from emt.uncertainty import Uncertainty, next_token_entropy
 if TYPE_CHECKING:
     from emt.memory import Memory
 
-redo_config: ContextVar[MemoryConfig | None] = ContextVar("emt_redo_config", default=None)
 _redoing: ContextVar[object] = ContextVar("emt_redoing", default=None)
 
 _UNTOLD = ("output_attentions", "output_hidden_states")
@@ -116,7 +116,7 @@ class _Redo:
         if _redoing.get() is not self:
             return
         options, output = keywords_and_output
-        uncertainty = self._memory.config.uncertainty
+        uncertainty = self._memory.in_force.uncertainty
         config = None if uncertainty is None else self._config_of_redo(uncertainty)
         if uncertainty is not None and config is not None:
             uncertain = next_token_entropy(output.logits[:, -1]) > uncertainty.entropy
@@ -129,7 +129,7 @@ class _Redo:
 
     def _config_of_redo(self, uncertainty: Uncertainty) -> MemoryConfig | None:
         """Return what a step is redone with; None if it would find nothing more."""
-        memory, config = self._memory, self._memory.config
+        memory, config = self._memory, self._memory.in_force
         more = config.replace(topk=uncertainty.topk, uncertainty=None)
         finds_more = more.topk_of(len(memory)) > config.topk_of(len(memory))
         return more if finds_more and memory.is_read else None
@@ -150,11 +150,8 @@ class _Redo:
         ]
         for layer, _, _ in before:
             layer.crop(-1)
-        token = redo_config.set(config)
-        try:
+        with asking(self._memory, config):
             again = module.forward(**_last_token(options))
-        finally:
-            redo_config.reset(token)
         output.logits[uncertain, -1] = again.logits[uncertain, -1]
         for layer, keys, values in before:
             certain = ~uncertain.to(keys.device)

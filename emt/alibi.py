@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_HIDDEN = -1e4  # what additive masks put on hidden keys is below, in any dtype
+HIDDEN = -1e4  # what additive masks put on hidden keys is below, in any dtype
 
 
 @dataclass(frozen=True)
@@ -73,5 +73,5 @@ class Alibi:
 def _first_visible(attention_mask: Tensor) -> Tensor:
     """Return the first key that any query of a sequence sees, (B or 1,) int64."""
     mask = attention_mask[:, 0]  # (B or 1, Q, S)
-    visible = mask if mask.dtype == torch.bool else mask > _HIDDEN
+    visible = mask if mask.dtype == torch.bool else mask > HIDDEN
     return visible.any(dim=1).int().argmax(dim=-1)  # the first of the largest

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from emt.alibi import HIDDEN
 from emt.errors import UnsupportedModelError
 from emt.hook import AttentionCall, watching
 from emt.placement import input_device
@@ -65,8 +66,7 @@ def dry_run(decoder: PreTrainedModel) -> dict[int, ReachedLayer]:
             f"{decoder.config.model_type}: none of its layers has softmax attention, so there are "
             "no keys and values to remember."
         )
-    if not has_positions:
-        _check_unplaced(decoder)
+    _check_two_tokens(decoder, has_positions)
     moved = _attention_calls(decoder, _DRY_RUN_POSITION) if has_positions else at_zero
     return {
         idx: ReachedLayer(
@@ -77,16 +77,24 @@ def dry_run(decoder: PreTrainedModel) -> dict[int, ReachedLayer]:
 
 
 @torch.no_grad()
-def _check_unplaced(decoder: PreTrainedModel) -> None:
-    """Refuse a model that rotates keys and cannot be told where a token stands.
+def _check_two_tokens(decoder: PreTrainedModel, has_positions: bool) -> None:
+    """Refuse what one token alone does not show.
 
     Raises:
-        UnsupportedModelError: the same token twice has one value in the first layer, and two keys.
+        UnsupportedModelError: a mask has biases for visible keys; or the model rotates keys and
+            cannot be told where a token stands.
     """
     tokens = torch.full((1, 2), decoder.config.vocab_size // 2, device=input_device(decoder))
     with _evaluating(decoder), watching(decoder) as seen:
         decoder(input_ids=tokens, use_cache=False)
-    call = seen.calls[0]
+    for call in seen.calls:
+        _check_mask(call)
+    if not has_positions:
+        _check_unplaced(seen.calls[0])
+
+
+def _check_unplaced(call: AttentionCall) -> None:
+    """Refuse a first layer in which the same token twice has one value and two keys."""
     tolerance = _TOLERANCE.get(call.key.dtype, _TOLERANCE[torch.float32])
     (first_key, second_key), (first, second) = (
         part.float().unbind(dim=2) for part in (call.key, call.value)
@@ -141,10 +149,10 @@ def _check_mask(call: AttentionCall) -> None:
     """Refuse a layer that tells one visible key from another by its mask.
 
     Raises:
-        UnsupportedModelError: the only token there is gets a bias from itself.
+        UnsupportedModelError: something is added to the logit of a key that is not hidden.
     """
     mask = call.attention_mask
-    if mask is None or mask.dtype == torch.bool or not mask.abs().amax():
+    if mask is None or mask.dtype == torch.bool or not mask[mask > HIDDEN].any():
         return
     raise UnsupportedModelError(
         f"{type(call.module).__name__}, layer {call.layer_idx}: it adds a bias of its own to the "

@@ -126,7 +126,12 @@ _watched: ContextVar[Watched | None] = ContextVar("emt_watched", default=None)
 
 def is_heard(module: nn.Module) -> bool:
     """Tell whether `dispatch` does more for a module than to compute its own attention."""
-    return module in _listeners or _watched.get() is not None
+    return module in _listeners or is_watched()
+
+
+def is_watched() -> bool:
+    """Tell whether this thread runs a model only to see its attention calls."""
+    return _watched.get() is not None
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from emt.active import check_can_redo, redoing
 from emt.adapters import Adapted
 from emt.config import MemoryConfig
 from emt.dry_run import dry_run, layout_of
-from emt.errors import MemoryUseError, UnsupportedModelError
+from emt.errors import ConfigError, MemoryUseError, UnsupportedModelError
 from emt.hook import (
     EAGER_IMPLEMENTATION,
     IMPLEMENTATION,
@@ -120,7 +120,7 @@ def attach(
     if getattr(own, "__func__", None) is _generate:  # a copy of an attached model
         own = None
     _attached[model] = _Attachment(memory, modules, implementations, adapted, own)
-    if isinstance(model, GenerationMixin):
+    if isinstance(model, GenerationMixin) and not getattr(model, "guards_generate", False):
         vars(model)["generate"] = types.MethodType(_generate, model)
     return memory
 
@@ -233,27 +233,57 @@ def generating(model: PreTrainedModel, options: Mapping[str, Any]) -> Iterator[N
     """Keep an attached model's memory from being changed while it generates, and redo its steps.
 
     Args:
-        model: the model that is about to generate.
-        options: keywords of the call of `generate`.
+        model: it.
+        options: keywords of `generate`.
 
     Raises:
+        ConfigError: attention weights are asked for, and `generate` would cut them wrongly; or
+            steps are to be redone where `options` have no steps that can be.
         MemoryUseError: the memory is being changed, or the model's attention was set to another.
-        ConfigError: steps are to be redone where `options` have no steps that can be.
     """
-    attachment = _attached[model]
-    for config, _ in attachment.implementations:
+    check_attention(model)
+    _check_weights(model, options)
+    memory = _attached[model].memory
+    redone: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if memory.in_force.uncertainty is not None:
+        check_can_redo(model, options)
+        redone = redoing(model, memory)
+    with memory.activity.shared("generate"), redone:
+        yield
+
+
+def check_attention(model: PreTrainedModel) -> None:
+    """Refuse to run an attached model that would not read its memory.
+
+    Raises:
+        MemoryUseError: the model's attention was set to another.
+    """
+    for config, _ in _attached[model].implementations:
         if config._attn_implementation not in (IMPLEMENTATION, EAGER_IMPLEMENTATION):
             raise MemoryUseError(
                 f"the model's attention was set to '{config._attn_implementation}' after attach(), "
                 "which takes its memory away. Call detach() and attach() again."
             )
-    memory = attachment.memory
-    uncertain = memory.config.uncertainty is not None
-    if uncertain:
-        check_can_redo(model, options)
-    redone = redoing(model, memory) if uncertain else contextlib.nullcontext()
-    with memory.activity.shared("generate"), redone:
-        yield
+
+
+def _check_weights(model: PreTrainedModel, options: Mapping[str, Any]) -> None:
+    """Refuse attention weights of drafted tokens: `generate` cuts them by columns of local keys.
+
+    Raises:
+        ConfigError: weights are asked for, and tokens are drafted.
+    """
+    config = options.get("generation_config") or getattr(model, "generation_config", None)
+
+    def given(name: str) -> Any:
+        return options[name] if name in options else getattr(config, name, None)
+
+    drafts = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
+    found = [name for name in drafts if given(name) is not None]
+    if found and given("output_attentions"):
+        raise ConfigError(
+            f"output_attentions cannot be combined with {found[0]} and a memory. "
+            "Leave one of them out."
+        )
 
 
 def memory_of(model: PreTrainedModel) -> Memory | None:

@@ -12,8 +12,8 @@ from weakref import ReferenceType
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from emt.active import redo_config
 from emt.activity import Activity
+from emt.asking import asked_of
 from emt.batch import encode_all
 from emt.carry import check_carry
 from emt.config import MemoryConfig
@@ -23,7 +23,7 @@ from emt.errors import ConfigError, DocumentError, MemoryUseError, StoreError
 from emt.hook import AttentionCall, wants_weights
 from emt.identity import weights_fingerprint
 from emt.recording import Recording
-from emt.retrieval import attend_with_memories
+from emt.retrieval import attend_with_memories, with_local_weights
 from emt.rope import Unrotation
 from emt.writing import Changes, Written
 from memory_backends import (
@@ -349,26 +349,30 @@ class Memory:
     # -- for emt --------------------------------------------------------------------------------
 
     @property
+    def in_force(self) -> MemoryConfig:
+        """The settings that hold for this thread's calls."""
+        return asked_of(self).config or self.config
+
+    @property
     def recordings(self) -> list[Recording]:
-        """The recordings that are being made."""
-        return list(self._recordings)
+        """The recordings that are being made of this thread's calls."""
+        return [*self._recordings, *asked_of(self).recordings]
 
     @property
     def is_read(self) -> bool:
-        """Whether a forward would find anything in this memory."""
-        return self._is_open and self.config.enabled and len(self.backend) > 0
+        """Whether a forward of this thread would find anything in this memory."""
+        return self._is_open and self.in_force.enabled and len(self.backend) > 0
 
     def attend(self, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Compute a layer's attention; called by the model through `emt.hook`."""
-        if not (call.layer_idx in self._layers and self.is_read):
+        if not self.is_read:
             return call.compute()
+        weighed = wants_weights(call)
+        if call.layer_idx not in self._layers:
+            return with_local_weights(call) if weighed else call.compute()
         recordings = self.recordings
         attended = attend_with_memories(
-            call,
-            self.backend,
-            redo_config.get() or self.config,
-            recorded=bool(recordings),
-            weighed=wants_weights(call),
+            call, self.backend, self.in_force, recorded=bool(recordings), weighed=weighed
         )
         if attended.retrieved is not None:
             for recording in recordings:

@@ -89,6 +89,48 @@ def attend_with_memories(
         return _attend(call, backend, config, recorded=recorded, weighed=weighed)
 
 
+def with_local_weights(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    """Compute a layer's own attention, with weights also where it gives none, as fused ones do.
+
+    So that weights and layers do not get out of step where only some layers read memories.
+
+    Returns:
+        Output (B, Q, H, Dv), bit for bit the layer's own, and weights (B, H, Q, S).
+    """
+    output, weights = call.compute()
+    if weights is not None:
+        return output, weights
+    query, num_queries, num_keys = call.query, call.query.shape[2], call.key.shape[2]
+    step = _chunk_length(call, 0)
+    parts = []
+    with no_autocast(query.device):
+        for start in range(0, num_queries, step):
+            stop = min(start + step, num_queries)
+            key, value, mask, is_causal = _local_context(call, start, stop)
+            nothing = query.new_empty(*query[:, :, start:stop].shape[:3], 0, query.shape[3])
+            attended = memory_attention(
+                query[:, :, start:stop],
+                key,
+                value,
+                nothing,
+                nothing[..., :1].expand(-1, -1, -1, -1, value.shape[3]),
+                scaling=_scaling(call),
+                attention_mask=mask,
+                is_causal=is_causal,
+                softcap=call.options.get("softcap"),
+                sinks=call.options.get("s_aux"),
+                need_weights=True,
+            )
+            if attended.local_weights is not None:
+                parts.append(_padded(attended.local_weights, num_keys))
+    return output, _cat(parts).to(output.dtype)
+
+
+def _padded(weights: Tensor, num_keys: int) -> Tensor:
+    """Append zeros for keys that a chunk of queries cannot see: (B, H, Q, S)."""
+    return pad(weights, (0, num_keys - weights.shape[-1]))
+
+
 def _attend(
     call: AttentionCall,
     backend: MemoryBackend,
@@ -113,7 +155,7 @@ def _attend(
     if weighed:
         num_keys = call.key.shape[2]
         local = [
-            pad(part.local_weights, (0, num_keys - part.local_weights.shape[-1]))
+            _padded(part.local_weights, num_keys)
             for part, _ in parts
             if part.local_weights is not None
         ]

@@ -39,6 +39,7 @@ def memory_indices(step: Step, document: StoredDocument, num_layers: int) -> Lay
             continue
         at = retrieved.ids - document.first_row  # (B, H, Q, k)
         is_mine = (retrieved.ids >= 0) & (at >= 0) & (at < len(positions))
-        found = torch.where(is_mine, positions[at.where(is_mine, 0)], -1)
+        found = torch.full_like(at, -1)
+        found[is_mine] = positions[at[is_mine]]
         indices.append(found.flatten(start_dim=2))  # (B, H, Q * k)
     return tuple(indices)

@@ -6,8 +6,10 @@ import contextlib
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -16,20 +18,37 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
+from emt.asking import asking
 from emt.documents import Source, to_document
 from emt.errors import ConfigError
-from emt.hook import weighing
-from emt.integration import attach, generating, memory_of
+from emt.hook import is_watched, weighing
+from emt.integration import attach, check_attention, generating, memory_of
 from emt.memory import Memory
 from emt.modeling.indices import LayerIndices, memory_indices
 from emt.modeling.settings import absolute, memory_config
-from emt.recording import Step
+from emt.recording import Recording, Step
 from memory_backends import StoredDocument
 
 DOCUMENT = "external_memories"  # the name that memory_ids are stored under
 
 _CALL_OPTIONS = ("topk", "use_external_mind", "output_retrieved_memory_idx")
-_generating: ContextVar[object] = ContextVar("emt_generating", default=None)
+_making = threading.RLock()  # of two threads' first calls, one attaches and reads
+
+
+@dataclass(frozen=True)
+class _Generation:
+    """A `generate` that runs in this thread.
+
+    Attributes:
+        model: which generates.
+        steps: what each of its forwards retrieved, if somebody asks.
+    """
+
+    model: ExtendedMind
+    steps: list[LayerIndices] | None
+
+
+_generating: ContextVar[_Generation | None] = ContextVar("emt_generating", default=None)
 
 
 class ExtendedMind(PreTrainedModel):
@@ -49,6 +68,8 @@ class ExtendedMind(PreTrainedModel):
     Source:
         The published implementation, https://github.com/normal-computing/extended-mind-transformers
     """
+
+    guards_generate = True  # itself: `attach` need not, and could not write before it closes
 
     def __init__(
         self, config: PreTrainedConfig, external_memories: Source | None = None, **settings: Any
@@ -70,6 +91,11 @@ class ExtendedMind(PreTrainedModel):
         cls.forward = _with_call_options(cls.forward)
 
     @classmethod
+    def is_custom_code(cls) -> bool:
+        """Say no: weights have the stock class's names, and are converted as its are."""
+        return False
+
+    @classmethod
     def memory_defaults(cls, config: PreTrainedConfig) -> dict[str, Any]:
         """Return the settings that hold where nothing is said, under their published names."""
         return {}
@@ -79,11 +105,9 @@ class ExtendedMind(PreTrainedModel):
     @property
     def memory(self) -> Memory:
         """The model's memory, attached when it is first asked for."""
-        found = memory_of(self)
-        if found is None:
-            found = attach(self, self._memory_settings)
-            vars(self).pop("generate", None)  # attach's guard; ours can write before it closes
-        return found
+        with _making:
+            found = memory_of(self)
+            return attach(self, self._memory_settings) if found is None else found
 
     @property
     def memory_ids(self) -> list[int] | None:
@@ -155,12 +179,13 @@ class ExtendedMind(PreTrainedModel):
 
     def _remember(self) -> Memory:
         """Return the memory, with `memory_ids` in it; a copy of a model has to read them again."""
-        memory = self.memory
-        if self._memory_ids is not None and not (
-            self._is_written and memory.backend.catalog.has_document(DOCUMENT)
-        ):
-            memory.write_all([(DOCUMENT, self._memory_ids)])
-            self._is_written = True
+        with _making:
+            memory = self.memory
+            if self._memory_ids is not None and not (
+                self._is_written and memory.backend.catalog.has_document(DOCUMENT)
+            ):
+                memory.write_all([(DOCUMENT, self._memory_ids)])
+                self._is_written = True
         return memory
 
     # -- calls ----------------------------------------------------------------------------------
@@ -197,21 +222,34 @@ class ExtendedMind(PreTrainedModel):
                 "output_retrieved_memory_idx needs return_dict_in_generate=True. Pass both."
             )
         memory = self._remember()
-        stock = functools.partial(cast(Any, super()).generate, *args, **kwargs)
-        token = _generating.set(self)
+        recording = Recording()
+        steps: list[LayerIndices] | None = [] if output_retrieved_memory_idx else None
+        token = _generating.set(_Generation(self, steps))
         try:
-            used = _using(memory, topk, use_external_mind, uncertainty)
-            with used, generating(self, kwargs):
-                if not output_retrieved_memory_idx:
-                    return stock()
-                with memory.recording() as recording, memory.recording(whole_prompt=True) as all_:
-                    outputs = stock()
+            with (
+                _asking(
+                    memory,
+                    topk,
+                    use_external_mind,
+                    [] if steps is None else [recording],
+                    uncertainty,
+                ),
+                generating(self, kwargs),
+            ):
+                if steps is not None and memory.in_force.uncertainty is not None:
+                    raise ConfigError(
+                        "output_retrieved_memory_idx cannot be combined with uncertainty, which "
+                        "redoes steps. Use memory.recording() instead."
+                    )
+                outputs = cast(Any, super()).generate(*args, **kwargs)
         finally:
             _generating.reset(token)
-        weights = outputs.attentions or [None] * len(all_)
-        indices = [self._indices(step) for step in all_]
-        outputs["attentions"] = tuple(zip(weights, indices, strict=False))
-        outputs.recording = recording
+        if steps is not None:
+            weights = outputs.attentions or ()
+            # Of a prompt in chunks only the last one's weights are returned.
+            weights = [None] * (len(steps) - len(weights)) + list(weights)
+            outputs["attentions"] = tuple(zip(weights, steps, strict=True))
+            outputs.recording = recording
         return outputs
 
     def _forward(
@@ -224,17 +262,31 @@ class ExtendedMind(PreTrainedModel):
         **kwargs: Any,
     ) -> Any:
         """Run the stock forward with memories; the options are those of `generate`."""
-        memory = self.memory if _generating.get() is self else self._remember()
+        if is_watched():  # a family whose decoder is the whole model (Llama 4) is read by `attach`
+            return stock(self, *args, **kwargs)
+        generation = _generating.get()
+        is_within = generation is not None and generation.model is self
+        steps = generation.steps if generation is not None and is_within else None
+        is_recorded = steps is not None or output_retrieved_memory_idx
+        memory = self.memory if is_within else self._remember()
+        check_attention(self)
+        recording = Recording(whole_prompt=True)
         weighed = weighing() if kwargs.get("output_attentions") else contextlib.nullcontext()
-        with _using(memory, topk, use_external_mind), weighed:
-            if not output_retrieved_memory_idx:
-                return stock(self, *args, **kwargs)
-            with memory.recording(whole_prompt=True) as recording:
-                outputs = stock(self, *args, **kwargs)
+        with (
+            weighed,
+            _asking(memory, topk, use_external_mind, [recording] if is_recorded else []),
+        ):
+            outputs = stock(self, *args, **kwargs)
+        if not is_recorded:
+            return outputs
+        indices = self._indices(recording[0] if len(recording) else {})
+        if steps is not None:
+            steps.append(indices)
+        if not output_retrieved_memory_idx:
+            return outputs
         if not isinstance(outputs, ModelOutput):
             raise ConfigError("output_retrieved_memory_idx needs return_dict=True. Pass both.")
-        step = recording[0] if len(recording) else {}
-        outputs["attentions"] = (outputs.get("attentions"), self._indices(step))
+        outputs["attentions"] = (outputs.get("attentions"), indices)
         return outputs
 
     def _indices(self, step: Step) -> LayerIndices:
@@ -264,14 +316,14 @@ def _with_call_options(stock: Callable[..., Any]) -> Callable[..., Any]:
     return uncompiled
 
 
-@contextlib.contextmanager
-def _using(
+def _asking(
     memory: Memory,
-    topk: Any,
+    topk: int | Literal["auto"] | None,
     use_external_mind: bool | None,
+    recordings: Sequence[Recording],
     uncertainty: Mapping[str, Any] | None = None,
-) -> Iterator[None]:
-    """Put the options of one call into force."""
+) -> contextlib.AbstractContextManager[None]:
+    """Put the options of one call into force, for this thread."""
     settings: dict[str, Any] = {} if uncertainty is None else {"uncertainty": uncertainty}
     if use_external_mind is not None:
         settings["enabled"] = use_external_mind
@@ -279,8 +331,7 @@ def _using(
         settings["enabled"] = False
     elif topk is not None:
         settings["topk"] = topk
-    with memory.using(**settings) if settings else contextlib.nullcontext():
-        yield
+    return asking(memory, memory.in_force.replace(**settings) if settings else None, recordings)
 
 
 def _returns_dict(model: Any, options: dict[str, Any]) -> bool:

@@ -99,8 +99,17 @@ def extended(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """
     if issubclass(stock, ExtendedMind):
         return stock
-    about = f"`{stock.__name__}` with memories; see `ExtendedMind`."
-    return type(stock.__name__, (ExtendedMind, stock), {"__doc__": about})
+    parts = {
+        "__doc__": f"`{stock.__name__}` with memories; see `ExtendedMind`.",
+        "__reduce__": lambda self: (_new, (stock,), self.__getstate__()),
+    }
+    return type(stock.__name__, (ExtendedMind, stock), parts)
+
+
+def _new(stock: type[PreTrainedModel]) -> PreTrainedModel:
+    """Make an empty model for pickle, which does not find a class that is made on demand."""
+    kind = extended(cast(Any, stock))
+    return kind.__new__(kind)
 
 
 def _register() -> None:

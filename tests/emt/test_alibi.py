@@ -3,13 +3,16 @@
 import torch
 import numpy as np
 import pytest
+from transformers import LlamaModel
 
-from emt import MemoryConfig, retrieval
+from emt import MemoryConfig, attach, retrieval
 from emt.alibi import Alibi
 from emt.attention import memory_attention
+from emt.errors import UnsupportedModelError
 from emt.hook import AttentionCall
 from emt.retrieval import attend_with_memories
 from tests.emt.test_retrieval import B, D, H, Q, S, attention_call, backend
+from tests.families import build
 
 SLOPES = torch.tensor([0.5, 0.25, 0.7, 0.1, 0.03, 0.9])
 PADDING = [0, 3]
@@ -123,3 +126,20 @@ def test_a_bias_keeps_a_prompt_off_the_fused_path():
 def test_memories_that_are_placed_by_id_need_their_ids():
     with pytest.raises(ValueError, match="placed by their ids here; got none"):
         alibi_of("from the last key", lambda ids: ids).of_memories(None)
+
+
+class _MaskedLlama(LlamaModel):
+    """A decoder with linear biases in its mask, which a token that stands alone does not see."""
+
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, **options):
+        at = torch.arange(input_ids.shape[1])
+        distance = (at[:, None] - at).float()
+        mask = (-0.5 * distance).masked_fill(distance < 0, torch.finfo(torch.float32).min)
+        return super().forward(input_ids, mask[None, None], position_ids, **options)
+
+
+def test_biases_in_a_mask_are_refused():
+    model = build("llama").eval()
+    model.model.__class__ = _MaskedLlama
+    with pytest.raises(UnsupportedModelError, match="a bias of its own to the logits of visible"):
+        attach(model)
