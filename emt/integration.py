@@ -64,7 +64,8 @@ def attach(
     Args:
         model: a causal language model as `from_pretrained` gives it, any dtype, any device;
             what `torch.compile` made of one, or a PEFT model around one, adapters included.
-        config: the memory's settings; the published method's if None.
+        config: the memory's settings; if None, those that the model was loaded with
+            (`emt.ExtendedMindForCausalLM`), or the published method's.
         tokenizer: needed to write text (ids need none), to find the special ids, and to cite.
 
     Returns:
@@ -79,7 +80,8 @@ def attach(
         StoreError: the store at `config.path` is damaged.
         IndexFactoryError: FAISS rejects `config.index`.
     """
-    config = MemoryConfig() if config is None else config
+    if config is None:
+        config = getattr(model, "memory_settings", None) or MemoryConfig()
     model = _unwrapped(model)
     decoder = _decoder_of(model)
     if any(is_bound(module) for module in decoder.modules()):

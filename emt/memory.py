@@ -430,6 +430,13 @@ class Memory:
             "drop_ids": special_ids(self.config, self.tokenizer, model.config),
         }
 
+    @property
+    def read_as(self) -> dict[str, Any]:
+        """How documents are read, as plain JSON types: what their rows depend on."""
+        options = self._encoding()
+        del options["unrotations"]
+        return {**options, "drop_ids": sorted(options["drop_ids"])}
+
     def _attached_model(self, what: str) -> AttachedModel:
         if self._model is None:
             raise MemoryUseError(f"cannot {what}: the model was detached. Call attach() again.")

@@ -33,7 +33,24 @@ class _ExtendedConfig(PreTrainedConfig):
             vars(self)["attn_config"] = attention
         self.memory_config = {**given, **(self.memory_config or {})}
         check_names(self.memory_config)
+        kwargs.pop("auto_map", None)  # to remote code, which is not needed
         cast(Any, super()).__post_init__(**kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in PUBLISHED:
+            self.memory_config = {**(self.memory_config or {}), name: value}
+        else:
+            cast(Any, super()).__setattr__(name, value)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Make a config of plain types; memory settings are keywords like all others."""
+        given = _taken(kwargs)
+        found = cast(Any, super()).from_dict(config_dict, **kwargs)
+        config = found[0] if isinstance(found, tuple) else found
+        for name, value in given.items():
+            setattr(config, name, value)
+        return found
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

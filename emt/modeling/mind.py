@@ -62,6 +62,9 @@ class ExtendedMind(PreTrainedModel):
         **settings: memory settings under their published names, or those of `MemoryConfig`, which
             count more than the config's.
 
+    Attributes:
+        memory_settings: the settings of the memory, all of them.
+
     Raises:
         ConfigError: a setting that is unknown or of a wrong value.
 
@@ -78,7 +81,7 @@ class ExtendedMind(PreTrainedModel):
         config = copy.copy(config)  # it may be shared with a model of other settings
         config.memory_config = settings
         super().__init__(config)
-        self._memory_settings = memory_config(
+        self.memory_settings = memory_config(
             settings, self.memory_defaults(config), config.get_text_config()
         )
         self._memory_ids: list[int] | None = None
@@ -107,7 +110,7 @@ class ExtendedMind(PreTrainedModel):
         """The model's memory, attached when it is first asked for."""
         with _making:
             found = memory_of(self)
-            return attach(self, self._memory_settings) if found is None else found
+            return attach(self, self.memory_settings) if found is None else found
 
     @property
     def memory_ids(self) -> list[int] | None:
@@ -116,7 +119,7 @@ class ExtendedMind(PreTrainedModel):
         Assign token ids, (N,) or (1, N), as a list, an array or a tensor: they replace those
         before. Documents that were written to the same store otherwise are left alone.
         """
-        if self._memory_ids is None and self._memory_settings.path is not None:
+        if self._memory_ids is None and self.memory_settings.path is not None:
             document = self._document()
             return None if document is None else [int(token) for token in document.token_ids]
         return self._memory_ids
@@ -184,9 +187,20 @@ class ExtendedMind(PreTrainedModel):
             if self._memory_ids is not None and not (
                 self._is_written and memory.backend.catalog.has_document(DOCUMENT)
             ):
-                memory.write_all([(DOCUMENT, self._memory_ids)])
+                self._write(memory, self._memory_ids)
                 self._is_written = True
         return memory
+
+    def _write(self, memory: Memory, ids: list[int]) -> None:
+        """Write `memory_ids`, unless the store has them as they would be read now."""
+        if memory.config.path is not None:
+            read_as = memory.read_as
+            catalog = memory.backend.catalog
+            if catalog.has_document(DOCUMENT) and catalog.setting(DOCUMENT) != read_as:
+                memory.remove(DOCUMENT)
+        memory.write_all([(DOCUMENT, ids)])
+        if memory.config.path is not None:
+            memory.backend.catalog.set_setting(DOCUMENT, read_as)
 
     # -- calls ----------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig
 
 from emt.config import MemoryConfig
@@ -46,7 +47,7 @@ def absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings whose `path`, if any, is found again from any directory."""
     path = settings.get("path")
     if isinstance(path, str | Path) and str(path):
-        return {**settings, "path": str(Path(path).resolve())}
+        return {**settings, "path": str(Path(path).expanduser().resolve())}
     return dict(settings)
 
 
@@ -71,7 +72,7 @@ def memory_config(
     Args:
         settings: published names, or those of `MemoryConfig`.
         defaults: what holds where `settings` say nothing; published names, too. Windows that nobody
-            asked for are at most as long as the model has positions.
+            asked for are at most as long as the model has positions, and strides as windows.
         model_config: of the model's text decoder.
 
     Raises:
@@ -88,6 +89,9 @@ def memory_config(
         values |= {"layers": None, "enabled": False}  # switched off one by one
     for name, value in defaults.items():
         values.setdefault(_RENAMED.get(name, name), value)
+    longest = values.get("max_length")
+    if "stride" not in values and isinstance(longest, int):
+        values["stride"] = min(MemoryConfig.stride, longest)
     config = MemoryConfig.from_dict(values)
     positions = max_positions(model_config)
     if "max_length" not in settings and positions is not None and config.max_length > positions:
@@ -100,8 +104,8 @@ def _translated(name: str, value: Any, model_config: PreTrainedConfig) -> Any:
     """Return a published value as `MemoryConfig` has it; what is wrong stays, to be refused."""
     if name == "memory_type" and value == "faiss":
         return "vector_db"
-    if name == "memory_device" and value == "cpu":
-        return None
+    if name == "memory_device" and isinstance(value, str | torch.device):
+        return None if str(value) == "cpu" else str(value)
     if name == "use_external_mind_by_layer" and value is not None:
         return _layers(value, model_config.num_hidden_layers)
     return value

@@ -161,6 +161,42 @@ def test_old_names_mean_the_same():
     assert torch.equal(logits(one), logits(other))
 
 
+def test_a_config_can_be_changed_before_the_model_is_made(tmp_path):
+    folder = published_folder(tmp_path / "model", "llama_gqa", {"topk": 5})
+    config = AutoConfig.from_pretrained(folder, topk=7, mask_by_sim=True)
+    assert config.memory_config == {"topk": 7, "mask_by_sim": True}
+    config.topk = 2
+    model = AutoModelForCausalLM.from_pretrained(folder, config=config)
+    assert (model.memory.config.topk, model.memory.config.mask_by_sim) == (2, True)
+
+
+def test_strides_that_nobody_asked_for_are_at_most_as_long_as_windows():
+    assert llama(max_length=30).memory.config.stride == 30
+    assert llama(max_length=512).memory.config.stride == 512
+
+
+def test_devices_and_homes_are_understood(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = llama(memory_device=torch.device("cpu"), path="~/memories")
+    assert model.memory.config.memory_device is None
+    assert model.memory.config.path == str(tmp_path / "memories")
+
+
+def test_remote_code_is_not_named_in_what_is_saved(tmp_path):
+    folder = published_folder(tmp_path / "model", "llama_gqa")
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text(encoding="utf-8"))
+    assert "auto_map" not in saved
+    assert saved["model_type"] == "extended-llama"
+
+
+def test_attach_takes_the_settings_a_model_was_loaded_with():
+    model = llama()
+    memory = emt.attach(model)
+    assert memory is model.memory
+    assert memory.config.topk == 3
+
+
 def test_any_family(tmp_path):
     build("qwen3").save_pretrained(tmp_path / "stock")
     model = emt.ExtendedMindForCausalLM.from_pretrained(
@@ -332,6 +368,17 @@ def test_stock_and_extended_models_share_a_store(tmp_path):
     memory.write(MEMORY, document="d")
     model = emt.ExtendedLlamaForCausalLM.from_pretrained(LLAMA, path=tmp_path / "m", topk=3)
     assert torch.equal(logits(model), logits(llama()))
+
+
+@pytest.mark.parametrize("change", [{"stride": 16, "max_length": 32}, {"special_ids": [5, 6]}])
+def test_a_store_that_was_read_otherwise_is_read_again(change, tmp_path):
+    options = {"memory_type": "vector_db", "index": "Flat", "path": tmp_path / "m"}
+    before = logits(llama(**options))
+    assert torch.equal(logits(llama(**options)), before)
+    changed = logits(llama(**options, **change))
+    torch.testing.assert_close(changed, logits(llama(**change)), atol=1e-5, rtol=0)
+    assert (changed - before).abs().max() > 1e-3
+    assert torch.equal(logits(llama(**options)), before)
 
 
 # -- calls ------------------------------------------------------------------------------------
