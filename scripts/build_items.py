@@ -11,7 +11,7 @@ import sys
 
 from emt.cli.session import quiet
 from emt.errors import EMTError
-from emt.experiments.builder import BuildSettings, build, write_items
+from emt.experiments.builder.builder import BuildSettings, build, write_items
 from emt.experiments.settings import load_settings
 
 

@@ -1,4 +1,4 @@
-"""What the experiments' commands have in common: options, and one line for a mistake.
+"""What the experiments' commands have in common: options, one line for a mistake, a report.
 
 python scripts/run_X.py --base configs/experiments/X.yaml [--preset smoke] [--set key=value]
 """
@@ -8,19 +8,30 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from emt.errors import EMTError
+from emt.experiments.results import Results
 from emt.experiments.settings import load_settings
 
 T = TypeVar("T")
+Header = Mapping[str, Any]
+Items = Mapping[str, Mapping[str, Any]]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message} (see --help)", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def options(description: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; `output` is a folder named after the settings if it is not given."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = _Parser(description=description)
     parser.add_argument("--base", required=True, type=Path, help="settings in YAML")
     parser.add_argument("--preset", help="a named set of changes in that file")
     parser.add_argument(
@@ -60,3 +71,16 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted. The same command goes on from there.", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def report(
+    results: Results,
+    folder: Path,
+    summary: Callable[[Header, Items], str],
+    draw: Callable[[Header, Items, Path], Sequence[Path]],
+) -> None:
+    """Write the summary and the pictures beside the results, and print the summary."""
+    text = summary(results.header, results.items)
+    (folder / "summary.md").write_text(text, encoding="utf-8")
+    draw(results.header, results.items, folder)
+    print(text)

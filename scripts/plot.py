@@ -13,8 +13,11 @@ from typing import Any
 from experiment import one_line_errors
 
 from emt.errors import ConfigError
-from emt.experiments import plots, report
+from emt.experiments.interpretability import report as interpretability
+from emt.experiments.perplexity import report as perplexity
 from emt.experiments.results import read_results
+from emt.experiments.retrieval import plots, report
+from emt.experiments.timing import report as timing
 
 Header = Mapping[str, Any]
 Items = Mapping[str, Mapping[str, Any]]
@@ -22,7 +25,10 @@ Items = Mapping[str, Mapping[str, Any]]
 EXPERIMENTS: dict[
     str, tuple[Callable[[Header, Items], str], Callable[[Header, Items, Path], list[Path]]]
 ] = {
+    "interpretability": (interpretability.summary, interpretability.draw),
+    "perplexity": (perplexity.summary, perplexity.draw),
     "retrieval": (report.summary, plots.draw),
+    "timing": (timing.summary, timing.draw),
 }
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiment import one_line_errors, options, settings
+from experiment import one_line_errors, options, report, settings
 
 from emt.cli import quiet
-from emt.experiments.interpretability import run_interpretability
-from emt.experiments.interpretability_report import draw, summary
-from emt.experiments.interpretability_settings import InterpretabilitySettings
+from emt.experiments.interpretability.experiment import run_interpretability
+from emt.experiments.interpretability.report import draw, summary
+from emt.experiments.interpretability.settings import InterpretabilitySettings
 from emt.loading import load
 
 
@@ -28,10 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with quiet():
             loaded = load(asked.model)
         results = run_interpretability(asked, given.output, loaded=loaded)
-        text = summary(results.header, results.items)
-        (given.output / "summary.md").write_text(text, encoding="utf-8")
-        draw(results.header, results.items, given.output)
-    print(text)
+        report(results, given.output, summary, draw)
     print(f"in '{given.output}'")
 
 

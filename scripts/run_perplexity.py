@@ -5,11 +5,29 @@
 Run it again to go on where it was stopped.
 """
 
-from curve_command import run
+from __future__ import annotations
 
-from emt.experiments.perplexity import run_perplexity
-from emt.experiments.perplexity_report import plot, summary
-from emt.experiments.perplexity_settings import PerplexitySettings
+from collections.abc import Sequence
+
+from experiment import one_line_errors, options, report, settings
+
+from emt.cli import quiet
+from emt.experiments.perplexity.experiment import run_perplexity
+from emt.experiments.perplexity.report import draw, summary
+from emt.experiments.perplexity.settings import PerplexitySettings
+from emt.loading import load
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, then say what was found."""
+    given = options(__doc__.partition("\n")[0], arguments)
+    with one_line_errors():
+        asked = settings(PerplexitySettings, given)
+        with quiet():
+            loaded = load(asked.model)
+        results = run_perplexity(asked, loaded, given.output / "results.jsonl")
+        report(results, given.output, summary, draw)
+
 
 if __name__ == "__main__":
-    run("perplexity", PerplexitySettings, run_perplexity, summary, plot)
+    main()

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiment import one_line_errors, options, settings
+from experiment import one_line_errors, options, report, settings
 
 from emt.cli import quiet
-from emt.experiments.answering import Responder
-from emt.experiments.plots import draw
-from emt.experiments.report import summary
-from emt.experiments.retrieval import loaded, run_retrieval
-from emt.experiments.retrieval_settings import RetrievalSettings
+from emt.experiments.retrieval.answering import Responder
+from emt.experiments.retrieval.experiment import loaded, run_retrieval
+from emt.experiments.retrieval.plots import draw
+from emt.experiments.retrieval.report import summary
+from emt.experiments.retrieval.settings import RetrievalSettings
 
 
 def load_quietly(asked: RetrievalSettings) -> Responder:
@@ -32,10 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors():
         asked = settings(RetrievalSettings, given)
         results = run_retrieval(asked, given.output, loading=load_quietly)
-        text = summary(results.header, results.items)
-        (given.output / "summary.md").write_text(text, encoding="utf-8")
-        draw(results.header, results.items, given.output)
-    print(text)
+        report(results, given.output, summary, draw)
     print(f"in '{given.output}'")
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from emt.experiments.answering import LocalModel
-from emt.experiments.report import of, summary, values
-from emt.experiments.retrieval import run_retrieval
-from emt.experiments.retrieval_settings import RetrievalSettings
+from emt.experiments.retrieval.answering import LocalModel
+from emt.experiments.retrieval.experiment import run_retrieval
+from emt.experiments.retrieval.report import of, summary, values
+from emt.experiments.retrieval.settings import RetrievalSettings
 from emt.experiments.settings import load_settings
 from tests.model.conftest import DEMO
 

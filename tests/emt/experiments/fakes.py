@@ -3,8 +3,8 @@
 import json
 import re
 
-from emt.experiments.answering import LocalModel, Response
 from emt.experiments.items import Item
+from emt.experiments.retrieval.answering import LocalModel, Response
 from tests.emt.bytes import BYTES_VOCAB_SIZE, byte_tokenizer
 from tests.families import build
 

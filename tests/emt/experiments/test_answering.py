@@ -3,7 +3,7 @@ import pytest
 
 from emt import MemoryConfig, attach, detach
 from emt.errors import ConfigError
-from emt.experiments.answering import LocalModel
+from emt.experiments.retrieval.answering import LocalModel
 from tests.emt.bytes import byte_tokenizer
 from tests.emt.experiments.fakes import tiny
 from tests.families import build

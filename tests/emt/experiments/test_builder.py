@@ -4,21 +4,26 @@ import json
 import os
 import random
 import re
-import subprocess
-import sys
 import unicodedata
 from pathlib import Path
 
 import pytest
 
 from emt.errors import ConfigError, DocumentError
-from emt.experiments.articles import Article, Question, read_articles
-from emt.experiments.builder import BuildSettings, build, build_items, token_counter, write_items
-from emt.experiments.changes import Rejected
-from emt.experiments.counterfactuals import counterfactual
-from emt.experiments.cutting import cut
-from emt.experiments.pool import NamePool, answers_of
+from emt.experiments.builder.articles import Article, Question, read_articles
+from emt.experiments.builder.builder import (
+    BuildSettings,
+    build,
+    build_items,
+    token_counter,
+    write_items,
+)
+from emt.experiments.builder.changes import Rejected
+from emt.experiments.builder.counterfactuals import counterfactual
+from emt.experiments.builder.cutting import cut
+from emt.experiments.builder.pool import NamePool, answers_of
 from emt.experiments.settings import load_settings
+from tests.emt.experiments.scripts import run_script
 
 ROOT = Path(__file__).parents[3]
 BASE = ROOT / "configs" / "experiments" / "build_items.yaml"
@@ -257,19 +262,22 @@ def test_bad_settings(change, message):
         load_settings(BuildSettings, BASE, changes=[change])
 
 
-def run(*arguments):
-    command = [sys.executable, "scripts/build_items.py", "--base", str(BASE), *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}
-    )
-
-
 def test_the_script(tmp_path):
-    done = run("--preset", "smoke", "--set", f"output={tmp_path / 'items.jsonl'}")
+    done = run_script(
+        "build_items",
+        "--base",
+        BASE,
+        "--preset",
+        "smoke",
+        "--set",
+        f"output={tmp_path / 'items.jsonl'}",
+    )
     assert done.returncode == 0, done.stderr
     lines = (tmp_path / "items.jsonl").read_text(encoding="utf-8").splitlines()
     assert f"{len(lines)} items in" in done.stdout
-    failed = run("--preset", "smoke", "--set", "articles=nowhere.json")
+    failed = run_script(
+        "build_items", "--base", BASE, "--preset", "smoke", "--set", "articles=nowhere.json"
+    )
     assert failed.returncode == 2
     assert failed.stderr.startswith("build_items: 'nowhere.json' cannot be read")
     assert failed.stderr.count("\n") == 1

@@ -6,11 +6,11 @@ from itertools import islice
 
 import pytest
 
-from emt.experiments.answer_kinds import kind_of
-from emt.experiments.changes import Rejected, apply
-from emt.experiments.names import NameChange
-from emt.experiments.numerals import numbers_in
-from emt.experiments.quantities import (
+from emt.experiments.builder.answer_kinds import kind_of
+from emt.experiments.builder.changes import Rejected, apply
+from emt.experiments.builder.names import NameChange
+from emt.experiments.builder.numerals import numbers_in
+from emt.experiments.builder.quantities import (
     Date,
     DateChange,
     DecadeChange,

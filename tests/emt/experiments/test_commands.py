@@ -1,29 +1,18 @@
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from tests.emt.bytes import BYTES_VOCAB_SIZE, byte_tokenizer
 from tests.emt.experiments.fake_endpoint import KEY, Reply, completion, fake_endpoint
 from tests.emt.experiments.fakes import item, write_items
+from tests.emt.experiments.scripts import run_script
 from tests.families import build
 
-ROOT = Path(__file__).parent.parent.parent.parent
 BASE = "configs/experiments/retrieval.yaml"
 
 
 def run(script, *arguments, code=0):
-    done = subprocess.run(
-        [sys.executable, f"scripts/{script}.py", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_script(script, *arguments)
     assert done.returncode == code, done.stderr
     return done
 
@@ -110,4 +99,4 @@ def test_what_is_not_results_cannot_be_drawn(tmp_path):
     assert "is not a file of results" in line
     (tmp_path / "results.jsonl").write_text('{"experiment": "x", "settings": {}}\n')
     (line,) = run("plot", tmp_path / "results.jsonl", code=2).stderr.splitlines()
-    assert "experiment 'x', which has no plots; retrieval have." in line
+    assert "experiment 'x', which has no plots; interpretability, perplexity" in line

@@ -2,9 +2,9 @@ import pytest
 
 from emt import MemoryConfig
 from emt.errors import ConfigError
-from emt.experiments.conditions import STANDARD, answering, conditions_of
-from emt.experiments.prompts import Templates
-from emt.experiments.shelf import Shelf
+from emt.experiments.retrieval.conditions import STANDARD, answering, conditions_of
+from emt.experiments.retrieval.prompts import Templates
+from emt.experiments.retrieval.shelf import Shelf
 from tests.emt.experiments.fakes import Parrot, item, tiny
 
 TEMPLATES = Templates("Q: {question}", "{document} Q: {question}")

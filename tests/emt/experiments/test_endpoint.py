@@ -13,8 +13,8 @@ import traceback
 import pytest
 
 from emt.errors import ConfigError, EndpointError
-from emt.experiments.endpoint import KEY_VARIABLE, URL_VARIABLE, Endpoint
-from emt.experiments.endpoint_reply import seconds_to_wait
+from emt.experiments.retrieval.endpoint import KEY_VARIABLE, URL_VARIABLE, Endpoint
+from emt.experiments.retrieval.endpoint_reply import seconds_to_wait
 from tests.emt.experiments.fake_endpoint import KEY, Reply, completion, fake_endpoint
 
 BUSY = Reply({"error": {"message": "too many requests"}}, status=429)

@@ -8,13 +8,13 @@ import logging
 import pytest
 
 from emt.errors import ConfigError, EndpointError
-from emt.experiments.answering import Responder
-from emt.experiments.endpoint import KEY_VARIABLE, URL_VARIABLE, Endpoint
-from emt.experiments.endpoint_model import EndpointModel
-from emt.experiments.report import summary
 from emt.experiments.results import read_results
-from emt.experiments.retrieval import run_retrieval
-from emt.experiments.retrieval_settings import RetrievalSettings
+from emt.experiments.retrieval.answering import Responder
+from emt.experiments.retrieval.endpoint import KEY_VARIABLE, URL_VARIABLE, Endpoint
+from emt.experiments.retrieval.endpoint_model import EndpointModel
+from emt.experiments.retrieval.experiment import run_retrieval
+from emt.experiments.retrieval.report import summary
+from emt.experiments.retrieval.settings import RetrievalSettings
 from tests.emt.experiments.fake_endpoint import KEY, Reply, completion, fake_endpoint
 from tests.emt.experiments.fakes import item, write_items
 

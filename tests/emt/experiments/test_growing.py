@@ -5,7 +5,7 @@ import pytest
 
 from emt import MemoryConfig, attach
 from emt.encode import tokens_read
-from emt.experiments.growing import GrowingMemory
+from emt.experiments.perplexity.growing import GrowingMemory
 from tests.emt.experiments.long_texts import random_ids, tiny
 
 IDS = torch.cat([torch.tensor([1]), random_ids(60, 4)])

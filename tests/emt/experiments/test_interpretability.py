@@ -1,9 +1,6 @@
 """The interpretability experiment, on a tiny model that has no idea what it is asked."""
 
 import json
-import os
-import subprocess
-import sys
 
 import torch
 import numpy as np
@@ -13,13 +10,18 @@ from transformers import DynamicCache
 
 from emt import MemoryConfig, attach, detach
 from emt.errors import ConfigError
-from emt.experiments.attention_mass import attention_mass, share_of_passages_with, tokens_of
-from emt.experiments.interpretability import run_interpretability
-from emt.experiments.interpretability_report import draw, memories_a_query, summary
-from emt.experiments.interpretability_settings import InterpretabilitySettings
+from emt.experiments.interpretability.attention_mass import (
+    attention_mass,
+    share_of_passages_with,
+    tokens_of,
+)
+from emt.experiments.interpretability.experiment import run_interpretability
+from emt.experiments.interpretability.report import draw, memories_a_query, summary
+from emt.experiments.interpretability.settings import InterpretabilitySettings
 from emt.experiments.results import read_results
 from emt.loading import LoadedModel
 from tests.emt.commands import ROOT, make_model
+from tests.emt.experiments.scripts import run_script
 from tests.emt.words import word_tokenizer
 from tests.families import build
 
@@ -275,32 +277,20 @@ def test_the_settings_that_ship_are_right():
         InterpretabilitySettings(**{**values, **preset, "items": "x.jsonl"})
 
 
-def run_script(*arguments):
-    return subprocess.run(
-        [sys.executable, "scripts/run_interpretability.py", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=False,
-    )
-
-
 def test_the_command(items, tmp_path):
     base = ROOT / "configs" / "experiments" / "interpretability.yaml"
     output = tmp_path / "found"
     asked = ["--base", base, "--preset", "smoke", "--model", make_model(tmp_path / "model")]
     # the model's words are numbers, and templates would be unknown to it
     asked += ["--set", f"items={items}", "--set", "question='{question}'", "--output", output]
-    done = run_script(*asked)
+    done = run_script("run_interpretability", *asked)
     assert done.returncode == 0, done.stderr
     header, found = read_results(output / "results.jsonl")
     assert (header["experiment"], header["settings"]["max_new_tokens"]) == ("interpretability", 12)
-    assert len(found) == 3 * 4
+    assert len(found) == 2 * 4
     assert done.stdout.startswith((output / "summary.md").read_text(encoding="utf-8"))
     assert {file.name for file in output.glob("*.png")} == {"stability.png", "attention_mass.png"}
     items.write_text(items.read_text() + '{"id": "z"}\n')
-    done = run_script(*asked)
+    done = run_script("run_interpretability", *asked)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "line 4: no field 'title'" in done.stderr

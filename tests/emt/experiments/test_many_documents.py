@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from emt.errors import ConfigError, CorpusError
-from emt.experiments.many_documents import label_of, libraries_of, one_version_each
+from emt.experiments.retrieval.many_documents import label_of, libraries_of, one_version_each
 from tests.emt.experiments.fakes import Parrot, item
 
 WORDS = " ".join(f"d{at}" for at in range(20))

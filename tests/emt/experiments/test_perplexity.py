@@ -8,11 +8,11 @@ import pytest
 
 from emt import MemoryConfig, attach, detach
 from emt.errors import ConfigError, DocumentError
-from emt.experiments import perplexity
 from emt.experiments.forward import nats_of_last
-from emt.experiments.perplexity import run_perplexity
-from emt.experiments.perplexity_report import differences, nats_per_token, plot, summary
-from emt.experiments.perplexity_settings import PerplexitySettings
+from emt.experiments.perplexity import experiment as perplexity
+from emt.experiments.perplexity.experiment import run_perplexity
+from emt.experiments.perplexity.report import differences, draw, nats_per_token, summary
+from emt.experiments.perplexity.settings import PerplexitySettings
 from emt.experiments.settings import load_settings
 from emt.experiments.texts import first_ids, read_texts
 from emt.integration import memory_of
@@ -173,8 +173,8 @@ def test_the_table_has_perplexities(data, tmp_path):
     row = next(line for line in summary(header, ITEMS).splitlines() if line.startswith("| 8 | 3 |"))
     assert row.split(" | ")[2].startswith(f"{math.exp(3.0):.2f} (")
     assert row.split(" | ")[4].startswith(f"{math.exp(2.0):.2f} (")
-    plot(header, ITEMS, tmp_path / "p.png")
-    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert draw(header, ITEMS, tmp_path) == [tmp_path / "perplexity.png"]
+    assert (tmp_path / "perplexity.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_texts_are_cut_into_pieces(data):

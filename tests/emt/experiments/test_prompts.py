@@ -1,7 +1,7 @@
 import pytest
 
 from emt.errors import ConfigError
-from emt.experiments.prompts import Templates, closed_book, with_chunks, with_document
+from emt.experiments.retrieval.prompts import Templates, closed_book, with_chunks, with_document
 from tests.emt.experiments.fakes import Parrot, item, tiny
 
 TEMPLATES = Templates("Q: {question}", "{document} Q: {question}")

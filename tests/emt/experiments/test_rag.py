@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from emt.errors import ConfigError
-from emt.experiments.rag import BM25, Chunks
+from emt.experiments.retrieval.rag import BM25, Chunks
 from tests.emt.experiments.fakes import Parrot
 
 TEXTS = [

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from emt.errors import ConfigError
-from emt.experiments import plots
-from emt.experiments.report import (
+from emt.experiments.retrieval import plots
+from emt.experiments.retrieval.report import (
     bin_of,
     compare,
     nats,

@@ -3,11 +3,11 @@ import json
 import pytest
 
 from emt.errors import ConfigError, DocumentError
-from emt.experiments import retrieval
-from emt.experiments.report import compare, summary
 from emt.experiments.results import read_results
-from emt.experiments.retrieval import chosen, run_retrieval
-from emt.experiments.retrieval_settings import RetrievalSettings
+from emt.experiments.retrieval import experiment as retrieval
+from emt.experiments.retrieval.experiment import chosen, run_retrieval
+from emt.experiments.retrieval.report import compare, summary
+from emt.experiments.retrieval.settings import RetrievalSettings
 from tests.emt.experiments.fakes import Parrot, item, tiny, write_items
 
 ALL = ["closed_book", "document", "emt_manual", "emt_vector_db", "rag", "rag_emt"]

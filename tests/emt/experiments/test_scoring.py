@@ -1,6 +1,6 @@
 import pytest
 
-from emt.experiments.scoring import candidates_of, is_right, scores
+from emt.experiments.retrieval.scoring import candidates_of, is_right, scores
 from tests.emt.experiments.fakes import item
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from emt.errors import ConfigError
-from emt.experiments.retrieval_settings import RetrievalSettings
+from emt.experiments.retrieval.settings import RetrievalSettings
 from emt.experiments.settings import load_settings
 
 CONFIGS = Path(__file__).parent.parent.parent.parent / "configs" / "experiments"

@@ -9,13 +9,13 @@ import pytest
 
 from emt import MemoryConfig, attach, detach
 from emt.errors import ConfigError
-from emt.experiments import timing
-from emt.experiments.break_even import Cost
 from emt.experiments.settings import load_settings
-from emt.experiments.timing import measure, run_timing
-from emt.experiments.timing_report import costs, plot, summary
-from emt.experiments.timing_settings import TimingSettings
-from emt.experiments.ways import cached, greedy, prompt, remembered
+from emt.experiments.timing import experiment as timing
+from emt.experiments.timing.break_even import Cost
+from emt.experiments.timing.experiment import measure, run_timing
+from emt.experiments.timing.report import costs, draw, summary
+from emt.experiments.timing.settings import TimingSettings
+from emt.experiments.timing.ways import cached, greedy, prompt, remembered
 from emt.integration import memory_of
 from tests.emt.commands import ROOT
 from tests.emt.experiments.long_texts import random_ids, tiny, write_texts
@@ -199,8 +199,8 @@ def test_medians_of_rounds(data, tmp_path):
     lines = summary(header, ITEMS).splitlines()
     assert "| EMT | 10.00 | 1.000 | 11.000 | 3.500 | 5 queries |" in lines
     assert "| prompt | 0.00 | 3.000 | 3.000 | 3.000 |  |" in lines
-    plot(header, ITEMS, tmp_path / "t.png")
-    assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+    assert draw(header, ITEMS, tmp_path) == [tmp_path / "timing.png"]
+    assert (tmp_path / "timing.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ from emt.documents import special_ids
 from emt.encode import check_max_length, max_positions
 from emt.errors import ConfigError
 from emt.experiments.forward import nats_of_last
-from emt.experiments.growing import GrowingMemory
-from emt.experiments.perplexity_settings import FULL, WINDOW, PerplexitySettings
+from emt.experiments.perplexity.growing import GrowingMemory
+from emt.experiments.perplexity.settings import FULL, WINDOW, PerplexitySettings
 from emt.experiments.results import Results
 from emt.experiments.texts import LongText, fingerprint, first_ids, read_texts
 from emt.integration import attach, detach

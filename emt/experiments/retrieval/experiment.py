@@ -21,16 +21,16 @@ import torch
 from tqdm import tqdm
 
 from emt.errors import ConfigError
-from emt.experiments.answering import LocalModel, Responder
-from emt.experiments.conditions import Answered, Condition, answering
-from emt.experiments.endpoint import Endpoint
-from emt.experiments.endpoint_model import EndpointModel
 from emt.experiments.items import Item, load_items
-from emt.experiments.many_documents import Library, libraries_of, one_version_each
 from emt.experiments.results import Results
-from emt.experiments.retrieval_settings import RetrievalSettings
-from emt.experiments.scoring import scores
-from emt.experiments.shelf import Shelf
+from emt.experiments.retrieval.answering import LocalModel, Responder
+from emt.experiments.retrieval.conditions import Answered, Condition, answering
+from emt.experiments.retrieval.endpoint import Endpoint
+from emt.experiments.retrieval.endpoint_model import EndpointModel
+from emt.experiments.retrieval.many_documents import Library, libraries_of, one_version_each
+from emt.experiments.retrieval.scoring import scores
+from emt.experiments.retrieval.settings import RetrievalSettings
+from emt.experiments.retrieval.shelf import Shelf
 from emt.loading import load
 
 EXPERIMENT = "retrieval"

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 
-from emt.experiments.answer_kinds import AnswerKind, kind_of
-from emt.experiments.articles import Article, Question
-from emt.experiments.changes import Change, Edit, Rejected, apply, moved
-from emt.experiments.folding import fold, folded, phrase, stands_in
-from emt.experiments.names import NameChange
-from emt.experiments.pool import Answer, NamePool, answers_of, has_the
-from emt.experiments.quantities import (
+from emt.experiments.builder.answer_kinds import AnswerKind, kind_of
+from emt.experiments.builder.articles import Article, Question
+from emt.experiments.builder.changes import Change, Edit, Rejected, apply, moved
+from emt.experiments.builder.folding import fold, folded, phrase, stands_in
+from emt.experiments.builder.names import NameChange
+from emt.experiments.builder.pool import Answer, NamePool, answers_of, has_the
+from emt.experiments.builder.quantities import (
     other_dates,
     other_decades,
     other_numbers,

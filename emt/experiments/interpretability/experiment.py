@@ -23,8 +23,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from emt.citations import cite, content_layers
 from emt.errors import ConfigError
-from emt.experiments.attention_mass import attention_mass, share_of_passages_with
-from emt.experiments.interpretability_settings import InterpretabilitySettings
+from emt.experiments.interpretability.attention_mass import attention_mass, share_of_passages_with
+from emt.experiments.interpretability.settings import InterpretabilitySettings
 from emt.experiments.items import Item, load_items
 from emt.experiments.results import Results
 from emt.integration import attach, detach

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from emt.experiments.changes import Edit, Rejected
-from emt.experiments.folding import fold, folded, phrase
-from emt.experiments.vocabulary import words
+from emt.experiments.builder.changes import Edit, Rejected
+from emt.experiments.builder.folding import fold, folded, phrase
+from emt.experiments.builder.vocabulary import words
 
 _SHORTENED_TITLES = words(
     """

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from emt.errors import ConfigError
-from emt.experiments.report import BINS, Record, bin_of, names, of, values, with_gains
+from emt.experiments.retrieval.report import BINS, Record, bin_of, names, of, values, with_gains
 from emt.experiments.statistics import mean_interval
 
 _MEASURES = (("right", "right, %", 100), ("preferred", "preferred, %", 100), ("gain", "gain", 1))

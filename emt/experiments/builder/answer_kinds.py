@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from emt.experiments.changes import Edit, apply
-from emt.experiments.folding import fold
-from emt.experiments.numerals import Number, numbers_in
-from emt.experiments.places import KNOWN, PEOPLES
-from emt.experiments.quantities import MONTHS, Date, date_in, decade_in
-from emt.experiments.vocabulary import words
+from emt.experiments.builder.changes import Edit, apply
+from emt.experiments.builder.folding import fold
+from emt.experiments.builder.numerals import Number, numbers_in
+from emt.experiments.builder.places import KNOWN, PEOPLES
+from emt.experiments.builder.quantities import MONTHS, Date, date_in, decade_in
+from emt.experiments.builder.vocabulary import words
 
 _MOST_WORDS = 5
 _SMALL_WORD = r"(?:of|the|de|von|van|der|da|di|la|le|du|del)"

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from emt.errors import ConfigError
-from emt.experiments.answering import Response
-from emt.experiments.endpoint import Endpoint
+from emt.experiments.retrieval.answering import Response
+from emt.experiments.retrieval.endpoint import Endpoint
 
 CHARACTERS_PER_TOKEN = 4  # of English, as most tokenizers cut it; the endpoint's own is not known
 _TEMPLATE_TOKENS = 16  # what a chat template adds to a message, at most of the usual ones

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from emt.errors import ConfigError
-from emt.experiments.answering import Responder
+from emt.experiments.retrieval.answering import Responder
 
 
 class Retriever(Protocol):

@@ -28,8 +28,8 @@ from emt.encode import check_max_length, max_positions
 from emt.errors import ConfigError
 from emt.experiments.results import Results
 from emt.experiments.texts import fingerprint, read_texts
-from emt.experiments.timing_settings import CACHED, PROMPT, TimingSettings
-from emt.experiments.ways import Condition, cached, greedy, prompt, remembered
+from emt.experiments.timing.settings import CACHED, PROMPT, TimingSettings
+from emt.experiments.timing.ways import Condition, cached, greedy, prompt, remembered
 from emt.loading import LoadedModel
 
 

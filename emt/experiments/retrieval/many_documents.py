@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from emt.corpus import Corpus
 from emt.errors import ConfigError
-from emt.experiments.answering import Responder
 from emt.experiments.items import Item
+from emt.experiments.retrieval.answering import Responder
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from emt.errors import ConfigError
-from emt.experiments.conditions import STANDARD, Condition, conditions_of
-from emt.experiments.prompts import Templates
-from emt.experiments.rag import RETRIEVERS
+from emt.experiments.retrieval.conditions import STANDARD, Condition, conditions_of
+from emt.experiments.retrieval.prompts import Templates
+from emt.experiments.retrieval.rag import RETRIEVERS
 from emt.loading import DEFAULT_MODEL
 
 _ENDPOINT = "endpoint:"
@@ -24,11 +24,11 @@ class RetrievalSettings:
         model: what `emt.loading.load` takes; or `endpoint:NAME`, a model behind the endpoint that
             the environment names, for conditions without a memory.
         endpoint: how it is asked: `parameters`, `timeout` and `attempts` of
-            `emt.experiments.endpoint.Endpoint`.
+            `emt.experiments.retrieval.endpoint.Endpoint`.
         device: where the model runs.
         splits: of the items to use; None for all.
         limit: items of each split, the first ones; None for all.
-        conditions: names, or name -> `kind` and `memory`; see `emt.experiments.conditions`.
+        conditions: names, or name -> `kind` and `memory`; see `retrieval.conditions`.
         baseline: the condition that others are compared with.
         memory: settings of every memory, keys of `MemoryConfig`.
         window: positions a prompt and its answer may take; None for what the model has.

@@ -16,11 +16,11 @@ from typing import Any
 from tqdm import tqdm
 
 from emt.errors import ConfigError
-from emt.experiments.articles import Article, read_articles
-from emt.experiments.changes import Rejected
-from emt.experiments.counterfactuals import Counterfactual, counterfactual
-from emt.experiments.cutting import CountTokens, Cut, cut
-from emt.experiments.pool import NamePool
+from emt.experiments.builder.articles import Article, read_articles
+from emt.experiments.builder.changes import Rejected
+from emt.experiments.builder.counterfactuals import Counterfactual, counterfactual
+from emt.experiments.builder.cutting import CountTokens, Cut, cut
+from emt.experiments.builder.pool import NamePool
 from emt.loading import load
 
 KINDS = ("year", "number", "entity")

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 
-from emt.experiments.changes import Edit, apply
-from emt.experiments.numerals import Number, numbers_in, suffix_of
-from emt.experiments.vocabulary import words
+from emt.experiments.builder.changes import Edit, apply
+from emt.experiments.builder.numerals import Number, numbers_in, suffix_of
+from emt.experiments.builder.vocabulary import words
 
 MONTHS = words(
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
 
-from emt.experiments.vocabulary import words
+from emt.experiments.builder.vocabulary import words
 
 _SMALL = words(
     """

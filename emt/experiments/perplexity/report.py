@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from emt.experiments.perplexity_settings import FULL, WINDOW
+from emt.experiments.perplexity.settings import FULL, WINDOW
 from emt.experiments.statistics import Estimate, mean_interval, paired_difference
 
 Items = Mapping[str, Mapping[str, Any]]
@@ -96,8 +96,8 @@ def summary(header: Mapping[str, Any], items: Items) -> str:
     return "\n".join([*lines, "", *(["Left out:", "", *missing, ""] if missing else [])])
 
 
-def plot(header: Mapping[str, Any], items: Items, path: Path | str) -> None:
-    """Draw perplexity over length, and the paired differences, with their intervals; PNG."""
+def draw(header: Mapping[str, Any], items: Items, folder: Path | str) -> list[Path]:
+    """Draw perplexity over length, and paired differences with intervals: `perplexity.png`."""
     settings, lengths = header["settings"], _lengths(items)
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     perplexities, gains = figure.subplots(1, 2)
@@ -116,7 +116,9 @@ def plot(header: Mapping[str, Any], items: Items, path: Path | str) -> None:
         axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
         axes.set_xlabel("tokens of text")
     perplexities.legend()
+    path = Path(folder) / "perplexity.png"
     figure.savefig(path, dpi=150)
+    return [path]
 
 
 def _draw(

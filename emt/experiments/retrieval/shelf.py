@@ -14,8 +14,8 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from emt.config import MemoryConfig
-from emt.experiments.answering import Responder
-from emt.experiments.rag import Chunks
+from emt.experiments.retrieval.answering import Responder
+from emt.experiments.retrieval.rag import Chunks
 from emt.integration import attach, detach
 from emt.memory import Memory
 

@@ -10,11 +10,17 @@ from typing import Any, Protocol
 
 from emt.config import MemoryConfig
 from emt.errors import ConfigError
-from emt.experiments.answering import LocalModel, Responder
 from emt.experiments.items import Item
-from emt.experiments.prompts import Prompt, Templates, closed_book, with_chunks, with_document
-from emt.experiments.scoring import candidates_of
-from emt.experiments.shelf import Shelf
+from emt.experiments.retrieval.answering import LocalModel, Responder
+from emt.experiments.retrieval.prompts import (
+    Prompt,
+    Templates,
+    closed_book,
+    with_chunks,
+    with_document,
+)
+from emt.experiments.retrieval.scoring import candidates_of
+from emt.experiments.retrieval.shelf import Shelf
 
 KINDS = ("closed_book", "document", "emt", "rag", "rag_emt")
 STANDARD: dict[str, dict[str, Any]] = {

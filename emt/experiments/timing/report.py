@@ -9,8 +9,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from emt.experiments.break_even import Cost
-from emt.experiments.timing_settings import CACHED, PROMPT
+from emt.experiments.timing.break_even import Cost
+from emt.experiments.timing.settings import CACHED, PROMPT
 
 Items = Mapping[str, Mapping[str, Any]]
 
@@ -62,8 +62,8 @@ def summary(header: Mapping[str, Any], items: Items) -> str:
     return "\n".join([*lines, "", *(["Left out:", "", *sorted(missing), ""] if missing else [])])
 
 
-def plot(header: Mapping[str, Any], items: Items, path: Path | str) -> None:
-    """Draw the mean time a query over the number of queries, a panel a document length; PNG."""
+def draw(header: Mapping[str, Any], items: Items, folder: Path | str) -> list[Path]:
+    """Draw the mean time a query over the number of queries, a panel a length: `timing.png`."""
     counts, found = header["settings"]["queries"], costs(items)
     figure = Figure(figsize=(4.5 * max(len(found), 1), 4), layout="constrained")
     for number, (length, conditions) in enumerate(found.items(), start=1):
@@ -77,7 +77,9 @@ def plot(header: Mapping[str, Any], items: Items, path: Path | str) -> None:
         axes.set_xlabel("queries on the document")
         axes.set_ylabel("mean seconds a query")
         axes.legend()
+    path = Path(folder) / "timing.png"
     figure.savefig(path, dpi=150)
+    return [path]
 
 
 def _table(settings: Mapping[str, Any], found: Mapping[str, Cost]) -> list[str]:

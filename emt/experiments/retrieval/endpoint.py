@@ -17,13 +17,13 @@ from types import ModuleType
 from typing import Any
 
 from emt.errors import ConfigError, EndpointError
-from emt.experiments.endpoint_reply import (
+from emt.experiments.retrieval.endpoint_reply import (
     Completion,
     read_completion,
     read_problem,
     seconds_to_wait,
 )
-from emt.experiments.endpoint_secrets import Secrets, url_kept_from_logs
+from emt.experiments.retrieval.endpoint_secrets import Secrets, url_kept_from_logs
 
 URL_VARIABLE = "EMT_ENDPOINT_URL"
 KEY_VARIABLE = "EMT_ENDPOINT_KEY"

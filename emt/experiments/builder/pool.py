@@ -8,9 +8,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from emt.experiments.answer_kinds import kind_of
-from emt.experiments.articles import Article, Question
-from emt.experiments.folding import fold
+from emt.experiments.builder.answer_kinds import kind_of
+from emt.experiments.builder.articles import Article, Question
+from emt.experiments.builder.folding import fold
 
 _LEADING = re.compile(
     r"(?:a|an|the|in|on|at|by|from|to|of|until|since|during|throughout|about|around|over|under|"

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from emt.errors import ConfigError
-from emt.experiments.answering import Responder
 from emt.experiments.items import Item
+from emt.experiments.retrieval.answering import Responder
 
 _BREAK = "\n\n"  # between chunks, which need not follow each other
 

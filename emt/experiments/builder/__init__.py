@@ -1,0 +1,1 @@
+"""Counterfactual items made from articles with questions and answers."""

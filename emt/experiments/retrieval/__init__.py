@@ -1,0 +1,1 @@
+"""Counterfactual retrieval: documents in the prompt, in memory, or retrieved in chunks."""
