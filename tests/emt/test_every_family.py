@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 import pytest
 import transformers
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
 
 import emt
-from emt.errors import UnsupportedModelError
+from emt.errors import ConfigError, UnsupportedModelError
 from tests.forgetting import NUM_PREFIX, forget, forget_and_remember
 from tests.tiny_exceptions import NOT_BUILT
 from tests.tiny_models import VOCAB_SIZE, build_tiny, causal_families
@@ -91,6 +91,35 @@ def test_eager_attention_works_where_the_other_does(family):
         pytest.skip("not a family that works")
     memory = attach_everywhere(model := build_tiny(family, attn_implementation="eager"))
     assert forget_and_remember(model, memory, vocab_size=VOCAB_SIZE).error <= TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", causal_families())
+@torch.no_grad()
+def test_extended_mind_loads_and_saves_what_the_stock_class_does(family, tmp_path):
+    if _table()[family] != "works":
+        pytest.skip("not a family that works")
+    build_tiny(family).save_pretrained(tmp_path / "stock")
+    try:
+        stock = AutoModelForCausalLM.from_pretrained(tmp_path / "stock")
+    except ValueError as error:  # emu3
+        pytest.skip(f"transformers does not load it either: {str(error)[:60]}")
+    prompt, memory = torch.arange(5, 13)[None], list(range(20, 60))
+    model = emt.ExtendedMindForCausalLM.from_pretrained(
+        tmp_path / "stock", external_memories=memory, topk=4
+    )
+    plain = stock(prompt).logits
+    try:
+        assert torch.equal(model(prompt, topk=0).logits, plain)
+    except ConfigError as error:
+        pytest.skip(f"needs layers to be named: {error}")
+    assert not torch.equal(model(prompt).logits, plain)
+    model.save_pretrained(tmp_path / "saved")
+    assert "extended_mind" not in (tmp_path / "saved" / "config.json").read_text()
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert type(again) is type(stock)
+    assert torch.equal(again(prompt).logits, plain)
 
 
 @pytest.mark.parametrize("family", ["jamba", "qwen3_next", "falcon_h1", "deepseek_v3"])
