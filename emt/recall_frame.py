@@ -85,6 +85,7 @@ class Frame:
     is_bare: bool
     sliding_offset: int = 0
     _masks: dict[Any, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
+    _scratch: dict[Any, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         device, (n, num_rows) = self.index.device, self.rows.ids.shape
@@ -113,7 +114,7 @@ class Frame:
             reach = Reach()  # nothing is out of it yet
         is_windowed = call.key.shape[2] < self.num_tokens
         offset = self.sliding_offset if is_windowed else 0
-        known = (reach, call.key.shape[2], offset)
+        known = (reach, call.query.shape[2], call.key.shape[2], offset)
         given = call.attention_mask
         cached = self._masks.get(known)
         if cached is None or cached[0] is not given:  # layers of a kind share one
@@ -121,8 +122,8 @@ class Frame:
             self._masks[known] = cached = given, mask
         placed = replace(
             call,
-            key=torch.cat([keys, call.key], dim=2),
-            value=torch.cat([values, call.value], dim=2),
+            key=self._joined("keys", keys, call.key),
+            value=self._joined("values", values, call.value),
             attention_mask=cached[1],
         )
         if not call.is_inline:
@@ -136,6 +137,21 @@ class Frame:
             slopes = alibi.slopes.float()
             alibi = Alibi(from_last * slopes.view(1, -1, 1, 1), slopes)
         return replace(placed, own=attend_inline, alibi=alibi, options=_bias(call, alibi))
+
+    def _joined(self, what: str, rows: Tensor, local: Tensor) -> Tensor:
+        """Return rows and local ones, (B, Hkv, R + S, D), good until the next layer asks.
+
+        All layers of a forward write to the same memory: it stays in the processor's caches, which
+        is worth some percent of a decode step.
+        """
+        if torch.is_grad_enabled():
+            return torch.cat([rows, local], dim=2)
+        batch, num_heads, num_keys, dim = local.shape
+        shape = (batch, num_heads, rows.shape[2] + num_keys, dim)
+        known = (what, shape, local.dtype, local.device)
+        if known not in self._scratch:
+            self._scratch[known] = local.new_empty(shape)
+        return torch.cat([rows, local], dim=2, out=self._scratch[known])
 
     def _row_positions(self) -> Tensor:
         found = self._at + self._order  # (n, R)
@@ -164,9 +180,11 @@ class Frame:
         else:  # as in transformers' sdpa
             local = visible_to(0, num_queries, num_keys, self.index.device)[None, None]
         local = local.to(self.index.device)
-        queries = self.positions[:, :, None]  # (B, Q, 1)
+        # Where the last layers keep no keys, a prompt's last token may be their only query.
+        queries = self.positions[:, -num_queries:, None]  # (B, Q, 1)
         rows = self._row_positions()[:, None]  # (B, 1, R)
-        remembered = (self.index >= self._at)[:, :, None] & (self._order < self._lengths)[:, None]
+        follows = self.index[:, -num_queries:] >= self._at  # (B, Q)
+        remembered = follows[:, :, None] & (self._order < self._lengths)[:, None]
         if reach.size is not None:
             index = self._key_index(call, offset)
             keys = self._moved(index)[:, None]  # (B, 1, S)
