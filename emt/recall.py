@@ -37,6 +37,7 @@ from emt.recall_rows import RecalledRows, check_end, repeats
 
 _MARK = "_emt_recall"  # on a cache: the block that its keys were computed in
 _numbers = itertools.count(1)
+_frame: ContextVar[Frame | None] = ContextVar("emt_recall_frame", default=None)
 
 
 class Recall:
@@ -61,9 +62,12 @@ class Recall:
         self._angles = angles
         self._number = next(_numbers)
         self._reaches: dict[int, Reach] = {}
-        self._frame: ContextVar[Frame | None] = ContextVar("emt_recall_frame", default=None)
         self._is_on = True
         self._signature = inspect.signature(decoder.forward)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recall:
+        """Return the same block: it is for one decoder, and a copy of that has its hooks."""
+        return self
 
     def switch(self, on: bool) -> None:
         """Recall in the forwards that begin from now on, or let them be the plain model's."""
@@ -88,8 +92,8 @@ class Recall:
 
     def place(self, call: AttentionCall) -> AttentionCall:
         """Return a layer's call with the rows in it; the call itself, outside of such a forward."""
-        frame = self._frame.get()
-        if frame is None:
+        frame = _frame.get()
+        if frame is None or frame.rows is not self.rows:
             return call
         reach = self._reaches.get(call.layer_idx)
         if reach is None:
@@ -108,10 +112,10 @@ class Recall:
         return self._begin(module, args, dict(keywords[0]))
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], *keywords_and_output: Any) -> None:
-        frame = self._frame.get()
+        frame = _frame.get()
         if frame is None or is_watching() or module is not self._decoder():
             return
-        self._frame.set(None)
+        _frame.set(None)
         output = keywords_and_output[-1]
         if output is None:  # the forward failed
             return
@@ -164,7 +168,7 @@ class Recall:
             check_end(int(frame.positions.max()) + 1, self._angles.longest)
         if past:
             self._check_cache(cache, frame)
-        self._frame.set(frame)
+        _frame.set(frame)
         put = {}
         if "position_ids" in self._signature.parameters:
             put["position_ids"] = frame.positions
