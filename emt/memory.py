@@ -22,11 +22,9 @@ from emt.encode import check_max_length, encode
 from emt.errors import ConfigError, DocumentError, MemoryUseError, StoreError
 from emt.hook import AttentionCall, wants_weights
 from emt.identity import weights_fingerprint
-from emt.placement import input_device
-from emt.precision import no_autocast
-from emt.recall import Passage, Recall, by_prompt
+from emt.recall import Recall, angles_of
 from emt.recall_positions import Angles
-from emt.recall_rows import RecalledRows, places
+from emt.recall_rows import Passage, by_prompt, places
 from emt.recording import Recording
 from emt.retrieval import attend_with_memories
 from emt.rope import Unrotation
@@ -388,23 +386,15 @@ class Memory:
             UnsupportedModelError: in a forward: nothing says how far a layer sees.
         """
         model = self._attached_model("recall")
-        decoder = model.decoder()
-        if decoder is None:
-            raise MemoryUseError("cannot recall: the model is gone. Keep a reference to it.")
         if self._recall is not None:
             raise MemoryUseError(
                 "passages are being recalled already. Close that recalling() block first, or give "
                 "all passages to one."
             )
-        with self.activity.shared("recall"), no_autocast(input_device(decoder)):
-            if self._angles is None:
-                rotated = {idx: one for idx, one in model.unrotations.items() if one is not None}
-                self._angles = Angles(decoder, rotated)
+        with self.activity.shared("recall"):
+            self._angles = self._angles or angles_of(model)
             found = places(self.backend, *by_prompt(passages, at), sinks)
-            rows = None
-            if any(place.ids for place in found):
-                rows = RecalledRows.read(self.backend, found, model.unrotations, self._angles)
-        recall = Recall(decoder, rows, self._angles, retrieves=retrieve)
+            recall = Recall.of(model, self.backend, found, self._angles, retrieves=retrieve)
         self._recall = recall
         self._settle_recall()
         try:

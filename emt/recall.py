@@ -21,19 +21,26 @@ import itertools
 import weakref
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from emt.errors import ConfigError, MemoryUseError, UnsupportedModelError
+from emt.errors import MemoryUseError
 from emt.hook import AttentionCall, is_watching
+from emt.placement import input_device
+from emt.precision import no_autocast
 from emt.recall_frame import Frame, Reach, reach_of
 from emt.recall_positions import Angles
 from emt.recall_rows import Passage as Passage
-from emt.recall_rows import RecalledRows, check_end, repeats
+from emt.recall_rows import Place, RecalledRows, check_end, repeats
+from emt.recall_tokens import NewTokens, with_arguments
+from memory_backends import MemoryBackend
+
+if TYPE_CHECKING:
+    from emt.memory import AttachedModel
 
 _MARK = "_emt_recall"  # on a cache: the block that its keys were computed in
 _numbers = itertools.count(1)
@@ -65,6 +72,28 @@ class Recall:
         self._is_on = True
         self._signature = inspect.signature(decoder.forward)
 
+    @classmethod
+    def of(
+        cls,
+        model: AttachedModel,
+        backend: MemoryBackend,
+        found: Sequence[Place],
+        angles: Angles,
+        *,
+        retrieves: bool,
+    ) -> Recall:
+        """Read what is recalled, and put it where it belongs.
+
+        Raises:
+            ConfigError: it would end beyond the model's positions.
+            MemoryUseError: the model is gone.
+        """
+        decoder, rows = _decoder_of(model), None
+        if any(place.ids for place in found):
+            with no_autocast(input_device(decoder)):
+                rows = RecalledRows.read(backend, found, model.unrotations, angles)
+        return cls(decoder, rows, angles, retrieves=retrieves)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Recall:
         """Return the same block: it is for one decoder, and a copy of that has its hooks."""
         return self
@@ -85,7 +114,9 @@ class Recall:
             decoder.register_forward_hook(self._after, with_kwargs=True, always_call=True),
         ]
         try:
-            yield
+            # What was compiled before does not know of hooks.
+            with torch.compiler.set_stance("force_eager"):
+                yield
         finally:
             for hook in hooks:
                 hook.remove()
@@ -109,7 +140,7 @@ class Recall:
         # A deep copy of the decoder has our hooks, but is not attached.
         if not keywords or not self._is_on or is_watching() or module is not self._decoder():
             return None
-        return self._begin(module, args, dict(keywords[0]))
+        return self._begin(module, args, keywords[0])
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], *keywords_and_output: Any) -> None:
         frame = _frame.get()
@@ -128,86 +159,31 @@ class Recall:
         self, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Move the tokens of a forward, and keep where they stand for its layers."""
-        if module.training:
+        if module.training:  # layers that are run again for their gradients would be plain ones
             raise MemoryUseError(
                 "passages are recalled in evaluation mode; the model is in training mode. Call "
                 "model.eval()."
             )
         assert self.rows is not None
-        given = self._signature.bind_partial(*args, **options).arguments
-        given = {**given, **given.get("kwargs", {})}
-        tokens = given.get("input_ids")
-        tokens = given["inputs_embeds"] if tokens is None else tokens
-        batch, num_queries = tokens.shape[:2]
-        cache = given.get("past_key_values")
-        past = 0 if cache is None else int(cache.get_seq_length())
-        padding, positions = given.get("attention_mask"), given.get("position_ids")
-        if not isinstance(padding, Tensor) or padding.ndim != 2:
-            if padding is not None and positions is None:
-                raise UnsupportedModelError(
-                    "recall needs to know which tokens are padding: expected an attention_mask of "
-                    f"two dimensions, or position_ids; got a {type(padding).__name__} of another "
-                    "kind. Pass attention_mask as the tokenizer gives it."
-                )
-            is_bare, padding = padding is None, None
-        else:
-            is_bare, padding = False, padding[:, : past + num_queries]
-        index = self._index(tokens, past, padding, positions, is_bare)
+        new = NewTokens.of(self._signature, args, options)
+        index = new.index
         if len(self.rows.ids) > 1:
-            repeats(batch, len(self.rows.ids))
-            index = index.expand(batch, -1)
-        frame = Frame(
-            self.rows,
-            index,
-            past + num_queries,
-            padding,
-            is_bare,
-            sliding_offset=_sliding_offset(cache, num_queries),
-        )
+            repeats(new.batch, len(self.rows.ids))
+            index = index.expand(new.batch, -1)
+        offset = _sliding_offset(new.cache, new.num_new)
+        frame = Frame(self.rows, index, new.num_tokens, new.padding, new.is_bare, offset)
         if frame.end > (self._angles.longest or frame.end):
             check_end(int(frame.positions.max()) + 1, self._angles.longest)
-        if past:
-            self._check_cache(cache, frame)
+        if new.num_tokens > new.num_new:
+            self._check_cache(new.cache, frame)
         _frame.set(frame)
         put = {}
         if "position_ids" in self._signature.parameters:
             put["position_ids"] = frame.positions
-            if given.get("attention_mask") is None and num_queries > 1:
+            if not new.has_mask and new.num_new > 1:
                 # Without a mask, positions with a gap are taken for several prompts in one.
-                put["attention_mask"] = torch.ones(
-                    batch, past + num_queries, dtype=torch.long, device=tokens.device
-                )
-        return _with(self._signature, args, options, put)
-
-    def _index(
-        self,
-        tokens: Tensor,
-        past: int,
-        padding: Tensor | None,
-        positions: Tensor | None,
-        is_bare: bool,
-    ) -> Tensor:
-        """Return each new token's place in its prompt, padding not counted, (B or 1, Q) int64."""
-        num_queries = tokens.shape[1]
-        if padding is not None:
-            index = (padding.long().cumsum(-1) - 1).clamp(min=0)[:, -num_queries:]
-        elif is_bare or positions is None:
-            index = torch.arange(past, past + num_queries, device=tokens.device)[None]
-        else:
-            index = positions
-        if positions is not None and positions.ndim != 2:
-            raise UnsupportedModelError(
-                "recall needs one position for each token; got position_ids of shape "
-                f"{tuple(positions.shape)}. Models with several cannot recall passages."
-            )
-        if positions is not None and positions is not index and not past:
-            is_token = True if padding is None else padding[:, -num_queries:] != 0
-            if bool(((positions != index) & is_token).any()):
-                raise ConfigError(
-                    "position_ids must count the tokens of each prompt from 0 when passages are "
-                    "recalled, which are given their place by it. Leave position_ids out."
-                )
-        return index
+                put["attention_mask"] = index.new_ones(new.batch, new.num_tokens)
+        return with_arguments(self._signature, args, options, put)
 
     def _check_cache(self, cache: Any, frame: Frame) -> None:
         """Refuse a cache with keys that were computed without these rows, or with others."""
@@ -238,57 +214,20 @@ def _sliding_offset(cache: Any, num_queries: int) -> int:
     return int(cache.get_mask_sizes(num_queries, list(sliding).index(True))[1])
 
 
-def _with(
-    signature: inspect.Signature,
-    args: tuple[Any, ...],
-    options: dict[str, Any],
-    put: dict[str, Any],
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a call with some of them replaced."""
-    names, changed = list(signature.parameters), list(args)
-    for name, value in put.items():
-        if name in names[: len(args)]:
-            changed[names.index(name)] = value
-        else:
-            options[name] = value
-    return tuple(changed), options
-
-
-def by_prompt(
-    passages: Sequence[Passage] | Sequence[Sequence[Passage]], at: int | Sequence[int]
-) -> tuple[list[Sequence[Passage]], list[int]]:
-    """Return passages and places, one of each for each prompt of a batch.
-
-    Args:
-        passages: of all prompts alike, or one sequence for each prompt.
-        at: of all prompts alike, or one for each.
+def angles_of(model: AttachedModel) -> Angles:
+    """Find out where a model's cosines and sines come from, by running one token.
 
     Raises:
-        ConfigError: their numbers differ, or they are something else.
+        MemoryUseError: the model is gone.
     """
-    alike: list[Passage] = []
-    each: list[Sequence[Passage]] = []
-    for given in passages:
-        if isinstance(given, Passage):
-            alike.append(given)
-        elif isinstance(given, Sequence) and all(isinstance(one, Passage) for one in given):
-            each.append(given)
-        else:
-            raise ConfigError(
-                f"expected Passage, or sequences of it, one for each prompt; got {given!r:.100}."
-            )
-    if alike and each:
-        raise ConfigError(
-            "passages must be alike for all prompts, or one sequence for each; got both."
-        )
-    places = [at] if isinstance(at, int) else list(at)
-    rows: list[Sequence[Passage]] = each or [alike]
-    if len(rows) == 1 and len(places) > 1:
-        rows = rows * len(places)
-    if len(places) == 1:
-        places = places * len(rows)
-    if len(places) != len(rows):
-        raise ConfigError(
-            f"at must be one place, or one for each prompt: {len(rows)} of them; got {len(places)}."
-        )
-    return rows, places
+    decoder = _decoder_of(model)
+    rotated = [idx for idx, unrotation in model.unrotations.items() if unrotation is not None]
+    with no_autocast(input_device(decoder)):
+        return Angles(decoder, rotated)
+
+
+def _decoder_of(model: AttachedModel) -> PreTrainedModel:
+    decoder = model.decoder()
+    if decoder is None:
+        raise MemoryUseError("cannot recall: the model is gone. Keep a reference to it.")
+    return decoder

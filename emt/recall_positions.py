@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ class Angles:
             is no end to them.
     """
 
-    def __init__(self, decoder: PreTrainedModel, layers: Mapping[int, Any]) -> None:
+    def __init__(self, decoder: PreTrainedModel, layers: Collection[int]) -> None:
         """Find where the cosines come from.
 
         Args:
@@ -85,7 +85,7 @@ class Angles:
         return found
 
 
-def _sources(decoder: PreTrainedModel, layers: Mapping[int, Any]) -> dict[int, _Source]:
+def _sources(decoder: PreTrainedModel, layers: Collection[int]) -> dict[int, _Source]:
     """Run one token; return the modules that made what the layers were given."""
     returned: list[tuple[Any, _Source]] = []
 

@@ -45,6 +45,46 @@ class Place:
     at: int
 
 
+def by_prompt(
+    passages: Sequence[Passage] | Sequence[Sequence[Passage]], at: int | Sequence[int]
+) -> tuple[list[Sequence[Passage]], list[int]]:
+    """Return passages and places, one of each for each prompt of a batch.
+
+    Args:
+        passages: of all prompts alike, or one sequence for each prompt.
+        at: of all prompts alike, or one for each.
+
+    Raises:
+        ConfigError: their numbers differ, or they are something else.
+    """
+    alike: list[Passage] = []
+    each: list[Sequence[Passage]] = []
+    for given in passages:
+        if isinstance(given, Passage):
+            alike.append(given)
+        elif isinstance(given, Sequence) and all(isinstance(one, Passage) for one in given):
+            each.append(given)
+        else:
+            raise ConfigError(
+                f"expected Passage, or sequences of it, one for each prompt; got {given!r:.100}."
+            )
+    if alike and each:
+        raise ConfigError(
+            "passages must be alike for all prompts, or one sequence for each; got both."
+        )
+    places = [at] if isinstance(at, int) else list(at)
+    rows: list[Sequence[Passage]] = each or [alike]
+    if len(rows) == 1 and len(places) > 1:
+        rows = rows * len(places)
+    if len(places) == 1:
+        places = places * len(rows)
+    if len(places) != len(rows):
+        raise ConfigError(
+            f"at must be one place, or one for each prompt: {len(rows)} of them; got {len(places)}."
+        )
+    return rows, places
+
+
 def places(
     backend: MemoryBackend,
     passages: Sequence[Sequence[Passage]],

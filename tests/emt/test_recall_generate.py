@@ -108,6 +108,31 @@ def test_threads_do_not_mix_their_prompts():
     assert [found[row].tolist() for row in range(3)] == expected
 
 
+@pytest.fixture
+def _fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_what_was_compiled_before_recalls_too():
+    model = build("llama")
+    expected = chosen(model, PROMPTS, DOCUMENT)
+    memory = remembering(model, DOCUMENT)
+    compiled = torch.compile(model, backend="eager")
+    with memory.using(enabled=False):
+        plain = compiled(PROMPTS[0][None]).logits
+    with memory.recalling(ALL):
+        logits = model(PROMPTS[0][None]).logits
+        assert torch.equal(compiled(PROMPTS[0][None]).logits, logits)
+        assert chosen(compiled, PROMPTS) == expected
+    with memory.using(enabled=False):
+        assert torch.equal(compiled(PROMPTS[0][None]).logits, plain)
+    assert (plain - logits).abs().max() > 0.1
+
+
 @torch.no_grad()
 def test_a_prompt_goes_on_from_a_cache_of_its_head():
     model = build("gemma2", sliding_window=16)
