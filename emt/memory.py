@@ -365,7 +365,8 @@ class Memory:
 
         Their rows are attended to by every layer, in order, as if their text stood in the prompt;
         the tokens before them do not see them, those after them stand as many positions further
-        back. Without passages the model is the plain one.
+        back. Without passages the model is the plain one. Attention weights that the model is
+        asked for have a column for each row, before those of local keys.
 
         Args:
             passages: what every prompt is given, in order; or one sequence for each prompt of a

@@ -221,3 +221,32 @@ def test_the_model_says_what_rows_it_attended_to():
         assert torch.equal(layer[0, :, :4, :10], torch.zeros(4, 4, 10))
         assert float(layer[0, :, 4:, :10].sum(-1).min()) > 0
         assert torch.allclose(layer.sum(-1), torch.ones(1, 4, 12))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "mpt", "falcon", "gptj"])
+@torch.no_grad()
+def test_half_precision_loses_what_the_model_itself_does(model_type, dtype):
+    document, prompt = tokens(NUM_ROWS, 1), tokens(12, 2)
+    whole = torch.cat([document, prompt])[None]
+    exact = build(model_type)(whole).logits[0, NUM_ROWS:]
+    model = build(model_type, dtype=dtype)
+    own = (model(whole).logits[0, NUM_ROWS:] - exact).abs().mean()
+    memory = remembering(model, document)
+    with memory.recalling([Passage("d", 0, NUM_ROWS)]):
+        found = (model(prompt[None]).logits[0] - exact).abs().mean()
+    assert 0 < found <= 1.5 * own
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gptj"])
+@torch.no_grad()
+def test_rows_are_read_once_however_many_tokens_follow(model_type, monkeypatch):
+    model = build(model_type)
+    memory = remembering(model, tokens(NUM_ROWS, 1))
+    fetched, fetch = [], memory.backend.fetch
+    monkeypatch.setattr(
+        memory.backend, "fetch", lambda idx, ids: fetched.append(idx) or fetch(idx, ids)
+    )
+    with memory.recalling([Passage("d", 3, 20)]):
+        model.generate(tokens(5, 2)[None], max_new_tokens=6, num_beams=2, do_sample=False)
+    assert fetched == [0, 1, 2]

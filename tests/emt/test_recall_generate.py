@@ -61,6 +61,15 @@ def test_what_is_chosen_is_what_the_document_in_the_prompt_would_give(model_type
         assert chosen(model, prompts, **options) == plain != expected
 
 
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "gpt_oss"])
+def test_drafts_are_taken_back_from_small_windows(model_type):
+    model = build(model_type, sliding_window=16)
+    expected = chosen(model, PROMPTS[:1], DOCUMENT)
+    memory = remembering(model, DOCUMENT)
+    with memory.recalling(ALL):
+        assert chosen(model, PROMPTS[:1], **WAYS["drafts"]) == expected
+
+
 @pytest.mark.parametrize("memory_type", BACKENDS)
 @pytest.mark.parametrize("way", ["greedy", "beams", "static", "without a cache", "chunks"])
 def test_each_prompt_of_a_batch_chooses_as_if_alone(way, memory_type):
