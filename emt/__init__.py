@@ -9,6 +9,7 @@ from emt.modeling import (
     ExtendedMindForCausalLM,
     ExtendedMptForCausalLM,
 )
+from emt.recall_rows import Passage
 from memory_backends import MemoryBackend
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Memory",
     "MemoryBackend",
     "MemoryConfig",
+    "Passage",
     "attach",
     "detach",
     "memory_attention",

@@ -76,6 +76,11 @@ class AttentionCall:
         )
 
     @property
+    def is_inline(self) -> bool:
+        """Whether an adapter made it, whose `own` attention has keys and biases of its own."""
+        return self.alibi is not None or self.position_embeddings is not None
+
+    @property
     def layer_idx(self) -> int:
         """The layer, as the module itself numbers it."""
         found = getattr(self.module, "layer_idx", None)
@@ -131,6 +136,11 @@ def is_heard(module: nn.Module) -> bool:
 
 def is_watched() -> bool:
     """Tell whether this thread runs a model only to see its attention calls."""
+    return _watched.get() is not None
+
+
+def is_watching() -> bool:
+    """Tell whether this thread's forwards are watched: they read, and nobody listens."""
     return _watched.get() is not None
 
 

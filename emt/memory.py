@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from emt.encode import check_max_length, encode
 from emt.errors import ConfigError, DocumentError, MemoryUseError, StoreError
 from emt.hook import AttentionCall, wants_weights
 from emt.identity import weights_fingerprint
+from emt.recall import Recall, angles_of
+from emt.recall_positions import Angles
+from emt.recall_rows import Passage, by_prompt, places
 from emt.recording import Recording
 from emt.retrieval import attend_with_memories, with_local_weights
 from emt.rope import Unrotation
@@ -93,6 +96,8 @@ class Memory:
         self._overrides: list[Mapping[str, Any]] = []  # one for each open `using` block
         self._layers = _reading_layers(model, config)
         self._is_open = True
+        self._recall: Recall | None = None
+        self._angles: Angles | None = None  # found when something is recalled
         self.config = config
         self.backend = _make_backend(model, config, self._layers)
 
@@ -299,6 +304,7 @@ class Memory:
         with self.activity.alone("close"):
             self._is_open = False
             self.backend.close()
+            self._settle_recall()
 
     # -- options --------------------------------------------------------------------------------
 
@@ -346,6 +352,58 @@ class Memory:
         finally:
             self._recordings.remove(recording)
 
+    @contextlib.contextmanager
+    def recalling(
+        self,
+        passages: Sequence[Passage] | Sequence[Sequence[Passage]],
+        *,
+        at: int | Sequence[int] = 0,
+        sinks: bool | None = None,
+        retrieve: bool = False,
+    ) -> Iterator[Recall]:
+        """Put passages into the prompts of a `with` block, from any thread.
+
+        Their rows are attended to by every layer, in order, as if their text stood in the prompt;
+        the tokens before them do not see them, those after them stand as many positions further
+        back. Without passages the model is the plain one. Attention weights that the model is
+        asked for have a column for each row, before those of local keys.
+
+        Args:
+            passages: what every prompt is given, in order; or one sequence for each prompt of a
+                batch. Beams and returned sequences have their prompt's.
+            at: the token of the prompt that they are put before, padding not counted; of every
+                prompt, or one for each. 0 is before the prompt.
+            sinks: put the first passage after the first rows of its document, where attention
+                parks itself; None for yes before a prompt, and no inside of it, where the prompt's
+                own first tokens are there for that.
+            retrieve: let queries retrieve single memories, too.
+
+        Raises:
+            DocumentError: a document is unknown, or does not have these rows any more.
+            ConfigError: passages of one prompt share rows, or end beyond the model's positions.
+            MemoryUseError: the memory is being changed, or another block is open; in a forward,
+                also a cache that was filled without the passages, a batch of another size, or a
+                model in training mode.
+            UnsupportedModelError: in a forward: nothing says how far a layer sees.
+        """
+        model = self._attached_model("recall")
+        if self._recall is not None:
+            raise MemoryUseError(
+                "passages are being recalled already. Close that recalling() block first, or give "
+                "all passages to one."
+            )
+        with self.activity.shared("recall"):
+            self._angles = self._angles or angles_of(model)
+            found = places(self.backend, *by_prompt(passages, at), sinks)
+            recall = Recall.of(model, self.backend, found, self._angles, retrieves=retrieve)
+        self._recall = recall
+        self._settle_recall()
+        try:
+            with recall.open():
+                yield recall
+        finally:
+            self._recall = None
+
     # -- for emt --------------------------------------------------------------------------------
 
     @property
@@ -361,10 +419,13 @@ class Memory:
     @property
     def is_read(self) -> bool:
         """Whether a forward of this thread would find anything in this memory."""
-        return self._is_open and self.in_force.enabled and len(self.backend) > 0
+        retrieves = self._recall is None or self._recall.retrieves
+        return retrieves and self._is_open and self.in_force.enabled and len(self.backend) > 0
 
     def attend(self, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Compute a layer's attention; called by the model through `emt.hook`."""
+        if self._recall is not None:
+            call = self._recall.place(call)
         if not self.is_read:
             return call.compute()
         weighed = wants_weights(call)
@@ -386,10 +447,18 @@ class Memory:
             config = config.replace(**override)
         self._layers = _reading_layers(model, config)
         self.config = config
+        self._settle_recall()
+
+    def _settle_recall(self) -> None:
+        """Let an open `recalling` block recall only while the model has this memory."""
+        if self._recall is not None:
+            is_on = self._model is not None and self._is_open and self.config.enabled
+            self._recall.switch(is_on)
 
     def forget_model(self) -> None:
         """Let go of the model; called by `detach`."""
         self._model = None
+        self._settle_recall()
 
     def _document(self, source: Source, name: str, max_length: int | None = None) -> Document:
         """Tokenize what is written, and refuse what cannot be."""

@@ -22,9 +22,9 @@ def test_the_python_runs_from_top_to_bottom(
     make_model(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names = {"NAME": str(tmp_path / "model"), "TEXT": TEXT, "PROMPT": "w22 w23"}
-    for block in blocks[:2]:
+    for block in blocks[:3]:
         exec(block, names)
     assert (tmp_path / "memories" / "catalog.sqlite").is_file()
     assert {citation.document for citation in names["found"]} == {"grothendieck.txt"}
@@ -45,14 +45,14 @@ def test_the_published_interface_runs_as_it_is_shown(
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S)
     names = {"NAME": "model", "PATH": "published", "TEXT": TEXT, "PROMPT": "w22 w23"}
     names["OTHER_TEXT"] = "w40 w41 w42"
-    exec(blocks[2], names)
+    exec(blocks[3], names)
     num_layers = names["model"].config.num_hidden_layers
     assert len(names["idx"]) == len(names["weights"]) == num_layers
     heads = names["model"].config.num_attention_heads
     assert names["idx"][0].shape == (1, heads, 10)
     assert names["model"].memory_ids == names["tokenizer"]("w40 w41 w42").input_ids
     assert len(names["keys_and_values"]) == num_layers
-    exec(blocks[3], names)
+    exec(blocks[4], names)
     assert names["again"].memory_ids == names["memory_ids"]
     plain = names["again"](names["inputs"], topk=0).logits
     found = names["again"](names["inputs"]).logits

@@ -41,6 +41,7 @@ def test_the_names_a_user_learns():
         "Memory",
         "MemoryBackend",
         "MemoryConfig",
+        "Passage",
         "attach",
         "detach",
         "memory_attention",

@@ -1,0 +1,233 @@
+"""Passage recall: stored rows of passages, attended to in order as if their text were in a prompt.
+
+While a block is open, a forward pre-hook of the decoder moves the tokens that follow the passages
+back by as many positions as there are rows, and each layer attends to the rows and its local keys
+with the model's own attention function. The cache holds the prompt and the answer, nothing else:
+`generate` runs unchanged, and the rows were read and turned once, before it.
+
+    with memory.recalling([Passage("report.txt", 40, 168)]):
+        model.generate(**inputs)
+
+Source: the rows are those of Klett and Ahle, Extended Mind Transformers (arXiv 2406.02332). Keys
+stored without their rotation and turned to a place in the prompt: Xiao et al., Efficient Streaming
+Language Models with Attention Sinks (arXiv 2309.17453), and Liu et al., ReAttention (2407.15176).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import itertools
+import weakref
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from emt.errors import MemoryUseError
+from emt.hook import AttentionCall, is_watching
+from emt.placement import input_device
+from emt.precision import no_autocast
+from emt.recall_frame import Frame, Reach, reach_of
+from emt.recall_positions import Angles
+from emt.recall_rows import Passage as Passage
+from emt.recall_rows import Place, RecalledRows, check_end, repeats
+from emt.recall_tokens import NewTokens, with_arguments
+from memory_backends import MemoryBackend
+
+if TYPE_CHECKING:
+    from emt.memory import AttachedModel
+
+_MARK = "_emt_recall"  # on a cache: the block that its keys were computed in
+_numbers = itertools.count(1)
+_frame: ContextVar[Frame | None] = ContextVar("emt_recall_frame", default=None)
+
+
+class Recall:
+    """One block of `Memory.recalling`.
+
+    Attributes:
+        rows: what is recalled; None if nothing is.
+        retrieves: whether queries retrieve single memories, too.
+    """
+
+    def __init__(
+        self,
+        decoder: PreTrainedModel,
+        rows: RecalledRows | None,
+        angles: Angles,
+        *,
+        retrieves: bool,
+    ) -> None:
+        self.rows = rows
+        self.retrieves = retrieves
+        self._decoder = weakref.ref(decoder)
+        self._angles = angles
+        self._number = next(_numbers)
+        self._reaches: dict[int, Reach] = {}
+        self._is_on = True
+        self._signature = inspect.signature(decoder.forward)
+
+    @classmethod
+    def of(
+        cls,
+        model: AttachedModel,
+        backend: MemoryBackend,
+        found: Sequence[Place],
+        angles: Angles,
+        *,
+        retrieves: bool,
+    ) -> Recall:
+        """Read what is recalled, and put it where it belongs.
+
+        Raises:
+            ConfigError: it would end beyond the model's positions.
+            MemoryUseError: the model is gone.
+        """
+        decoder, rows = _decoder_of(model), None
+        if any(place.ids for place in found):
+            with no_autocast(input_device(decoder)):
+                rows = RecalledRows.read(backend, found, model.unrotations, angles)
+        return cls(decoder, rows, angles, retrieves=retrieves)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recall:
+        """Return the same block: it is for one decoder, and a copy of that has its hooks."""
+        return self
+
+    def switch(self, on: bool) -> None:
+        """Recall in the forwards that begin from now on, or let them be the plain model's."""
+        self._is_on = on
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Recall in every forward that begins in a `with` block, in any thread."""
+        decoder = self._decoder()
+        if self.rows is None or decoder is None:
+            yield
+            return
+        hooks = [
+            decoder.register_forward_pre_hook(self._before, with_kwargs=True),
+            decoder.register_forward_hook(self._after, with_kwargs=True, always_call=True),
+        ]
+        try:
+            # What was compiled before does not know of hooks.
+            with torch.compiler.set_stance("force_eager"):
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def place(self, call: AttentionCall) -> AttentionCall:
+        """Return a layer's call with the rows in it; the call itself, outside of such a forward."""
+        frame = _frame.get()
+        if frame is None or frame.rows is not self.rows:
+            return call
+        reach = self._reaches.get(call.layer_idx)
+        if reach is None:
+            decoder = self._decoder()
+            assert decoder is not None  # it runs
+            reach = self._reaches[call.layer_idx] = reach_of(decoder.config, call)
+        return frame.place(call, reach)
+
+    # Torch may call hooks that are being put in or taken out, then without keywords: another
+    # thread's forward, which has begun without us.
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], *keywords: Any) -> Any:
+        # A deep copy of the decoder has our hooks, but is not attached.
+        if not keywords or not self._is_on or is_watching() or module is not self._decoder():
+            return None
+        return self._begin(module, args, keywords[0])
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], *keywords_and_output: Any) -> None:
+        frame = _frame.get()
+        if frame is None or is_watching() or module is not self._decoder():
+            return
+        _frame.set(None)
+        output = keywords_and_output[-1]
+        if output is None:  # the forward failed
+            return
+        parts = output.values() if isinstance(output, dict) else output
+        for cache in parts if isinstance(output, dict | tuple) else ():
+            if isinstance(cache, Cache) and frame.num_tokens > int(frame.rows.at.min()):
+                setattr(cache, _MARK, self._number)  # a copy of the cache has it, too
+
+    def _begin(
+        self, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Move the tokens of a forward, and keep where they stand for its layers."""
+        if module.training:  # layers that are run again for their gradients would be plain ones
+            raise MemoryUseError(
+                "passages are recalled in evaluation mode; the model is in training mode. Call "
+                "model.eval()."
+            )
+        assert self.rows is not None
+        new = NewTokens.of(self._signature, args, options)
+        index = new.index
+        if len(self.rows.ids) > 1:
+            repeats(new.batch, len(self.rows.ids))
+            index = index.expand(new.batch, -1)
+        offset = _sliding_offset(new.cache, new.num_new)
+        frame = Frame(self.rows, index, new.num_tokens, new.padding, new.is_bare, offset)
+        if frame.end > (self._angles.longest or frame.end):
+            check_end(int(frame.positions.max()) + 1, self._angles.longest)
+        if new.num_tokens > new.num_new:
+            self._check_cache(new.cache, frame)
+        _frame.set(frame)
+        put = {}
+        if "position_ids" in self._signature.parameters:
+            put["position_ids"] = frame.positions
+            if not new.has_mask and new.num_new > 1:
+                # Without a mask, positions with a gap are taken for several prompts in one.
+                put["attention_mask"] = index.new_ones(new.batch, new.num_tokens)
+        return with_arguments(self._signature, args, options, put)
+
+    def _check_cache(self, cache: Any, frame: Frame) -> None:
+        """Refuse a cache with keys that were computed without these rows, or with others."""
+        mark = getattr(cache, _MARK, None)
+        if mark == self._number:
+            return
+        at = frame.rows.at.to(frame.index.device)[:, None]
+        if mark is None and not bool((frame.index[:, :1] > self._at_of(frame, at)).any()):
+            return
+        raise MemoryUseError(
+            f"passages are put before token {int(at.min())} of the prompt, and the cache holds "
+            "tokens from there on that were computed without them. Begin with an empty cache "
+            "inside this recalling() block, or put the passages after what is cached: at="
+            f"{int(frame.index[:, :1].max())}."
+        )
+
+    @staticmethod
+    def _at_of(frame: Frame, at: Tensor) -> Tensor:
+        times = len(frame.index) // len(at) if len(at) > 1 else 1
+        return at.repeat_interleave(times, 0)
+
+
+def _sliding_offset(cache: Any, num_queries: int) -> int:
+    """Return the first token that layers with a window still have."""
+    sliding = getattr(cache, "is_sliding", None)
+    if not sliding or True not in sliding:
+        return 0
+    return int(cache.get_mask_sizes(num_queries, list(sliding).index(True))[1])
+
+
+def angles_of(model: AttachedModel) -> Angles:
+    """Find out where a model's cosines and sines come from, by running one token.
+
+    Raises:
+        MemoryUseError: the model is gone.
+    """
+    decoder = _decoder_of(model)
+    rotated = [idx for idx, unrotation in model.unrotations.items() if unrotation is not None]
+    with no_autocast(input_device(decoder)):
+        return Angles(decoder, rotated)
+
+
+def _decoder_of(model: AttachedModel) -> PreTrainedModel:
+    decoder = model.decoder()
+    if decoder is None:
+        raise MemoryUseError("cannot recall: the model is gone. Keep a reference to it.")
+    return decoder
