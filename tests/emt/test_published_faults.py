@@ -68,14 +68,10 @@ def test_special_ids_leave_no_memories_after_several_windows(name, memory_type):
 @BOTH
 def test_a_topk_that_is_no_whole_number_is_refused(memory_type):
     expected = case("llama_mha", "b_memory")
-    with pytest.raises(
-        ConfigError, match=r"topk must be a whole number .*; got 4\.0"
-    ):
+    with pytest.raises(ConfigError, match=r"topk must be a whole number .*; got 4\.0"):
         load("llama_mha", expected, memory_type, topk=4.0)
     model = load("llama_mha", expected, memory_type)
-    with pytest.raises(
-        ConfigError, match=r"topk must be a whole number .*; got 2\.0"
-    ):
+    with pytest.raises(ConfigError, match=r"topk must be a whole number .*; got 2\.0"):
         model(expected.tensor("input_ids"), topk=2.0)
 
 
