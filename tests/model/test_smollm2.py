@@ -93,7 +93,9 @@ def test_a_memory_makes_the_answers_likely(smollm2, store, attached):
     assert sum(gains) / len(gains) > 2
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str
+)
 def test_both_backends_give_the_same_tokens_in_half_precision(smollm2, dtype, tmp_path):
     model = copy.deepcopy(smollm2.model).to(dtype)
     found = []
