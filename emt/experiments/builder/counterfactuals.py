@@ -186,9 +186,9 @@ def _stands(change: Change, text: str) -> bool:
 def _article_breaks(text: str, edit: Edit) -> bool:
     """Tell whether "a" or "an" before an edit would no longer fit."""
     match = re.search(r"(?<!\w)(an?)\s$", text[max(0, edit.start - 4) : edit.start], re.IGNORECASE)
-    return bool(match) and bool(_VOWEL_SOUND.match(fold(edit.text))) != (
-        match[1].lower() == "an"  # type: ignore[index]
-    )
+    if match is None:
+        return False
+    return bool(_VOWEL_SOUND.match(fold(edit.text))) != (match[1].lower() == "an")
 
 
 def _derived_remains(change: NameChange, kind: AnswerKind, text: str) -> bool:
