@@ -10,13 +10,28 @@ always had, and a version that does not know "heads" takes those layers for laye
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from memory_backends.errors import MemoryMismatchError
+from memory_backends.errors import MemoryMismatchError, StoreError
 from memory_backends.layout import MemoryLayout
 from memory_backends.validation import check_heads
 
 IndexedHeads = Mapping[int, tuple[int, ...]]  # layer -> KV heads, both ascending
+
+
+class Coverage(NamedTuple):
+    """The heads that have FAISS files, and the bytes of these.
+
+    Attributes:
+        heads: which they are.
+        num_bytes: of their files, if the sizes are known; old stores may not tell.
+        all_bytes: an estimate of what files of all heads would take: as many bytes for a key's
+            component as in the files there are; 0 if there are none.
+    """
+
+    heads: IndexedHeads
+    num_bytes: int
+    all_bytes: int
 
 
 def all_heads(layout: MemoryLayout, layers: Iterable[int] | None = None) -> IndexedHeads:
@@ -70,19 +85,22 @@ def file_name(layer_idx: int, head: int) -> str:
     return f"layer-{layer_idx:03d}-head-{head:03d}.faiss"
 
 
-def file_bytes(setting: Mapping[str, Any], layout: MemoryLayout) -> tuple[int, int]:
-    """Return the bytes of the FAISS files there are, and an estimate for files of all heads.
-
-    The estimate takes a key's components to need as many bytes in every head as they do, on
-    average, in the heads that have files; it is 0 if none has.
+def coverage_of(setting: Mapping[str, Any], layout: MemoryLayout) -> Coverage:
+    """Tell from the setting "index" which heads have files, and how big those are.
 
     Raises:
-        As `from_setting`.
+        StoreError: the setting is damaged.
     """
-    heads, files = from_setting(setting, layout), setting.get("files", {})
-    indexed = {file_name(idx, head): idx for idx, found in heads.items() for head in found}
-    known = {name: int(files[name]["size"]) for name in indexed if name in files}
+    try:
+        heads, files = from_setting(setting, layout), setting.get("files", {})
+        indexed = {file_name(idx, head): idx for idx, found in heads.items() for head in found}
+        known = {name: int(files[name]["size"]) for name in indexed if name in files}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreError(
+            f"the record of the index is damaged: {error!r}. "
+            "Run `emt rebuild`: the index is made anew from the rows."
+        ) from error
     components = sum(layout.layers[indexed[name]].head_dim for name in known)
     of_all = sum(layer.num_key_value_heads * layer.head_dim for layer in layout.layers.values())
     there = sum(known.values())
-    return there, round(there * of_all / components) if components else 0
+    return Coverage(heads, there, round(there * of_all / components) if components else 0)

@@ -131,7 +131,8 @@ def test_info_says_what_the_index_was_measured_to_find(store):
         "scanned": 0.0617,
     }
     set_index(store, **facts)
-    assert json.loads(emt("info", store, "--json").out)["index"] == facts
+    index = json.loads(emt("info", store, "--json").out)["index"]
+    assert {key: index[key] for key in facts} == facts
     assert (
         "index      IVF128,SQfp16 over 12,345 rows, finds 95.3% of the nearest 10 rows, which get "
         "97.1% of their attention, in 6.2% of the rows\n"
@@ -205,21 +206,30 @@ def test_compact_says_what_it_gave_back(store, monkeypatch):
     assert done.out == f"gave back 2.3 MB; '{store}' has {size}\n"
 
 
-def test_rebuild_keeps_the_layers_and_the_settings_of_the_index(store, monkeypatch):
+@pytest.mark.parametrize(
+    ("facts", "heads"),
+    [
+        ({"layers": [2]}, {2: (0, 1)}),  # as a store has it whose layers are indexed as a whole
+        ({"layers": [2], "heads": {"0": [1]}}, {0: (1,), 2: (0, 1)}),
+        ({"layers": [7]}, {0: (0, 1), 1: (0, 1), 2: (0, 1)}),  # damaged: the model has three
+        ({"heads": {"1": [2]}}, {0: (0, 1), 1: (0, 1), 2: (0, 1)}),
+    ],
+)
+def test_rebuild_keeps_the_heads_and_the_settings_of_the_index(store, monkeypatch, facts, heads):
     with contextlib.closing(Catalog.open(store)) as catalog:
         config = {**catalog.setting("config"), "index": "SQ8", "sinks": "one"}
         catalog.set_setting("config", config)
-    set_index(store, layers=[2])
+    set_index(store, **facts)
     seen = {}
 
     def fake(self):
-        seen.update(index=self._index_option, layers=self._indexed_layers, sinks=self.sinks)
+        seen.update(index=self._index_option, heads=self._indexed_heads, sinks=self.sinks)
         set_index(store, factory="SQ8", num_rows=87)
 
     monkeypatch.setattr(VectorDBBackend, "rebuild", fake, raising=False)
     size = printing.size(on_disk(store / "index"))
     assert emt("rebuild", store).out == f"rebuilt SQ8 over 87 rows; the index has {size}\n"
-    assert seen == {"index": "SQ8", "layers": [2], "sinks": "one"}
+    assert seen == {"index": "SQ8", "heads": heads, "sinks": "one"}
 
 
 @pytest.mark.parametrize("was_older", [True, False])
