@@ -300,8 +300,8 @@ class VectorDBBackend(MemoryBackend):
         if not k:
             return scores, positions
         # Copies on a GPU are of whole layers; a few heads are not worth one.
-        has_copy = self._gpu_layers is not None and heads is None
-        on_gpu = self._on_gpu(layer_idx, found, k) if has_copy else None
+        may_be_copied = self._gpu_layers is not None and heads is None
+        on_gpu = self._on_gpu(layer_idx, found, k) if may_be_copied else None
         if on_gpu is not None:
             scores, positions = on_gpu.search(queries, k)
         else:
@@ -459,7 +459,7 @@ class VectorDBBackend(MemoryBackend):
         known = {head: self._indexes.get((layer_idx, head)) for head in heads}
         complete, found = {}, {}
         for head, ready in known.items():
-            if ready is not None and ready.num_rows == len(self._ids):
+            if ready is not None and ready.num_rows >= len(self._ids):
                 complete[head] = ready
             elif ready is not None:
                 found[head] = ready
