@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +307,23 @@ def test_a_copy_has_files_of_the_same_heads(tmp_path: Path) -> None:
     found = in_ram.search(0, torch.ones(1, 2, 8), 3, heads=[2])
     searched = VectorDBBackend.open(tmp_path / "copy").search(0, torch.ones(1, 2, 8), 3, heads=[2])
     assert torch.equal(found.ids, searched.ids)
+
+
+def test_threads_search_different_heads_of_a_layer_at_the_same_time(tmp_path: Path) -> None:
+    written(tmp_path / "store", 400, indexed_heads=SOME)
+    expected = ManualBackend.open(tmp_path / "store")
+    backend = VectorDBBackend.open(tmp_path / "store")
+    backend.add(make_document("b", 20), [rows_with_queries(20, 2)])
+    expected.refresh()
+    chosen = [[0], [1], [2], [2, 1], [0, 2], [1, 2, 0]] * 8
+
+    def search(heads: list[int]) -> torch.Tensor:
+        return backend.search(0, torch.ones(len(heads), 1, 8), 5, heads=heads).ids
+
+    with ThreadPoolExecutor(4) as pool:
+        for heads, found in zip(chosen, pool.map(search, chosen), strict=True):
+            exact = expected.search(0, torch.ones(len(heads), 1, 8), 5, heads=heads).ids
+            assert torch.equal(found, exact)
 
 
 def test_a_reader_of_single_heads_outlives_their_files(tmp_path: Path) -> None:
