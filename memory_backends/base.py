@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -32,7 +32,13 @@ from memory_backends.scores import Precision as Precision
 from memory_backends.scores import Retrieval, ranked, tied_queries
 from memory_backends.scores import SearchResult as SearchResult
 from memory_backends.store import Store
-from memory_backends.validation import check_directory, check_free, check_ids, check_search
+from memory_backends.validation import (
+    check_directory,
+    check_free,
+    check_heads,
+    check_ids,
+    check_search,
+)
 
 Sinks = Literal["all", "one"]
 
@@ -86,7 +92,9 @@ class MemoryBackend(ABC):
 
     # -- the contract ---------------------------------------------------------------------------
 
-    def search(self, layer_idx: int, queries: torch.Tensor, k: int) -> SearchResult:
+    def search(
+        self, layer_idx: int, queries: torch.Tensor, k: int, *, heads: Sequence[int] | None = None
+    ) -> SearchResult:
         """Find the rows with the highest cosine similarity to each query, for each KV head.
 
         The backend's own search finds a few more rows than asked for. Where float32 cannot tell
@@ -99,15 +107,19 @@ class MemoryBackend(ABC):
             layer_idx: the model's layer.
             queries: (Hkv, N, head_dim), any floating dtype, need not be normalised.
             k: how many rows to return for each query; at most `len(self)` are found.
+            heads: the KV heads to search, in the order of `queries`, which are then
+                (len(heads), N, head_dim); all of them if None. The others cost nothing.
 
         Returns:
-            Scores and ids, each (Hkv, N, k), on the device of the rows.
+            Scores and ids, each (Hkv, N, k), or (len(heads), N, k), on the device of the rows.
 
         Raises:
-            MemoryMismatchError: a shape or layer that is not the layout's, or k < 1.
+            MemoryMismatchError: a shape, layer or head that is not the layout's, or k < 1.
         """
-        check_search(self._layer(layer_idx), queries, k)
-        return self._search(layer_idx, queries.detach().float(), k)
+        layer = self._layer(layer_idx)
+        chosen = None if heads is None else check_heads(layer, layer_idx, heads)
+        check_search(layer, queries, k, chosen)
+        return self._search(layer_idx, queries.detach().float(), k, chosen)
 
     def retrieve(self, layer_idx: int, queries: torch.Tensor, k: int) -> Retrieval:
         """Search, and fetch what was found.
@@ -358,28 +370,33 @@ class MemoryBackend(ABC):
         return torch.device("cpu")
 
     @abstractmethod
-    def _candidates(self, layer_idx: int, unit_queries: torch.Tensor, k: int) -> SearchResult:
+    def _candidates(
+        self, layer_idx: int, unit_queries: torch.Tensor, k: int, heads: Sequence[int] | None
+    ) -> SearchResult:
         """Find the k rows nearest to each query.
 
         Args:
             layer_idx: one of the layout's.
             unit_queries: (Hkv, N, head_dim) float32 of unit length, on the queries' device.
             k: at most `len(self)`; may be 0.
+            heads: the KV heads that `unit_queries` are of; all of them if None.
 
         Returns:
             As `search`, with scores as good as `_precision` says.
         """
 
-    def _search(self, layer_idx: int, queries: torch.Tensor, k: int) -> SearchResult:
+    def _search(
+        self, layer_idx: int, queries: torch.Tensor, k: int, heads: Sequence[int] | None = None
+    ) -> SearchResult:
         """Search, with arguments that were checked; queries in float32."""
         spare = max(k * self._overfetch, k + _SPARE_CANDIDATES)
         found = min(spare, len(self))
         unit = torch.nn.functional.normalize(queries, dim=-1)
-        scores, ids = self._candidates(layer_idx, unit, found)
+        scores, ids = self._candidates(layer_idx, unit, found, heads)
         if self._precision == "coarse":
-            scores, ids = self._ranked(layer_idx, queries, ids)
+            scores, ids = self._ranked(layer_idx, queries, ids, heads)
         elif self._precision == "exact" and len(tied := tied_queries(scores, k)):
-            best = self._ranked(layer_idx, queries[:, tied], ids[:, tied])
+            best = self._ranked(layer_idx, queries[:, tied], ids[:, tied], heads)
             scores[:, tied], ids[:, tied] = best.scores, best.ids
         scores, ids = scores[..., :k], ids[..., :k]
         if found < k:
@@ -387,10 +404,16 @@ class MemoryBackend(ABC):
             ids = torch.nn.functional.pad(ids, (0, k - found), value=-1)
         return SearchResult(scores, ids)
 
-    def _ranked(self, layer_idx: int, queries: torch.Tensor, ids: torch.Tensor) -> SearchResult:
+    def _ranked(
+        self,
+        layer_idx: int,
+        queries: torch.Tensor,
+        ids: torch.Tensor,
+        heads: Sequence[int] | None = None,
+    ) -> SearchResult:
         """Rank candidates by exact cosine, equal ones by id."""
         ids = ids.sort(dim=-1).values
-        keys = self._gather(layer_idx, ids)[..., : queries.shape[-1]]  # (Hkv, N, c, D)
+        keys = self._gather(layer_idx, ids, heads)[..., : queries.shape[-1]]  # (Hkv, N, c, D)
         return ranked(queries, keys, ids)
 
     @property
@@ -398,9 +421,11 @@ class MemoryBackend(ABC):
         """How good the scores of `_candidates` are."""
         return "exact"
 
-    def _gather(self, layer_idx: int, ids: torch.Tensor) -> torch.Tensor:
-        """Return rows by id: (Hkv, ...) to (Hkv, ..., head_dim + value_head_dim); any for -1."""
-        return self._rows.gather(layer_idx, ids)
+    def _gather(
+        self, layer_idx: int, ids: torch.Tensor, heads: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Return rows by id: (h, ...) to (h, ..., head_dim + value_head_dim); any for -1."""
+        return self._rows.gather(layer_idx, ids, heads)
 
     def _rows_changed(self) -> None:  # noqa: B027  # most need nothing more
         """Forget what was derived from the set of searchable rows, which is another now."""
