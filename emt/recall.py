@@ -214,6 +214,12 @@ def recall_of(cache: Any) -> Recall | None:
     return getattr(cache, _MARK, None)
 
 
+def forget_recall(cache: Any) -> None:
+    """Let a cache be as one that no recall has filled."""
+    if recall_of(cache) is not None:
+        delattr(cache, _MARK)
+
+
 def running_recall() -> Recall | None:
     """Return the recall of the forward that runs in this thread."""
     running = _running.get()

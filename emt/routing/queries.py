@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping
 
 import torch
@@ -15,7 +16,7 @@ from emt.recall_positions import Angles
 from emt.rope import Unrotation, as_cos_sin
 
 
-class _Enough(Exception):
+class _EnoughError(Exception):
     """Ends a forward whose later layers nobody needs."""
 
 
@@ -46,15 +47,13 @@ def unit_queries(
 
     def compute(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         if call.layer_idx == deepest:
-            raise _Enough
+            raise _EnoughError
         return call.compute()
 
     device = input_device(decoder)
-    with watching(decoder, compute) as seen, no_autocast(device):
-        try:
-            decoder(input_ids=token_ids[None].to(device), use_cache=False)
-        except _Enough:
-            pass
+    enough = contextlib.suppress(_EnoughError)
+    with watching(decoder, compute) as seen, no_autocast(device), enough:
+        decoder(input_ids=token_ids[None].to(device), use_cache=False)
     turned = angles.at(torch.full((1, len(token_ids)), distance))
     found = {}
     for call in seen.calls:

@@ -1,0 +1,118 @@
+"""Questions whose passage is known: from a file, or made from any text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emt.errors import ConfigError
+
+_SENTENCE = re.compile(r"[^.!?\n]+[.!?]")
+_NAME = re.compile(r"(?<![.!?]\s)(?<=\s)[A-Z][\w'-]{3,}(?:\s[A-Z][\w'-]+)*|\b\d{2,}\b")
+_CONTENT = re.compile(r"\w{4,}")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question about a text.
+
+    Attributes:
+        document: the text.
+        question: what is asked.
+        start: character of the text at which the answer stands.
+        end: one after the answer's last character.
+    """
+
+    document: str
+    question: str
+    start: int
+    end: int
+
+
+def read_examples(path: Path | str) -> list[Example]:
+    """Read questions with their texts.
+
+    Args:
+        path: a .json file in SQuAD's layout, or a .jsonl file of objects with `context`,
+            `question` and `answer`.
+
+    Raises:
+        ConfigError: it cannot be read, or has no question whose answer is in its text.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":
+            found = list(_of_lines(json.loads(line) for line in text.splitlines() if line.strip()))
+        else:
+            found = list(_of_articles(json.loads(text)))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"questions '{path}' cannot be read: {error}") from error
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ConfigError(
+            f"questions '{path}': expected SQuAD's layout in .json, or objects with context, "
+            f"question and answer in .jsonl; got something else ({type(error).__name__}: {error})."
+        ) from error
+    if not found:
+        raise ConfigError(f"questions '{path}' has none whose answer stands in its text.")
+    return found
+
+
+def _of_lines(rows: Iterable[Any]) -> Iterator[Example]:
+    for row in rows:
+        start = row["context"].find(row["answer"])
+        if start >= 0:
+            yield Example(row["context"], row["question"], start, start + len(row["answer"]))
+
+
+def _of_articles(data: Any) -> Iterator[Example]:
+    """Yield the questions of articles, each article one text."""
+    for article in data["data"] if isinstance(data, dict) else data:
+        text, asked = str(article.get("title", "")).replace("_", " "), []
+        for paragraph in article["paragraphs"]:
+            before = len(text) + 2
+            text += "\n\n" + paragraph["context"]
+            for entry in paragraph["qas"]:
+                if entry.get("answers"):
+                    answer = entry["answers"][0]
+                    start = before + int(answer["answer_start"])
+                    asked.append((entry["question"].strip(), start, start + len(answer["text"])))
+        for question, start, end in asked:
+            yield Example(text, question, start, end)
+
+
+def made_from(texts: Iterable[str]) -> list[Example]:
+    """Make questions from texts: sentences with a rare name or number left out.
+
+    What is left are the sentence's words of four letters and more, so that a question has the
+    subject and not the wording.
+
+    Args:
+        texts: whole documents.
+    """
+    found = []
+    for text in texts:
+        counts = Counter(word.lower() for word in _CONTENT.findall(text))
+        for sentence in _SENTENCE.finditer(text):
+            names = [
+                name
+                for name in _NAME.finditer(sentence.group())
+                if counts[name.group().split()[0].lower()] <= 2
+            ]
+            if not names:
+                continue
+            answer = names[-1]
+            rest = sentence.group()[: answer.start()] + " " + sentence.group()[answer.end() :]
+            words = _CONTENT.findall(rest)
+            if not 4 <= len(words) <= 24:
+                continue
+            kind = "number" if answer.group().isdigit() else "name"
+            question = f"Which {kind} is it: {' '.join(words)}?"
+            start = sentence.start() + answer.start()
+            found.append(Example(text, question, start, start + len(answer.group())))
+    return found

@@ -1,0 +1,318 @@
+"""Find the heads of a model that know which passage is meant, by asking questions.
+
+A few texts are read, and each head is asked alone: a question's tokens search its keys, and it is
+right if most of what they find is around the answer. The best few heads make the profile.
+
+Source: Wu et al., Retrieval Head (arXiv 2404.15574); choosing them by questions and answers, as in
+Zhang et al., QRHead (arXiv 2506.09944).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import numpy as np
+from torch import Tensor
+
+from emt.errors import ConfigError, MemoryUseError
+from emt.recall import angles_of
+from emt.routing.evidence import Hits, windows_of
+from emt.routing.examples import Example
+from emt.routing.profile import HeadProfile, ProfiledHead
+from emt.routing.prompt import question_of
+from emt.routing.queries import unit_queries
+from emt.routing.router import TOPK
+
+if TYPE_CHECKING:
+    from emt.memory import Memory
+
+DISTANCE = 64  # tokens between a memory and who asks
+_NEAR = 48  # rows between the evidence and the answer, at most
+_MAX_HEADS = 8
+_LEAST = 0.25  # of the best head's hit rate
+_LONGEST_TEXT = 8000  # characters
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """How well each head does.
+
+    Attributes:
+        profile: of the best heads.
+        hit_rates: (layer, head) -> share of the questions.
+        agreement: share of the best heads on one half of the questions that are among the best on
+            the other half, too.
+        hit_rate: of the chosen heads together.
+        recognised: share of questions whose evidence is above the profile's threshold when the
+            answer's text is there, and below it when it is not; the mean of both.
+        num_questions: asked.
+        num_rows: searched.
+    """
+
+    profile: HeadProfile
+    hit_rates: dict[tuple[int, int], float]
+    agreement: float
+    hit_rate: float
+    recognised: float
+    num_questions: int
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A question that was read: its queries, and where its answer is."""
+
+    queries: dict[int, Tensor]  # layer -> (H, T, D)
+    first: int  # rows of its text
+    stop: int
+    middle: float  # row of the answer
+
+
+def profile_heads(
+    memory: Memory,
+    examples: Sequence[Example],
+    *,
+    name: str,
+    source: str = "",
+    num_questions: int = 64,
+    num_texts: int = 16,
+    seed: int = 0,
+    on_step: Callable[[str], object] | None = None,
+) -> Ranked:
+    """Rank a model's heads by what they find, and choose the best.
+
+    Args:
+        memory: of the model, with a tokenizer; nothing is written to it.
+        examples: questions about texts; of each text, the first 8,000 characters.
+        name: of the model, for people.
+        source: of the questions, for people.
+        num_questions: asked at most.
+        num_texts: read at most.
+        seed: of the choice among them.
+        on_step: told what is being done.
+
+    Raises:
+        ConfigError: there are too few questions, or no head finds anything.
+        MemoryUseError: the memory has no tokenizer, or no model any more.
+    """
+    say = on_step or (lambda what: None)
+    chosen = _chosen(examples, num_questions, num_texts, random.Random(seed))
+    if len(chosen) < 4 or len({example.document for example in chosen}) < 2:
+        raise ConfigError(
+            "a profile needs at least 4 questions about 2 texts, with answers in the first "
+            f"{_LONGEST_TEXT} characters; got {len(chosen)}. Name more data."
+        )
+    keys, is_sink, questions = _read(memory, chosen, say)
+    means = {
+        layer: torch.cat([question.queries[layer] for question in questions], 1).mean(1)
+        for layer in keys
+    }
+    hits: dict[tuple[int, int], list[bool]] = {}
+    for layer in keys:
+        say(f"layer {layer}")
+        for head in range(means[layer].shape[0]):
+            found = _search(keys[layer], is_sink, questions, layer, head, means[layer][head])
+            hits[layer, head] = [
+                _is_right(_hits([of_head]), question)
+                for of_head, question in zip(found, questions, strict=True)
+            ]
+    rates = {head: float(np.mean(right)) for head, right in hits.items()}
+    best = _best(rates)
+    if not best:
+        raise ConfigError(
+            f"no head found the passage of any of {len(questions)} questions. Name other data."
+        )
+    halves = [
+        _best({head: float(np.mean(right[half::2])) for head, right in hits.items()})
+        for half in (0, 1)
+    ]
+    shared = len(set(halves[0]) & set(halves[1])) / max(min(map(len, halves)), 1)
+    hit_rate, threshold, recognised = _together(keys, is_sink, questions, best, means)
+    profile = HeadProfile(
+        model=name,
+        weights=str(_attached(memory).identity.get("weights")),
+        heads=tuple(ProfiledHead(*head, rates[head]) for head in best),
+        means=torch.stack([means[layer][head] for layer, head in best]),
+        distance=DISTANCE,
+        threshold=threshold,
+        source=source,
+    )
+    return Ranked(
+        profile,
+        dict(sorted(rates.items(), key=lambda item: -item[1])),
+        shared,
+        hit_rate,
+        recognised,
+        len(questions),
+        len(is_sink),
+    )
+
+
+def _attached(memory: Memory) -> Any:
+    if memory._model is None or memory.tokenizer is None:
+        raise MemoryUseError(
+            "a head profile needs an attached model and its tokenizer. Give both to attach()."
+        )
+    return memory._model
+
+
+def _chosen(
+    examples: Sequence[Example], num_questions: int, num_texts: int, rng: random.Random
+) -> list[Example]:
+    """Choose questions, as many of each text as of any other."""
+    by_text: dict[str, list[Example]] = {}
+    for example in examples:
+        if example.end <= _LONGEST_TEXT:
+            by_text.setdefault(example.document, []).append(example)
+    texts = rng.sample(sorted(by_text), min(num_texts, len(by_text)))
+    each = -(-num_questions // max(len(texts), 1))
+    found = [
+        example
+        for text in texts
+        for example in rng.sample(by_text[text], min(each, len(by_text[text])))
+    ]
+    return found[:num_questions]
+
+
+def _read(
+    memory: Memory, examples: Sequence[Example], say: Callable[[str], object]
+) -> tuple[dict[int, Tensor], Tensor, list[_Question]]:
+    """Read texts and questions.
+
+    Returns:
+        Layer -> unit keys (Hkv, N, D) of all texts, which of the N rows are attention sinks, and
+        the questions.
+    """
+    model = _attached(memory)
+    tokenizer = cast(Any, memory.tokenizer)
+    layers = model.full_attention_layers
+    parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    sinks: list[np.ndarray] = []
+    spans: dict[str, tuple[int, int, np.ndarray]] = {}
+    num_rows = 0
+    for text in dict.fromkeys(example.document for example in examples):
+        say(f"reading text {len(spans) + 1}")
+        short = text[:_LONGEST_TEXT]
+        encoded = tokenizer(
+            short, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        first = num_rows
+        for rows in memory.read(encoded["input_ids"]):
+            for layer in layers:
+                parts[layer].append(rows.keys[layer].float().cpu())
+            sinks.append(rows.sinks)
+            num_rows += len(rows)
+        spans[text] = first, num_rows, np.array(encoded["offset_mapping"])
+    keys = {layer: torch.cat(of_layer, 1) for layer, of_layer in parts.items()}
+    for layer, key in keys.items():
+        keys[layer] = key / key.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    angles = angles_of(model)
+    questions = []
+    for number, example in enumerate(examples):
+        say(f"question {number + 1}")
+        ids = prompt_ids(tokenizer, example.question)
+        question = question_of(ids, tokenizer)
+        queries = unit_queries(
+            model.decoder(),
+            ids[: question.stop],
+            layers,
+            unrotations=model.unrotations,
+            angles=angles,
+            distance=DISTANCE,
+        )
+        first, stop, offsets = spans[example.document]
+        at = np.flatnonzero((offsets[:, 1] > example.start) & (offsets[:, 0] < example.end))
+        cut = {layer: query[:, question.first :] for layer, query in queries.items()}
+        questions.append(_Question(cut, first, stop, first + float(at.mean())))
+    return keys, torch.from_numpy(np.concatenate(sinks)), questions
+
+
+def prompt_ids(tokenizer: Any, question: str) -> Tensor:
+    """Return the tokens of a question as a user asks it, in the chat template if there is one."""
+    if not tokenizer.chat_template:
+        return torch.tensor(tokenizer(question, verbose=False)["input_ids"])
+    chat = [{"role": "user", "content": question}]
+    text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _search(
+    keys: Tensor,
+    is_sink: Tensor,
+    questions: Sequence[_Question],
+    layer: int,
+    head: int,
+    mean: Tensor,
+) -> list[tuple[Tensor, Tensor]]:
+    """Search one head's keys for each token of each question: scores and ids, each (T, k)."""
+    asked = torch.cat([question.queries[layer][head] for question in questions]) - mean
+    group = questions[0].queries[layer].shape[0] // keys.shape[0]
+    of_head = keys[head // group]
+    found = []
+    for part in torch.split(asked, 256):
+        scores = part @ of_head.T
+        scores[:, is_sink] = -torch.inf
+        found.append(scores.topk(min(TOPK, scores.shape[1]), dim=1))
+    scores = torch.cat([part.values for part in found])
+    ids = torch.cat([part.indices for part in found])
+    ids[scores == -torch.inf] = -1
+    lengths = [question.queries[layer].shape[1] for question in questions]
+    return list(zip(torch.split(scores, lengths), torch.split(ids, lengths), strict=True))
+
+
+def _hits(found: Sequence[tuple[Tensor, Tensor]]) -> Hits:
+    scores = torch.cat([part[0] for part in found]).numpy()
+    return Hits.of(torch.cat([part[1] for part in found]).numpy(), scores)
+
+
+def _is_right(hits: Hits, question: _Question) -> bool:
+    windows = windows_of(hits, 1, apart=1)
+    return bool(windows) and abs(windows[0].peak - question.middle) <= _NEAR
+
+
+def _best(rates: dict[tuple[int, int], float]) -> list[tuple[int, int]]:
+    """Return the few heads that do best."""
+    least = _LEAST * max(rates.values())
+    order = sorted(rates, key=lambda head: (-rates[head], head))
+    return [head for head in order if rates[head] > 0 and rates[head] >= least][:_MAX_HEADS]
+
+
+def _together(
+    keys: dict[int, Tensor],
+    is_sink: Tensor,
+    questions: Sequence[_Question],
+    heads: Sequence[tuple[int, int]],
+    means: dict[int, Tensor],
+) -> tuple[float, float, float]:
+    """Ask some heads together: hit rate, threshold, and how well that tells what is there."""
+    found = [
+        _search(keys[layer], is_sink, questions, layer, head, means[layer][head])
+        for layer, head in heads
+    ]
+    right, there, missing = [], [], []
+    for number, question in enumerate(questions):
+        hits = _hits([of_head[number] for of_head in found])
+        right.append(_is_right(hits, question))
+        there.append(_share(hits))
+        # The same memory without the text that has the answer.
+        masks = is_sink.clone()
+        masks[question.first : question.stop] = True
+        others = [
+            _search(keys[layer], masks, [question], layer, head, means[layer][head])[0]
+            for layer, head in heads
+        ]
+        missing.append(_share(_hits(others)))
+    have, lack = np.array(there), np.array(missing)
+    candidates = np.unique(np.concatenate([have, lack]))
+    quality = [((have >= at).mean() + (lack < at).mean()) / 2 for at in candidates]
+    best = int(np.argmax(quality))
+    return float(np.mean(right)), float(candidates[best]), float(quality[best])
+
+
+def _share(hits: Hits) -> float:
+    windows = windows_of(hits, 1, apart=1)
+    return windows[0].share if windows else 0.0

@@ -1,0 +1,143 @@
+"""Where a prompt asks: the user's last message in a chat template, or the end of a plain text."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from emt.recall_tokens import NewTokens
+
+_LONGEST = 64  # tokens; of a longer message its last so many ask
+
+
+@dataclass(frozen=True)
+class Question:
+    """The part of a prompt that asks.
+
+    Attributes:
+        at: the token that passages are put before.
+        first: the first token that asks.
+        stop: one after the last token that asks.
+    """
+
+    at: int
+    first: int
+    stop: int
+
+
+def question_of(token_ids: Tensor, tokenizer: PreTrainedTokenizerBase | None) -> Question:
+    """Find what a prompt asks.
+
+    Args:
+        token_ids: (T,) int64, without padding.
+        tokenizer: whose chat template is looked for; None for a plain text.
+
+    Returns:
+        Of a chat, the last message of the user, with passages before it; of a plain text its last
+        64 tokens, with passages before the text.
+    """
+    ids = token_ids.tolist()
+    found = None if tokenizer is None else _message(ids, tokenizer)
+    at, stop = found or (0, len(ids))
+    return Question(at, max(at, stop - _LONGEST), stop)
+
+
+def _message(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[int, int] | None:
+    """Return (first, stop) of the last message between the user's marks in a template."""
+    marks = _marks(tokenizer)
+    if marks is None:
+        return None
+    before, after = marks
+    at = _last(ids, before)
+    if at is None:
+        return None
+    at += len(before)
+    stop = next((i for i in range(at, len(ids)) if ids[i : i + len(after)] == after), len(ids))
+    return (at, stop) if stop > at else None
+
+
+def _last(ids: list[int], part: list[int]) -> int | None:
+    starts = range(len(ids) - len(part), -1, -1)
+    return next((i for i in starts if ids[i : i + len(part)] == part), None)
+
+
+def _marks(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]] | None:
+    if not tokenizer.chat_template:
+        return None
+    known: dict[Any, Any] = vars(tokenizer).setdefault("_emt_marks", {})
+    template = str(tokenizer.chat_template)
+    if template not in known:
+        known[template] = _marks_of(tokenizer)
+    found: tuple[list[int], list[int]] | None = known[template]
+    return found
+
+
+def _marks_of(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]] | None:
+    """Return the tokens before and after a user's message, as the template shows them."""
+    first, reply, second = "Xylophone.", "Quokka.", "Zeppelin."
+    chat = functools.partial(tokenizer.apply_chat_template, tokenize=False)
+    try:
+        one = str(chat([{"role": "user", "content": first}], add_generation_prompt=True))
+        two = str(
+            chat(
+                [
+                    {"role": "user", "content": first},
+                    {"role": "assistant", "content": reply},
+                    {"role": "user", "content": second},
+                ],
+                add_generation_prompt=True,
+            )
+        )
+    except Exception:  # a template may raise whatever it likes, for a chat it does not want
+        return None
+    if first not in one or second not in two or reply not in two:
+        return None
+    openings = [one.partition(first)[0], two.partition(reply)[2].partition(second)[0]]
+    opening = _shared_start([text[::-1] for text in openings])[::-1]
+    closing = _shared_start([one.partition(first)[2], two.partition(second)[2]])
+    encode = functools.partial(tokenizer.encode, add_special_tokens=False)
+    before, after = list(encode(opening)), list(encode(closing))
+    # The end of a message may join what follows it: the first special token is enough.
+    special = set(tokenizer.all_special_ids)
+    after = next(([idx] for idx in after if idx in special), after[:1])
+    start = next((i for i, idx in enumerate(before) if idx in special), 0)
+    before = before[start:] if before else before
+    return (before, after) if before and after else None
+
+
+def _shared_start(texts: list[str]) -> str:
+    pairs = itertools.takewhile(lambda chars: len(set(chars)) == 1, zip(*texts, strict=False))
+    return "".join(chars[0] for chars in pairs)
+
+
+def unpadded(token_ids: Tensor, new: NewTokens) -> list[Tensor]:
+    """Return the tokens of each prompt of a batch, (B, T), without padding.
+
+    Args:
+        token_ids: (B, T) int64, all tokens of the prompts.
+        new: what the forward says of them.
+    """
+    if new.padding is not None:
+        kept = new.padding[:, -token_ids.shape[1] :].to(token_ids.device) != 0
+        return [row[mine] for row, mine in zip(token_ids, kept, strict=True)]
+    index = new.index.expand(len(token_ids), -1).to(token_ids.device)
+    # Padding stands on the left; the last token at place 0 is a prompt's first.
+    firsts = [int((row == 0).nonzero()[-1]) if bool((row == 0).any()) else 0 for row in index]
+    return [row[first:] for row, first in zip(token_ids, firsts, strict=True)]
+
+
+def same_runs(prompts: list[Tensor]) -> int:
+    """Return how many equal prompts in a row each one has: beams and returned sequences."""
+    for times in range(len(prompts), 0, -1):
+        if len(prompts) % times:
+            continue
+        groups = [prompts[i : i + times] for i in range(0, len(prompts), times)]
+        if all(torch.equal(group[0], other) for group in groups for other in group[1:]):
+            return times
+    return 1

@@ -1,0 +1,203 @@
+"""`Router`: from a prompt to the passages of a memory that it is about."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from emt.recall_positions import Angles
+from emt.recall_rows import Passage
+from emt.rope import Unrotation
+from emt.routing.choosing import fused, passage_around
+from emt.routing.evidence import Hits, Window, windows_of
+from emt.routing.profile import HeadProfile
+from emt.routing.prompt import Question, question_of
+from emt.routing.queries import unit_queries
+from emt.routing.words import Words
+from memory_backends import MemoryBackend
+
+Routing = Literal["heads", "words", "both"]
+
+TOPK = 64  # rows that each token finds, in each head
+_CANDIDATES = 8
+
+
+@dataclass(frozen=True)
+class RoutedPassage:
+    """A passage that a prompt is about.
+
+    Attributes:
+        passage: its rows.
+        score: the share of the heads' evidence that is in it, 0 to 1.
+    """
+
+    passage: Passage
+    score: float
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What a prompt is about.
+
+    Attributes:
+        question: where it asks.
+        passages: best first; empty if nothing in the memory is relevant.
+        score: the best share of the heads' evidence, even of what is not relevant.
+    """
+
+    question: Question
+    passages: tuple[RoutedPassage, ...]
+    score: float
+
+
+class Router:
+    """Finds passages by a model's own retrieval heads.
+
+    Args:
+        decoder: the model without its language-model head.
+        profile: its heads.
+        unrotations: layer -> how to bring its queries to position 0.
+        angles: its cosines and sines.
+        tokenizer: to find the question in a chat template, and for words.
+    """
+
+    def __init__(
+        self,
+        decoder: PreTrainedModel,
+        profile: HeadProfile,
+        unrotations: Mapping[int, Unrotation | None],
+        angles: Angles,
+        tokenizer: PreTrainedTokenizerBase | None,
+    ) -> None:
+        self.profile = profile
+        self._decoder = decoder
+        self._unrotations = unrotations
+        self._angles = angles
+        self._tokenizer = tokenizer
+        self._words: tuple[object, Words] | None = None
+        self._lock = threading.Lock()
+
+    def route(
+        self,
+        token_ids: Tensor,
+        backend: MemoryBackend,
+        *,
+        num_rows: int,
+        num_passages: int,
+        routing: Routing = "heads",
+        **search: Any,
+    ) -> Routed:
+        """Find the passages that a prompt is about.
+
+        Args:
+            token_ids: (T,) int64, the prompt.
+            backend: where the memories are.
+            num_rows: of all passages together, at most.
+            num_passages: at most.
+            routing: what tells: the heads, the words, or both.
+            **search: further keywords of `backend.search`.
+        """
+        question = question_of(token_ids, self._tokenizer)
+        apart = max(num_rows // num_passages * 3 // 4, 1)
+        windows: list[Window] = []
+        if routing != "words":
+            windows = windows_of(
+                self.hits(token_ids, question, backend, **search), _CANDIDATES, apart=apart
+            )
+        score = windows[0].share if windows else 0.0
+        if routing != "heads":
+            asked = self._text_of(token_ids[question.first : question.stop])
+            named = self._words_of(backend).windows(asked, _CANDIDATES, apart=apart)
+            windows = fused([windows, named], apart=apart)
+        if routing == "heads" and score < self.profile.threshold:
+            windows = []
+        passages = _passages(windows, backend, num_rows, num_passages)
+        return Routed(question, tuple(passages), score)
+
+    def hits(
+        self, token_ids: Tensor, question: Question, backend: MemoryBackend, **search: Any
+    ) -> Hits:
+        """Search the profile's heads for each token that asks.
+
+        Args:
+            token_ids: (T,) int64, the prompt.
+            question: which tokens ask.
+            backend: where the memories are.
+            **search: further keywords of `backend.search`.
+        """
+        profile = self.profile
+        queries = unit_queries(
+            self._decoder,
+            token_ids[: question.stop],
+            profile.layers,
+            unrotations=self._unrotations,
+            angles=self._angles,
+            distance=profile.distance,
+        )
+        ids, scores = [], []
+        for layer_idx in profile.layers:
+            mine = [i for i, head in enumerate(profile.heads) if head.layer == layer_idx]
+            num_heads = queries[layer_idx].shape[0]
+            group = num_heads // backend.layout.layers[layer_idx].num_key_value_heads
+            for kv_head in sorted({profile.heads[i].head // group for i in mine}):
+                of_head = [i for i in mine if profile.heads[i].head // group == kv_head]
+                asked = torch.cat(
+                    [
+                        queries[layer_idx][profile.heads[i].head, question.first :]
+                        - profile.means[i]
+                        for i in of_head
+                    ]
+                )  # (G' * T, D)
+                k = min(TOPK, len(backend))
+                found = backend.search(layer_idx, asked[None], k, heads=[kv_head], **search)
+                length = asked.norm(dim=-1, keepdim=True).numpy()
+                ids.append(found.ids[0].cpu().numpy())
+                scores.append(found.scores[0].float().cpu().numpy() * length)
+        return Hits.of(np.concatenate(ids), np.concatenate(scores))
+
+    def _text_of(self, token_ids: Tensor) -> str:
+        if self._tokenizer is None:
+            return ""
+        return str(self._tokenizer.decode(token_ids.tolist(), skip_special_tokens=True))
+
+    def _words_of(self, backend: MemoryBackend) -> Words:
+        """Return the words of a memory, read again when documents came or went."""
+        with self._lock:
+            now = (id(backend), tuple(backend.catalog.document_sizes()))
+            if self._words is None or self._words[0] != now:
+                self._words = now, Words(backend, self._tokenizer)
+            return self._words[1]
+
+
+def _passages(
+    windows: Sequence[Window], backend: MemoryBackend, num_rows: int, num_passages: int
+) -> list[RoutedPassage]:
+    """Turn places into passages that share no rows, best first, within the budget."""
+    owners = backend.catalog.document_of_rows(window.peak for window in windows)
+    chosen: list[RoutedPassage] = []
+    left = num_rows
+    for window in windows:
+        if len(chosen) == num_passages or left < 1:
+            break
+        if window.peak not in owners:  # between documents, or removed meanwhile
+            continue
+        document = backend.catalog.document(owners[window.peak])
+        length = min(left, num_rows // num_passages)
+        passage = passage_around(document, window.peak - document.first_row, length)
+        if any(_overlap(passage, other.passage) for other in chosen):
+            continue
+        chosen.append(RoutedPassage(passage, round(window.share, 4)))
+        left -= passage.stop - passage.first
+    return chosen
+
+
+def _overlap(one: Passage, other: Passage) -> bool:
+    is_same = one.document == other.document
+    return is_same and one.first < other.stop and other.first < one.stop

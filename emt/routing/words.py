@@ -1,0 +1,83 @@
+"""Routing by words: BM25 over the stored text, alone or beside the heads."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+
+from emt.errors import ConfigError
+from emt.routing.evidence import Window
+from memory_backends import MemoryBackend, StoredDocument
+
+_LENGTH, _STRIDE = 64, 32  # rows
+
+
+class Words:
+    """The words of all stored text, in runs of 64 rows.
+
+    Args:
+        backend: whose documents.
+        tokenizer: for documents that were written as ids.
+
+    Raises:
+        ConfigError: bm25s is not installed.
+
+    Source:
+        Lù, BM25S (arXiv 2407.03618); its defaults k1 = 1.5, b = 0.75, English stop words left out.
+    """
+
+    def __init__(self, backend: MemoryBackend, tokenizer: Any) -> None:
+        try:
+            self._library: Any = importlib.import_module("bm25s")
+        except ImportError as error:
+            raise ConfigError(
+                "routing by words needs bm25s. Install it with `pip install 'emt[experiments]'`, "
+                "or set routing to heads."
+            ) from error
+        texts: list[str] = []
+        middles: list[int] = []
+        for name in backend.catalog.document_names():
+            document = backend.catalog.document(name)
+            num_rows = len(document.row_tokens)
+            for start in range(0, max(num_rows - _STRIDE, 1), _STRIDE):
+                stop = min(start + _LENGTH, num_rows)
+                texts.append(_text(document, start, stop, tokenizer))
+                middles.append(document.first_row + (start + stop) // 2)
+        self._middles = np.array(middles, dtype=np.int64)
+        self._index = None  # stop words only: nothing to rank by
+        words = self._words(texts)
+        if any(len(ids) for ids in words.ids):
+            self._index = self._library.BM25()
+            self._index.index(words, show_progress=False)
+
+    def windows(self, question: str, count: int, *, apart: int) -> list[Window]:
+        """Find the runs of rows with most words of a question; arguments as of `windows_of`.
+
+        A window's share is its score over the best one's.
+        """
+        words = self._words([question])
+        if self._index is None or not any(len(ids) for ids in words.ids):
+            return []
+        k = min(8 * count, len(self._middles))
+        found = self._index.retrieve(words, k=k, show_progress=False)
+        best = float(found.scores[0, 0])
+        chosen: list[Window] = []
+        for index, score in zip(found.documents[0], found.scores[0], strict=True):
+            peak = int(self._middles[int(index)])
+            if score > 0 and all(abs(peak - other.peak) >= apart for other in chosen):
+                chosen.append(Window(peak, float(score) / best))
+        return chosen[:count]
+
+    def _words(self, texts: list[str]) -> Any:
+        return self._library.tokenize(texts, stopwords="en", show_progress=False)
+
+
+def _text(document: StoredDocument, start: int, stop: int, tokenizer: Any) -> str:
+    """Return the text of some rows of a document."""
+    tokens = document.row_tokens[start:stop]
+    if document.text is None or document.offsets is None:
+        return "" if tokenizer is None else str(tokenizer.decode(document.token_ids[tokens]))
+    spans = document.offsets[tokens]
+    return document.text[int(spans[0, 0]) : int(spans[-1, 1])]
