@@ -26,8 +26,11 @@ from memory_backends.catalog import Catalog
 from memory_backends.codecs import CODEC_NAMES
 from memory_backends.compaction import compact
 from memory_backends.errors import MemoryMismatchError, StoreError, reported
+from memory_backends.exact import best_rows
 from memory_backends.layout import Document, Int64Array, LayerLayout, MemoryLayout, Rows
 from memory_backends.rows import RowStorage
+from memory_backends.scope import Scope
+from memory_backends.scope_cache import ScopeCache
 from memory_backends.scores import Precision as Precision
 from memory_backends.scores import Retrieval, ranked, tied_queries
 from memory_backends.scores import SearchResult as SearchResult
@@ -38,6 +41,8 @@ Sinks = Literal["all", "one"]
 
 _ROWS_PER_COMMIT = 8192
 _SPARE_CANDIDATES = 4  # near neighbours of the k-th, among which rounding may have chosen wrongly
+_SCOPED_KEY_BYTES = 2**28  # kept of scopes' keys
+_ROWS_AT_ONCE = 8192  # read of a scope whose keys are not kept
 
 
 class MemoryBackend(ABC):
@@ -53,6 +58,10 @@ class MemoryBackend(ABC):
             those of the first document that has some.
         row_codec: how a new store keeps rows: "exact", "float16", "bfloat16", "int8" or "int4".
             One that is opened keeps the codec it has. Rows that are not in files are exact.
+
+    Attributes:
+        num_changes: how often the rows that a search may find have changed, as far as this object
+            knows.
 
     Raises:
         MemoryMismatchError: the store at `path` has another layout or identity, or there is no
@@ -83,10 +92,14 @@ class MemoryBackend(ABC):
         known = json.loads(json.dumps(dict(identity or {})))
         self._store = Store(layout, self.path, known, self._rows_device, row_codec)
         self._searchable = self._read_searchable()
+        self._scopes = ScopeCache(_SCOPED_KEY_BYTES)
+        self.num_changes = 0
 
     # -- the contract ---------------------------------------------------------------------------
 
-    def search(self, layer_idx: int, queries: torch.Tensor, k: int) -> SearchResult:
+    def search(
+        self, layer_idx: int, queries: torch.Tensor, k: int, *, scope: Scope | None = None
+    ) -> SearchResult:
         """Find the rows with the highest cosine similarity to each query, for each KV head.
 
         The backend's own search finds a few more rows than asked for. Where float32 cannot tell
@@ -98,7 +111,9 @@ class MemoryBackend(ABC):
         Args:
             layer_idx: the model's layer.
             queries: (Hkv, N, head_dim), any floating dtype, need not be normalised.
-            k: how many rows to return for each query; at most `len(self)` are found.
+            k: how many rows to return for each query; at most `num_searchable(scope)` are found.
+            scope: rows that may be found; others are not looked at. With sinks "one", those of the
+                first document in the scope that has some are there. None for all rows.
 
         Returns:
             Scores and ids, each (Hkv, N, k), on the device of the rows.
@@ -107,26 +122,29 @@ class MemoryBackend(ABC):
             MemoryMismatchError: a shape or layer that is not the layout's, or k < 1.
         """
         check_search(self._layer(layer_idx), queries, k)
-        return self._search(layer_idx, queries.detach().float(), k)
+        return self._search(layer_idx, queries.detach().float(), k, scope)
 
-    def retrieve(self, layer_idx: int, queries: torch.Tensor, k: int) -> Retrieval:
+    def retrieve(
+        self, layer_idx: int, queries: torch.Tensor, k: int, *, scope: Scope | None = None
+    ) -> Retrieval:
         """Search, and fetch what was found.
 
         Args:
             layer_idx: as for `search`.
             queries: as for `search`.
             k: as for `search`.
+            scope: as for `search`.
 
         Raises:
             As `search`.
         """
         layer = self._layer(layer_idx)
-        scores, ids = self.search(layer_idx, queries, k)
+        scores, ids = self.search(layer_idx, queries, k, scope=scope)
         rows = self._gather(layer_idx, ids)
         return Retrieval(scores, ids, rows[..., : layer.head_dim], rows[..., layer.head_dim :])
 
     def nearest(
-        self, layer_idx: int, queries: torch.Tensor, k: int
+        self, layer_idx: int, queries: torch.Tensor, k: int, *, scope: Scope | None = None
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return the keys and values that `retrieve` does, in any order and without scores.
 
@@ -134,6 +152,7 @@ class MemoryBackend(ABC):
             layer_idx: as for `search`.
             queries: as for `search`.
             k: as for `search`.
+            scope: as for `search`.
 
         Returns:
             Keys (Hkv, N, k, head_dim) and values (Hkv, N, k, value_head_dim); None if fewer than k
@@ -142,7 +161,7 @@ class MemoryBackend(ABC):
         Raises:
             As `search`.
         """
-        found = self.retrieve(layer_idx, queries, k)
+        found = self.retrieve(layer_idx, queries, k, scope=scope)
         return None if bool((found.ids < 0).any()) else (found.keys, found.values)
 
     def add(self, document: Document, rows: Iterable[Rows], *, replace: bool = False) -> range:
@@ -333,6 +352,10 @@ class MemoryBackend(ABC):
         """Rows that a search may find."""
         return len(self._searchable_rows())
 
+    def num_searchable(self, scope: Scope | None = None) -> int:
+        """Return how many rows a search of a scope may find."""
+        return len(self) if scope is None else len(self._rows_in(scope))
+
     def close(self) -> None:
         """Let go of files; the object is of no use afterwards."""
         self._store.close()
@@ -370,15 +393,21 @@ class MemoryBackend(ABC):
             As `search`, with scores as good as `_precision` says.
         """
 
-    def _search(self, layer_idx: int, queries: torch.Tensor, k: int) -> SearchResult:
+    def _search(
+        self, layer_idx: int, queries: torch.Tensor, k: int, scope: Scope | None = None
+    ) -> SearchResult:
         """Search, with arguments that were checked; queries in float32."""
         spare = max(k * self._overfetch, k + _SPARE_CANDIDATES)
-        found = min(spare, len(self))
+        found = min(spare, self.num_searchable(scope))
         unit = torch.nn.functional.normalize(queries, dim=-1)
-        scores, ids = self._candidates(layer_idx, unit, found)
-        if self._precision == "coarse":
+        precision = self._precision
+        if scope is None:
+            scores, ids = self._candidates(layer_idx, unit, found)
+        else:
+            (scores, ids), precision = self._candidates_in(scope, layer_idx, unit, found)
+        if precision == "coarse":
             scores, ids = self._ranked(layer_idx, queries, ids)
-        elif self._precision == "exact" and len(tied := tied_queries(scores, k)):
+        elif precision == "exact" and len(tied := tied_queries(scores, k)):
             best = self._ranked(layer_idx, queries[:, tied], ids[:, tied])
             scores[:, tied], ids[:, tied] = best.scores, best.ids
         scores, ids = scores[..., :k], ids[..., :k]
@@ -386,6 +415,49 @@ class MemoryBackend(ABC):
             scores = torch.nn.functional.pad(scores, (0, k - found), value=-torch.inf)
             ids = torch.nn.functional.pad(ids, (0, k - found), value=-1)
         return SearchResult(scores, ids)
+
+    def _candidates_in(
+        self, scope: Scope, layer_idx: int, unit_queries: torch.Tensor, k: int
+    ) -> tuple[SearchResult, Precision]:
+        """Find the k rows of a scope nearest to each query; tell how good the scores are.
+
+        Args:
+            scope: has at least k searchable rows.
+            layer_idx: as for `_candidates`, like all that follow.
+        """
+        return self._exact_in(scope, layer_idx, unit_queries, k), "exact"
+
+    def _exact_in(
+        self, scope: Scope, layer_idx: int, unit_queries: torch.Tensor, k: int
+    ) -> SearchResult:
+        """Compare queries with every row of a scope, and with no other."""
+        rows = self._rows_in(scope)
+        layer = self._layer(layer_idx)
+        if 4 * layer.num_key_value_heads * layer.head_dim * len(rows) <= self._scopes.num_bytes:
+            keys = self._scopes.keys(scope, layer_idx, lambda: self._unit_keys_of(layer_idx, rows))
+            blocks: Iterable[torch.Tensor] = [keys]
+        else:
+            starts = range(0, len(rows), _ROWS_AT_ONCE)
+            blocks = (self._unit_keys_of(layer_idx, rows[i : i + _ROWS_AT_ONCE]) for i in starts)
+        scores, positions = best_rows(unit_queries.to(self._rows_device), blocks, k)
+        return SearchResult(scores, torch.from_numpy(rows).to(positions.device)[positions])
+
+    def _unit_keys_of(self, layer_idx: int, rows: Int64Array) -> torch.Tensor:
+        """Return the keys of rows, normalised, (Hkv, n, head_dim) float32."""
+        layer = self._layer(layer_idx)
+        ids = torch.from_numpy(rows).expand(layer.num_key_value_heads, -1)
+        keys = self._gather(layer_idx, ids)[..., : layer.head_dim].float()
+        return torch.nn.functional.normalize(keys, dim=-1)
+
+    def _rows_in(self, scope: Scope) -> Int64Array:
+        """Return the ids that a search of a scope may find, ascending."""
+
+        def find() -> Int64Array:
+            if self.sinks == "one":  # of another document than those of the whole memory
+                return self._catalog.searchable_rows(self.sinks, scope)
+            return scope.among(self._searchable_rows())
+
+        return self._scopes.rows(scope, find)
 
     def _ranked(self, layer_idx: int, queries: torch.Tensor, ids: torch.Tensor) -> SearchResult:
         """Rank candidates by exact cosine, equal ones by id."""
@@ -402,8 +474,10 @@ class MemoryBackend(ABC):
         """Return rows by id: (Hkv, ...) to (Hkv, ..., head_dim + value_head_dim); any for -1."""
         return self._rows.gather(layer_idx, ids)
 
-    def _rows_changed(self) -> None:  # noqa: B027  # most need nothing more
+    def _rows_changed(self) -> None:
         """Forget what was derived from the set of searchable rows, which is another now."""
+        self._scopes.clear()
+        self.num_changes += 1
 
     def _refresh(self) -> None:
         changed = self._store.open_if_made()

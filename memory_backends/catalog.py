@@ -43,6 +43,7 @@ from memory_backends.layout import Int64Array, MemoryLayout, StoredDocument
 from memory_backends.queries import SampledLayer
 from memory_backends.records import COLUMNS, NewDocument, RecordSpan, from_record, unpack_crc32
 from memory_backends.row_coding import record_bytes
+from memory_backends.scope import Scope
 
 _MAX_ROWS = 2**48
 
@@ -388,12 +389,13 @@ class Catalog:
             self._connection.execute("DELETE FROM documents")
             schema.write_removed(self._connection, 0, self.num_rows)
 
-    def searchable_rows(self, sinks: str) -> Int64Array:
+    def searchable_rows(self, sinks: str, scope: Scope | None = None) -> Int64Array:
         """Return the ids that a search may find, ascending.
 
         Args:
             sinks: "all" for every row; "one" leaves out the attention sinks of all documents but
                 the first that still has some, so that the memory has exactly one set of them.
+            scope: leave out all others, as if they were not there; None for all rows.
 
         Raises:
             StoreError: a record is damaged.
@@ -402,6 +404,8 @@ class Catalog:
             searchable = np.ones(self.num_rows, dtype=bool)
             for first, stop in schema.read_removed(self._connection):
                 searchable[first:stop] = False
+            if scope is not None:
+                searchable &= scope.mask(self.num_rows)
             if sinks == "one":
                 keep_one_set_of_sinks(self._connection, searchable)
         return np.flatnonzero(searchable)
