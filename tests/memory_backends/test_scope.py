@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from tests.memory_backends.reference import (
 
 SIZES = (60, 90, 40, 110, 70)  # rows of five documents, the first two of each being sinks
 FIRSTS = np.cumsum((0, *SIZES))
-SPANS = [(int(a), int(b)) for a, b in zip(FIRSTS, FIRSTS[1:], strict=False)]
+SPANS = [(int(a), int(b)) for a, b in itertools.pairwise(FIRSTS)]
 RUNS = [make_rows(size, seed=at, sinks=[0, 1]) for at, size in enumerate(SIZES)]
 SCOPES = {
     "one": [1],
@@ -213,9 +214,7 @@ def test_rows_out_of_scope_are_never_read(
         assert read
         assert set(read) <= set(rows_of([1, 3]))
     else:  # tensors: what is looked at would spoil the scores
-        expected = {
-            idx: backend.retrieve(idx, queries[idx], 5, scope=scope).ids for idx in LAYERS
-        }
+        expected = {idx: backend.retrieve(idx, queries[idx], 5, scope=scope).ids for idx in LAYERS}
         backend._scopes.clear()
         for layer_idx in LAYERS:
             rows = backend._rows.layer(layer_idx)
