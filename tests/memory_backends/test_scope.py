@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,48 @@ def test_lists_without_rows_of_the_scope_do_not_leave_it_unfound(
             np.testing.assert_array_equal(found.ids.numpy(), ids)
             np.testing.assert_allclose(found.scores.numpy(), scores, atol=2e-6)
     backend.close()
+
+
+@pytest.mark.parametrize(
+    ("factory", "tolerance"),
+    [("IVF2,SQfp16", 2e-3), ("SQ8", 2e-6), ("IVF2,SQ8", 2e-6), ("PCA8,Flat", 2e-6)],
+)
+def test_a_scope_in_an_index_of_codes(
+    factory: str, tolerance: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "_EXACT_ROWS", 0)
+    layout = MemoryLayout({0: LayerLayout(2, 8, 8)}, torch.float32)
+    runs = [make_rows(500, seed=at, layout=layout, sinks=[0, 1]) for at in range(4)]
+    backend = VectorDBBackend(
+        layout, path=tmp_path / "store", index=factory, sinks="one", overfetch=8
+    )
+    for at, rows in enumerate(runs):
+        backend.add(make_document(f"d{at}", 500), [rows])
+    queries = torch.randn(2, 20, 8, generator=torch.Generator().manual_seed(5))
+    assert backend.search(0, queries, 5).ids.min() >= 0
+    assert backend.factory == factory
+    searchable = [*range(500, 1000), *range(1502, 2000)]
+    found = backend.search(0, queries, 5, scope=Scope.of([(500, 1000), (1500, 2000)]))
+    assert set(found.ids.flatten().tolist()) <= set(searchable)
+    scores, ids = nearest(keys_of(runs, 0), queries, 5, searchable)
+    shared = (found.ids.numpy()[..., None] == ids[..., None, :]).any(-1).mean()
+    assert shared >= 0.97
+    np.testing.assert_allclose(found.scores[..., 0].numpy(), scores[..., 0], atol=tolerance)
+    backend.close()
+
+
+def test_threads_search_scopes_of_their_own(make: Any) -> None:
+    backend = make()
+    backend.search(0, make_queries(0, 1), 1)
+    queries = make_queries(0, 6)
+    scopes = [scope_of(documents) for documents in SCOPES.values()] * 8
+    expected = [backend.search(0, queries, 5, scope=scope) for scope in scopes]
+    backend._scopes.clear()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda scope: backend.search(0, queries, 5, scope=scope), scopes))
+    for mine, other in zip(found, expected, strict=True):
+        assert torch.equal(mine.ids, other.ids)
+        torch.testing.assert_close(mine.scores, other.scores, atol=1e-6, rtol=0)
 
 
 # -- scopes -------------------------------------------------------------------------------------
