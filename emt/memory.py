@@ -22,7 +22,7 @@ from emt.encode import check_max_length, encode
 from emt.errors import ConfigError, DocumentError, MemoryUseError, StoreError
 from emt.hook import AttentionCall, wants_weights
 from emt.identity import weights_fingerprint
-from emt.recall import Recall, angles_of
+from emt.recall import Recall, angles_of, running_recall
 from emt.recall_positions import Angles
 from emt.recall_rows import Passage, by_prompt, places
 from emt.recording import Recording
@@ -435,8 +435,9 @@ class Memory:
 
     def attend(self, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Compute a layer's attention; called by the model through `emt.hook`."""
-        if self._recall is not None:
-            call = self._recall.place(call)
+        recall = running_recall()
+        if recall is not None:
+            call = recall.place(call)
         if not self.is_read:
             return call.compute()
         weighed = wants_weights(call)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import itertools
 import weakref
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
@@ -42,13 +41,12 @@ from memory_backends import MemoryBackend
 if TYPE_CHECKING:
     from emt.memory import AttachedModel
 
-_MARK = "_emt_recall"  # on a cache: the block that its keys were computed in
-_numbers = itertools.count(1)
-_frame: ContextVar[Frame | None] = ContextVar("emt_recall_frame", default=None)
+_MARK = "_emt_recall"  # on a cache: the recall that its keys were computed with
+_running: ContextVar[tuple[Recall, Frame] | None] = ContextVar("emt_recall", default=None)
 
 
 class Recall:
-    """One block of `Memory.recalling`.
+    """What is put into some prompts: by a block of `Memory.recalling`, or for one cache.
 
     Attributes:
         rows: what is recalled; None if nothing is.
@@ -67,7 +65,6 @@ class Recall:
         self.retrieves = retrieves
         self._decoder = weakref.ref(decoder)
         self._angles = angles
-        self._number = next(_numbers)
         self._reaches: dict[int, Reach] = {}
         self._is_on = True
         self._signature = inspect.signature(decoder.forward)
@@ -123,9 +120,10 @@ class Recall:
 
     def place(self, call: AttentionCall) -> AttentionCall:
         """Return a layer's call with the rows in it; the call itself, outside of such a forward."""
-        frame = _frame.get()
-        if frame is None or frame.rows is not self.rows:
+        running = _running.get()
+        if running is None or running[0] is not self:
             return call
+        frame = running[1]
         reach = self._reaches.get(call.layer_idx)
         if reach is None:
             decoder = self._decoder()
@@ -140,25 +138,30 @@ class Recall:
         # A deep copy of the decoder has our hooks, but is not attached.
         if not keywords or not self._is_on or is_watching() or module is not self._decoder():
             return None
-        return self._begin(module, args, keywords[0])
+        return self.begin(module, args, keywords[0])
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], *keywords_and_output: Any) -> None:
-        frame = _frame.get()
-        if frame is None or is_watching() or module is not self._decoder():
-            return
-        _frame.set(None)
-        output = keywords_and_output[-1]
-        if output is None:  # the forward failed
-            return
-        parts = output.values() if isinstance(output, dict) else output
-        for cache in parts if isinstance(output, dict | tuple) else ():
-            if isinstance(cache, Cache) and frame.num_tokens > int(frame.rows.at.min()):
-                setattr(cache, _MARK, self._number)  # a copy of the cache has it, too
+        if not is_watching() and module is self._decoder():
+            end_of_forward(keywords_and_output[-1])
 
-    def _begin(
+    def begin(
         self, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Move the tokens of a forward, and keep where they stand for its layers."""
+        """Move the tokens of a forward, and keep where they stand for its layers.
+
+        Args:
+            module: the decoder.
+            args: what it was called with.
+            options: its keywords.
+
+        Returns:
+            Arguments and keywords to call it with instead.
+
+        Raises:
+            MemoryUseError: the model is in training mode, or its cache was filled without the rows.
+            ConfigError: tokens would stand beyond the model's positions.
+            UnsupportedModelError: it cannot be told where tokens stand.
+        """
         if module.training:  # layers that are run again for their gradients would be plain ones
             raise MemoryUseError(
                 "passages are recalled in evaluation mode; the model is in training mode. Call "
@@ -176,7 +179,7 @@ class Recall:
             check_end(int(frame.positions.max()) + 1, self._angles.longest)
         if new.num_tokens > new.num_new:
             self._check_cache(new.cache, frame)
-        _frame.set(frame)
+        _running.set((self, frame))
         put = {}
         if "position_ids" in self._signature.parameters:
             put["position_ids"] = frame.positions
@@ -187,8 +190,8 @@ class Recall:
 
     def _check_cache(self, cache: Any, frame: Frame) -> None:
         """Refuse a cache with keys that were computed without these rows, or with others."""
-        mark = getattr(cache, _MARK, None)
-        if mark == self._number:
+        mark = recall_of(cache)
+        if mark is self:
             return
         at = frame.rows.at.to(frame.index.device)[:, None]
         if mark is None and not bool((frame.index[:, :1] > self._at_of(frame, at)).any()):
@@ -204,6 +207,34 @@ class Recall:
     def _at_of(frame: Frame, at: Tensor) -> Tensor:
         times = len(frame.index) // len(at) if len(at) > 1 else 1
         return at.repeat_interleave(times, 0)
+
+
+def recall_of(cache: Any) -> Recall | None:
+    """Return what the keys of a cache were computed with, if it is a recall's."""
+    return getattr(cache, _MARK, None)
+
+
+def running_recall() -> Recall | None:
+    """Return the recall of the forward that runs in this thread."""
+    running = _running.get()
+    return None if running is None else running[0]
+
+
+def end_of_forward(output: Any) -> None:
+    """End the forward that a `Recall.begin` began, and mark its caches.
+
+    Args:
+        output: what the decoder returned; None if it failed.
+    """
+    running = _running.get()
+    if running is None:
+        return
+    _running.set(None)
+    recall, frame = running
+    parts = output.values() if isinstance(output, dict) else output
+    for cache in parts if isinstance(output, dict | tuple) else ():
+        if isinstance(cache, Cache) and frame.num_tokens > int(frame.rows.at.min()):
+            setattr(cache, _MARK, recall)  # a copy of the cache has it, too
 
 
 def _sliding_offset(cache: Any, num_queries: int) -> int:

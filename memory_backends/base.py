@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -35,7 +35,13 @@ from memory_backends.scores import Precision as Precision
 from memory_backends.scores import Retrieval, ranked, tied_queries
 from memory_backends.scores import SearchResult as SearchResult
 from memory_backends.store import Store
-from memory_backends.validation import check_directory, check_free, check_ids, check_search
+from memory_backends.validation import (
+    check_directory,
+    check_free,
+    check_heads,
+    check_ids,
+    check_search,
+)
 
 Sinks = Literal["all", "one"]
 
@@ -98,7 +104,13 @@ class MemoryBackend(ABC):
     # -- the contract ---------------------------------------------------------------------------
 
     def search(
-        self, layer_idx: int, queries: torch.Tensor, k: int, *, scope: Scope | None = None
+        self,
+        layer_idx: int,
+        queries: torch.Tensor,
+        k: int,
+        *,
+        heads: Sequence[int] | None = None,
+        scope: Scope | None = None,
     ) -> SearchResult:
         """Find the rows with the highest cosine similarity to each query, for each KV head.
 
@@ -112,17 +124,21 @@ class MemoryBackend(ABC):
             layer_idx: the model's layer.
             queries: (Hkv, N, head_dim), any floating dtype, need not be normalised.
             k: how many rows to return for each query; at most `num_searchable(scope)` are found.
+            heads: the KV heads to search, in the order of `queries`, which are then
+                (len(heads), N, head_dim); all of them if None. The others cost nothing.
             scope: rows that may be found; others are not looked at. With sinks "one", those of the
                 first document in the scope that has some are there. None for all rows.
 
         Returns:
-            Scores and ids, each (Hkv, N, k), on the device of the rows.
+            Scores and ids, each (Hkv, N, k), or (len(heads), N, k), on the device of the rows.
 
         Raises:
-            MemoryMismatchError: a shape or layer that is not the layout's, or k < 1.
+            MemoryMismatchError: a shape, layer or head that is not the layout's, or k < 1.
         """
-        check_search(self._layer(layer_idx), queries, k)
-        return self._search(layer_idx, queries.detach().float(), k, scope)
+        layer = self._layer(layer_idx)
+        chosen = None if heads is None else check_heads(layer, layer_idx, heads)
+        check_search(layer, queries, k, chosen)
+        return self._search(layer_idx, queries.detach().float(), k, chosen, scope)
 
     def retrieve(
         self, layer_idx: int, queries: torch.Tensor, k: int, *, scope: Scope | None = None
@@ -381,20 +397,28 @@ class MemoryBackend(ABC):
         return torch.device("cpu")
 
     @abstractmethod
-    def _candidates(self, layer_idx: int, unit_queries: torch.Tensor, k: int) -> SearchResult:
+    def _candidates(
+        self, layer_idx: int, unit_queries: torch.Tensor, k: int, heads: Sequence[int] | None
+    ) -> SearchResult:
         """Find the k rows nearest to each query.
 
         Args:
             layer_idx: one of the layout's.
             unit_queries: (Hkv, N, head_dim) float32 of unit length, on the queries' device.
             k: at most `len(self)`; may be 0.
+            heads: the KV heads that `unit_queries` are of; all of them if None.
 
         Returns:
             As `search`, with scores as good as `_precision` says.
         """
 
     def _search(
-        self, layer_idx: int, queries: torch.Tensor, k: int, scope: Scope | None = None
+        self,
+        layer_idx: int,
+        queries: torch.Tensor,
+        k: int,
+        heads: Sequence[int] | None = None,
+        scope: Scope | None = None,
     ) -> SearchResult:
         """Search, with arguments that were checked; queries in float32."""
         spare = max(k * self._overfetch, k + _SPARE_CANDIDATES)
@@ -402,13 +426,13 @@ class MemoryBackend(ABC):
         unit = torch.nn.functional.normalize(queries, dim=-1)
         precision = self._precision
         if scope is None:
-            scores, ids = self._candidates(layer_idx, unit, found)
+            scores, ids = self._candidates(layer_idx, unit, found, heads)
         else:
-            (scores, ids), precision = self._candidates_in(scope, layer_idx, unit, found)
+            (scores, ids), precision = self._candidates_in(scope, layer_idx, unit, found, heads)
         if precision == "coarse":
-            scores, ids = self._ranked(layer_idx, queries, ids)
+            scores, ids = self._ranked(layer_idx, queries, ids, heads)
         elif precision == "exact" and len(tied := tied_queries(scores, k)):
-            best = self._ranked(layer_idx, queries[:, tied], ids[:, tied])
+            best = self._ranked(layer_idx, queries[:, tied], ids[:, tied], heads)
             scores[:, tied], ids[:, tied] = best.scores, best.ids
         scores, ids = scores[..., :k], ids[..., :k]
         if found < k:
@@ -417,7 +441,12 @@ class MemoryBackend(ABC):
         return SearchResult(scores, ids)
 
     def _candidates_in(
-        self, scope: Scope, layer_idx: int, unit_queries: torch.Tensor, k: int
+        self,
+        scope: Scope,
+        layer_idx: int,
+        unit_queries: torch.Tensor,
+        k: int,
+        heads: Sequence[int] | None,
     ) -> tuple[SearchResult, Precision]:
         """Find the k rows of a scope nearest to each query; tell how good the scores are.
 
@@ -425,28 +454,40 @@ class MemoryBackend(ABC):
             scope: has at least k searchable rows.
             layer_idx: as for `_candidates`, like all that follow.
         """
-        return self._exact_in(scope, layer_idx, unit_queries, k), "exact"
+        return self._exact_in(scope, layer_idx, unit_queries, k, heads), "exact"
 
     def _exact_in(
-        self, scope: Scope, layer_idx: int, unit_queries: torch.Tensor, k: int
+        self,
+        scope: Scope,
+        layer_idx: int,
+        unit_queries: torch.Tensor,
+        k: int,
+        heads: Sequence[int] | None,
     ) -> SearchResult:
         """Compare queries with every row of a scope, and with no other."""
         rows = self._rows_in(scope)
-        layer = self._layer(layer_idx)
-        if 4 * layer.num_key_value_heads * layer.head_dim * len(rows) <= self._scopes.num_bytes:
-            keys = self._scopes.keys(scope, layer_idx, lambda: self._unit_keys_of(layer_idx, rows))
-            blocks: Iterable[torch.Tensor] = [keys]
+        num_bytes = 4 * len(unit_queries) * unit_queries.shape[-1] * len(rows)
+        if num_bytes <= self._scopes.num_bytes:
+            place = (layer_idx, None if heads is None else tuple(heads))
+            blocks: Iterable[torch.Tensor] = [
+                self._scopes.keys(scope, place, lambda: self._unit_keys_of(layer_idx, rows, heads))
+            ]
         else:
-            starts = range(0, len(rows), _ROWS_AT_ONCE)
-            blocks = (self._unit_keys_of(layer_idx, rows[i : i + _ROWS_AT_ONCE]) for i in starts)
+            blocks = (
+                self._unit_keys_of(layer_idx, rows[start : start + _ROWS_AT_ONCE], heads)
+                for start in range(0, len(rows), _ROWS_AT_ONCE)
+            )
         scores, positions = best_rows(unit_queries.to(self._rows_device), blocks, k)
         return SearchResult(scores, torch.from_numpy(rows).to(positions.device)[positions])
 
-    def _unit_keys_of(self, layer_idx: int, rows: Int64Array) -> torch.Tensor:
-        """Return the keys of rows, normalised, (Hkv, n, head_dim) float32."""
+    def _unit_keys_of(
+        self, layer_idx: int, rows: Int64Array, heads: Sequence[int] | None
+    ) -> torch.Tensor:
+        """Return the keys of rows, normalised, (h, n, head_dim) float32."""
         layer = self._layer(layer_idx)
-        ids = torch.from_numpy(rows).expand(layer.num_key_value_heads, -1)
-        keys = self._gather(layer_idx, ids)[..., : layer.head_dim].float()
+        num_heads = layer.num_key_value_heads if heads is None else len(heads)
+        ids = torch.from_numpy(rows).expand(num_heads, -1)
+        keys = self._gather(layer_idx, ids, heads)[..., : layer.head_dim].float()
         return torch.nn.functional.normalize(keys, dim=-1)
 
     def _rows_in(self, scope: Scope) -> Int64Array:
@@ -459,10 +500,16 @@ class MemoryBackend(ABC):
 
         return self._scopes.rows(scope, find)
 
-    def _ranked(self, layer_idx: int, queries: torch.Tensor, ids: torch.Tensor) -> SearchResult:
+    def _ranked(
+        self,
+        layer_idx: int,
+        queries: torch.Tensor,
+        ids: torch.Tensor,
+        heads: Sequence[int] | None = None,
+    ) -> SearchResult:
         """Rank candidates by exact cosine, equal ones by id."""
         ids = ids.sort(dim=-1).values
-        keys = self._gather(layer_idx, ids)[..., : queries.shape[-1]]  # (Hkv, N, c, D)
+        keys = self._gather(layer_idx, ids, heads)[..., : queries.shape[-1]]  # (Hkv, N, c, D)
         return ranked(queries, keys, ids)
 
     @property
@@ -470,9 +517,11 @@ class MemoryBackend(ABC):
         """How good the scores of `_candidates` are."""
         return "exact"
 
-    def _gather(self, layer_idx: int, ids: torch.Tensor) -> torch.Tensor:
-        """Return rows by id: (Hkv, ...) to (Hkv, ..., head_dim + value_head_dim); any for -1."""
-        return self._rows.gather(layer_idx, ids)
+    def _gather(
+        self, layer_idx: int, ids: torch.Tensor, heads: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Return rows by id: (h, ...) to (h, ..., head_dim + value_head_dim); any for -1."""
+        return self._rows.gather(layer_idx, ids, heads)
 
     def _rows_changed(self) -> None:
         """Forget what was derived from the set of searchable rows, which is another now."""

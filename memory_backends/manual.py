@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,28 @@ class ManualBackend(MemoryBackend):
         self.device = usable_device(device or "cpu")
         self._loaded: dict[int, torch.Tensor] = {}  # layer -> rows on the device
         self._directions: dict[int, torch.Tensor] = {}  # layer -> (Hkv, n, D) float32, unit length
+        # (layer, head) -> (1, n, D), of layers that were only searched by single heads
+        self._directions_of_head: dict[tuple[int, int], torch.Tensor] = {}
         self._searchable_ids: torch.Tensor | None = None
         super().__init__(layout, path=path, identity=identity, sinks=sinks, row_codec=row_codec)
         self._scopes.num_bytes = _SCOPED_KEY_BYTES
 
-    def _candidates(self, layer_idx: int, unit_queries: torch.Tensor, k: int) -> SearchResult:
-        directions = self._unit_keys(layer_idx)  # (Hkv, n, D)
+    def _candidates(
+        self, layer_idx: int, unit_queries: torch.Tensor, k: int, heads: Sequence[int] | None
+    ) -> SearchResult:
+        if heads is None:
+            return self._nearest_of(self._unit_keys(layer_idx), unit_queries, k)
+        found = [
+            self._nearest_of(self._unit_keys_of_head(layer_idx, head), queries.unsqueeze(0), k)
+            for head, queries in zip(heads, unit_queries, strict=True)
+        ]
+        scores, ids = zip(*found, strict=True)
+        return SearchResult(torch.cat(scores), torch.cat(ids))
+
+    def _nearest_of(
+        self, directions: torch.Tensor, unit_queries: torch.Tensor, k: int
+    ) -> SearchResult:
+        """Search keys (h, n, D) of unit length for queries (h, N, D)."""
         scores, positions = best_rows(unit_queries.to(self.device), [directions], k)
         return SearchResult(scores, self._ids()[positions])
 
@@ -70,13 +86,16 @@ class ManualBackend(MemoryBackend):
             self._loaded[layer_idx] = rows
         return rows
 
-    def _gather(self, layer_idx: int, ids: torch.Tensor) -> torch.Tensor:
-        return gather_heads(self._stored(layer_idx), ids.to(self.device))
+    def _gather(
+        self, layer_idx: int, ids: torch.Tensor, heads: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        return gather_heads(self._stored(layer_idx), ids.to(self.device), heads)
 
     def _rows_changed(self) -> None:
         super()._rows_changed()
         self._searchable_ids = None
         self._directions.clear()
+        self._directions_of_head.clear()
 
     def _ids(self) -> torch.Tensor:
         """Return the searchable row ids on the device, (n,)."""
@@ -93,3 +112,16 @@ class ManualBackend(MemoryBackend):
             unit = torch.nn.functional.normalize(keys, dim=-1)
             self._directions[layer_idx] = unit.transpose(0, 1).contiguous()
         return self._directions[layer_idx]
+
+    def _unit_keys_of_head(self, layer_idx: int, head: int) -> torch.Tensor:
+        """Return one head's searchable keys, normalised, (1, n, head_dim) float32."""
+        ids, whole = self._ids(), self._directions.get(layer_idx)
+        if whole is not None:
+            return whole[head : head + 1]
+        found = self._directions_of_head.get((layer_idx, head))
+        if found is None:
+            head_dim = self._layer(layer_idx).head_dim
+            keys = self._stored(layer_idx)[:, head, :head_dim][ids].float()  # (n, D)
+            found = torch.nn.functional.normalize(keys, dim=-1).unsqueeze(0)
+            self._directions_of_head[layer_idx, head] = found
+        return found

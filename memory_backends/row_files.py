@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -116,20 +117,29 @@ class RowFiles:
         self._forget_unpublished(num_rows)
         self.files.reopen(dict.fromkeys(self._layout.layers, num_rows))
 
-    def gather(self, layer_idx: int, ids: torch.Tensor) -> torch.Tensor:
-        """Return published rows by id: (Hkv, ...) int64 to (Hkv, ..., D + Dv); any for -1."""
+    def gather(
+        self, layer_idx: int, ids: torch.Tensor, heads: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Return published rows by id: (h, ...) int64 to (h, ..., D + Dv); any for -1."""
         records = self._by_head(layer_idx, self.files[layer_idx].records)
-        return self._decode(layer_idx, gather_heads(records, ids.cpu()), head_axis=0)
+        return self._decode(layer_idx, gather_heads(records, ids.cpu(), heads), 0, heads)
 
     def take(self, layer_idx: int, places: torch.Tensor) -> torch.Tensor:
         """Return heads' rows by place, id * Hkv + head: (Hkv, ...) to (Hkv, ..., D + Dv)."""
         records = self._by_head(layer_idx, self.files[layer_idx].records)
         return self._decode(layer_idx, take_heads(records, places), head_axis=0)
 
-    def span(self, layer_idx: int, first: int, stop: int) -> torch.Tensor:
-        """Return consecutive published rows, (stop - first, Hkv, D + Dv), mapped if not coded."""
+    def span(
+        self, layer_idx: int, first: int, stop: int, heads: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Return consecutive published rows, (stop - first, h, D + Dv), of `heads` or all Hkv.
+
+        All heads' rows are mapped, if they are not coded.
+        """
         records = self._by_head(layer_idx, self.records(layer_idx, first, stop))
-        return self._decode(layer_idx, records, head_axis=1)
+        if heads is not None:
+            records = records[:, list(heads)]
+        return self._decode(layer_idx, records, 1, heads)
 
     def records(self, layer_idx: int, first: int, stop: int) -> torch.Tensor:
         """Return consecutive published records, (stop - first, record_bytes) uint8, mapped."""
@@ -170,10 +180,16 @@ class RowFiles:
         heads = self._layout.layers[layer_idx].num_key_value_heads
         return records.view(len(records), heads, records.shape[1] // heads)
 
-    def _decode(self, layer_idx: int, records: torch.Tensor, head_axis: int) -> torch.Tensor:
+    def _decode(
+        self,
+        layer_idx: int,
+        records: torch.Tensor,
+        head_axis: int,
+        heads: Sequence[int] | None = None,
+    ) -> torch.Tensor:
         """Turn heads' parts (..., record_bytes / Hkv) uint8 into rows (..., D + Dv)."""
         coder = self.coding.coder(layer_idx)
         if coder is None:  # no document has ever been there, so there is nothing to read
             row_dim = self._layout.layers[layer_idx].row_dim
             return torch.zeros(*records.shape[:-1], row_dim, dtype=self._layout.dtype)
-        return coder.decode(records, head_axis)
+        return coder.decode(records, head_axis, heads)

@@ -57,14 +57,21 @@ class RowStorage(Protocol):
     def reopen(self, num_rows: int) -> None:
         """Show the first `num_rows` rows of the files as they are now."""
 
-    def gather(self, layer_idx: int, ids: torch.Tensor) -> torch.Tensor:
-        """Return published rows by id: (Hkv, ...) int64 to (Hkv, ..., D + Dv); any for -1."""
+    def gather(
+        self, layer_idx: int, ids: torch.Tensor, heads: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Return published rows by id: (h, ...) int64 to (h, ..., D + Dv); any for -1.
+
+        The h heads are `heads`, all Hkv of them if None.
+        """
 
     def take(self, layer_idx: int, places: torch.Tensor) -> torch.Tensor:
         """Return heads' rows by place, id * Hkv + head: (Hkv, ...) to (Hkv, ..., D + Dv)."""
 
-    def span(self, layer_idx: int, first: int, stop: int) -> torch.Tensor:
-        """Return consecutive published rows, (stop - first, Hkv, D + Dv)."""
+    def span(
+        self, layer_idx: int, first: int, stop: int, heads: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Return consecutive published rows, (stop - first, h, D + Dv), of `heads` or all Hkv."""
 
     def close(self) -> None:
         """Let go of files and tensors."""
@@ -76,21 +83,28 @@ def interleave(rows: Rows, layer_idx: int) -> torch.Tensor:
     return joined.transpose(0, 1).contiguous()
 
 
-def gather_heads(rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+def gather_heads(
+    rows: torch.Tensor, ids: torch.Tensor, heads: Sequence[int] | None = None
+) -> torch.Tensor:
     """Take each head's own rows.
 
     Args:
         rows: (M, Hkv, R), contiguous.
-        ids: (Hkv, ...) int64 below M, on the same device; -1 takes any row.
+        ids: (h, ...) int64 below M, on the same device; -1 takes any row.
+        heads: the h KV heads that `ids` are of; all Hkv if None.
 
     Returns:
-        (Hkv, ..., R); zeros if there are no rows.
+        (h, ..., R); zeros if there are no rows.
     """
     num_rows, num_heads, row_dim = rows.shape
     if not num_rows:
         return rows.new_zeros(*ids.shape, row_dim)
-    heads = torch.arange(num_heads, device=rows.device).view(-1, *[1] * (ids.ndim - 1))
-    return take_heads(rows, ids.clamp(min=0) * num_heads + heads)
+    if heads is None:
+        offsets = torch.arange(num_heads, device=rows.device)
+    else:
+        offsets = torch.tensor(list(heads), device=rows.device)
+    places = ids.clamp(min=0) * num_heads + offsets.view(-1, *[1] * (ids.ndim - 1))
+    return take_heads(rows, places)
 
 
 def take_heads(rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -166,17 +180,22 @@ class RowTensors:
         """Return all published rows of a layer, (M, Hkv, D + Dv), not a copy."""
         return self._buffers[layer_idx][: self._published]
 
-    def gather(self, layer_idx: int, ids: torch.Tensor) -> torch.Tensor:
-        """Return published rows by id: (Hkv, ...) int64 to (Hkv, ..., D + Dv); any for -1."""
-        return gather_heads(self.layer(layer_idx), ids.to(self._device))
+    def gather(
+        self, layer_idx: int, ids: torch.Tensor, heads: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Return published rows by id: (h, ...) int64 to (h, ..., D + Dv); any for -1."""
+        return gather_heads(self.layer(layer_idx), ids.to(self._device), heads)
 
     def take(self, layer_idx: int, places: torch.Tensor) -> torch.Tensor:
         """Return heads' rows by place, id * Hkv + head: (Hkv, ...) to (Hkv, ..., D + Dv)."""
         return take_heads(self.layer(layer_idx), places.to(self._device))
 
-    def span(self, layer_idx: int, first: int, stop: int) -> torch.Tensor:
-        """Return consecutive published rows, (stop - first, Hkv, D + Dv), not a copy."""
-        return self.layer(layer_idx)[first:stop]
+    def span(
+        self, layer_idx: int, first: int, stop: int, heads: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Return consecutive published rows, (stop - first, h, D + Dv), not a copy of all heads."""
+        rows = self.layer(layer_idx)[first:stop]
+        return rows if heads is None else rows[:, list(heads)]
 
     def close(self) -> None:
         """Let go of the tensors."""

@@ -12,6 +12,8 @@ import torch
 from memory_backends.layout import Int64Array
 from memory_backends.scope import Scope
 
+Place = tuple[int, tuple[int, ...] | None]  # layer, and KV heads if not all of them
+
 _MAX_SCOPES = 256
 
 
@@ -20,7 +22,7 @@ class _Kept:
     """What is kept of one scope: its searchable rows, and of some layers their unit keys."""
 
     rows: Int64Array
-    keys: dict[int, torch.Tensor] = field(default_factory=dict)
+    keys: dict[Place, torch.Tensor] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:
@@ -58,21 +60,21 @@ class ScopeCache:
                 self._kept.popitem(last=False)
         return rows
 
-    def keys(self, scope: Scope, layer_idx: int, read: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Return one layer's unit keys of a scope whose rows are known, read if they are not kept.
+    def keys(self, scope: Scope, place: Place, read: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return unit keys of a scope whose rows are known, read if they are not kept.
 
         Scopes that were not used for longest make room. A scope that does not fit keeps the layers
         that do: what every decode step needs again must not drive out itself.
         """
         with self._lock:
             known = self._kept.get(scope)
-            if known is not None and layer_idx in known.keys:
-                return known.keys[layer_idx]
+            if known is not None and place in known.keys:
+                return known.keys[place]
         keys = read()
         with self._lock:
             known = self._kept.get(scope)
             if known is not None and self._make_room(scope, keys.nbytes):
-                known.keys[layer_idx] = keys
+                known.keys[place] = keys
         return keys
 
     def _make_room(self, scope: Scope, num_bytes: int) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -116,16 +117,42 @@ def check_queries(
             )
 
 
-def check_search(layer: LayerLayout, queries: torch.Tensor, k: int) -> None:
+def check_heads(layer: LayerLayout, layer_idx: int, heads: Iterable[int]) -> tuple[int, ...]:
+    """Refuse heads that a layer has not, none at all, or one named twice; return them.
+
+    Raises:
+        MemoryMismatchError: any of these.
+    """
+    found = tuple(heads)
+    num_heads = layer.num_key_value_heads
+    are_numbers = all(isinstance(head, Integral) and head in range(num_heads) for head in found)
+    if not found or not are_numbers or len(set(found)) < len(found):
+        raise MemoryMismatchError(
+            f"heads must be one or more of the KV heads 0 to {num_heads - 1} of layer {layer_idx}, "
+            f"each once; got {list(found)}. Number KV heads, not query heads, and stack the "
+            "queries of one head along N."
+        )
+    return tuple(int(head) for head in found)
+
+
+def check_search(
+    layer: LayerLayout, queries: torch.Tensor, k: int, heads: Sequence[int] | None = None
+) -> None:
     """Refuse queries of another shape than (Hkv, N, head_dim), and k below 1.
+
+    With `heads`, queries are (len(heads), N, head_dim).
 
     Raises:
         MemoryMismatchError: either.
     """
-    if queries.ndim != 3 or queries.shape[::2] != (layer.num_key_value_heads, layer.head_dim):
+    if heads is None:
+        first, num_heads = "num_key_value_heads", layer.num_key_value_heads
+    else:
+        first, num_heads = "len(heads)", len(heads)
+    if queries.ndim != 3 or queries.shape[::2] != (num_heads, layer.head_dim):
         raise MemoryMismatchError(
-            f"queries must have shape (num_key_value_heads={layer.num_key_value_heads}, N, "
-            f"head_dim={layer.head_dim}); got {tuple(queries.shape)}. "
+            f"queries must have shape ({first}={num_heads}, N, head_dim={layer.head_dim}); "
+            f"got {tuple(queries.shape)}. "
             "Stack the query heads of a group along N."
         )
     if k < 1:

@@ -11,7 +11,7 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -108,12 +108,14 @@ class Scan(MemoryBackend):
     def _precision(self) -> Precision:
         return "coarse"  # so the stored keys are compared again, in float64
 
-    def _candidates(self, layer_idx: int, unit_queries: torch.Tensor, k: int) -> SearchResult:
+    def _candidates(
+        self, layer_idx: int, unit_queries: torch.Tensor, k: int, heads: Sequence[int] | None
+    ) -> SearchResult:
         ids, dim = self._searchable_rows(), unit_queries.shape[-1]
         nearest = [Nearest(np.ascontiguousarray(part), k) for part in unit_queries.numpy()]
         for first in range(0, self._rows.num_rows, _SCANNED_AT_ONCE):
             last = min(first + _SCANNED_AT_ONCE, self._rows.num_rows)
-            rows = self._rows.span(layer_idx, first, last)
+            rows = self._rows.span(layer_idx, first, last, heads)
             start, stop = np.searchsorted(ids, (first, first + len(rows)))
             keys = rows[torch.from_numpy(ids[start:stop] - first)][..., :dim].float()
             unit = torch.nn.functional.normalize(keys, dim=-1).transpose(0, 1).contiguous()

@@ -11,11 +11,14 @@ from typing import Any
 import memory_backends
 from emt.cli.printing import bytes_used, count, print_json, size
 from emt.cli.session import existing
-from emt.errors import DocumentError
+from emt.errors import DocumentError, StoreError
 from memory_backends import VectorDBBackend
 from memory_backends.catalog import Catalog
+from memory_backends.layout import MemoryLayout
+from memory_backends.vector_db.coverage import IndexedHeads, coverage_of
 
 _INDEX_FACTS = ("factory", "num_rows", "recall", "attention", "scanned")
+_LAYERS_NAMED = 8
 
 
 def info(options: argparse.Namespace) -> None:
@@ -34,7 +37,10 @@ def info(options: argparse.Namespace) -> None:
             "rows": len(catalog.searchable_rows("all")),
             "layers": len(catalog.layout.layers),
             "row_codec": catalog.row_codec,
-            "index": {key: index[key] for key in _INDEX_FACTS if key in index},
+            "index": {
+                **{key: index[key] for key in _INDEX_FACTS if key in index},
+                **(_coverage(index, catalog.layout) if index else {}),
+            },
             "bytes": {
                 "rows": bytes_used(store / "rows"),
                 "index": bytes_used(store / "index"),
@@ -52,6 +58,8 @@ def info(options: argparse.Namespace) -> None:
     print(f"tokens     {described['tokens']:,}")
     print(f"rows       {described['rows']:,} in each of {described['layers']} layers")
     print(f"index      {_in_words(described['index'])}")
+    if index:
+        print(f"heads      {_heads_in_words(described['index'])}")
     print(
         f"size       {size(sizes['total'])}: rows {size(sizes['rows'])} "
         f"({sizes['per_row']:,} bytes a token, {described['row_codec']}), "
@@ -130,18 +138,63 @@ def upgrade(options: argparse.Namespace) -> None:
 
 
 def _opened(store: Path) -> VectorDBBackend:
-    """Open a store as it was indexed: with the settings and for the layers it has."""
+    """Open a store as it was indexed: with the settings and for the heads it has."""
     with contextlib.closing(Catalog.open(store)) as catalog:
         config = catalog.setting("config") or {}
-        layers = (catalog.setting("index") or {}).get("layers")
+        heads = _heads_to_index(catalog)
     return VectorDBBackend.open(
         store,
         index=config.get("index", "auto"),
         sinks=config.get("sinks", "all"),
         recall=config.get("recall", 0.95),
-        indexed_layers=layers,
+        indexed_heads=heads,
         index_files=False,  # they may be what is damaged
     )
+
+
+def _heads_to_index(catalog: Catalog) -> IndexedHeads | None:
+    """Return which heads have FAISS files; None, for all, if there are none or nobody knows."""
+    setting = catalog.setting("index")
+    try:
+        return coverage_of(setting, catalog.layout).heads if setting else None
+    except StoreError:  # `rebuild` makes a damaged record anew
+        return None
+
+
+def _coverage(index: dict[str, Any], layout: MemoryLayout) -> dict[str, Any]:
+    """Return which heads have FAISS files, the bytes of these, and about how many that saves."""
+    heads, num_bytes, all_bytes = coverage_of(index, layout)
+    return {
+        "heads": {str(layer_idx): list(found) for layer_idx, found in heads.items()},
+        "num_heads": sum(map(len, heads.values())),
+        "all_heads": sum(layer.num_key_value_heads for layer in layout.layers.values()),
+        "file_bytes": num_bytes,
+        "saved_bytes_estimate": max(all_bytes - num_bytes, 0),
+    }
+
+
+def _heads_in_words(index: dict[str, Any]) -> str:
+    """Say which heads are indexed, as layer.head, and what it saves that the others are not."""
+    num_heads, of_all = index["num_heads"], index["all_heads"]
+    files = f"FAISS files {size(index['file_bytes'])}"
+    if num_heads == of_all:
+        return f"all {count(of_all, 'head')}, {files}"
+    names = [_run(layer_idx, heads) for layer_idx, heads in index["heads"].items()]
+    named = ", ".join(names[:_LAYERS_NAMED])
+    if len(names) > _LAYERS_NAMED:
+        named += f" and those of {count(len(names) - _LAYERS_NAMED, 'layer')} more"
+    words = f"{num_heads} of {count(of_all, 'head')}" + (f" ({named})" if named else "")
+    if not index["file_bytes"]:
+        return words
+    saved = size(index["saved_bytes_estimate"])
+    return f"{words}, {files}: about {saved} less than all heads, estimated from these files"
+
+
+def _run(layer_idx: str, heads: list[int]) -> str:
+    """Name heads of one layer: "17.1", "17.0, 17.2" or, for a run of them, "17.0-2"."""
+    if len(heads) > 1 and heads == list(range(heads[0], heads[-1] + 1)):
+        return f"{layer_idx}.{heads[0]}-{heads[-1]}"
+    return ", ".join(f"{layer_idx}.{head}" for head in heads)
 
 
 def _in_words(index: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ catalogue. Without its state a record cannot be read.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -31,13 +32,16 @@ class LayerCoder(Protocol):
             MemoryMismatchError: a number that the records cannot hold.
         """
 
-    def decode(self, records: torch.Tensor, head_axis: int) -> torch.Tensor:
+    def decode(
+        self, records: torch.Tensor, head_axis: int, heads: Sequence[int] | None = None
+    ) -> torch.Tensor:
         """Return the rows of records.
 
         Args:
             records: (..., record_bytes) uint8, of any bytes.
             head_axis: which axis is that of the KV heads: 0 after a gather (Hkv, ...), 1 in a span
                 (n, Hkv, record_bytes).
+            heads: the KV heads along that axis; all of them if None.
 
         Returns:
             (..., head_dim + value_head_dim), in the dtype of the codec's memory.

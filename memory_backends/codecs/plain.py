@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from memory_backends.errors import MemoryMismatchError, StoreError
@@ -60,7 +62,9 @@ class PlainCodec:
             )
         return stored.contiguous().view(torch.uint8)
 
-    def decode(self, records: torch.Tensor, head_axis: int) -> torch.Tensor:
+    def decode(
+        self, records: torch.Tensor, head_axis: int, heads: Sequence[int] | None = None
+    ) -> torch.Tensor:
         """Return the rows of records: (..., record_bytes) to (..., R)."""
         records = records.contiguous()
         size = self._stored.itemsize

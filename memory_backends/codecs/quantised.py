@@ -17,6 +17,7 @@ TurboQuant (2504.19874).
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 
@@ -127,7 +128,7 @@ class QuantisedCoder:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return scale bytes (Hkv * n,) and places in the levels (D, Hkv * n)."""
         centre = torch.cdist(numbers, self._centres[part]).argmin(-1)  # (Hkv, n)
-        coordinates = (numbers - self._centre(part, centre)) @ self._turn[part]
+        coordinates = (numbers - self._centre(part, centre, slice(None))) @ self._turn[part]
         coordinates = coordinates.movedim(-1, 0).flatten(1)  # (D, Hkv * n)
         centre = centre.flatten()
         variances = self._std[part].square().T  # (D, Hkv)
@@ -152,7 +153,9 @@ class QuantisedCoder:
             best_places = torch.where(better, places, best_places)
         return centre * _NUM_STEPS + best_step, best_places
 
-    def decode(self, records: torch.Tensor, head_axis: int) -> torch.Tensor:
+    def decode(
+        self, records: torch.Tensor, head_axis: int, heads: Sequence[int] | None = None
+    ) -> torch.Tensor:
         """Return the rows of records: (..., record_bytes) to (..., R)."""
         by_head = records.cpu().movedim(head_axis, 0)
         heads_first = by_head.shape[:-1]
@@ -165,10 +168,10 @@ class QuantisedCoder:
             torch.split(rows, _ROWS_AT_ONCE, dim=1),
             strict=True,
         ):
-            self._decode(some, out)
+            self._decode(some, out, slice(None) if heads is None else list(heads))
         return rows.view(*heads_first, rows.shape[-1]).movedim(0, head_axis).to(records.device)
 
-    def _decode(self, records: torch.Tensor, out: torch.Tensor) -> None:
+    def _decode(self, records: torch.Tensor, out: torch.Tensor, heads: slice | list[int]) -> None:
         num_heads, num_records, _ = records.shape
         columns = records.permute(2, 0, 1).flatten(1)  # (record_bytes, Hkv * m)
         chosen = columns[:_SCALE_BYTES].int().flatten()
@@ -180,13 +183,14 @@ class QuantisedCoder:
         limit = torch.finfo(self._dtype).max
         for part, numbers in enumerate(torch.split(levels, self._dims)):
             coordinates = (numbers * scales[part]).permute(1, 2, 0)  # (Hkv, m, D)
-            centre = self._centre(part, centres[part])
-            found = torch.baddbmm(centre, coordinates, self._turn_back[part])  # (Hkv, m, D)
+            centre = self._centre(part, centres[part], heads)
+            turn_back = self._turn_back[part][heads]
+            found = torch.baddbmm(centre, coordinates, turn_back)  # (Hkv, m, D)
             torch.split(out, self._dims, dim=-1)[part].copy_(found.clamp_(-limit, limit))
 
-    def _centre(self, part: int, which: torch.Tensor) -> torch.Tensor:
+    def _centre(self, part: int, which: torch.Tensor, heads: slice | list[int]) -> torch.Tensor:
         """Return centres by number: (Hkv, m) to (Hkv, m, D)."""
         centres = self._centres[part]
-        at = which + self._first_centre
+        at = which + self._first_centre[heads]
         chosen = centres.flatten(0, 1).index_select(0, at.flatten())
         return chosen.view(*which.shape, centres.shape[-1])

@@ -4,6 +4,7 @@ FAISS answers with positions; `ids[position]` is the row, and keys and values co
 mapped rows. All indexes hold the same rows in the same order, so one array of ids serves them all.
 The FAISS files are a cache: what is written after them is added in RAM when a layer is first
 searched, and they are made anew by `save`. Removed rows stay in the index, unselected, until then.
+Where only some heads are searched, only those need files; an index of any other is made in RAM.
 How many lists of a plain IVF index are searched was calibrated for each head on real queries.
 With a GPU, layers that fit are searched and read there, from copies: see `gpu.py`.
 """
@@ -16,7 +17,7 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ from memory_backends.vector_db import index as faiss_index
 from memory_backends.vector_db.building import add_rows, calibrate
 from memory_backends.vector_db.cache import Generation, write_generation
 from memory_backends.vector_db.calibration import Effort, least_effort
+from memory_backends.vector_db.coverage import all_heads, checked
 from memory_backends.vector_db.gpu import (
     GPULayer,
     GPULayers,
@@ -55,17 +57,25 @@ _SCOPED_SHARE = 8
 _MAX_SELECTIONS = 64  # a bit a row each
 
 
-class _LayerIndexes(NamedTuple):
-    """One FAISS index a KV head, all with the first `num_rows` of the backend's `_ids`."""
+class _HeadIndex(NamedTuple):
+    """One (layer, KV head)'s FAISS index, with the first `num_rows` of the backend's `_ids`."""
 
     num_rows: int
-    heads: list[Any]
-    efforts: list[list[Effort]]  # what calibration found of each head; empty if nothing
+    index: Any
+    efforts: list[Effort]  # what calibration found; empty if nothing
 
     @property
-    def are_mapped(self) -> bool:
-        """Whether the inverted lists are in the store's files."""
-        return any(faiss_index.mapped_lists(index) is not None for index in self.heads)
+    def is_mapped(self) -> bool:
+        """Whether the inverted lists are in the store's file."""
+        return faiss_index.mapped_lists(self.index) is not None
+
+
+class _LayerIndexes(NamedTuple):
+    """The indexes of the KV heads that are searched in one layer, all with the same rows."""
+
+    numbers: Sequence[int]  # which heads they are
+    heads: list[Any]
+    efforts: list[list[Effort]]
 
 
 class VectorDBBackend(MemoryBackend):
@@ -87,14 +97,17 @@ class VectorDBBackend(MemoryBackend):
         index_files: False leaves the store's FAISS files unread, as if there were none.
         indexed_layers: the layers that `save` writes FAISS files for; all if None. Others can be
             searched too, with an index made in RAM.
+        indexed_heads: layer -> the KV heads that `save` writes FAISS files for, in place of all
+            heads of `indexed_layers`. Files that other heads have stay until there is something to
+            write. Again, others can be searched too.
         device: a GPU, such as "cuda:0", for copies of as many indexed layers as fit; None or "cpu"
             for none.
 
     Raises:
         IndexFactoryError: FAISS rejects `index`, or it cannot serve a memory; with a GPU, the
             installed FAISS has no GPU support, or none for such an index.
-        MemoryMismatchError: `indexed_layers` has a layer that the layout has not, or the machine
-            has no such device; see also `MemoryBackend`.
+        MemoryMismatchError: `indexed_layers` or `indexed_heads` has a layer or head that the layout
+            has not, or the machine has no such device; see also `MemoryBackend`.
     """
 
     def __init__(
@@ -111,6 +124,7 @@ class VectorDBBackend(MemoryBackend):
         cache_bytes: int | None = None,
         index_files: bool = True,
         indexed_layers: Iterable[int] | None = None,
+        indexed_heads: Mapping[int, Sequence[int]] | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         gpu = gpu_of(device)
@@ -118,12 +132,14 @@ class VectorDBBackend(MemoryBackend):
             faiss_index.check_factory(index, dim)
             if gpu is not None:
                 check_gpu_factory(index, dim)
-        self._indexed_layers = sorted(layout.layers if indexed_layers is None else indexed_layers)
-        if not set(self._indexed_layers) <= set(layout.layers):
+        layers = sorted(layout.layers if indexed_layers is None else indexed_layers)
+        if not set(layers) <= set(layout.layers):
             raise MemoryMismatchError(
-                f"indexed_layers must be some of {sorted(layout.layers)}; "
-                f"got {self._indexed_layers}."
+                f"indexed_layers must be some of {sorted(layout.layers)}; got {layers}."
             )
+        self._indexed_heads = (
+            all_heads(layout, layers) if indexed_heads is None else checked(layout, indexed_heads)
+        )
         if path is None:
             path = Path(tempfile.mkdtemp(prefix="emt-")) / "store"
             weakref.finalize(self, shutil.rmtree, path.parent, ignore_errors=True)
@@ -133,8 +149,8 @@ class VectorDBBackend(MemoryBackend):
         self._overfetch = overfetch
         self._cache_bytes = cache_bytes
         self._limit: ResidentLimit | None = None
-        self._indexes: dict[int, _LayerIndexes] = {}
-        self._parameters: dict[int, list[Any]] = {}  # layer -> FAISS search parameters a head
+        self._indexes: dict[tuple[int, int], _HeadIndex] = {}  # of (layer, KV head)
+        self._parameters: dict[tuple[int, int], Any] = {}  # FAISS search parameters of each
         self._selections: dict[Scope, Selection] = {}
         self._building = threading.Lock()
         self._gpu_layers = None if gpu is None else GPULayers(gpu)
@@ -166,7 +182,7 @@ class VectorDBBackend(MemoryBackend):
             sinks=self.sinks,
             index=self._index_option,
             recall=self._recall,
-            indexed_layers=self._indexed_layers,
+            indexed_heads=self._indexed_heads,
         )
         with contextlib.closing(copy):
             copy.save()
@@ -198,14 +214,17 @@ class VectorDBBackend(MemoryBackend):
 
     @property
     def efforts(self) -> dict[int, list[Effort | None]]:
-        """What each head's search finds by calibration; None where it was not calibrated."""
-        return {
-            layer_idx: [
-                least_effort(found, self._recall) if found else None
-                for found in self._layer_indexes(layer_idx).efforts
-            ]
-            for layer_idx in self._indexed_layers
-        }
+        """What each KV head's search finds by calibration, by layer.
+
+        None where it was not calibrated, or is not to be indexed.
+        """
+        chosen: dict[int, list[Effort | None]] = {}
+        for layer_idx, heads in self._indexed_heads.items():
+            chosen[layer_idx] = [None] * self._layer(layer_idx).num_key_value_heads
+            efforts = self._layer_indexes(layer_idx, heads).efforts
+            for head, found in zip(heads, efforts, strict=True):
+                chosen[layer_idx][head] = least_effort(found, self._recall) if found else None
+        return chosen
 
     # -- searching ------------------------------------------------------------------------------
 
@@ -259,41 +278,53 @@ class VectorDBBackend(MemoryBackend):
         return rows[..., : layer.head_dim], rows[..., layer.head_dim :]
 
     def _search(
-        self, layer_idx: int, queries: torch.Tensor, k: int, scope: Scope | None = None
+        self,
+        layer_idx: int,
+        queries: torch.Tensor,
+        k: int,
+        heads: Sequence[int] | None = None,
+        scope: Scope | None = None,
     ) -> SearchResult:
         if self._precision != "half" or len(self) < k or scope is not None:
-            return super()._search(layer_idx, queries, k, scope)
+            return super()._search(layer_idx, queries, k, heads, scope)
         # FAISS ranks queries of any length alike, and nothing has to be ranked again.
         queries = queries.cpu()
-        scores, ids = self._found(layer_idx, queries.numpy(), k)
+        scores, ids = self._found(layer_idx, queries.numpy(), k, heads)
         lengths = torch.linalg.vector_norm(queries, dim=-1, keepdim=True)
         return SearchResult(
             torch.from_numpy(scores) / lengths.clamp(min=1e-12), torch.from_numpy(ids)
         )
 
-    def _candidates(self, layer_idx: int, unit_queries: torch.Tensor, k: int) -> SearchResult:
-        scores, ids = self._found(layer_idx, unit_queries.cpu().numpy(), k)
+    def _candidates(
+        self, layer_idx: int, unit_queries: torch.Tensor, k: int, heads: Sequence[int] | None
+    ) -> SearchResult:
+        scores, ids = self._found(layer_idx, unit_queries.cpu().numpy(), k, heads)
         return SearchResult(torch.from_numpy(scores), torch.from_numpy(ids))
 
     def _candidates_in(
-        self, scope: Scope, layer_idx: int, unit_queries: torch.Tensor, k: int
+        self,
+        scope: Scope,
+        layer_idx: int,
+        unit_queries: torch.Tensor,
+        k: int,
+        heads: Sequence[int] | None,
     ) -> tuple[SearchResult, Precision]:
         if is_small(len(self._rows_in(scope))):
-            return super()._candidates_in(scope, layer_idx, unit_queries, k)
+            return super()._candidates_in(scope, layer_idx, unit_queries, k, heads)
         unit_queries = unit_queries.cpu()
         selection = self._selection_of(scope)
-        found = self._found(layer_idx, unit_queries.numpy(), k, selection)
+        found = self._found(layer_idx, unit_queries.numpy(), k, heads, selection)
         scores, ids = (torch.from_numpy(part) for part in found)
         if len(selection.unindexed):
-            keys = self._unit_keys_of(layer_idx, selection.unindexed)
-            more = unit_queries @ keys.transpose(1, 2)  # (Hkv, N, m)
+            keys = self._unit_keys_of(layer_idx, selection.unindexed, heads)
+            more = unit_queries @ keys.transpose(1, 2)  # (h, N, m)
             others = torch.from_numpy(selection.unindexed).expand(more.shape)
             scores, order = torch.cat([scores, more], -1).sort(-1, descending=True)
             scores = scores[..., :k]
             ids = torch.cat([ids, others], -1).gather(-1, order[..., :k])
         short = (ids < 0).any(-1).any(0).nonzero().squeeze(1)
         if len(short):  # the lists that were searched have too few rows of the scope
-            best = self._exact_in(scope, layer_idx, unit_queries[:, short], k)
+            best = self._exact_in(scope, layer_idx, unit_queries[:, short], k, heads)
             scores[:, short], ids[:, short] = best.scores, best.ids
         return SearchResult(scores, ids), self._precision
 
@@ -306,16 +337,24 @@ class VectorDBBackend(MemoryBackend):
             self._selections[scope] = found
         return found
 
-    def _unit_keys_of(self, layer_idx: int, rows: Int64Array) -> torch.Tensor:
+    def _unit_keys_of(
+        self, layer_idx: int, rows: Int64Array, heads: Sequence[int] | None
+    ) -> torch.Tensor:
+        keys = super()._unit_keys_of(layer_idx, rows, heads)
         if self._limit is not None:
-            self._limit.count(len(rows) * self._layer(layer_idx).num_key_value_heads)
-        return super()._unit_keys_of(layer_idx, rows)
+            self._limit.count(keys.shape[0] * keys.shape[1])
+        return keys
 
     def _found(
-        self, layer_idx: int, queries: Float32Array, k: int, selection: Selection | None = None
+        self,
+        layer_idx: int,
+        queries: Float32Array,
+        k: int,
+        heads: Sequence[int] | None,
+        selection: Selection | None = None,
     ) -> tuple[Float32Array, Int64Array]:
-        """Return inner products and row ids, each (Hkv, N, k), for queries (Hkv, N, head_dim)."""
-        found = self._layer_indexes(layer_idx)
+        """Return inner products and row ids, each (h, N, k), for queries (h, N, head_dim)."""
+        found = self._layer_indexes(layer_idx, heads)
         indexes, parameters = found.heads, self._parameters_of(layer_idx, found, selection)
         queries = np.ascontiguousarray(queries)
         num_heads, num_queries, _ = queries.shape
@@ -323,9 +362,9 @@ class VectorDBBackend(MemoryBackend):
         positions = np.empty((num_heads, num_queries, k), dtype=np.int64)
         if not k:
             return scores, positions
-        on_gpu = None
-        if self._gpu_layers is not None and selection is None:
-            on_gpu = self._on_gpu(layer_idx, found, k)
+        # Copies on a GPU are of whole layers; a few heads are not worth one.
+        may_be_copied = self._gpu_layers is not None and heads is None and selection is None
+        on_gpu = self._on_gpu(layer_idx, found, k) if may_be_copied else None
         if on_gpu is not None:
             scores, positions = on_gpu.search(queries, k)
         else:
@@ -352,7 +391,7 @@ class VectorDBBackend(MemoryBackend):
         def sizes() -> dict[int, int]:
             return {
                 idx: bytes_on_gpu(self._layer(idx), dtype, num_rows, num_indexed, self._factory)
-                for idx in self._indexed_layers
+                for idx in self._indexed_heads
             }
 
         def rows(device: torch.device) -> torch.Tensor:
@@ -374,16 +413,17 @@ class VectorDBBackend(MemoryBackend):
     def _parameters_of(
         self, layer_idx: int, found: _LayerIndexes, selection: Selection | None = None
     ) -> list[Any]:
-        known = self._parameters if selection is None else selection.parameters
+        all_known = self._parameters if selection is None else selection.parameters
         bitmap = self._searchable_bitmap if selection is None else selection.bitmap
         wider = 1.0 if selection is None else selection.wider
-        parameters = known.get(layer_idx)
-        if parameters is None:
-            parameters = []
-            for index, efforts in zip(found.heads, found.efforts, strict=True):
+        parameters = []
+        for head, index, efforts in zip(*found, strict=True):
+            known = all_known.get((layer_idx, head))
+            if known is None:
                 nprobe = least_effort(efforts, self._recall).nprobe if efforts else None
-                parameters.append(faiss_index.search_parameters(index, bitmap, nprobe, wider))
-            known[layer_idx] = parameters
+                known = faiss_index.search_parameters(index, bitmap, nprobe, wider)
+                all_known[layer_idx, head] = known
+            parameters.append(known)
         return parameters
 
     def _are_mapped(self, cache: Generation) -> bool:
@@ -397,9 +437,9 @@ class VectorDBBackend(MemoryBackend):
                 records = self._rows.files[layer_idx].records
                 yield records.data_ptr(), records.nbytes
         for found in list(self._indexes.values()):
-            for lists in map(faiss_index.mapped_lists, found.heads):
-                if lists is not None:
-                    yield int(lists.ptr), lists.totsize
+            lists = faiss_index.mapped_lists(found.index)
+            if lists is not None:
+                yield int(lists.ptr), lists.totsize
 
     @property
     def _precision(self) -> Precision:
@@ -467,53 +507,98 @@ class VectorDBBackend(MemoryBackend):
 
     # -- building -------------------------------------------------------------------------------
 
-    def _layer_indexes(self, layer_idx: int) -> _LayerIndexes:
-        """Return the layer's indexes, one a KV head, with all of `_ids` in them."""
-        ready = self._indexes.get(layer_idx)
-        if ready is None or ready.num_rows < len(self._ids):
+    def _layer_indexes(self, layer_idx: int, heads: Sequence[int] | None = None) -> _LayerIndexes:
+        """Return the indexes of some KV heads, or of all, with all of `_ids` in them."""
+        if heads is None:
+            heads = range(self._layer(layer_idx).num_key_value_heads)
+        num_rows = len(self._ids)
+        ready = [self._indexes.get((layer_idx, head)) for head in heads]
+        if any(found is None or found.num_rows < num_rows for found in ready):
             with self._building:
-                ready = self._indexes.pop(layer_idx, None)  # gone if an error leaves them uneven
-                if ready is None or ready.num_rows < len(self._ids):
-                    ready = self._with_all_rows(layer_idx, ready or self._first_indexes(layer_idx))
-                self._indexes[layer_idx] = ready
-                self._parameters.pop(layer_idx, None)
-                self._selections.clear()
-        return ready
+                complete = self._complete(layer_idx, heads)
+            ready = [complete[head] for head in heads]
+        return _LayerIndexes(
+            heads,
+            [found.index for found in ready if found is not None],
+            [found.efforts for found in ready if found is not None],
+        )
 
-    def _first_indexes(self, layer_idx: int, *, in_ram: bool = False) -> _LayerIndexes:
-        """Read the layer's FAISS files, or return empty indexes if there are none."""
-        layer = self._layer(layer_idx)
-        heads = range(layer.num_key_value_heads)
-        cache = self._cache
-        if cache is not None and layer_idx in cache.layers:
+    def _complete(self, layer_idx: int, heads: Sequence[int]) -> dict[int, _HeadIndex]:
+        """Make, read or extend the indexes of some heads, those that no other thread has by now."""
+        known = {head: self._indexes.get((layer_idx, head)) for head in heads}
+        complete, found = {}, {}
+        for head, ready in known.items():
+            if ready is not None and ready.num_rows >= len(self._ids):
+                complete[head] = ready
+            elif ready is not None:
+                found[head] = ready
+                del self._indexes[layer_idx, head]  # gone if an error leaves it with some rows
+        new = [head for head, ready in known.items() if ready is None]
+        found.update(self._first_indexes(layer_idx, new))
+        for head, ready in self._with_all_rows(layer_idx, found).items():
+            complete[head] = self._indexes[layer_idx, head] = ready
+            self._parameters.pop((layer_idx, head), None)
+            self._selections.clear()
+        return complete
+
+    def _first_indexes(
+        self, layer_idx: int, heads: Iterable[int], *, in_ram: bool = False
+    ) -> dict[int, _HeadIndex]:
+        """Read the FAISS files of some heads; those without one get an empty index."""
+        head_dim, cache = self._layer(layer_idx).head_dim, self._cache
+        found = {}
+        if cache is not None:
             mapped = self._are_mapped(cache) and not in_ram
             try:
-                found = [
-                    cache.read_head(layer_idx, head, layer.head_dim, mapped=mapped)
+                found = {
+                    head: _HeadIndex(
+                        cache.num_rows,
+                        cache.read_head(layer_idx, head, head_dim, mapped=mapped),
+                        cache.efforts_of(layer_idx, head),
+                    )
                     for head in heads
-                ]
+                    if cache.holds(layer_idx, head)
+                }
             except StoreError:
                 if cache.is_in_force(self._catalog):
                     raise
                 # Another process has saved since and removed these files; the rows are there.
-            else:
-                efforts = cache.efforts.get(layer_idx, [[] for _ in heads])
-                return _LayerIndexes(cache.num_rows, found, efforts)
-        empty = [faiss_index.new_index(self._factory, layer.head_dim) for _ in heads]
-        return _LayerIndexes(0, empty, [[] for _ in heads])
+        for head in heads:
+            if head not in found:
+                empty = faiss_index.new_index(self._factory, head_dim)
+                found[head] = _HeadIndex(0, empty, [])
+        return found
 
-    def _with_all_rows(self, layer_idx: int, found: _LayerIndexes) -> _LayerIndexes:
-        """Add to a layer's indexes what of `_ids` they lack, and calibrate them if they are new."""
-        rows = _LayerRows(self, layer_idx)
-        if found.num_rows < len(self._ids) and found.are_mapped:  # from files, which cannot grow
-            found = self._first_indexes(layer_idx, in_ram=True)
-        add_rows(found.heads, rows, found.num_rows, self._ids)
-        efforts = found.efforts
-        has_grown = len(self._ids) > _GROWTH * found.num_rows
-        if len(self._ids) and (has_grown or not any(efforts)):
+    def _with_all_rows(
+        self, layer_idx: int, found: Mapping[int, _HeadIndex]
+    ) -> dict[int, _HeadIndex]:
+        """Add to heads' indexes what of `_ids` they lack, and calibrate them if they are new."""
+        num_rows = len(self._ids)
+        grow = [head for head, each in found.items() if each.is_mapped and each.num_rows < num_rows]
+        # Those from files cannot grow.
+        found = {**found, **self._first_indexes(layer_idx, grow, in_ram=True)}
+        complete: dict[int, _HeadIndex] = {}
+        for present in {each.num_rows for each in found.values()}:  # those read the same rows
+            alike = {head: each for head, each in found.items() if each.num_rows == present}
+            complete |= self._grown(layer_idx, alike, present)
+        return complete
+
+    def _grown(
+        self, layer_idx: int, found: Mapping[int, _HeadIndex], present: int
+    ) -> dict[int, _HeadIndex]:
+        """Do what `_with_all_rows` does, to indexes with the first `present` of `_ids` in them."""
+        rows = _LayerRows(self, layer_idx, list(found))
+        indexes = [each.index for each in found.values()]
+        efforts = [each.efforts for each in found.values()]
+        add_rows(indexes, rows, present, self._ids)
+        has_grown = len(self._ids) > _GROWTH * present
+        if len(self._ids) and (has_grown or not all(efforts)):
             is_sink = np.isin(self._ids, self._catalog.sink_rows())
-            efforts = calibrate(found.heads, rows, self._ids, is_sink)
-        return _LayerIndexes(len(self._ids), found.heads, efforts)
+            efforts = calibrate(indexes, rows, self._ids, is_sink)
+        return {
+            head: _HeadIndex(len(self._ids), index, effort)
+            for head, index, effort in zip(found, indexes, efforts, strict=True)
+        }
 
     def _write_indexes(self) -> None:
         """Write all FAISS files to a new generation and make it the store's."""
@@ -526,27 +611,30 @@ class VectorDBBackend(MemoryBackend):
             self._plan()
         if self._cache is not None and (
             self._cache.num_rows == len(self._ids)
-            and list(self._cache.layers) == self._indexed_layers
+            and self._cache.covers(self._indexed_heads)  # more is no harm, and not made again
             and self._cache.is_in_force(self._catalog)
         ):
             self._cache.remove_others()
             return  # up to date
 
-        def built(layer_idx: int) -> tuple[list[Any], list[list[Effort]]]:
-            in_use = layer_idx in self._indexes
-            indexes = self._layer_indexes(layer_idx)
-            if not in_use:  # built to be written: one layer at a time in RAM
-                self._indexes.pop(layer_idx)
-            if indexes.are_mapped:  # FAISS would write a reference to the file they are in
-                first = self._first_indexes(layer_idx, in_ram=True)
-                indexes = self._with_all_rows(layer_idx, first)
-            return indexes.heads, indexes.efforts
+        def built(layer_idx: int) -> dict[int, tuple[Any, list[Effort]]]:
+            heads = self._indexed_heads[layer_idx]
+            in_use = [head for head in heads if (layer_idx, head) in self._indexes]
+            self._layer_indexes(layer_idx, heads)
+            found = {head: self._indexes[layer_idx, head] for head in heads}
+            for head in set(heads) - set(in_use):  # built to be written: one layer at a time in RAM
+                del self._indexes[layer_idx, head]
+            # FAISS would write a reference to the file that the lists of these are in.
+            mapped = [head for head in heads if found[head].is_mapped]
+            first = self._first_indexes(layer_idx, mapped, in_ram=True)
+            found.update(self._with_all_rows(layer_idx, first))
+            return {head: (each.index, each.efforts) for head, each in found.items()}
 
         self._cache = write_generation(
             self._directory,
             self._catalog,
             self._ids,
-            {idx: functools.partial(built, idx) for idx in self._indexed_layers},
+            {idx: functools.partial(built, idx) for idx in self._indexed_heads},
             option=self._index_option,
             factory=self._factory,
             recall=self._recall,
@@ -554,28 +642,32 @@ class VectorDBBackend(MemoryBackend):
 
 
 class _LayerRows:
-    """One layer's keys and sampled queries, for building."""
+    """Keys and sampled queries of some of a layer's h KV heads, for building."""
 
-    def __init__(self, backend: VectorDBBackend, layer_idx: int) -> None:
+    def __init__(self, backend: VectorDBBackend, layer_idx: int, heads: list[int]) -> None:
         self._backend = backend
         self._rows: RowStorage = backend._rows
         self._layer_idx = layer_idx
         self._layer = backend.layout.layers[layer_idx]
+        is_all = heads == list(range(self._layer.num_key_value_heads))
+        self._heads = None if is_all else heads  # None reads without copying
+        self._num_heads = len(heads)
 
     def keys(self, ids: Int64Array) -> Float32Array:
-        """Return the keys of rows as stored, (Hkv, n, head_dim) float32."""
+        """Return the keys of rows as stored, (h, n, head_dim) float32."""
         first, stop = (int(ids.min()), int(ids.max()) + 1) if len(ids) else (0, 0)
         if stop - first <= _SPARSEST_SPAN * len(ids):  # read in order, and leave some out
-            found = self._rows.span(self._layer_idx, first, stop).transpose(0, 1)
+            found = self._rows.span(self._layer_idx, first, stop, self._heads).transpose(0, 1)
             if stop - first > len(ids) or np.any(np.diff(ids) != 1):
                 found = found[:, torch.from_numpy(ids - first)]
         else:
-            wanted = torch.from_numpy(ids).expand(self._layer.num_key_value_heads, -1)
-            found = self._rows.gather(self._layer_idx, wanted)
+            wanted = torch.from_numpy(ids).expand(self._num_heads, -1)
+            found = self._rows.gather(self._layer_idx, wanted, self._heads)
         keys: npt.NDArray[np.float32] = found[..., : self._layer.head_dim].float().numpy()
         return keys
 
     def queries(self) -> Float32Array:
-        """Return sampled queries, (Hkv, s, G, head_dim) float32."""
-        found: Float32Array = self._backend.sampled_queries(self._layer_idx).numpy()
-        return found
+        """Return sampled queries, (h, s, G, head_dim) float32."""
+        found = self._backend.sampled_queries(self._layer_idx)
+        chosen: Float32Array = (found if self._heads is None else found[self._heads]).numpy()
+        return chosen

@@ -1,9 +1,10 @@
 """The FAISS files of a store: a cache of its rows, one generation at a time.
 
-A generation is a folder `index/000001` with one FAISS file for each indexed (layer, KV head) and
-`ids.bin`, which says what row each FAISS position is. The catalogue's setting "index" names the
-generation in force, with size and crc32 of every file and what calibration found; writing it is
-what publishes a generation. The files can be deleted at any time: they are made from the rows.
+A generation is a folder `index/000001` with one FAISS file for each indexed (layer, KV head), which
+may be a few of them (see `coverage.py`), and `ids.bin`, which says what row each FAISS position is.
+The catalogue's setting "index" names the generation in force, with size and crc32 of every file and
+what calibration found; writing it is what publishes a generation. The files can be deleted at any
+time: they are made from the rows.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from memory_backends.layout import Int64Array
 from memory_backends.validation import check_generation
 from memory_backends.vector_db import index as faiss_index
 from memory_backends.vector_db.calibration import Effort, least_effort
+from memory_backends.vector_db.coverage import IndexedHeads, file_name, from_setting, to_setting
 
 FOLDER = "index"
 _IDS = "ids.bin"
@@ -42,17 +44,17 @@ class Generation:
         folder: where they are.
         option: the factory string that the user gave.
         factory: the one they were built with.
-        layers: the layers that have files.
+        heads: layer -> the KV heads that have files, ascending.
         num_rows: vectors in each file.
-        efforts: layer -> KV head -> what searching more and more lists finds; empty where nothing
-            was calibrated.
+        efforts: layer -> for each of its `heads`, what searching more and more lists finds; no
+            entry where nothing was calibrated.
         files: name -> its size and crc32.
     """
 
     folder: Path
     option: str
     factory: str
-    layers: tuple[int, ...]
+    heads: IndexedHeads
     num_rows: int
     efforts: Mapping[int, list[list[Effort]]] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -72,7 +74,7 @@ class Generation:
                 directory / FOLDER / check_generation(saved["generation"]),
                 str(saved["option"]),
                 str(saved["factory"]),
-                tuple(int(idx) for idx in saved["layers"]),
+                from_setting(saved, catalog.layout),
                 int(saved["num_rows"]),
                 {
                     int(idx): [[Effort(int(e[0]), *map(float, e[1:])) for e in head] for head in h]
@@ -80,6 +82,9 @@ class Generation:
                 },
                 saved.get("files", {}),
             )
+            for layer_idx, found in generation.efforts.items():
+                if len(found) != len(generation.heads.get(layer_idx, ())):
+                    raise ValueError(f"layer {layer_idx} has efforts of {len(found)} heads")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(f"the record of the index is damaged: {error!r}. {_ADVICE}") from error
         if not generation.folder.is_dir():
@@ -102,6 +107,19 @@ class Generation:
             for other in self.folder.parent.iterdir():
                 if other.name != self.folder.name:
                     shutil.rmtree(other, ignore_errors=True)
+
+    def holds(self, layer_idx: int, head: int) -> bool:
+        """Tell whether a head has a file."""
+        return head in self.heads.get(layer_idx, ())
+
+    def covers(self, heads: IndexedHeads) -> bool:
+        """Tell whether all of some heads have files; others may, too."""
+        return all(self.holds(idx, head) for idx, chosen in heads.items() for head in chosen)
+
+    def efforts_of(self, layer_idx: int, head: int) -> list[Effort]:
+        """Return what calibration found of a head that has a file; an empty list if nothing."""
+        found = self.efforts.get(layer_idx)
+        return found[self.heads[layer_idx].index(head)] if found else []
 
     @property
     def num_bytes(self) -> int:
@@ -134,7 +152,7 @@ class Generation:
         Raises:
             StoreError: the file is missing or damaged.
         """
-        path = self.folder / _file_name(layer_idx, head)
+        path = self.folder / file_name(layer_idx, head)
         if not mapped:
             self._check_bytes(path)
         index = faiss_index.read_index(path, dim, self.num_rows, mapped=mapped)
@@ -160,7 +178,7 @@ def write_generation(
     directory: Path,
     catalog: Catalog,
     ids: Int64Array,
-    layers: Mapping[int, Callable[[], tuple[list[Any], list[list[Effort]]]]],
+    layers: Mapping[int, Callable[[], Mapping[int, tuple[Any, list[Effort]]]]],
     *,
     option: str,
     factory: str,
@@ -172,8 +190,8 @@ def write_generation(
         directory: the store's.
         catalog: of the store, locked for writing.
         ids: (n,) the row of each position.
-        layers: layer -> a call that gives its heads' indexes, and what calibration found of each;
-            called when the layer is written, one at a time.
+        layers: layer -> a call that gives, for each KV head to be written, ascending, its index and
+            what calibration found of it; called when the layer is written, one at a time.
         option: the factory string that the user gave.
         factory: the one that the indexes are built with.
         recall: what they are calibrated for.
@@ -183,14 +201,17 @@ def write_generation(
     """
     folder = directory / FOLDER / f"{_last_number(directory, catalog) + 1:06d}"
     efforts: dict[int, list[list[Effort]]] = {}
+    heads: dict[int, tuple[int, ...]] = {}
     with reported(directory):
         shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run
         try:
             folder.mkdir(parents=True)
             for layer_idx, built in layers.items():
-                heads, efforts[layer_idx] = built()
-                for head, index in enumerate(heads):
-                    faiss_index.write_index(index, folder / _file_name(layer_idx, head))
+                indexes = built()
+                heads[layer_idx] = tuple(indexes)
+                efforts[layer_idx] = [effort for _, effort in indexes.values()]
+                for head, (index, _) in indexes.items():
+                    faiss_index.write_index(index, folder / file_name(layer_idx, head))
             ids.astype("<i8").tofile(folder / _IDS)
             files = {
                 path.name: {"size": path.stat().st_size, "crc32": _crc32(path)}
@@ -203,7 +224,7 @@ def write_generation(
                     "generation": folder.name,
                     "option": option,
                     "factory": factory,
-                    "layers": list(layers),
+                    **to_setting(heads, catalog.layout),
                     "num_rows": len(ids),
                     "efforts": {str(idx): found for idx, found in efforts.items() if any(found)},
                     "files": files,
@@ -214,7 +235,7 @@ def write_generation(
             if (catalog.setting(_SETTING) or {}).get("generation") != folder.name:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-    written = Generation(folder, option, factory, tuple(layers), len(ids), efforts, files)
+    written = Generation(folder, option, factory, heads, len(ids), efforts, files)
     written.remove_others()
     return written
 
@@ -238,10 +259,6 @@ def _summary(efforts: Mapping[int, list[list[Effort]]], recall: float) -> dict[s
         "attention": float(np.mean([effort.attention for effort in chosen])),
         "scanned": float(np.mean([effort.scanned for effort in chosen])),
     }
-
-
-def _file_name(layer_idx: int, head: int) -> str:
-    return f"layer-{layer_idx:03d}-head-{head:03d}.faiss"
 
 
 def _crc32(path: Path) -> int:

@@ -51,7 +51,7 @@ class Selection:
         bitmap: little-endian over positions, of the scope's rows.
         unindexed: rows of the scope that the index does not have.
         wider: how many times the lists of an unscoped search are looked into.
-        parameters: layer -> FAISS search parameters a head.
+        parameters: (layer, KV head) -> FAISS search parameters.
     """
 
     def __init__(self, rows: Int64Array, ids: Int64Array, num_rows: int) -> None:
@@ -62,4 +62,4 @@ class Selection:
         is_wanted[ids] = False
         self.unindexed = np.flatnonzero(is_wanted)  # attention sinks that are not the memory's own
         self.wider = (len(ids) / len(rows)) ** 0.5
-        self.parameters: dict[int, list[Any]] = {}
+        self.parameters: dict[tuple[int, int], Any] = {}

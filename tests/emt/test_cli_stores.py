@@ -131,11 +131,64 @@ def test_info_says_what_the_index_was_measured_to_find(store):
         "scanned": 0.0617,
     }
     set_index(store, **facts)
-    assert json.loads(emt("info", store, "--json").out)["index"] == facts
+    index = json.loads(emt("info", store, "--json").out)["index"]
+    assert {key: index[key] for key in facts} == facts
     assert (
         "index      IVF128,SQfp16 over 12,345 rows, finds 95.3% of the nearest 10 rows, which get "
         "97.1% of their attention, in 6.2% of the rows\n"
     ) in emt("info", store).out
+
+
+def test_info_says_which_heads_are_indexed_and_what_that_saves(store):
+    (folder,) = (store / "index").iterdir()
+    files = sum(file.stat().st_size for file in folder.glob("*.faiss"))
+    assert f"heads      all 6 heads, FAISS files {printing.size(files)}\n" in emt("info", store).out
+    found = json.loads(emt("info", store, "--json").out)["index"]
+    assert found["heads"] == {"0": [0, 1], "1": [0, 1], "2": [0, 1]}
+    assert (found["file_bytes"], found["saved_bytes_estimate"]) == (files, 0)
+    one = files // 6  # all heads have equally many keys of the same size
+    for heads, named in (
+        ({1: [0], 2: [1]}, "2 of 6 heads (1.0, 2.1)"),
+        ({0: [1], 2: [0, 1]}, "3 of 6 heads (0.1, 2.0-1)"),
+    ):
+        with contextlib.closing(VectorDBBackend.open(store, indexed_heads=heads)) as backend:
+            backend.rebuild()
+        indexed = sum(map(len, heads.values()))
+        found = json.loads(emt("info", store, "--json").out)["index"]
+        assert found["heads"] == {str(layer_idx): each for layer_idx, each in heads.items()}
+        assert (found["num_heads"], found["all_heads"]) == (indexed, 6)
+        assert found["file_bytes"] == indexed * one
+        assert found["saved_bytes_estimate"] == (6 - indexed) * one
+        there, saved = printing.size(indexed * one), printing.size((6 - indexed) * one)
+        assert (
+            f"heads      {named}, FAISS files {there}: about {saved} less than all heads, "
+            "estimated from these files\n"
+        ) in emt("info", store).out
+        emt("rebuild", store)
+        assert json.loads(emt("info", store, "--json").out)["index"]["heads"] == found["heads"]
+    with contextlib.closing(VectorDBBackend.open(store, indexed_heads={})) as backend:
+        backend.rebuild()
+    assert "heads      0 of 6 heads\n" in emt("info", store).out
+
+
+def test_info_names_the_heads_of_a_few_layers_only(store):
+    heads = {str(layer_idx): [1] for layer_idx in range(11)}
+    with contextlib.closing(Catalog.open(store)) as catalog:
+        layout = catalog.layout.to_json()
+        anywhere = next(iter(layout["layers"].values()))
+        layout["layers"] = {str(layer_idx): anywhere for layer_idx in range(12)}
+        catalog.set_setting("layout", layout)
+    set_index(store, layers=[], heads=heads, files={})
+    said = emt("info", store).out
+    named = ", ".join(f"{layer_idx}.1" for layer_idx in range(8))
+    assert f"heads      11 of 24 heads ({named} and those of 3 layers more)\n" in said
+
+
+def test_info_of_a_damaged_record_of_heads_says_what_to_do(store):
+    set_index(store, heads={"0": [2]})
+    done = emt("info", store, code=2)
+    assert done.err.startswith("emt: the record of the index is damaged: ")
+    assert "Run `emt rebuild`" in done.err
 
 
 # -- verify -------------------------------------------------------------------------------------
@@ -205,21 +258,30 @@ def test_compact_says_what_it_gave_back(store, monkeypatch):
     assert done.out == f"gave back 2.3 MB; '{store}' has {size}\n"
 
 
-def test_rebuild_keeps_the_layers_and_the_settings_of_the_index(store, monkeypatch):
+@pytest.mark.parametrize(
+    ("facts", "heads"),
+    [
+        ({"layers": [2]}, {2: (0, 1)}),  # as a store has it whose layers are indexed as a whole
+        ({"layers": [2], "heads": {"0": [1]}}, {0: (1,), 2: (0, 1)}),
+        ({"layers": [7]}, {0: (0, 1), 1: (0, 1), 2: (0, 1)}),  # damaged: the model has three
+        ({"heads": {"1": [2]}}, {0: (0, 1), 1: (0, 1), 2: (0, 1)}),
+    ],
+)
+def test_rebuild_keeps_the_heads_and_the_settings_of_the_index(store, monkeypatch, facts, heads):
     with contextlib.closing(Catalog.open(store)) as catalog:
         config = {**catalog.setting("config"), "index": "SQ8", "sinks": "one"}
         catalog.set_setting("config", config)
-    set_index(store, layers=[2])
+    set_index(store, **facts)
     seen = {}
 
     def fake(self):
-        seen.update(index=self._index_option, layers=self._indexed_layers, sinks=self.sinks)
+        seen.update(index=self._index_option, heads=self._indexed_heads, sinks=self.sinks)
         set_index(store, factory="SQ8", num_rows=87)
 
     monkeypatch.setattr(VectorDBBackend, "rebuild", fake, raising=False)
     size = printing.size(on_disk(store / "index"))
     assert emt("rebuild", store).out == f"rebuilt SQ8 over 87 rows; the index has {size}\n"
-    assert seen == {"index": "SQ8", "layers": [2], "sinks": "one"}
+    assert seen == {"index": "SQ8", "heads": heads, "sinks": "one"}
 
 
 @pytest.mark.parametrize("was_older", [True, False])

@@ -244,6 +244,73 @@ class BackendConformance:
         with pytest.raises(MemoryMismatchError, match=message):
             make().search(layer_idx, torch.ones(shape), k)
 
+    # -- searching some heads -------------------------------------------------------------------
+
+    @pytest.mark.parametrize("heads", [(0,), (3,), (1, 2), (3, 0, 2), (2, 3, 1, 0)])
+    def test_a_search_of_some_heads_finds_what_brute_force_finds(
+        self, make: Make, heads: tuple[int, ...]
+    ) -> None:
+        layout = MemoryLayout({1: LayerLayout(4, 8, 6)}, torch.float32)
+        backend = make(layout)
+        queries = torch.randn(len(heads), 5, 8, generator=torch.Generator().manual_seed(3))
+
+        def assert_finds_by_head(searchable: list[int], k: int) -> None:
+            rows = torch.arange(max(searchable) + 1).expand(4, -1)
+            keys = backend.fetch(1, rows)[0].double().numpy()[list(heads)]
+            scores, ids = nearest(keys, queries, k, searchable)
+            found = backend.search(1, queries, k, heads=heads)
+            np.testing.assert_array_equal(found.ids.numpy(), ids)
+            np.testing.assert_allclose(found.scores.numpy(), scores, atol=2e-6)
+
+        nothing = backend.search(1, queries, 2, heads=heads)
+        assert (nothing.ids == -1).all()
+        assert nothing.scores.shape == (len(heads), 5, 2)
+        backend.add(make_document("a", 10), [make_rows(10, 1, layout=layout)])
+        assert_finds_by_head(list(range(10)), k=4)
+        backend.add(make_document("b", 7), [make_rows(7, 2, layout=layout)])
+        assert_finds_by_head(list(range(17)), k=4)
+        backend.remove([2, 11])
+        left = [row for row in range(17) if row not in (2, 11)]
+        assert_finds_by_head(left, k=4)
+        every = backend.search(1, torch.ones(4, 1, 8), 3)  # another search of the layer meanwhile
+        assert every.ids.shape == (4, 1, 3)
+        assert_finds_by_head(left, k=17)  # more than there are
+        assert backend.search(1, queries[:, :0], 4, heads=heads).ids.shape == (len(heads), 0, 4)
+
+    def test_a_search_of_some_heads_ranks_near_ties_in_float64(self, make: Make) -> None:
+        layout = MemoryLayout({0: LayerLayout(3, 8, 8)}, torch.float32)
+        backend, rows = make(layout), make_rows(40, 1, layout=layout)
+        keys = rows.keys[0]
+        keys[:, 5:9] = keys[:, 5:6] * (1 + 2e-7 * torch.arange(4).view(1, 4, 1) * keys[:, 9:10])
+        backend.add(make_document("a", 40), [rows])
+        stored = backend.fetch(0, torch.arange(40).expand(3, -1))[0]
+        queries = 3 * stored[[2, 1], 5:6] + make_queries(0, 1)  # near the four, not in their midst
+        found = backend.search(0, queries, 3, heads=[2, 1])
+        scores, ids = nearest(stored.double().numpy()[[2, 1]], queries, 3, range(40))
+        whole = torch.stack([stored[0, :1], *reversed(queries)])  # heads 0, 1, 2
+        assert torch.equal(backend.search(0, whole, 3).ids[[2, 1]], found.ids)
+        if backend.catalog.row_codec == "exact":  # others may make the four equal
+            assert (scores[..., 0] - scores[..., 2] < 1e-6).all()
+            np.testing.assert_array_equal(found.ids.numpy(), ids)
+
+    @pytest.mark.parametrize(
+        ("heads", "shape", "message"),
+        [
+            ([2], (1, 1, 8), r"KV heads 0 to 1 of layer 0, each once; got \[2\]"),
+            ([-1], (1, 1, 8), r"KV heads 0 to 1 of layer 0, each once; got \[-1\]"),
+            ([1, 1], (2, 1, 8), r"each once; got \[1, 1\]"),
+            ([], (0, 1, 8), r"one or more of the KV heads .* got \[\]"),
+            ([0.0], (1, 1, 8), r"got \[0.0\]"),
+            ([1], (2, 1, 8), r"\(len\(heads\)=1, N, head_dim=8\); got \(2, 1, 8\)"),
+            ([1], (1, 1, 4), r"\(len\(heads\)=1, N, head_dim=8\); got \(1, 1, 4\)"),
+        ],
+    )
+    def test_search_refuses_heads(
+        self, make: Make, heads: list[Any], shape: tuple[int, ...], message: str
+    ) -> None:
+        with pytest.raises(MemoryMismatchError, match=message):
+            make().search(0, torch.ones(shape), 5, heads=heads)
+
     @pytest.mark.parametrize(
         ("ids", "message"),
         [

@@ -229,6 +229,19 @@ def test_layers_that_are_not_indexed_stay_where_they_are(fake: FakeFaiss) -> Non
     assert _on_gpu(backend) == [0]
 
 
+def test_a_search_of_some_heads_is_the_cpus(fake: FakeFaiss) -> None:
+    backend, queries = _filled(indexed_heads={0: [1]}), make_queries(0, 4)
+    alone = backend.search(0, queries[1:], 5, heads=[1])
+    assert fake.cloned == []  # a copy would be of the whole layer
+    assert backend._indexes.keys() == {(0, 1)}
+    every = backend.search(0, queries, 5)
+    assert (_on_gpu(backend), fake.cloned) == ([0], [8, 8])
+    assert torch.equal(alone.ids[0], every.ids[1])
+    again = backend.search(0, queries[[1, 0]], 5, heads=[1, 0])
+    assert torch.equal(again.ids, every.ids[[1, 0]])
+    assert fake.searches == 2  # of all heads, once
+
+
 @pytest.mark.parametrize(
     "message",
     ["CUDA out of memory. Tried to allocate 2 GiB", "StandardGpuResources: alloc fail type IVF"],

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 import pytest
 
 from memory_backends import ManualBackend, StoreError
 from tests.memory_backends.conformance import BackendConformance, Make, assert_finds
-from tests.memory_backends.reference import LAYOUT, make_document, make_rows
+from tests.memory_backends.reference import LAYOUT, make_document, make_queries, make_rows
 
 
 class TestInRAM(BackendConformance):
@@ -28,6 +29,18 @@ class TestInRAM(BackendConformance):
         backend = make()
         backend.add(make_document("a", 10), [self.runs[0]])
         assert_finds(backend, self.runs, range(10))
+
+    def test_a_search_of_some_heads_normalises_only_their_keys(self) -> None:
+        backend = ManualBackend(LAYOUT)
+        backend.add(make_document("a", 10), [self.runs[0]])
+        queries = make_queries(0, 3)
+        alone = backend.search(0, queries[1:], 4, heads=[1])
+        assert list(backend._directions_of_head) == [(0, 1)]
+        assert not backend._directions
+        every = backend.search(0, queries, 4)
+        assert torch.equal(alone.ids[0], every.ids[1])
+        backend.search(0, queries[:1], 4, heads=[0])  # from what the search of all has made
+        assert list(backend._directions_of_head) == [(0, 1)]
 
 
 class TestWithAPath(BackendConformance):

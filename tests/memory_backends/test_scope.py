@@ -225,6 +225,20 @@ def test_rows_out_of_scope_are_never_read(
             assert all(bool(part.isfinite().all()) for part in (found.scores, found.values))
 
 
+@pytest.mark.parametrize("heads", [[1], [0], [1, 0]])
+def test_some_heads_are_searched_in_a_scope(make: Any, heads: list[int]) -> None:
+    backend = make(sinks="one")
+    documents = [1, 3]
+    searchable = rows_of(documents, without=sinks_of([3]))
+    queries = make_queries(0, 6)[heads]
+    scores, ids = nearest(keys_of(RUNS, 0)[heads], queries, 5, searchable)
+    for _ in range(2):
+        found = backend.search(0, queries, 5, heads=heads, scope=scope_of(documents))
+        np.testing.assert_array_equal(found.ids.numpy(), ids)
+        np.testing.assert_allclose(found.scores.numpy(), scores, atol=2e-6)
+    assert_finds(backend, scope_of(documents), searchable)  # all heads, after some
+
+
 def test_searches_of_all_rows_are_as_before(make: Any) -> None:
     backend = make(sinks="one")
     queries = make_queries(0, 6)
@@ -336,7 +350,7 @@ def test_kept_keys_make_room_for_those_used_last() -> None:
             return torch.full((10,), float(layer_idx))
 
         cache.rows(scope, lambda: np.arange(*scope.spans[0]))
-        return cache.keys(scope, layer_idx, read)
+        return cache.keys(scope, (layer_idx, None), read)
 
     for _ in range(2):
         for layer_idx in range(4):

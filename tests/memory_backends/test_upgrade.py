@@ -113,6 +113,16 @@ def test_an_old_store_is_not_opened_but_upgraded(store: Path) -> None:
         backend.close()
 
 
+def test_an_upgraded_store_can_index_a_few_heads(store: Path) -> None:
+    upgrade(store)
+    backend = VectorDBBackend.open(store, indexed_heads={0: [1]})
+    backend.save()
+    names = {file.name for file in (store / "index" / "000001").iterdir()}
+    assert names == {"layer-000-head-001.faiss", "ids.bin"}
+    assert verify(store) == []
+    assert_finds(VectorDBBackend.open(store), RUNS, LEFT)
+
+
 def test_an_upgrade_that_fails_leaves_the_old_version(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

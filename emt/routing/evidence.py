@@ -1,0 +1,114 @@
+"""From what a question's tokens find to the passages they point to.
+
+Each token of a question and each routing head finds some rows. How far a row's similarity stands
+above that of the worst row found is its *excess*: a token that finds the same everywhere says
+little. The evidence of a run of rows is the sum, over tokens and heads, of the largest excess in
+it, so that a passage must answer to many of the question's words, and none counts twice.
+
+Source: the sum of maxima is that of Khattab and Zaharia, ColBERT (arXiv 2004.12832), and the worst
+found similarity stands for those not found as in Santhanam et al., PLAID (arXiv 2205.09707).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from memory_backends.layout import Int64Array
+
+Float32Array = npt.NDArray[np.float32]
+
+BLOCK = 16  # rows
+_WINDOW = 4  # blocks
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Rows that were found.
+
+    Attributes:
+        rows: (n,) int64 row ids.
+        askers: (n,) int64, which token and head found each: 0 to `num_askers` - 1.
+        excess: (n,) float32, 0 or more.
+        num_askers: tokens times heads.
+    """
+
+    rows: Int64Array
+    askers: Int64Array
+    excess: Float32Array
+    num_askers: int
+
+    @classmethod
+    def of(cls, ids: Int64Array, scores: Float32Array) -> Hits:
+        """Make hits of a search.
+
+        Args:
+            ids: (A, k) int64 row ids that each asker found, best first; -1 for none.
+            scores: (A, k) float32 similarities.
+        """
+        there = ids >= 0
+        lowest = np.where(there, scores, np.inf).min(axis=1, initial=np.inf, keepdims=True)
+        excess = np.where(there, scores - lowest, 0).astype(np.float32)
+        askers = np.broadcast_to(np.arange(len(ids))[:, None], ids.shape)
+        used = there & (excess > 0)
+        return cls(ids[used], askers[used], excess[used], len(ids))
+
+    @property
+    def most(self) -> float:
+        """The evidence of a passage that has the best row of every asker."""
+        best = np.zeros(self.num_askers, dtype=np.float32)
+        np.maximum.at(best, self.askers, self.excess)
+        return float(best.sum())
+
+
+@dataclass(frozen=True)
+class Window:
+    """A run of rows with evidence in it.
+
+    Attributes:
+        peak: the row that the evidence is around.
+        share: its evidence as a share of all there could be, 0 to 1.
+    """
+
+    peak: int
+    share: float
+
+
+def windows_of(hits: Hits, count: int, *, apart: int) -> list[Window]:
+    """Find the runs of 64 rows with most evidence, at least `apart` rows from each other.
+
+    Args:
+        hits: what was found.
+        count: how many runs at most.
+        apart: rows between their peaks.
+
+    Returns:
+        Best first.
+    """
+    most = hits.most
+    if most <= 0:
+        return []
+    blocks, at = np.unique(hits.rows // BLOCK, return_inverse=True)
+    best = np.zeros((len(blocks), hits.num_askers), dtype=np.float32)
+    np.maximum.at(best, (at, hits.askers), hits.excess)
+    # Runs of blocks that begin with a block that has something: any other run has no more.
+    place = blocks[:, None] + np.arange(_WINDOW)
+    found = np.searchsorted(blocks, place).clip(max=len(blocks) - 1)
+    is_there = blocks[found] == place
+    evidence = np.zeros_like(best)
+    for step in range(_WINDOW):
+        other = np.where(is_there[:, step, None], best[found[:, step]], 0)
+        np.maximum(evidence, other, out=evidence)
+    scores = evidence.sum(axis=1)
+    weight = np.where(is_there, best.sum(axis=1)[found], 0)  # (b, _WINDOW)
+    middle = (weight * (place * BLOCK + BLOCK // 2)).sum(axis=1) / weight.sum(axis=1)
+    chosen: list[Window] = []
+    for index in np.argsort(-scores, kind="stable"):
+        peak = int(middle[index])
+        if all(abs(peak - other.peak) >= apart for other in chosen):
+            chosen.append(Window(peak, float(scores[index]) / most))
+            if len(chosen) == count:
+                break
+    return chosen
