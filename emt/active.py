@@ -131,7 +131,7 @@ class _Redo:
         """Return what a step is redone with; None if it would find nothing more."""
         memory, config = self._memory, self._memory.in_force
         more = config.replace(topk=uncertainty.topk, uncertainty=None)
-        finds_more = more.topk_of(len(memory)) > config.topk_of(len(memory))
+        finds_more = any(more.topk_of(n) > config.topk_of(n) for n in memory.num_in_scope)
         return more if finds_more and memory.is_read else None
 
     def _redo(

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emt.documents import is_utf8
-from emt.errors import CorpusError
+from emt.errors import CorpusError, DocumentError
+from memory_backends.layout import Metadata
+from memory_backends.metadata import check_metadata
 
 SUFFIXES = (".txt", ".md", ".jsonl")
 
@@ -25,11 +27,13 @@ class TextDocument:
         name: the file's path below the folder that was given, or the "id" of a .jsonl line.
         text: exactly as in the file.
         origin: file, and line for .jsonl, for error messages.
+        metadata: the "metadata" of a .jsonl line; None if it has none.
     """
 
     name: str
     text: str
     origin: str
+    metadata: Metadata | None = None
 
 
 class Corpus:
@@ -38,7 +42,8 @@ class Corpus:
 
     Args:
         sources: .txt and .md files (one document each), .jsonl files (one object with "id" and
-            "text" a line), and folders, searched through and sorted by path.
+            "text" a line, and "metadata", a flat object, if there is some), and folders, searched
+            through and sorted by path.
 
     Raises:
         CorpusError: no source, or one that is missing, empty, binary or not UTF-8, a folder without
@@ -156,4 +161,10 @@ def _document_of_line(line: str, origin: str) -> TextDocument:
                 f'{origin}: "{key}" has half of a surrogate pair (\\ud800 to \\udfff), which is no '
                 "character. Correct the escape."
             )
-    return TextDocument(name, text, origin)
+    metadata = record.get("metadata")
+    if metadata is not None:
+        try:
+            check_metadata(metadata, name)
+        except DocumentError as error:
+            raise CorpusError(f"{origin}: {error}") from error
+    return TextDocument(name, text, origin, metadata)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
@@ -72,6 +72,8 @@ def generate(
     use_memory: bool = True,
     topk: int | Literal["auto"] | None = None,
     uncertainty: Mapping[str, Any] | None = None,
+    documents: Sequence[str] | None = None,
+    where: Mapping[str, Any] | None = None,
 ) -> Answer:
     """Answer one prompt greedily.
 
@@ -85,8 +87,11 @@ def generate(
         topk: memories for each query; the memory's own setting if None.
         uncertainty: when a step is redone, and with how many memories, as in `MemoryConfig`; the
             memory's own setting if None.
+        documents: names of those that may be read; None for all.
+        where: metadata that they must have, as in `Memory.using`.
 
     Raises:
+        DocumentError: a document is unknown, or `where` is not a filter.
         ConfigError: the prompt is empty, not Unicode or too long, a number is below 1,
             `uncertainty` is wrong, or `chat` is True and there is no template.
         MemoryUseError: the memory has no tokenizer.
@@ -109,7 +114,12 @@ def generate(
             f"{positions} positions. Shorten the prompt, or index it as a document."
         )
     pad = tokenizer.pad_token_id
-    given = {"topk": topk, "uncertainty": uncertainty}
+    given = {
+        "topk": topk,
+        "uncertainty": uncertainty,
+        "documents": documents,
+        "where": where,
+    }
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if not use_memory:
         changes["enabled"] = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from weakref import ReferenceType
@@ -28,6 +28,7 @@ from emt.recall_rows import Passage, by_prompt, places
 from emt.recording import Recording
 from emt.retrieval import attend_with_memories, with_local_weights
 from emt.rope import Unrotation
+from emt.using import Scopes, UsingBlocks
 from emt.writing import Changes, Written
 from memory_backends import (
     Document,
@@ -37,16 +38,9 @@ from memory_backends import (
     Rows,
     VectorDBBackend,
 )
+from memory_backends.layout import Metadata
+from memory_backends.metadata import check_metadata
 from memory_backends.validation import check_directory, has_no_store
-
-_CHANGEABLE = (  # by `using`
-    "enabled",
-    "topk",
-    "uncertainty",
-    "layers",
-    "mask_by_sim",
-    "sim_threshold",
-)
 
 
 @dataclass(frozen=True)
@@ -93,7 +87,7 @@ class Memory:
         self.activity = Activity()
         self._recordings: list[Recording] = []
         self._attached_config = config
-        self._overrides: list[Mapping[str, Any]] = []  # one for each open `using` block
+        self._using = UsingBlocks()
         self._layers = _reading_layers(model, config)
         self._is_open = True
         self._recall: Recall | None = None
@@ -109,6 +103,7 @@ class Memory:
         *,
         document: str,
         replace: bool = False,
+        metadata: Metadata | None = None,
     ) -> range:
         """Read a document once and remember it.
 
@@ -117,6 +112,7 @@ class Memory:
                 tokenizer returns them.
             document: its name, unique in this memory.
             replace: remove the document of that name in the same step.
+            metadata: what `using(where=...)` can ask for: text -> text, a number, True or False.
 
         Returns:
             The row ids of its tokens; special ids have no row unless `remove_special_ids` is off.
@@ -124,13 +120,13 @@ class Memory:
         Raises:
             MemoryUseError: while generating, after `detach`, or in training mode.
             DocumentError: the name is taken, or there is nothing to remember, or an id the model
-                does not have.
+                does not have, or metadata that is not flat.
             ConfigError: `max_length` is beyond the model's positions, or leaves no context to
                 carry.
             UnsupportedModelError: `carry_context` is on, and the model's cannot be carried.
             StoreError: the store cannot be written; it is as it was before.
         """
-        read = self._document(source, document)
+        read = self._document(source, document, metadata=metadata)
         decoder = self._decoder()
         rows = encode(decoder, torch.from_numpy(read.token_ids).long(), **self._encoding())
         with self.activity.alone("write"):
@@ -138,18 +134,19 @@ class Memory:
 
     def write_all(
         self,
-        documents: Iterable[tuple[str, Source]],
+        documents: Iterable[tuple[str, Source] | tuple[str, Source, Metadata | None]],
         *,
         on_rows: Callable[[int], object] | None = None,
     ) -> Written:
         """Remember many documents, each read on its own, and bring the store's index up to date.
 
         A document that is there already with the same content is skipped, so a run that was
-        interrupted can be started again; one whose content has changed is replaced.
+        interrupted can be started again; one whose content has changed is replaced. Where nothing
+        but the metadata has changed, that is written and the document skipped.
 
         Args:
-            documents: (name, text or token ids) pairs; read a few ahead, to encode short ones
-                together.
+            documents: name, text or token ids, and, if there is any, metadata of each, as in
+                `write`; read a few ahead, to encode short ones together.
             on_rows: called with the number of new rows, for a progress bar.
 
         Returns:
@@ -164,12 +161,17 @@ class Memory:
         decoder = self._decoder()
         with self.activity.alone("write"):
             changes = Changes(
-                self.backend, (self._document(source, name) for name, source in documents)
+                self.backend,
+                (
+                    self._document(source, name, metadata=metadata[0] if metadata else None)
+                    for name, source, *metadata in documents
+                ),
             )
             encoded = encode_all(decoder, changes, **self._encoding())
             reported = ((document, _reported(rows, on_rows)) for document, rows in encoded)
             for name, _ in self.backend.add_many(reported, replace=True):
                 changes.published(name)
+        self._using.forget()
         if self.config.path is not None:  # else nothing is kept
             self.save()
         return changes.counts
@@ -314,28 +316,24 @@ class Memory:
 
         Args:
             **settings: `enabled`, `topk`, `uncertainty`, `layers`, `mask_by_sim` or
-                `sim_threshold`; of blocks in one another, the innermost that names a setting
-                decides.
+                `sim_threshold`; `documents`, names of those whose rows may be found, or a list of
+                names for each prompt of a batch, whose beams and returned sequences have their
+                prompt's; and `where`, which asks for documents whose `metadata` has, for every
+                key, the value, or one of a list of values. What both allow is read. Of blocks in
+                one another, the innermost that names a setting decides; None is no restriction.
 
         Raises:
             ConfigError: a setting that is unknown, fixed, or of a wrong value.
+            DocumentError: a document is unknown, or `where` is not a filter.
         """
-        changed = self.config.replace(**settings)
-        fixed = sorted(set(settings) - set(_CHANGEABLE))
-        if fixed:
-            raise ConfigError(
-                f"using() changes {', '.join(_CHANGEABLE)}; {fixed[0]!r} is fixed by attach(). "
-                "Detach, and attach with another config."
-            )
+        changed = self._using.check(settings, self.config)
         model = self._attached_model("change settings")
         _reading_layers(model, changed)  # refuse before anything has changed
-        self._overrides.append(settings)
-        self._settle(model)
         try:
-            yield self
-        finally:  # whatever other blocks began or ended meanwhile
-            at = next(i for i, mine in enumerate(self._overrides) if mine is settings)
-            del self._overrides[at]
+            with self._using.open(settings, self.backend):
+                self._settle(model)
+                yield self
+        finally:
             self._settle(model)
 
     @contextlib.contextmanager
@@ -412,6 +410,18 @@ class Memory:
         return asked_of(self).config or self.config
 
     @property
+    def scope(self) -> Scopes:
+        """The rows that this thread's calls may find, or those of each prompt; None for all."""
+        return self._using.scopes(self.backend)
+
+    @property
+    def num_in_scope(self) -> list[int]:
+        """How many rows a query may find, in each of the scopes there are."""
+        scope = self.scope
+        scopes = scope if isinstance(scope, tuple) else (scope,)
+        return [self.backend.num_searchable(one) for one in scopes]
+
+    @property
     def recordings(self) -> list[Recording]:
         """The recordings that are being made of this thread's calls."""
         return [*self._recordings, *asked_of(self).recordings]
@@ -420,7 +430,8 @@ class Memory:
     def is_read(self) -> bool:
         """Whether a forward of this thread would find anything in this memory."""
         retrieves = self._recall is None or self._recall.retrieves
-        return retrieves and self._is_open and self.in_force.enabled and len(self.backend) > 0
+        is_on = retrieves and self._is_open and self.in_force.enabled
+        return is_on and any(self.num_in_scope)
 
     def attend(self, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Compute a layer's attention; called by the model through `emt.hook`."""
@@ -434,7 +445,12 @@ class Memory:
             return with_local_weights(call) if weighed else call.compute()
         recordings = self.recordings
         attended = attend_with_memories(
-            call, self.backend, self.in_force, recorded=bool(recordings), weighed=weighed
+            call,
+            self.backend,
+            self.in_force,
+            recorded=bool(recordings),
+            weighed=weighed,
+            scope=self.scope,
         )
         if attended.retrieved is not None:
             for recording in recordings:
@@ -443,9 +459,7 @@ class Memory:
 
     def _settle(self, model: AttachedModel) -> None:
         """Put into force what `attach` was given, as changed by the open `using` blocks."""
-        config = self._attached_config
-        for override in self._overrides:
-            config = config.replace(**override)
+        config = self._using.config_of(self._attached_config)
         self._layers = _reading_layers(model, config)
         self.config = config
         self._settle_recall()
@@ -461,10 +475,18 @@ class Memory:
         self._model = None
         self._settle_recall()
 
-    def _document(self, source: Source, name: str, max_length: int | None = None) -> Document:
+    def _document(
+        self,
+        source: Source,
+        name: str,
+        max_length: int | None = None,
+        metadata: Metadata | None = None,
+    ) -> Document:
         """Tokenize what is written, and refuse what cannot be."""
         model = self._attached_model("write")
         document = to_document(source, name, self.tokenizer, model.config.vocab_size)
+        if metadata is not None:
+            document = replace(document, metadata=check_metadata(metadata, name))
         length = min(max_length or self.config.max_length, len(document.token_ids))
         check_max_length(model.config, length)
         return document

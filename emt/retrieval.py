@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,17 +13,16 @@ from torch.nn.functional import pad
 from emt.attention import (
     MemoryAttentionOutput,
     decode_attention,
-    group_queries,
     joint_weights,
     memory_attention,
-    ungroup,
     visible_to,
 )
 from emt.config import MemoryConfig
 from emt.errors import UnsupportedModelError
 from emt.hook import AttentionCall
 from emt.precision import no_autocast
-from memory_backends import MemoryBackend
+from emt.searching import Searched
+from memory_backends import MemoryBackend, Scope
 
 _CHUNK_BYTES = 64 * 2**20  # what one chunk of queries may take for its logits or its memories
 
@@ -69,6 +69,7 @@ def attend_with_memories(
     *,
     recorded: bool = True,
     weighed: bool = False,
+    scope: Scope | Sequence[Scope] | None = None,
 ) -> Attended:
     """Compute a layer's attention over its local context and each query's own memories.
 
@@ -80,13 +81,21 @@ def attend_with_memories(
         config: the settings in force.
         recorded: False if nobody asks what was retrieved, which lets a decode step be quicker.
         weighed: return attention weights.
+        scope: the rows that may be found, or those of each prompt of the batch; None for all. A
+            sequence without any gets the layer's own attention, bit for bit.
 
     Raises:
         UnsupportedModelError: the call has a feature that cannot be merged with memories.
+        MemoryUseError: the batch is not a multiple of the prompts that have scopes.
     """
     check_options(call)
     with no_autocast(call.query.device):
-        return _attend(call, backend, config, recorded=recorded, weighed=weighed)
+        searched = Searched(backend, config, scope, len(call.query))
+        attended = _attend(call, searched, config, recorded=recorded, weighed=weighed)
+    plain = searched.without_memories
+    if plain:
+        attended.output[plain] = call.compute()[0][plain]
+    return attended
 
 
 def with_local_weights(call: AttentionCall) -> tuple[Tensor, Tensor]:
@@ -133,7 +142,7 @@ def _padded(weights: Tensor, num_keys: int) -> Tensor:
 
 def _attend(
     call: AttentionCall,
-    backend: MemoryBackend,
+    searched: Searched,
     config: MemoryConfig,
     *,
     recorded: bool,
@@ -141,12 +150,12 @@ def _attend(
 ) -> Attended:
     num_queries = call.query.shape[2]
     if num_queries == 1 and not (recorded or weighed) and _is_plain(call, config):
-        output = _decode(call, backend, config)
+        output = _decode(call, searched)
         if output is not None:
             return Attended(output.transpose(1, 2), None, None)  # (B, 1, H, Dv)
-    step = _chunk_length(call, config.topk_of(len(backend)))
+    step = _chunk_length(call, searched.topk)
     parts = [
-        _attend_chunk(call, backend, config, start, min(start + step, num_queries), weighed)
+        _attend_chunk(call, searched, config, start, min(start + step, num_queries), weighed)
         for start in range(0, num_queries, step)
     ]
     output = _cat([part.output for part, _ in parts])  # (B, H, Q, Dv)
@@ -175,14 +184,13 @@ def _is_plain(call: AttentionCall, config: MemoryConfig) -> bool:
     )
 
 
-def _decode(call: AttentionCall, backend: MemoryBackend, config: MemoryConfig) -> Tensor | None:
+def _decode(call: AttentionCall, searched: Searched) -> Tensor | None:
     """Compute one token's attention, (B, H, 1, Dv); None if not all memories were found."""
     query, key = call.query, call.key
-    topk = config.topk_of(len(backend))
-    found = backend.nearest(call.layer_idx, group_queries(query, key.shape[1]), topk)
+    found = searched.nearest(call.layer_idx, query, key.shape[1])
     if found is None:
         return None
-    memory_keys, memory_values = (ungroup(rows.to(query.device), len(query), 1) for rows in found)
+    memory_keys, memory_values = found
     mask = _mask(call)
     return decode_attention(
         query,
@@ -198,20 +206,16 @@ def _decode(call: AttentionCall, backend: MemoryBackend, config: MemoryConfig) -
 
 def _attend_chunk(
     call: AttentionCall,
-    backend: MemoryBackend,
+    searched: Searched,
     config: MemoryConfig,
     start: int,
     stop: int,
     weighed: bool,
 ) -> tuple[MemoryAttentionOutput, Retrieved]:
     query = call.query[:, :, start:stop]
-    batch, _, num_queries, _ = query.shape
     key, value, mask, is_causal = _local_context(call, start, stop)
-    topk = config.topk_of(len(backend))
-    found = backend.retrieve(call.layer_idx, group_queries(query, key.shape[1]), topk)
-    scores, ids, memory_keys, memory_values = (
-        ungroup(part.to(query.device), batch, num_queries) for part in found
-    )
+    found = searched.retrieve(call.layer_idx, query, key.shape[1])
+    scores, ids, memory_keys, memory_values = found
     usable = scores > (config.sim_threshold if config.mask_by_sim else -torch.inf)
     attended = memory_attention(
         query,

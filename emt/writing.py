@@ -15,7 +15,8 @@ class Written(NamedTuple):
     Attributes:
         added: new ones.
         replaced: those that were there with other content.
-        skipped: those that were there already, word for word; the model did not read them.
+        skipped: those that were there already, word for word; the model did not read them. Their
+            metadata is the stream's, if it has some.
     """
 
     added: int
@@ -50,6 +51,9 @@ class Changes:
             self._seen.add(name)
             catalog = self._backend.catalog  # another one, once the store has been made
             if catalog.content_hash(name) == content_hash(document):
+                given = document.metadata
+                if given is not None and catalog.metadata(name) != given:
+                    catalog.set_metadata(name, given)
                 self._skipped += 1
                 continue
             if catalog.has_document(name):

@@ -12,6 +12,7 @@ from memory_backends.layout import Document, LayerLayout, MemoryLayout, Rows, St
 from memory_backends.manual import ManualBackend
 from memory_backends.migration import upgrade
 from memory_backends.records import content_hash
+from memory_backends.scope import Scope
 from memory_backends.vector_db import VectorDBBackend
 from memory_backends.verify import Damage, verify
 
@@ -27,6 +28,7 @@ __all__ = [
     "MemoryLayout",
     "MemoryMismatchError",
     "Rows",
+    "Scope",
     "SearchResult",
     "StoreError",
     "StoredDocument",

@@ -26,8 +26,11 @@ from memory_backends.catalog import Catalog
 from memory_backends.codecs import CODEC_NAMES
 from memory_backends.compaction import compact
 from memory_backends.errors import MemoryMismatchError, StoreError, reported
+from memory_backends.exact import best_rows
 from memory_backends.layout import Document, Int64Array, LayerLayout, MemoryLayout, Rows
 from memory_backends.rows import RowStorage
+from memory_backends.scope import Scope
+from memory_backends.scope_cache import ScopeCache
 from memory_backends.scores import Precision as Precision
 from memory_backends.scores import Retrieval, ranked, tied_queries
 from memory_backends.scores import SearchResult as SearchResult
@@ -44,6 +47,8 @@ Sinks = Literal["all", "one"]
 
 _ROWS_PER_COMMIT = 8192
 _SPARE_CANDIDATES = 4  # near neighbours of the k-th, among which rounding may have chosen wrongly
+_SCOPED_KEY_BYTES = 2**28  # kept of scopes' keys
+_ROWS_AT_ONCE = 8192  # read of a scope whose keys are not kept
 
 
 class MemoryBackend(ABC):
@@ -59,6 +64,10 @@ class MemoryBackend(ABC):
             those of the first document that has some.
         row_codec: how a new store keeps rows: "exact", "float16", "bfloat16", "int8" or "int4".
             One that is opened keeps the codec it has. Rows that are not in files are exact.
+
+    Attributes:
+        num_changes: how often the rows that a search may find have changed, as far as this object
+            knows.
 
     Raises:
         MemoryMismatchError: the store at `path` has another layout or identity, or there is no
@@ -89,11 +98,19 @@ class MemoryBackend(ABC):
         known = json.loads(json.dumps(dict(identity or {})))
         self._store = Store(layout, self.path, known, self._rows_device, row_codec)
         self._searchable = self._read_searchable()
+        self._scopes = ScopeCache(_SCOPED_KEY_BYTES)
+        self.num_changes = 0
 
     # -- the contract ---------------------------------------------------------------------------
 
     def search(
-        self, layer_idx: int, queries: torch.Tensor, k: int, *, heads: Sequence[int] | None = None
+        self,
+        layer_idx: int,
+        queries: torch.Tensor,
+        k: int,
+        *,
+        heads: Sequence[int] | None = None,
+        scope: Scope | None = None,
     ) -> SearchResult:
         """Find the rows with the highest cosine similarity to each query, for each KV head.
 
@@ -106,9 +123,11 @@ class MemoryBackend(ABC):
         Args:
             layer_idx: the model's layer.
             queries: (Hkv, N, head_dim), any floating dtype, need not be normalised.
-            k: how many rows to return for each query; at most `len(self)` are found.
+            k: how many rows to return for each query; at most `num_searchable(scope)` are found.
             heads: the KV heads to search, in the order of `queries`, which are then
                 (len(heads), N, head_dim); all of them if None. The others cost nothing.
+            scope: rows that may be found; others are not looked at. With sinks "one", those of the
+                first document in the scope that has some are there. None for all rows.
 
         Returns:
             Scores and ids, each (Hkv, N, k), or (len(heads), N, k), on the device of the rows.
@@ -119,26 +138,29 @@ class MemoryBackend(ABC):
         layer = self._layer(layer_idx)
         chosen = None if heads is None else check_heads(layer, layer_idx, heads)
         check_search(layer, queries, k, chosen)
-        return self._search(layer_idx, queries.detach().float(), k, chosen)
+        return self._search(layer_idx, queries.detach().float(), k, chosen, scope)
 
-    def retrieve(self, layer_idx: int, queries: torch.Tensor, k: int) -> Retrieval:
+    def retrieve(
+        self, layer_idx: int, queries: torch.Tensor, k: int, *, scope: Scope | None = None
+    ) -> Retrieval:
         """Search, and fetch what was found.
 
         Args:
             layer_idx: as for `search`.
             queries: as for `search`.
             k: as for `search`.
+            scope: as for `search`.
 
         Raises:
             As `search`.
         """
         layer = self._layer(layer_idx)
-        scores, ids = self.search(layer_idx, queries, k)
+        scores, ids = self.search(layer_idx, queries, k, scope=scope)
         rows = self._gather(layer_idx, ids)
         return Retrieval(scores, ids, rows[..., : layer.head_dim], rows[..., layer.head_dim :])
 
     def nearest(
-        self, layer_idx: int, queries: torch.Tensor, k: int
+        self, layer_idx: int, queries: torch.Tensor, k: int, *, scope: Scope | None = None
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return the keys and values that `retrieve` does, in any order and without scores.
 
@@ -146,6 +168,7 @@ class MemoryBackend(ABC):
             layer_idx: as for `search`.
             queries: as for `search`.
             k: as for `search`.
+            scope: as for `search`.
 
         Returns:
             Keys (Hkv, N, k, head_dim) and values (Hkv, N, k, value_head_dim); None if fewer than k
@@ -154,7 +177,7 @@ class MemoryBackend(ABC):
         Raises:
             As `search`.
         """
-        found = self.retrieve(layer_idx, queries, k)
+        found = self.retrieve(layer_idx, queries, k, scope=scope)
         return None if bool((found.ids < 0).any()) else (found.keys, found.values)
 
     def add(self, document: Document, rows: Iterable[Rows], *, replace: bool = False) -> range:
@@ -345,6 +368,10 @@ class MemoryBackend(ABC):
         """Rows that a search may find."""
         return len(self._searchable_rows())
 
+    def num_searchable(self, scope: Scope | None = None) -> int:
+        """Return how many rows a search of a scope may find."""
+        return len(self) if scope is None else len(self._rows_in(scope))
+
     def close(self) -> None:
         """Let go of files; the object is of no use afterwards."""
         self._store.close()
@@ -386,16 +413,25 @@ class MemoryBackend(ABC):
         """
 
     def _search(
-        self, layer_idx: int, queries: torch.Tensor, k: int, heads: Sequence[int] | None = None
+        self,
+        layer_idx: int,
+        queries: torch.Tensor,
+        k: int,
+        heads: Sequence[int] | None = None,
+        scope: Scope | None = None,
     ) -> SearchResult:
         """Search, with arguments that were checked; queries in float32."""
         spare = max(k * self._overfetch, k + _SPARE_CANDIDATES)
-        found = min(spare, len(self))
+        found = min(spare, self.num_searchable(scope))
         unit = torch.nn.functional.normalize(queries, dim=-1)
-        scores, ids = self._candidates(layer_idx, unit, found, heads)
-        if self._precision == "coarse":
+        precision = self._precision
+        if scope is None:
+            scores, ids = self._candidates(layer_idx, unit, found, heads)
+        else:
+            (scores, ids), precision = self._candidates_in(scope, layer_idx, unit, found, heads)
+        if precision == "coarse":
             scores, ids = self._ranked(layer_idx, queries, ids, heads)
-        elif self._precision == "exact" and len(tied := tied_queries(scores, k)):
+        elif precision == "exact" and len(tied := tied_queries(scores, k)):
             best = self._ranked(layer_idx, queries[:, tied], ids[:, tied], heads)
             scores[:, tied], ids[:, tied] = best.scores, best.ids
         scores, ids = scores[..., :k], ids[..., :k]
@@ -403,6 +439,66 @@ class MemoryBackend(ABC):
             scores = torch.nn.functional.pad(scores, (0, k - found), value=-torch.inf)
             ids = torch.nn.functional.pad(ids, (0, k - found), value=-1)
         return SearchResult(scores, ids)
+
+    def _candidates_in(
+        self,
+        scope: Scope,
+        layer_idx: int,
+        unit_queries: torch.Tensor,
+        k: int,
+        heads: Sequence[int] | None,
+    ) -> tuple[SearchResult, Precision]:
+        """Find the k rows of a scope nearest to each query; tell how good the scores are.
+
+        Args:
+            scope: has at least k searchable rows.
+            layer_idx: as for `_candidates`, like all that follow.
+        """
+        return self._exact_in(scope, layer_idx, unit_queries, k, heads), "exact"
+
+    def _exact_in(
+        self,
+        scope: Scope,
+        layer_idx: int,
+        unit_queries: torch.Tensor,
+        k: int,
+        heads: Sequence[int] | None,
+    ) -> SearchResult:
+        """Compare queries with every row of a scope, and with no other."""
+        rows = self._rows_in(scope)
+        num_bytes = 4 * len(unit_queries) * unit_queries.shape[-1] * len(rows)
+        if num_bytes <= self._scopes.num_bytes:
+            place = (layer_idx, None if heads is None else tuple(heads))
+            blocks: Iterable[torch.Tensor] = [
+                self._scopes.keys(scope, place, lambda: self._unit_keys_of(layer_idx, rows, heads))
+            ]
+        else:
+            blocks = (
+                self._unit_keys_of(layer_idx, rows[start : start + _ROWS_AT_ONCE], heads)
+                for start in range(0, len(rows), _ROWS_AT_ONCE)
+            )
+        scores, positions = best_rows(unit_queries.to(self._rows_device), blocks, k)
+        return SearchResult(scores, torch.from_numpy(rows).to(positions.device)[positions])
+
+    def _unit_keys_of(
+        self, layer_idx: int, rows: Int64Array, heads: Sequence[int] | None
+    ) -> torch.Tensor:
+        """Return the keys of rows, normalised, (h, n, head_dim) float32."""
+        layer = self._layer(layer_idx)
+        num_heads = layer.num_key_value_heads if heads is None else len(heads)
+        ids = torch.from_numpy(rows).expand(num_heads, -1)
+        keys = self._gather(layer_idx, ids, heads)[..., : layer.head_dim].float()
+        return torch.nn.functional.normalize(keys, dim=-1)
+
+    def _rows_in(self, scope: Scope) -> Int64Array:
+        """Return the ids that a search of a scope may find, ascending."""
+
+        def find() -> Int64Array:
+            if self.sinks == "one":  # of another document than those of the whole memory
+                return self._catalog.searchable_rows(self.sinks, scope)
+            return scope.among(self._searchable_rows())
+
+        return self._scopes.rows(scope, find)
 
     def _ranked(
         self,
@@ -427,8 +523,10 @@ class MemoryBackend(ABC):
         """Return rows by id: (h, ...) to (h, ..., head_dim + value_head_dim); any for -1."""
         return self._rows.gather(layer_idx, ids, heads)
 
-    def _rows_changed(self) -> None:  # noqa: B027  # most need nothing more
+    def _rows_changed(self) -> None:
         """Forget what was derived from the set of searchable rows, which is another now."""
+        self._scopes.clear()
+        self.num_changes += 1
 
     def _refresh(self) -> None:
         changed = self._store.open_if_made()

@@ -10,6 +10,7 @@ same tables in RAM for memories that are never saved.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sqlite3
 import threading
 import weakref
@@ -39,10 +40,20 @@ from memory_backends.document_table import (
     write_row_checksums,
 )
 from memory_backends.errors import DocumentError, MemoryMismatchError, StoreError
-from memory_backends.layout import Int64Array, MemoryLayout, StoredDocument
+from memory_backends.layout import Int64Array, MemoryLayout, Metadata, StoredDocument
+from memory_backends.metadata import (
+    Where,
+    check_metadata,
+    check_where,
+    delete_metadata,
+    matches,
+    read_metadata,
+    write_metadata,
+)
 from memory_backends.queries import SampledLayer
 from memory_backends.records import COLUMNS, NewDocument, RecordSpan, from_record, unpack_crc32
 from memory_backends.row_coding import record_bytes
+from memory_backends.scope import Scope
 
 _MAX_ROWS = 2**48
 
@@ -280,17 +291,83 @@ class Catalog:
         return str(found[0][0]) if found else None
 
     def document(self, name: str) -> StoredDocument:
-        """Read one document with its text, token ids and offsets.
+        """Read one document with its text, token ids, offsets and metadata.
 
         Raises:
             DocumentError: there is none of that name: never was, or it was removed or replaced by
                 another process.
             StoreError: its record is damaged.
         """
-        found = self._visible(f"{COLUMNS}, crc32", "AND name = ?", name)
-        if not found:
-            raise _no_document(name)
-        return from_record(found[0], self.num_rows)
+        with self.snapshot():
+            found = self._visible(f"{COLUMNS}, crc32", "AND name = ?", name)
+            if not found:
+                raise _no_document(name)
+            document = from_record(found[0], self.num_rows)
+            known = dict(read_metadata(self._connection, document.first_row))
+        return dataclasses.replace(document, metadata=known.get(document.first_row, {}))
+
+    def metadata(self, name: str) -> Metadata:
+        """Return what is known of a document; {} if nothing is.
+
+        Raises:
+            DocumentError: there is none of that name.
+            StoreError: the record is damaged.
+        """
+        with self.snapshot():
+            found = self._visible("first_row", "AND name = ?", name)
+            if not found:
+                raise _no_document(name)
+            (first,) = found[0]
+            return dict(read_metadata(self._connection, first)).get(first, {})
+
+    def set_metadata(self, name: str, metadata: Metadata) -> None:
+        """Store what is known of a document, in place of what was.
+
+        Raises:
+            DocumentError: there is none of that name, or it is no metadata.
+        """
+        check_metadata(metadata, name)
+        with self._transaction():
+            found = self._visible("first_row", "AND name = ?", name)
+            if not found:
+                raise _no_document(name)
+            write_metadata(self._connection, found[0][0], metadata)
+
+    def scope(
+        self,
+        documents: Iterable[str] | None = None,
+        where: Where | None = None,
+        *,
+        known: bool = True,
+    ) -> Scope:
+        """Return the rows of documents, for searches of these alone.
+
+        Args:
+            documents: their names; None for all.
+            where: of these, the ones whose metadata has, for every key, the value, or one of the
+                values; None for all.
+            known: refuse names that are not there, instead of leaving them out.
+
+        Raises:
+            DocumentError: a name is unknown, or `where` is not a filter.
+            StoreError: a record of metadata is damaged.
+        """
+        wanted = None if where is None else check_where(where)
+        with self.snapshot():
+            if documents is None:
+                spans = self._visible("first_row, first_row + num_rows", "")
+            else:
+                spans = []
+                for name in dict.fromkeys(documents):
+                    columns = "first_row, first_row + num_rows"
+                    found = self._visible(columns, "AND name = ?", name)
+                    if not found and known:
+                        raise _no_document(name)
+                    spans += found
+            if wanted:
+                all_known = dict(read_metadata(self._connection))
+                spans = [span for span in spans if matches(all_known.get(span[0], {}), wanted)]
+        return Scope.of((int(first), int(stop)) for first, stop in spans)
 
     def document_sizes(self) -> list[tuple[str, int, int]]:
         """Return (name, tokens, rows) of every document, in the order they were written."""
@@ -386,14 +463,16 @@ class Catalog:
         """Remove every document and row. Ids are not used again."""
         with self._transaction():
             self._connection.execute("DELETE FROM documents")
+            delete_metadata(self._connection)
             schema.write_removed(self._connection, 0, self.num_rows)
 
-    def searchable_rows(self, sinks: str) -> Int64Array:
+    def searchable_rows(self, sinks: str, scope: Scope | None = None) -> Int64Array:
         """Return the ids that a search may find, ascending.
 
         Args:
             sinks: "all" for every row; "one" leaves out the attention sinks of all documents but
                 the first that still has some, so that the memory has exactly one set of them.
+            scope: leave out all others, as if they were not there; None for all rows.
 
         Raises:
             StoreError: a record is damaged.
@@ -402,6 +481,8 @@ class Catalog:
             searchable = np.ones(self.num_rows, dtype=bool)
             for first, stop in schema.read_removed(self._connection):
                 searchable[first:stop] = False
+            if scope is not None:
+                searchable &= scope.mask(self.num_rows)
             if sinks == "one":
                 keep_one_set_of_sinks(self._connection, searchable)
         return np.flatnonzero(searchable)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from memory_backends import schema
 from memory_backends.errors import DocumentError, StoreError
 from memory_backends.layout import Int64Array
+from memory_backends.metadata import delete_metadata, write_metadata
 from memory_backends.queries import SampledLayer, Segment
 from memory_backends.records import COLUMNS, NewDocument, pack_crc32, record_crc32, to_record
 
@@ -29,6 +30,7 @@ def insert_document(connection: sqlite3.Connection, new: NewDocument, first: int
             f"document '{new.document.name}' is already in the memory. "
             "Remove it first, or give this one another name."
         ) from error
+    write_metadata(connection, first, new.document.metadata or {})
 
 
 def insert_samples(
@@ -64,6 +66,7 @@ def delete_document(connection: sqlite3.Connection, name: str) -> int | None:
         return None
     first, num_rows = found
     connection.execute("DELETE FROM documents WHERE name = ?", (name,))
+    delete_metadata(connection, first)
     schema.write_removed(connection, first, first + num_rows)
     return int(num_rows)
 

@@ -14,6 +14,8 @@ from memory_backends.errors import MemoryMismatchError
 
 Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
+MetadataValue = str | int | float | bool
+Metadata = Mapping[str, MetadataValue]
 
 _MAX_LAYERS = 10_000
 
@@ -127,12 +129,15 @@ class Document:
         token_ids: (T,) int32, all tokens, those without a row (special ids) included.
         text: the original text, or None if only ids were given.
         offsets: (T, 2) int32, each token's span of characters in `text`, or None.
+        metadata: what else is known of it, by which searches can be narrowed; None if nothing is
+            said.
     """
 
     name: str
     token_ids: Int32Array
     text: str | None = None
     offsets: Int32Array | None = None
+    metadata: Metadata | None = None
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from memory_backends.base import MemoryBackend, SearchResult, Sinks
+from memory_backends.exact import best_rows
 from memory_backends.layout import MemoryLayout
 from memory_backends.rows import RowTensors, gather_heads, loaded
 from memory_backends.validation import usable_device
 
-_SCORES_AT_ONCE = 2**26  # float32 scores in one matrix product: 256 MiB
+_SCOPED_KEY_BYTES = 2**30  # kept of scopes' keys; those of all rows are kept as well
 
 
 class ManualBackend(MemoryBackend):
@@ -50,6 +51,7 @@ class ManualBackend(MemoryBackend):
         self._directions_of_head: dict[tuple[int, int], torch.Tensor] = {}
         self._searchable_ids: torch.Tensor | None = None
         super().__init__(layout, path=path, identity=identity, sinks=sinks, row_codec=row_codec)
+        self._scopes.num_bytes = _SCOPED_KEY_BYTES
 
     def _candidates(
         self, layer_idx: int, unit_queries: torch.Tensor, k: int, heads: Sequence[int] | None
@@ -67,13 +69,7 @@ class ManualBackend(MemoryBackend):
         self, directions: torch.Tensor, unit_queries: torch.Tensor, k: int
     ) -> SearchResult:
         """Search keys (h, n, D) of unit length for queries (h, N, D)."""
-        step = max(_SCORES_AT_ONCE // max(directions.shape[0] * directions.shape[1], 1), 1)
-        parts = [
-            (chunk @ directions.transpose(1, 2)).topk(k, dim=-1)  # of (h, step, n)
-            for chunk in torch.split(unit_queries.to(self.device), step, dim=1)
-        ]
-        scores = torch.cat([scores for scores, _ in parts], dim=1)  # (h, N, k)
-        positions = torch.cat([positions for _, positions in parts], dim=1)
+        scores, positions = best_rows(unit_queries.to(self.device), [directions], k)
         return SearchResult(scores, self._ids()[positions])
 
     @property

@@ -1,7 +1,8 @@
 """The catalogue's tables (format version 2), and how one record at a time is written to them.
 
 Every table but `query_samples`, which has checksums for its content, ends in the crc32 of its
-other columns. The statements below are compared, letter by letter, with those of a store.
+other columns. The statements below are compared, letter by letter, with those of a store; so is
+that of the table of metadata, which a store may have or not (`metadata.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from memory_backends.database import FORMAT_VERSION
 from memory_backends.errors import StoreError
+from memory_backends.metadata import TABLE as METADATA
 from memory_backends.records import record_crc32
 
 SCHEMA = (
@@ -70,7 +72,7 @@ def check_schema(connection: sqlite3.Connection) -> None:
     """
     query = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL"
     found = sorted(str(sql) for (sql,) in connection.execute(query))
-    if found != sorted(SCHEMA):
+    if found not in (sorted(SCHEMA), sorted((*SCHEMA, METADATA))):
         raise StoreError(
             f"expected the tables of format version {FORMAT_VERSION} in the catalogue; got other "
             "ones. The store is damaged, or another program wrote to it."

@@ -14,6 +14,7 @@ from memory_backends.database import FILE_NAME as CATALOG_FILE_NAME
 from memory_backends.errors import DocumentError, MemoryMismatchError, StoreError
 from memory_backends.layout import Document, LayerLayout, MemoryLayout, Rows
 from memory_backends.lock import LOCK_FILE_NAME, OWNER_FILE_NAME
+from memory_backends.metadata import check_metadata
 from memory_backends.queries import sampled_rows
 
 
@@ -21,7 +22,8 @@ def check_document(document: Document) -> None:
     """Refuse a document whose parts do not fit together.
 
     Raises:
-        DocumentError: an empty name, token ids that are not (T,), offsets that are not (T, 2).
+        DocumentError: an empty name, token ids that are not (T,), offsets that are not (T, 2),
+            metadata that is not flat.
     """
     if not document.name:
         raise DocumentError("a document needs a name; got ''. Give it one, such as its file's.")
@@ -35,6 +37,8 @@ def check_document(document: Document) -> None:
             f"offsets of document '{document.name}' must have shape (T={ids[0]}, 2), one span of "
             f"characters a token; got {np.shape(document.offsets)}."
         )
+    if document.metadata is not None:
+        check_metadata(document.metadata, document.name)
 
 
 def check_rows(rows: Rows, layout: MemoryLayout, document: Document, first: int) -> None:

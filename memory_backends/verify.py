@@ -19,6 +19,7 @@ from memory_backends.catalog import Catalog
 from memory_backends.compaction import PARTIAL
 from memory_backends.database import FILE_NAME, as_store_error
 from memory_backends.errors import EMTError, StoreError, refuse_link
+from memory_backends.metadata import read_metadata
 from memory_backends.records import COLUMNS, RecordSpan, from_record, unpack_crc32
 from memory_backends.row_coding import RowCoding, record_bytes
 from memory_backends.validation import check_directory, check_generation
@@ -113,6 +114,7 @@ class _Reading:
             self._database_damage,
             self._document_damage,
             self._span_damage,
+            self._metadata_damage,
             self._state_damage,
         )
         for check in checks:
@@ -159,6 +161,12 @@ class _Reading:
                 f"each of the rows 0 to {published - 1} must be a document's or removed; those "
                 f"that are: {covered[:5]}",
             )
+
+    def _metadata_damage(self) -> Iterator[Damage]:
+        firsts = {first for (first,) in self._connection.execute("SELECT first_row FROM documents")}
+        for first, _ in read_metadata(self._connection):
+            if first not in firsts:
+                yield Damage(FILE_NAME, f"there is metadata at row {first}, where no document is")
 
     def _state_damage(self) -> Iterator[Damage]:
         catalog = self._catalog

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from typing import Any, NoReturn
 
 from emt.cli import reading, stores
 from emt.errors import EMTError
+from memory_backends.metadata import is_value
 
 Command = Callable[[argparse.Namespace], int | None]
 
@@ -116,6 +118,16 @@ def _add_generate(commands: Any) -> None:
         help="redo a step whose entropy, in nats, is above ENTROPY with K memories: 1.0:12",
     )
     generate.add_argument(
+        "--documents", nargs="+", metavar="NAME", help="read these documents only"
+    )
+    generate.add_argument(
+        "--where",
+        type=_where,
+        action="append",
+        metavar="KEY=VALUE",
+        help="read only documents with this metadata; of one key, any value given will do",
+    )
+    generate.add_argument(
         "--citations", action="store_true", help="print the passages that were used"
     )
     generate.add_argument("--json", action="store_true", help="print one object")
@@ -134,6 +146,18 @@ def _uncertainty(text: str) -> dict[str, Any]:
         raise argparse.ArgumentTypeError(
             f"must be an entropy and a whole number, such as 1.0:12; got {text!r}"
         ) from None
+
+
+def _where(text: str) -> tuple[str, list[Any]]:
+    """Read KEY=VALUE; a value that looks like a number or a truth value may be that, or text."""
+    key, is_pair, value = text.partition("=")
+    if not key or not is_pair:
+        raise argparse.ArgumentTypeError(f"must be KEY=VALUE, such as year=1999; got {text!r}")
+    try:
+        meant = json.loads(value)
+    except (ValueError, RecursionError):
+        meant = None
+    return key, [value, meant] if is_value(meant) and not isinstance(meant, str) else [value]
 
 
 def _positive(text: str) -> int:

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -32,7 +33,8 @@ def index(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     with tqdm(total=expected.rows, unit="tok", disable=None, smoothing=0.05) as bar:
         added, replaced, skipped = memory.write_all(
-            ((document.name, document.text) for document in corpus), on_rows=bar.update
+            ((document.name, document.text, document.metadata) for document in corpus),
+            on_rows=bar.update,
         )
         bar.total = bar.n  # what was there already took no time
         bar.refresh()
@@ -68,6 +70,8 @@ def answer(options: argparse.Namespace) -> None:
         use_memory=not options.no_memory,
         topk=options.topk,
         uncertainty=options.uncertainty,
+        documents=options.documents,
+        where=_joined(options.where),
     )
     if options.json:
         timings = {"open_seconds": round(opened - started, 3), **answer.timings}
@@ -82,3 +86,13 @@ def answer(options: argparse.Namespace) -> None:
             print(f"      {' '.join(citation.text.split())}")
         if not answer.citations:
             print("No memory was used.")
+
+
+def _joined(pairs: list[tuple[str, list[Any]]] | None) -> dict[str, list[Any]] | None:
+    """Return what `--where` was given as one filter: of one key, any value will do."""
+    if pairs is None:
+        return None
+    joined: dict[str, list[Any]] = {}
+    for key, values in pairs:
+        joined.setdefault(key, []).extend(values)
+    return joined

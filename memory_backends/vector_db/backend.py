@@ -30,6 +30,7 @@ from memory_backends.errors import MemoryMismatchError, StoreError
 from memory_backends.layout import Int64Array, MemoryLayout
 from memory_backends.row_files import RowFiles
 from memory_backends.rows import RowStorage, loaded, take_heads
+from memory_backends.scope import Scope
 from memory_backends.scores import Precision, Retrieval, SearchResult
 from memory_backends.validation import check_search
 from memory_backends.vector_db import index as faiss_index
@@ -47,9 +48,13 @@ from memory_backends.vector_db.gpu import (
 )
 from memory_backends.vector_db.index import Float32Array
 from memory_backends.vector_db.residency import ResidentLimit
+from memory_backends.vector_db.selection import Selection, is_small
 
 _SPARSEST_SPAN = 2  # rows read for each row wanted
 _GROWTH = 1.2  # times the rows that it was calibrated on, and an index is calibrated again
+# Of `cache_bytes`, what the keys of scopes may take at most.
+_SCOPED_SHARE = 8
+_MAX_SELECTIONS = 64  # a bit a row each
 
 
 class _HeadIndex(NamedTuple):
@@ -146,11 +151,13 @@ class VectorDBBackend(MemoryBackend):
         self._limit: ResidentLimit | None = None
         self._indexes: dict[tuple[int, int], _HeadIndex] = {}  # of (layer, KV head)
         self._parameters: dict[tuple[int, int], Any] = {}  # FAISS search parameters of each
+        self._selections: dict[Scope, Selection] = {}
         self._building = threading.Lock()
         self._gpu_layers = None if gpu is None else GPULayers(gpu)
         super().__init__(layout, path=path, identity=identity, sinks=sinks, row_codec=row_codec)
         self._read_cache(index_files)
         if cache_bytes is not None:
+            self._scopes.num_bytes = min(self._scopes.num_bytes, cache_bytes // _SCOPED_SHARE)
             in_ram = (
                 0 if self._cache is None or self._are_mapped(self._cache) else self._cache.num_bytes
             )
@@ -221,10 +228,12 @@ class VectorDBBackend(MemoryBackend):
 
     # -- searching ------------------------------------------------------------------------------
 
-    def retrieve(self, layer_idx: int, queries: torch.Tensor, k: int) -> Retrieval:
+    def retrieve(
+        self, layer_idx: int, queries: torch.Tensor, k: int, *, scope: Scope | None = None
+    ) -> Retrieval:
         """Search, and fetch what was found; see `MemoryBackend`."""
         layer = self._layer(layer_idx)
-        scores, ids = self.search(layer_idx, queries, k)
+        scores, ids = self.search(layer_idx, queries, k, scope=scope)
         heads = np.arange(layer.num_key_value_heads).reshape(-1, 1, 1)
         places = np.maximum(ids.numpy(), 0) * layer.num_key_value_heads + heads
         if not len(self):
@@ -236,7 +245,7 @@ class VectorDBBackend(MemoryBackend):
         return Retrieval(scores, ids, rows[..., : layer.head_dim], rows[..., layer.head_dim :])
 
     def nearest(
-        self, layer_idx: int, queries: torch.Tensor, k: int
+        self, layer_idx: int, queries: torch.Tensor, k: int, *, scope: Scope | None = None
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return the keys and values of the nearest rows; see `MemoryBackend`.
 
@@ -244,8 +253,8 @@ class VectorDBBackend(MemoryBackend):
         """
         layer = self._layer(layer_idx)
         num_heads = layer.num_key_value_heads
-        if self._precision != "half":
-            return super().nearest(layer_idx, queries, k)
+        if self._precision != "half" or scope is not None:
+            return super().nearest(layer_idx, queries, k, scope=scope)
         check_search(layer, queries, k)
         found = self._layer_indexes(layer_idx)
         parameters = self._parameters_of(layer_idx, found)
@@ -269,10 +278,15 @@ class VectorDBBackend(MemoryBackend):
         return rows[..., : layer.head_dim], rows[..., layer.head_dim :]
 
     def _search(
-        self, layer_idx: int, queries: torch.Tensor, k: int, heads: Sequence[int] | None = None
+        self,
+        layer_idx: int,
+        queries: torch.Tensor,
+        k: int,
+        heads: Sequence[int] | None = None,
+        scope: Scope | None = None,
     ) -> SearchResult:
-        if self._precision != "half" or len(self) < k:
-            return super()._search(layer_idx, queries, k, heads)
+        if self._precision != "half" or len(self) < k or scope is not None:
+            return super()._search(layer_idx, queries, k, heads, scope)
         # FAISS ranks queries of any length alike, and nothing has to be ranked again.
         queries = queries.cpu()
         scores, ids = self._found(layer_idx, queries.numpy(), k, heads)
@@ -287,12 +301,61 @@ class VectorDBBackend(MemoryBackend):
         scores, ids = self._found(layer_idx, unit_queries.cpu().numpy(), k, heads)
         return SearchResult(torch.from_numpy(scores), torch.from_numpy(ids))
 
+    def _candidates_in(
+        self,
+        scope: Scope,
+        layer_idx: int,
+        unit_queries: torch.Tensor,
+        k: int,
+        heads: Sequence[int] | None,
+    ) -> tuple[SearchResult, Precision]:
+        if is_small(len(self._rows_in(scope))):
+            return super()._candidates_in(scope, layer_idx, unit_queries, k, heads)
+        unit_queries = unit_queries.cpu()
+        selection = self._selection_of(scope)
+        found = self._found(layer_idx, unit_queries.numpy(), k, heads, selection)
+        scores, ids = (torch.from_numpy(part) for part in found)
+        if len(selection.unindexed):
+            keys = self._unit_keys_of(layer_idx, selection.unindexed, heads)
+            more = unit_queries @ keys.transpose(1, 2)  # (h, N, m)
+            others = torch.from_numpy(selection.unindexed).expand(more.shape)
+            scores, order = torch.cat([scores, more], -1).sort(-1, descending=True)
+            scores = scores[..., :k]
+            ids = torch.cat([ids, others], -1).gather(-1, order[..., :k])
+        short = (ids < 0).any(-1).any(0).nonzero().squeeze(1)
+        if len(short):  # the lists that were searched have too few rows of the scope
+            best = self._exact_in(scope, layer_idx, unit_queries[:, short], k, heads)
+            scores[:, short], ids[:, short] = best.scores, best.ids
+        return SearchResult(scores, ids), self._precision
+
+    def _selection_of(self, scope: Scope) -> Selection:
+        found = self._selections.get(scope)
+        if found is None:
+            found = Selection(self._rows_in(scope), self._ids, self._num_rows)
+            if len(self._selections) >= _MAX_SELECTIONS:
+                self._selections.clear()
+            self._selections[scope] = found
+        return found
+
+    def _unit_keys_of(
+        self, layer_idx: int, rows: Int64Array, heads: Sequence[int] | None
+    ) -> torch.Tensor:
+        keys = super()._unit_keys_of(layer_idx, rows, heads)
+        if self._limit is not None:
+            self._limit.count(keys.shape[0] * keys.shape[1])
+        return keys
+
     def _found(
-        self, layer_idx: int, queries: Float32Array, k: int, heads: Sequence[int] | None
+        self,
+        layer_idx: int,
+        queries: Float32Array,
+        k: int,
+        heads: Sequence[int] | None,
+        selection: Selection | None = None,
     ) -> tuple[Float32Array, Int64Array]:
         """Return inner products and row ids, each (h, N, k), for queries (h, N, head_dim)."""
         found = self._layer_indexes(layer_idx, heads)
-        indexes, parameters = found.heads, self._parameters_of(layer_idx, found)
+        indexes, parameters = found.heads, self._parameters_of(layer_idx, found, selection)
         queries = np.ascontiguousarray(queries)
         num_heads, num_queries, _ = queries.shape
         scores = np.empty((num_heads, num_queries, k), dtype=np.float32)
@@ -300,7 +363,7 @@ class VectorDBBackend(MemoryBackend):
         if not k:
             return scores, positions
         # Copies on a GPU are of whole layers; a few heads are not worth one.
-        may_be_copied = self._gpu_layers is not None and heads is None
+        may_be_copied = self._gpu_layers is not None and heads is None and selection is None
         on_gpu = self._on_gpu(layer_idx, found, k) if may_be_copied else None
         if on_gpu is not None:
             scores, positions = on_gpu.search(queries, k)
@@ -347,14 +410,19 @@ class VectorDBBackend(MemoryBackend):
                 f"{positions.max()}; expected less than {len(self._ids)}. Run `emt rebuild`."
             ) from None
 
-    def _parameters_of(self, layer_idx: int, found: _LayerIndexes) -> list[Any]:
+    def _parameters_of(
+        self, layer_idx: int, found: _LayerIndexes, selection: Selection | None = None
+    ) -> list[Any]:
+        all_known = self._parameters if selection is None else selection.parameters
+        bitmap = self._searchable_bitmap if selection is None else selection.bitmap
+        wider = 1.0 if selection is None else selection.wider
         parameters = []
         for head, index, efforts in zip(*found, strict=True):
-            known = self._parameters.get((layer_idx, head))
+            known = all_known.get((layer_idx, head))
             if known is None:
                 nprobe = least_effort(efforts, self._recall).nprobe if efforts else None
-                known = faiss_index.search_parameters(index, self._searchable_bitmap, nprobe)
-                self._parameters[layer_idx, head] = known
+                known = faiss_index.search_parameters(index, bitmap, nprobe, wider)
+                all_known[layer_idx, head] = known
             parameters.append(known)
         return parameters
 
@@ -426,6 +494,7 @@ class VectorDBBackend(MemoryBackend):
         self._searchable_bitmap = (
             None if selected is None else np.packbits(selected, bitorder="little")
         )
+        self._selections.clear()
         self._parameters.clear()  # last: a search meanwhile must not keep the old selection
         if self._gpu_layers is not None:
             self._gpu_layers.clear()
@@ -469,6 +538,7 @@ class VectorDBBackend(MemoryBackend):
         for head, ready in self._with_all_rows(layer_idx, found).items():
             complete[head] = self._indexes[layer_idx, head] = ready
             self._parameters.pop((layer_idx, head), None)
+            self._selections.clear()
         return complete
 
     def _first_indexes(

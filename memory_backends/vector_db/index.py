@@ -17,6 +17,7 @@ Facts these functions rest on (FAISS 1.14.2 to 1.15.1):
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,7 +138,10 @@ def training_rows(index: Any) -> int:
 
 
 def search_parameters(
-    index: Any, searchable: npt.NDArray[np.uint8] | None, nprobe: int | None = None
+    index: Any,
+    searchable: npt.NDArray[np.uint8] | None,
+    nprobe: int | None = None,
+    wider: float = 1.0,
 ) -> Any:
     """Return what `search` needs for an index, and for others like it.
 
@@ -145,9 +149,10 @@ def search_parameters(
         index: any index that `check_factory` accepts.
         searchable: little-endian bitmap over positions, or None for all of them.
         nprobe: lists that an IVF index looks into; None for one in `_SCANNED_SHARE`.
+        wider: times as many lists, or neighbours of an HNSW index, are looked into.
     """
     selector = None if searchable is None else faiss.IDSelectorBitmap(searchable)
-    return _parameters(index, selector, "this index", nprobe)
+    return _parameters(index, selector, "this index", nprobe, wider)
 
 
 def search(
@@ -326,18 +331,21 @@ def _rows_to_train(index: Any) -> int:
     return int(rows)
 
 
-def _parameters(index: Any, selector: Any, name: str, nprobe: int | None = None) -> Any:
+def _parameters(
+    index: Any, selector: Any, name: str, nprobe: int | None = None, wider: float = 1.0
+) -> Any:
     """Return search parameters with the effort and the selector for the index's class."""
     inner = faiss.downcast_index(index)
     options = {} if selector is None else {"sel": selector}
     if isinstance(inner, faiss.IndexIVF) and inner.nlist and not isinstance(inner, _NO_SELECTOR):
         share = max(inner.nlist // _SCANNED_SHARE, _MIN_SCANNED)
-        effort = min(share if nprobe is None else nprobe, inner.nlist)
+        effort = min(math.ceil(wider * (share if nprobe is None else nprobe)), inner.nlist)
         return faiss.SearchParametersIVF(nprobe=effort, **options)
     if isinstance(inner, faiss.IndexHNSW):
-        return faiss.SearchParametersHNSW(efSearch=max(inner.hnsw.efSearch, 64), **options)
+        effort = min(math.ceil(wider * max(inner.hnsw.efSearch, 64)), max(inner.ntotal, 64))
+        return faiss.SearchParametersHNSW(efSearch=effort, **options)
     if isinstance(inner, faiss.IndexPreTransform):
-        parameters = _parameters(inner.index, selector, name, nprobe)
+        parameters = _parameters(inner.index, selector, name, nprobe, wider)
         return faiss.SearchParametersPreTransform(index_params=parameters)
     if isinstance(inner, faiss.IndexFlat | faiss.IndexScalarQuantizer | faiss.IndexRaBitQ):
         return faiss.SearchParameters(**options)

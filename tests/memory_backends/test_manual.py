@@ -25,7 +25,7 @@ class TestInRAM(BackendConformance):
     def test_many_queries_are_taken_in_parts(
         self, make: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("memory_backends.manual._SCORES_AT_ONCE", 2 * 10 * 4)  # 4 queries
+        monkeypatch.setattr("memory_backends.exact._SCORES_AT_ONCE", 2 * 10 * 4)  # 4 queries
         backend = make()
         backend.add(make_document("a", 10), [self.runs[0]])
         assert_finds(backend, self.runs, range(10))

@@ -41,7 +41,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for at, (name, num_rows) in enumerate((("a", 10), ("gone", 8), ("b", 9))):
         spans = np.array([[i, i + 1] for i in range(num_rows)], dtype=np.int32)
         tokens = np.arange(num_rows, dtype=np.int32)
-        document = Document(name, tokens, f"text of {name}"[:num_rows], spans)
+        metadata = None if name == "b" else {"number": at, "language": "en"}
+        document = Document(name, tokens, f"text of {name}"[:num_rows], spans, metadata)
         backend.add(document, [with_queries(make_rows(num_rows, seed=at, sinks=[0]), at)])
     backend.remove_document("gone")
     backend.remove([3])
@@ -68,6 +69,7 @@ def answers(path: Path) -> list[Any]:
             for name in ("a", "b"):
                 document = backend.catalog.document(name)
                 assert document.offsets is not None
+                found += [document.metadata, backend.catalog.scope(where={"number": 0}).spans]
                 found += [name, document.text, document.token_ids.tolist(), document.first_row]
                 found += [document.row_tokens.tolist(), document.sink_rows.tolist()]
                 found += [document.offsets.tolist(), backend.catalog.content_hash(name)]

@@ -1,0 +1,71 @@
+"""Which rows a search may find: those of some documents, as spans of row ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from memory_backends.errors import MemoryMismatchError
+from memory_backends.layout import Int64Array
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Rows that a search may find; it never looks at others. Immutable, a key of mappings.
+
+    Removed rows may lie in it: they are not found, as anywhere.
+
+    Attributes:
+        spans: (first, stop) row ids, ascending; none overlaps or touches the next. `of` makes them
+            from any.
+    """
+
+    spans: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash(self.spans))  # asked for at every layer and step
+
+    def __hash__(self) -> int:
+        found: int = self.__dict__["_hash"]
+        return found
+
+    @classmethod
+    def of(cls, spans: Iterable[tuple[int, int]]) -> Scope:
+        """Make a scope of spans in any order; empty ones are left out.
+
+        Raises:
+            MemoryMismatchError: a span ends before it begins, or begins below 0.
+        """
+        joined: list[tuple[int, int]] = []
+        for first, stop in sorted(spans):
+            if not 0 <= first <= stop:
+                raise MemoryMismatchError(
+                    f"a span of a scope must be (first, stop) with 0 <= first <= stop; "
+                    f"got ({first}, {stop})."
+                )
+            if joined and first <= joined[-1][1]:
+                joined[-1] = (joined[-1][0], max(joined[-1][1], stop))
+            elif first < stop:
+                joined.append((first, stop))
+        return cls(tuple(joined))
+
+    def __len__(self) -> int:
+        """Row ids in it, those of removed rows included."""
+        return sum(stop - first for first, stop in self.spans)
+
+    def mask(self, num_rows: int) -> npt.NDArray[np.bool_]:
+        """Tell of each of the first `num_rows` row ids whether it is in the scope, (num_rows,)."""
+        found = np.zeros(num_rows, dtype=bool)
+        for first, stop in self.spans:
+            found[first:stop] = True
+        return found
+
+    def among(self, ids: Int64Array) -> Int64Array:
+        """Return those of `ids` that are in the scope; both ascending, (n,) int64."""
+        if not self.spans:
+            return ids[:0]
+        bounds = np.searchsorted(ids, np.array(self.spans, dtype=np.int64))  # (spans, 2)
+        return np.concatenate([ids[first:stop] for first, stop in bounds])

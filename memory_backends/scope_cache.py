@@ -1,0 +1,91 @@
+"""What a backend keeps of the scopes it was asked about, so that a decode step finds it ready."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from memory_backends.layout import Int64Array
+from memory_backends.scope import Scope
+
+Place = tuple[int, tuple[int, ...] | None]  # layer, and KV heads if not all of them
+
+_MAX_SCOPES = 256
+
+
+@dataclass
+class _Kept:
+    """What is kept of one scope: its searchable rows, and of some layers their unit keys."""
+
+    rows: Int64Array
+    keys: dict[Place, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(keys.nbytes for keys in self.keys.values())
+
+
+class ScopeCache:
+    """Searchable rows and unit keys of the scopes used last. Safe to share between threads.
+
+    Args:
+        num_bytes: what the keys of all scopes may take.
+    """
+
+    def __init__(self, num_bytes: int) -> None:
+        self.num_bytes = num_bytes
+        self._kept: OrderedDict[Scope, _Kept] = OrderedDict()  # used last comes last
+        self._lock = threading.Lock()
+
+    def clear(self) -> None:
+        """Forget everything: the memory's rows are others now."""
+        with self._lock:
+            self._kept.clear()
+
+    def rows(self, scope: Scope, find: Callable[[], Int64Array]) -> Int64Array:
+        """Return a scope's searchable rows, found by `find` if they are not known."""
+        with self._lock:
+            known = self._kept.get(scope)
+            if known is not None:
+                self._kept.move_to_end(scope)
+                return known.rows
+        rows = find()
+        with self._lock:
+            self._kept.setdefault(scope, _Kept(rows))
+            while len(self._kept) > _MAX_SCOPES:
+                self._kept.popitem(last=False)
+        return rows
+
+    def keys(self, scope: Scope, place: Place, read: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return unit keys of a scope whose rows are known, read if they are not kept.
+
+        Scopes that were not used for longest make room. A scope that does not fit keeps the layers
+        that do: what every decode step needs again must not drive out itself.
+        """
+        with self._lock:
+            known = self._kept.get(scope)
+            if known is not None and place in known.keys:
+                return known.keys[place]
+        keys = read()
+        with self._lock:
+            known = self._kept.get(scope)
+            if known is not None and self._make_room(scope, keys.nbytes):
+                known.keys[place] = keys
+        return keys
+
+    def _make_room(self, scope: Scope, num_bytes: int) -> bool:
+        used = sum(kept.num_bytes for kept in self._kept.values())
+        own = self._kept[scope].num_bytes
+        if own + num_bytes > self.num_bytes:
+            return False
+        for other, kept in self._kept.items():
+            if used + num_bytes <= self.num_bytes:
+                break
+            if other != scope:
+                used -= kept.num_bytes
+                kept.keys.clear()
+        return True
