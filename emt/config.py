@@ -25,6 +25,15 @@ class MemoryConfig:
         path: the store's directory; opened if it exists, else made by the first write. None keeps
             the memory for the life of the process only.
         enabled: False for the plain model, with its memories kept.
+        mode: "token" is the published method: each query retrieves single memories. "passage"
+            finds the passages that a prompt is about, by a few of the model's heads, and lets every
+            layer attend to their rows in order. "auto" is "token" up to 16,384 rows, as published,
+            and "passage" beyond, if there is a head profile of the model (`emt profile`).
+        recall_rows: rows of all passages of a prompt together, at most.
+        recall_passages: passages of a prompt, at most.
+        routing: what finds passages: "heads", "words" (BM25 over the stored text; needs bm25s) or
+            "both".
+        profile: file of the head profile; None for the store's own, or the one that comes with emt.
         topk: memories that each query attends to, at every layer and head; "auto" for one in 500
             of those there are, at least 4 and at most 12.
         uncertainty: redo a step of `generate` whose next-token entropy, in nats, is above `entropy`
@@ -67,12 +76,17 @@ class MemoryConfig:
 
     Source:
         Klett and Ahle, Extended Mind Transformers (arXiv 2406.02332), for names and defaults;
-        `path`, `layers` and all settings from `sinks` on are ours.
+        `path`, `mode` to `profile`, `layers` and all settings from `sinks` on are ours.
     """
 
     memory_type: Literal["manual", "vector_db"] = "manual"
     path: str | None = None
     enabled: bool = True
+    mode: Literal["token", "passage", "auto"] = "auto"
+    recall_rows: int = 384
+    recall_passages: int = 3
+    routing: Literal["heads", "words", "both"] = "heads"
+    profile: str | None = None
     topk: int | Literal["auto"] = 10
     uncertainty: Uncertainty | None = None
     layers: tuple[int, ...] | None = None
@@ -98,6 +112,11 @@ class MemoryConfig:
             if not accepts(value):
                 raise ConfigError(f"{field.name} must be {what}; got {value!r}.")
             object.__setattr__(self, field.name, value)
+        if self.recall_passages > self.recall_rows:
+            raise ConfigError(
+                f"recall_rows ({self.recall_rows}) must have a row for each of recall_passages "
+                f"({self.recall_passages}). Raise the one or lower the other."
+            )
         if self.max_length < self.stride:
             raise ConfigError(
                 f"max_length ({self.max_length}) must be at least stride ({self.stride}): "
@@ -253,6 +272,7 @@ _CONVERT: dict[str, Callable[[Any], Any]] = {
     "layers": _ints_to_tuple,
     "special_ids": _ints_to_tuple,
     "path": _path_to_str,
+    "profile": _path_to_str,
     "uncertainty": _mapping_to_uncertainty,
     "sim_threshold": _int_to_float,
     "recall": _int_to_float,
@@ -261,6 +281,11 @@ _ACCEPTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "memory_type": (lambda v: v in ("manual", "vector_db"), "'manual' or 'vector_db'"),
     "path": (_is_none_or_text, "a directory name or null"),
     "enabled": (_is_bool, "true or false"),
+    "mode": (lambda v: v in ("token", "passage", "auto"), "'token', 'passage' or 'auto'"),
+    "recall_rows": (_is_positive, "a whole number of at least 1"),
+    "recall_passages": (_is_positive, "a whole number of at least 1"),
+    "routing": (lambda v: v in ("heads", "words", "both"), "'heads', 'words' or 'both'"),
+    "profile": (_is_none_or_text, "a file name or null"),
     "topk": (
         lambda v: _is_positive(v) or v == "auto",
         "a whole number of at least 1, or 'auto'",

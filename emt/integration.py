@@ -104,6 +104,7 @@ def attach(
                 config=decoder.config,
                 layout=layout,
                 unrotations={idx: layer.unrotation for idx, layer in layers.items()},
+                query_heads={idx: layer.call.query.shape[1] for idx, layer in layers.items()},
                 full_attention_layers=tuple(
                     idx for idx, layer in layers.items() if not layer.is_sliding
                 ),

@@ -28,6 +28,8 @@ from emt.recall_rows import Passage, by_prompt, places
 from emt.recording import Recording
 from emt.retrieval import attend_with_memories, with_local_weights
 from emt.rope import Unrotation
+from emt.routing.passage_mode import PassageMode
+from emt.routing.router import Routed
 from emt.using import Scopes, UsingBlocks
 from emt.writing import Changes, Written
 from memory_backends import (
@@ -53,6 +55,7 @@ class AttachedModel:
         config: the decoder's config.
         layout: the shape of its keys and values.
         unrotations: layer -> how to bring its keys to position 0; None where they are not rotated.
+        query_heads: layer -> how many it has.
         full_attention_layers: layers that see the whole context.
         identity: what a store compares.
     """
@@ -62,6 +65,7 @@ class AttachedModel:
     config: PreTrainedConfig
     layout: MemoryLayout
     unrotations: Mapping[int, Unrotation | None]
+    query_heads: Mapping[int, int]
     full_attention_layers: tuple[int, ...]
     identity: Mapping[str, Any]
 
@@ -93,7 +97,9 @@ class Memory:
         self._recall: Recall | None = None
         self._angles: Angles | None = None  # found when something is recalled
         self.config = config
-        self.backend = _make_backend(model, config, self._layers)
+        self.passages = PassageMode(self)
+        self.backend = self._make_backend(model, config)
+        self.passages.settle()
 
     # -- writing --------------------------------------------------------------------------------
 
@@ -129,7 +135,7 @@ class Memory:
         read = self._document(source, document, metadata=metadata)
         decoder = self._decoder()
         rows = encode(decoder, torch.from_numpy(read.token_ids).long(), **self._encoding())
-        with self.activity.alone("write"):
+        with self._alone("write"):
             return self.backend.add(read, rows, replace=replace)
 
     def write_all(
@@ -159,7 +165,7 @@ class Memory:
             Documents before the one that failed stay.
         """
         decoder = self._decoder()
-        with self.activity.alone("write"):
+        with self._alone("write"):
             changes = Changes(
                 self.backend,
                 (
@@ -205,7 +211,7 @@ class Memory:
             DocumentError: a name is unknown; nothing is removed.
             MemoryUseError: while generating.
         """
-        with self.activity.alone("remove"):
+        with self._alone("remove"):
             for name in documents:
                 if not self.backend.catalog.has_document(name):
                     raise DocumentError(
@@ -220,7 +226,7 @@ class Memory:
         Raises:
             MemoryUseError: while generating.
         """
-        with self.activity.alone("clear"):
+        with self._alone("clear"):
             self.backend.clear()
 
     def refresh(self) -> None:
@@ -230,7 +236,7 @@ class Memory:
             MemoryUseError: while generating.
             StoreError: the store cannot be read.
         """
-        with self.activity.alone("refresh"):
+        with self._alone("refresh"):
             self.backend.refresh()
 
     def compact(self) -> int:
@@ -240,7 +246,7 @@ class Memory:
             MemoryUseError: while generating.
             StoreError: the store cannot be written; it is as it was before.
         """
-        with self.activity.alone("compact"):
+        with self._alone("compact"):
             return self.backend.compact()
 
     @property
@@ -269,11 +275,12 @@ class Memory:
             StoreError: there is no path, it is taken, or it cannot be written.
             MemoryUseError: while generating.
         """
-        with self.activity.alone("save"):
+        with self._alone("save"):
             if path is None and self.config.path is None:
                 raise StoreError(
                     "this memory has no path. Give save() one, or set `path` in the config."
                 )
+            self.passages.prepare(self.backend, self.config)
             self.backend.save(path)
 
     def open(self, path: Path | str) -> None:
@@ -284,14 +291,14 @@ class Memory:
             MemoryMismatchError: another model wrote it; the memory is as it was.
             MemoryUseError: while generating, or after `detach`.
         """
-        model = self._attached_model("open")
+        model = self.attached_model("open")
         if has_no_store(check_directory(Path(path))):
             raise StoreError(
                 f"expected a memory store at '{path}'; there is nothing. Correct the path."
             )
-        with self.activity.alone("open"):
+        with self._alone("open"):
             config = self._attached_config.replace(path=str(path))
-            backend = _make_backend(model, config, _reading_layers(model, config))
+            backend = self._make_backend(model, config)
             self.backend.close()
             self._attached_config, self.backend = config, backend
             self._is_open = True
@@ -303,7 +310,7 @@ class Memory:
         Raises:
             MemoryUseError: while generating.
         """
-        with self.activity.alone("close"):
+        with self._alone("close"):
             self._is_open = False
             self.backend.close()
             self._settle_recall()
@@ -327,7 +334,7 @@ class Memory:
             DocumentError: a document is unknown, or `where` is not a filter.
         """
         changed = self._using.check(settings, self.config)
-        model = self._attached_model("change settings")
+        model = self.attached_model("change settings")
         _reading_layers(model, changed)  # refuse before anything has changed
         try:
             with self._using.open(settings, self.backend):
@@ -384,16 +391,15 @@ class Memory:
                 model in training mode.
             UnsupportedModelError: in a forward: nothing says how far a layer sees.
         """
-        model = self._attached_model("recall")
+        model = self.attached_model("recall")
         if self._recall is not None:
             raise MemoryUseError(
                 "passages are being recalled already. Close that recalling() block first, or give "
                 "all passages to one."
             )
         with self.activity.shared("recall"):
-            self._angles = self._angles or angles_of(model)
             found = places(self.backend, *by_prompt(passages, at), sinks)
-            recall = Recall.of(model, self.backend, found, self._angles, retrieves=retrieve)
+            recall = Recall.of(model, self.backend, found, self.angles, retrieves=retrieve)
         self._recall = recall
         self._settle_recall()
         try:
@@ -403,6 +409,33 @@ class Memory:
             self._recall = None
 
     # -- for emt --------------------------------------------------------------------------------
+
+    def route(self, prompt: Source) -> Routed:
+        """Find the passages that a prompt is about, as the passage mode does; recall nothing.
+
+        Args:
+            prompt: text, as it is given to the model, or token ids as for `write`.
+
+        Raises:
+            ConfigError: there is no head profile of the model.
+            DocumentError: the prompt is empty, or has an id the model does not have.
+            MemoryUseError: the model was detached.
+        """
+        read = self._document(prompt, "prompt")
+        (routed,) = self.passages.route([torch.from_numpy(read.token_ids).long()])
+        return routed
+
+    @property
+    def angles(self) -> Angles:
+        """The model's cosines and sines, found when they are first needed."""
+        if self._angles is None:
+            self._angles = angles_of(self.attached_model("recall"))
+        return self._angles
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the model has this memory: it was not closed."""
+        return self._is_open
 
     @property
     def in_force(self) -> MemoryConfig:
@@ -430,8 +463,31 @@ class Memory:
     def is_read(self) -> bool:
         """Whether a forward of this thread would find anything in this memory."""
         retrieves = self._recall is None or self._recall.retrieves
-        is_on = retrieves and self._is_open and self.in_force.enabled
-        return is_on and any(self.num_in_scope)
+        if not (retrieves and self._is_open and self.in_force.enabled):
+            return False
+        return self.passages.mode == "token" and any(self.num_in_scope)
+
+    @property
+    def recalls_passages(self) -> bool:
+        """Whether a prompt of this thread would be given passages of this memory by itself."""
+        is_on = self._recall is None and self._is_open and self.in_force.enabled
+        return is_on and self.passages.mode == "passage" and any(self.num_in_scope)
+
+    def search_options(self, number: int, num_prompts: int) -> dict[str, Any]:
+        """Return keywords of a backend's `search` for one of several prompts.
+
+        Raises:
+            MemoryUseError: documents were given for another number of prompts.
+        """
+        scope = self.scope
+        if isinstance(scope, tuple):
+            if num_prompts % len(scope):
+                raise MemoryUseError(
+                    f"documents were given for {len(scope)} prompts; got {num_prompts}. Give a "
+                    "list for each prompt of the batch, or one for all of them."
+                )
+            scope = scope[number // (num_prompts // len(scope))]
+        return {} if scope is None else {"scope": scope}
 
     def attend(self, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Compute a layer's attention; called by the model through `emt.hook`."""
@@ -463,6 +519,7 @@ class Memory:
         self._layers = _reading_layers(model, config)
         self.config = config
         self._settle_recall()
+        self.passages.settle()
 
     def _settle_recall(self) -> None:
         """Let an open `recalling` block recall only while the model has this memory."""
@@ -474,6 +531,11 @@ class Memory:
         """Let go of the model; called by `detach`."""
         self._model = None
         self._settle_recall()
+        self.passages.settle()
+
+    def decoder_or_none(self) -> PreTrainedModel | None:
+        """Return the model without its language-model head; None once it is gone or detached."""
+        return None if self._model is None else self._model.decoder()
 
     def _document(
         self,
@@ -483,7 +545,7 @@ class Memory:
         metadata: Metadata | None = None,
     ) -> Document:
         """Tokenize what is written, and refuse what cannot be."""
-        model = self._attached_model("write")
+        model = self.attached_model("write")
         document = to_document(source, name, self.tokenizer, model.config.vocab_size)
         if metadata is not None:
             document = replace(document, metadata=check_metadata(metadata, name))
@@ -491,9 +553,23 @@ class Memory:
         check_max_length(model.config, length)
         return document
 
+    @contextlib.contextmanager
+    def _alone(self, what: str) -> Iterator[None]:
+        """Change the memory in a `with` block, and see then which mode it is of."""
+        with self.activity.alone(what):
+            try:
+                yield
+            finally:
+                self.passages.settle()
+
+    def _make_backend(self, model: AttachedModel, config: MemoryConfig) -> MemoryBackend:
+        backend = _make_backend(model, config, _reading_layers(model, config))
+        self.passages.prepare(backend, config)
+        return backend
+
     def _decoder(self) -> PreTrainedModel:
         """Return the model that reads documents, ready to."""
-        attached = self._attached_model("write")
+        attached = self.attached_model("write")
         model, decoder = attached.model(), attached.decoder()
         if model is None or decoder is None:
             raise MemoryUseError("cannot write: the model is gone. Keep a reference to it.")
@@ -513,7 +589,7 @@ class Memory:
 
     def _encoding(self) -> dict[str, Any]:
         """Return how documents are encoded: keywords of `encode`."""
-        model = self._attached_model("write")
+        model = self.attached_model("write")
         return {
             "stride": self.config.stride,
             "max_length": self.config.max_length,
@@ -529,7 +605,15 @@ class Memory:
         del options["unrotations"]
         return {**options, "drop_ids": sorted(options["drop_ids"])}
 
-    def _attached_model(self, what: str) -> AttachedModel:
+    def attached_model(self, what: str) -> AttachedModel:
+        """Return what is known of the model.
+
+        Args:
+            what: is wanted of it, for the error.
+
+        Raises:
+            MemoryUseError: it was detached.
+        """
         if self._model is None:
             raise MemoryUseError(f"cannot {what}: the model was detached. Call attach() again.")
         return self._model

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from emt.retrieval import Retrieved
+
+if TYPE_CHECKING:
+    from emt.routing.router import Routed
 
 Step = dict[int, Retrieved]  # layer -> what its queries retrieved in one forward
 
@@ -24,6 +27,7 @@ class Recording:
     the setting `uncertainty` is there once, as it was redone.
 
     Attributes:
+        routed: what each prompt was found to be about, where passages are recalled for it.
         num_redone: how often a step was redone, counted for each sequence of a batch.
     """
 
@@ -32,6 +36,7 @@ class Recording:
         self._steps: list[Step] = []
         self._num_replaced = 0  # rows that redone steps had retrieved before
         self.num_redone = 0
+        self.routed: list[Routed] = []
 
     def add(self, retrieved: Retrieved) -> None:
         """Append one layer's retrievals; a layer seen before begins the next step."""
@@ -44,6 +49,10 @@ class Recording:
             scores=_kept(retrieved.scores[:, :, kept]),
             weights=_kept(retrieved.weights[:, :, kept]),
         )
+
+    def route(self, routed: Sequence[Routed]) -> None:
+        """Append what the prompts of a forward are about."""
+        self.routed.extend(routed)
 
     def redone(self, rows: Tensor) -> None:
         """Let the last step, a redo of the one before it, take its place.

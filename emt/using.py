@@ -12,6 +12,10 @@ from memory_backends import MemoryBackend, Scope
 
 CHANGEABLE = (
     "enabled",
+    "mode",
+    "recall_rows",
+    "recall_passages",
+    "routing",
     "topk",
     "uncertainty",
     "layers",

@@ -322,6 +322,19 @@ class MemoryBackend(ABC):
             with self._writing():  # makes the store, which has nothing in it yet
                 pass
 
+    def set_setting(self, key: str, value: Any) -> None:
+        """Keep a setting of the caller's in the store, beside the memory's own.
+
+        Args:
+            key: a name that the store itself does not use.
+            value: plain JSON types.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        with self._writing():
+            self._catalog.set_setting(key, value)
+
     def refresh(self) -> None:
         """See what other processes have published by now: new documents, and removed ones.
 

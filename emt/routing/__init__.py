@@ -3,5 +3,5 @@
 from emt.routing.profile import HeadProfile as HeadProfile
 from emt.routing.profile import ProfiledHead as ProfiledHead
 from emt.routing.router import Routed as Routed
-from emt.routing.router import Router as Router
 from emt.routing.router import RoutedPassage as RoutedPassage
+from emt.routing.router import Router as Router

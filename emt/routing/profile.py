@@ -67,16 +67,18 @@ class HeadProfile:
         """The layers with such heads, ascending."""
         return tuple(sorted({head.layer for head in self.heads}))
 
-    def key_value_heads(self, num_query_heads: int, layout: MemoryLayout) -> dict[int, list[int]]:
+    def key_value_heads(
+        self, num_query_heads: Mapping[int, int], layout: MemoryLayout
+    ) -> dict[int, list[int]]:
         """Return the KV heads that are searched: layer -> heads, ascending.
 
         Args:
-            num_query_heads: of each layer.
+            num_query_heads: layer -> its query heads.
             layout: the shape of the memory.
         """
         found: dict[int, set[int]] = {}
         for head in self.heads:
-            group = num_query_heads // layout.layers[head.layer].num_key_value_heads
+            group = num_query_heads[head.layer] // layout.layers[head.layer].num_key_value_heads
             found.setdefault(head.layer, set()).add(head.head // group)
         return {layer: sorted(heads) for layer, heads in sorted(found.items())}
 

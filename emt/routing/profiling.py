@@ -19,7 +19,6 @@ import numpy as np
 from torch import Tensor
 
 from emt.errors import ConfigError, MemoryUseError
-from emt.recall import angles_of
 from emt.routing.evidence import Hits, windows_of
 from emt.routing.examples import Example
 from emt.routing.profile import HeadProfile, ProfiledHead
@@ -28,7 +27,7 @@ from emt.routing.queries import unit_queries
 from emt.routing.router import TOPK
 
 if TYPE_CHECKING:
-    from emt.memory import Memory
+    from emt.memory import AttachedModel, Memory
 
 DISTANCE = 64  # tokens between a memory and who asks
 _NEAR = 48  # rows between the evidence and the answer, at most
@@ -152,12 +151,10 @@ def profile_heads(
     )
 
 
-def _attached(memory: Memory) -> Any:
-    if memory._model is None or memory.tokenizer is None:
-        raise MemoryUseError(
-            "a head profile needs an attached model and its tokenizer. Give both to attach()."
-        )
-    return memory._model
+def _attached(memory: Memory) -> AttachedModel:
+    if memory.tokenizer is None:
+        raise MemoryUseError("a head profile needs a tokenizer. Give attach() one.")
+    return memory.attached_model("profile")
 
 
 def _chosen(
@@ -210,18 +207,20 @@ def _read(
     keys = {layer: torch.cat(of_layer, 1) for layer, of_layer in parts.items()}
     for layer, key in keys.items():
         keys[layer] = key / key.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    angles = angles_of(model)
+    decoder = memory.decoder_or_none()
+    if decoder is None:
+        raise MemoryUseError("cannot profile: the model is gone. Keep a reference to it.")
     questions = []
     for number, example in enumerate(examples):
         say(f"question {number + 1}")
         ids = prompt_ids(tokenizer, example.question)
         question = question_of(ids, tokenizer)
         queries = unit_queries(
-            model.decoder(),
+            decoder,
             ids[: question.stop],
             layers,
             unrotations=model.unrotations,
-            angles=angles,
+            angles=memory.angles,
             distance=DISTANCE,
         )
         first, stop, offsets = spans[example.document]

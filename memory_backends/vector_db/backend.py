@@ -137,6 +137,7 @@ class VectorDBBackend(MemoryBackend):
             raise MemoryMismatchError(
                 f"indexed_layers must be some of {sorted(layout.layers)}; got {layers}."
             )
+        self._indexed_layers = layers
         self._indexed_heads = (
             all_heads(layout, layers) if indexed_heads is None else checked(layout, indexed_heads)
         )
@@ -444,6 +445,21 @@ class VectorDBBackend(MemoryBackend):
     @property
     def _precision(self) -> Precision:
         return faiss_index.precision_of(self._factory)
+
+    def index_heads(self, heads: Mapping[int, Sequence[int]] | None) -> None:
+        """Choose which heads the next `save` writes FAISS files for.
+
+        Args:
+            heads: layer -> KV heads; None for all heads of `indexed_layers`.
+
+        Raises:
+            MemoryMismatchError: the layout has no such layer or head.
+        """
+        self._indexed_heads = (
+            all_heads(self.layout, self._indexed_layers)
+            if heads is None
+            else checked(self.layout, heads)
+        )
 
     # -- the set of indexed rows ----------------------------------------------------------------
 
