@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from emt.errors import ConfigError
 from emt.experiments.drawing import figure
 from emt.experiments.perplexity.settings import FULL, WINDOW
 from emt.experiments.statistics import Estimate, mean_interval, paired_difference
@@ -95,7 +96,13 @@ def summary(header: Mapping[str, Any], items: Items) -> str:
 
 
 def draw(header: Mapping[str, Any], items: Items, folder: Path | str) -> list[Path]:
-    """Draw perplexity over length, and paired differences with intervals: `perplexity.png`."""
+    """Draw perplexity over length, and paired differences with intervals: `perplexity.png`.
+
+    Raises:
+        ConfigError: matplotlib is not installed, or there is nothing to draw.
+    """
+    if not any(record["nats"] for record in items.values()):
+        raise ConfigError("there are no results to draw yet. Run the experiment first.")
     settings, lengths = header["settings"], _lengths(items)
     drawing = figure(figsize=(11, 4.5), layout="constrained")
     perplexities, gains = drawing.subplots(1, 2)
