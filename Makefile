@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/.ready
 GEMMA := $(VENV)/.gemma
 
-.PHONY: demo test torture lint bench bench-store clean
+.PHONY: demo test test-slow torture lint bench bench-store clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,10 @@ lint: $(READY)
 
 test: lint $(GEMMA)
 	$(BIN)/python -m pytest
+
+# what the default suite leaves out: every family of transformers, whole presets, all combinations
+test-slow: $(READY) $(GEMMA)
+	$(BIN)/python -m pytest -m 'slow and not torture'
 
 # kills, damaged bytes and races by the hundred: some minutes
 torture: $(READY)

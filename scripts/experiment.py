@@ -10,15 +10,26 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
+from emt.cli import quiet
 from emt.errors import EMTError
 from emt.experiments.results import Results
 from emt.experiments.settings import load_settings
+from emt.loading import LoadedModel, load
 
 T = TypeVar("T")
+M = TypeVar("M", bound="_OfModel")
 Header = Mapping[str, Any]
 Items = Mapping[str, Mapping[str, Any]]
+
+
+class _OfModel(Protocol):
+    """Settings that name a model."""
+
+    @property
+    def model(self) -> str:
+        """What `load` takes."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -82,5 +93,33 @@ def report(
     """Write the summary and the pictures beside the results, and print the summary."""
     text = summary(results.header, results.items)
     (folder / "summary.md").write_text(text, encoding="utf-8")
-    draw(results.header, results.items, folder)
     print(text)
+    draw(results.header, results.items, folder)
+    print(f"in '{folder}'")
+
+
+def run(
+    description: str,
+    kind: type[M],
+    measure: Callable[[M, LoadedModel, Path], Results],
+    summary: Callable[[Header, Items], str],
+    draw: Callable[[Header, Items, Path], Sequence[Path]],
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Run an experiment that needs a model, from the command line to the report.
+
+    Args:
+        description: the command's; its first line is shown by --help.
+        kind: of settings.
+        measure: takes these, the model they name and a results file, and returns what was found.
+        summary: of what was found, in Markdown.
+        draw: puts pictures of it into a folder.
+        arguments: instead of the command line's.
+    """
+    given = options(description.partition("\n")[0], arguments)
+    with one_line_errors():
+        asked = settings(kind, given)
+        with quiet():
+            loaded = load(asked.model)
+        results = measure(asked, loaded, given.output / "results.jsonl")
+        report(results, given.output, summary, draw)

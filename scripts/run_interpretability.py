@@ -11,25 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiment import one_line_errors, options, report, settings
+from experiment import run
 
-from emt.cli import quiet
 from emt.experiments.interpretability.experiment import run_interpretability
 from emt.experiments.interpretability.report import draw, summary
 from emt.experiments.interpretability.settings import InterpretabilitySettings
-from emt.loading import load
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Ask, then say what was found."""
-    given = options(__doc__.partition("\n")[0], arguments)
-    with one_line_errors():
-        asked = settings(InterpretabilitySettings, given)
-        with quiet():
-            loaded = load(asked.model)
-        results = run_interpretability(asked, given.output, loaded=loaded)
-        report(results, given.output, summary, draw)
-    print(f"in '{given.output}'")
+    run(__doc__, InterpretabilitySettings, run_interpretability, summary, draw, arguments)
 
 
 if __name__ == "__main__":

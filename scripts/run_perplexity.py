@@ -9,24 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiment import one_line_errors, options, report, settings
+from experiment import run
 
-from emt.cli import quiet
 from emt.experiments.perplexity.experiment import run_perplexity
 from emt.experiments.perplexity.report import draw, summary
 from emt.experiments.perplexity.settings import PerplexitySettings
-from emt.loading import load
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, then say what was found."""
-    given = options(__doc__.partition("\n")[0], arguments)
-    with one_line_errors():
-        asked = settings(PerplexitySettings, given)
-        with quiet():
-            loaded = load(asked.model)
-        results = run_perplexity(asked, loaded, given.output / "results.jsonl")
-        report(results, given.output, summary, draw)
+    run(__doc__, PerplexitySettings, run_perplexity, summary, draw, arguments)
 
 
 if __name__ == "__main__":

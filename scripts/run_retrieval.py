@@ -33,7 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         asked = settings(RetrievalSettings, given)
         results = run_retrieval(asked, given.output, loading=load_quietly)
         report(results, given.output, summary, draw)
-    print(f"in '{given.output}'")
 
 
 if __name__ == "__main__":

@@ -9,24 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiment import one_line_errors, options, report, settings
+from experiment import run
 
-from emt.cli import quiet
 from emt.experiments.timing.experiment import run_timing
 from emt.experiments.timing.report import draw, summary
 from emt.experiments.timing.settings import TimingSettings
-from emt.loading import load
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, then say what was found."""
-    given = options(__doc__.partition("\n")[0], arguments)
-    with one_line_errors():
-        asked = settings(TimingSettings, given)
-        with quiet():
-            loaded = load(asked.model)
-        results = run_timing(asked, loaded, given.output / "results.jsonl")
-        report(results, given.output, summary, draw)
+    run(__doc__, TimingSettings, run_timing, summary, draw, arguments)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("emt", "torch", "transformers", "faiss-cpu", "faiss-gpu", "numpy")
+_PACKAGES = ("emt", "torch", "transformers", "faiss-cpu", "faiss-gpu", "numpy", "bm25s")
 
 
 def about() -> dict[str, Any]:

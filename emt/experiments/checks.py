@@ -52,6 +52,11 @@ def is_positive(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def is_seed(value: Any) -> bool:
+    """Tell whether a value is a whole number of at least 0, as seeds are."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def is_none_or_positive(value: Any) -> bool:
     """Tell whether a value is null, or a whole number of at least 1."""
     return value is None or is_positive(value)

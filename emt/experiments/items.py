@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from emt.documents import is_utf8
-from emt.errors import DocumentError
+from emt.errors import ConfigError, DocumentError
+from emt.experiments.tables import read_rows
 
 FIELDS = ("id", "title", "split", "context", "question", "answer", "original_answer")
 _SHOWN = 5  # bad rows that one error names
@@ -46,9 +48,16 @@ class Item:
 
     @property
     def occurrences(self) -> int:
-        """How often the document has the answer, as whole words whatever their case; at least 1."""
-        pattern = rf"(?<!\w){re.escape(self.answer)}(?!\w)"
-        return max(len(re.findall(pattern, self.context, flags=re.IGNORECASE)), 1)
+        """How often the document has the answer, whatever its case; at least 1.
+
+        As whole words; where it never stands as one, as in scripts without spaces, anywhere.
+        """
+        answer = re.escape(self.answer)
+        for pattern in (rf"(?<!\w){answer}(?!\w)", answer):
+            found = len(re.findall(pattern, self.context, flags=re.IGNORECASE))
+            if found:
+                return found
+        return 1
 
     def to_row(self) -> dict[str, Any]:
         """Return the item as plain JSON types, other fields last."""
@@ -56,13 +65,16 @@ class Item:
 
 
 def load_items(path: Path | str) -> list[Item]:
-    """Read a file of JSON lines; empty lines are skipped.
+    """Read a file of JSON lines, in which empty ones are skipped, plain or in .gz; or .parquet.
 
     Raises:
+        ConfigError: a Parquet file, and pyarrow is not installed.
         DocumentError: it cannot be read, has no items, or bad rows: line and field of each.
     """
+    if Path(path).name.lower().endswith((".parquet", ".gz")):
+        return to_items(((row.origin, row) for row in read_rows(path)), source=str(path))
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DocumentError(f"items '{path}' cannot be read: {reason}") from error
@@ -74,7 +86,8 @@ def to_items(rows: Iterable[tuple[str, Any]], *, source: str) -> list[Item]:
     """Check rows and make items of them.
 
     Args:
-        rows: (where, row) pairs; `where` is how an error names the row.
+        rows: (where, row) pairs; `where` is how an error names the row. White space around an
+            answer does not count, as a model's answer has none.
         source: where they are from, for errors.
 
     Raises:
@@ -90,7 +103,7 @@ def to_items(rows: Iterable[tuple[str, Any]], *, source: str) -> list[Item]:
             faults.append(f"{where}: {fault}")
             continue
         extra = {key: value for key, value in row.items() if key not in FIELDS}
-        items[row["id"]] = Item(**{name: row[name] for name in FIELDS}, extra=extra)
+        items[row["id"]] = Item(**{name: _kept(name, row[name]) for name in FIELDS}, extra=extra)
     if faults:
         more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise DocumentError(
@@ -100,6 +113,32 @@ def to_items(rows: Iterable[tuple[str, Any]], *, source: str) -> list[Item]:
     if not items:
         raise DocumentError(f"'{source}' has no items. Each must be an object with {_names()}.")
     return list(items.values())
+
+
+def chosen(items: Iterable[Item], splits: Sequence[str] | None, limit: int | None) -> list[Item]:
+    """Return the first items of each split.
+
+    Args:
+        items: to choose from.
+        splits: which to take; None for all.
+        limit: how many of each at most; None for all.
+
+    Raises:
+        ConfigError: a split has no items.
+    """
+    every = list(items)
+    known = list(dict.fromkeys(item.split for item in every))
+    for split in splits or ():
+        if split not in known:
+            raise ConfigError(f"no items of split '{split}'. The splits are {', '.join(known)}.")
+    taken: Counter[str] = Counter()
+    found = []
+    for item in every:
+        taken[item.split] += 1
+        within = limit is None or taken[item.split] <= limit
+        if within and (not splits or item.split in splits):
+            found.append(item)
+    return found
 
 
 def fault_of(row: Any) -> str | None:
@@ -116,8 +155,11 @@ def fault_of(row: Any) -> str | None:
             continue
         if not isinstance(value, str) or not value.strip() or not is_utf8(value):
             return f"'{name}' must be text; got {_short(value)}"
-    if row["answer"].lower() not in row["context"].lower():
-        return f"'answer' {_short(row['answer'])} is not in its context"
+    answer, original = _kept("answer", row["answer"]), _kept("answer", row["original_answer"])
+    if answer.lower() not in row["context"].lower():
+        return f"'answer' {_short(answer)} is not in its context"
+    if original is not None and answer.lower() == original.lower():
+        return f"'answer' and 'original_answer' are both {_short(answer)}"
     return None
 
 
@@ -126,6 +168,12 @@ def _parsed(line: str) -> Any:
         return json.loads(line)
     except ValueError as error:
         return error
+    except RecursionError:
+        return ValueError("too deep")
+
+
+def _kept(name: str, value: Any) -> Any:
+    return value.strip() if name.endswith("answer") and isinstance(value, str) else value
 
 
 def _names() -> str:

@@ -1,7 +1,7 @@
 """What an experiment has found so far: JSON lines, one a finished item, resumable.
 
 The first line says what was asked for and where it ran. A run with the same settings goes on where
-the file ends; a line that a kill has cut off is dropped.
+the file ends; a line that a kill has cut off is dropped, be it the first.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ class Results:
         self.path = Path(path)
         self.items: dict[str, dict[str, Any]] = {}
         wanted = json.loads(json.dumps({"experiment": experiment, "settings": dict(settings)}))
-        if not self.path.exists():
+        if not self.path.exists() or _is_cut_header(self.path):
             self.header = {**wanted, **about()}
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.path.unlink(missing_ok=True)
                 self._append(self.header)
             except OSError as error:
                 raise ConfigError(
@@ -111,6 +112,17 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]], int]:
             f"'{path}' is not a file of results: {error}. Give this run another output."
         ) from error
     return header, items, whole
+
+
+def _is_cut_header(path: Path) -> bool:
+    """Tell whether a file is the start of a first line: a kill was faster than the disk."""
+    opening = b'{"experiment": "'
+    try:
+        with path.open("rb") as file:
+            line = file.readline()
+    except OSError:
+        return False  # `_read` says why
+    return not line.endswith(b"\n") and line[: len(opening)] == opening[: len(line)]
 
 
 def _difference(name: str, found: Any, wanted: Any) -> str:

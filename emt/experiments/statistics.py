@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 RESAMPLES = 10_000
+_VALUES_AT_ONCE = 2**22  # 32 MB of them, however many there are
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,13 @@ def mean_interval(values: Sequence[float] | npt.NDArray[np.floating], *, seed: i
     found = np.asarray(values, dtype=np.float64)
     if not len(found):
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
-    chosen = np.random.default_rng(seed).integers(len(found), size=(RESAMPLES, len(found)))
-    low, high = np.quantile(found[chosen].mean(axis=1), (0.025, 0.975))
+    random = np.random.default_rng(seed)
+    means = np.empty(RESAMPLES)
+    step = max(_VALUES_AT_ONCE // len(found), 1)
+    for start in range(0, RESAMPLES, step):
+        size = (min(step, RESAMPLES - start), len(found))
+        means[start : start + step] = found[random.integers(len(found), size=size)].mean(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
     return Estimate(float(found.mean()), float(low), float(high), len(found))
 
 

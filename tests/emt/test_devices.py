@@ -1,5 +1,7 @@
 """Models that accelerate has placed, all on the CPU: in RAM, offloaded to RAM, or to a disk."""
 
+import itertools
+
 import torch
 import pytest
 from accelerate import cpu_offload, disk_offload, dispatch_model
@@ -68,15 +70,25 @@ PLACES = {
     "device_map disk": loaded({"": "disk"}),
 }
 MODELS = ["llama", "gemma2", "gpt2"]  # the last two tie their embeddings
+BY_DEFAULT = {  # each place, each backend, tied embeddings where weights move
+    *(("llama", place, "manual") for place in PLACES),
+    ("llama", "disk offload", "vector_db"),
+    *((tied, "in parts", "vector_db") for tied in ("gemma2", "gpt2")),
+    *((tied, "device_map disk", "manual") for tied in ("gemma2", "gpt2")),
+}
+
+
+def combinations():
+    for case in itertools.product(MODELS, PLACES, ("manual", "vector_db")):
+        marks = [] if case in BY_DEFAULT else [pytest.mark.slow]
+        yield pytest.param(*case, marks=marks, id="-".join(case))
 
 
 def identity(model, memory):
     return identity_of(model, model.get_decoder().config, memory.backend.layout, None)
 
 
-@pytest.mark.parametrize("memory_type", ["manual", "vector_db"])
-@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
-@pytest.mark.parametrize("model_type", MODELS)
+@pytest.mark.parametrize(("model_type", "place", "memory_type"), list(combinations()))
 def test_placed_and_plain_models_share_a_store_and_its_tokens(
     model_type, place, memory_type, tmp_path
 ):
@@ -84,7 +96,7 @@ def test_placed_and_plain_models_share_a_store_and_its_tokens(
         return MemoryConfig(memory_type=memory_type, topk=4, path=str(tmp_path / name))
 
     tokenizer = word_tokenizer()
-    plain, model = build(model_type), place(build(model_type), tmp_path)
+    plain, model = build(model_type), PLACES[place](build(model_type), tmp_path)
     without = plain.generate(PROMPT, **GREEDY).tolist()
     assert input_device(model) == input_device(model.get_decoder()) == CPU
 

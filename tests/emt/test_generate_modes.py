@@ -137,8 +137,15 @@ def _fresh_compiler():
 
 @torch.no_grad()
 @pytest.mark.usefixtures("_fresh_compiler")
-@pytest.mark.parametrize("memory_type", BACKENDS)
-@pytest.mark.parametrize("order", ["attached first", "compiled first"])
+@pytest.mark.parametrize(
+    ("order", "memory_type"),
+    [
+        ("attached first", "manual"),
+        ("compiled first", "vector_db"),
+        pytest.param("attached first", "vector_db", marks=pytest.mark.slow),
+        pytest.param("compiled first", "manual", marks=pytest.mark.slow),
+    ],
+)
 def test_a_compiled_model_remembers(order, memory_type):
     model = build("llama")
     config = MemoryConfig(topk=4, memory_type=memory_type, **BACKENDS[memory_type])

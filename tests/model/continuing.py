@@ -1,6 +1,6 @@
 """Greedy continuations of prompts, in this process or, as a program, in a new one.
 
-python -m tests.model.continuing STORE < prompts.json
+python -m tests.model.continuing STORE NUM_TOKENS < prompts.json
 """
 
 import json
@@ -13,16 +13,15 @@ from emt.cli import quiet
 from emt.loading import load
 
 SETTINGS = {"sinks": "one", "topk": 4, "index": "Flat"}
-NEW = 40
 
 
-def continuations(model, tokenizer, prompts):
-    """Return 40 greedy token ids for each prompt, all prompts in one left-padded batch."""
+def continuations(model, tokenizer, prompts, num_tokens):
+    """Return so many greedy token ids for each prompt, all prompts in one left-padded batch."""
     encoded = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
     output = model.generate(
         **encoded,
-        max_new_tokens=NEW,
-        min_new_tokens=NEW,
+        max_new_tokens=num_tokens,
+        min_new_tokens=num_tokens,
         do_sample=False,
         pad_token_id=tokenizer.pad_token_id,
     )
@@ -36,7 +35,7 @@ def main():
         loaded = load()
     config = MemoryConfig(memory_type="vector_db", path=sys.argv[1], **SETTINGS)
     memory = attach(loaded.model, config, tokenizer=loaded.tokenizer)
-    tokens = continuations(loaded.model, loaded.tokenizer, json.load(sys.stdin))
+    tokens = continuations(loaded.model, loaded.tokenizer, json.load(sys.stdin), int(sys.argv[2]))
     json.dump({"rows": len(memory), "index": memory.backend.factory, "tokens": tokens}, sys.stdout)
 
 

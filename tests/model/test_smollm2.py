@@ -11,7 +11,7 @@ import pytest
 
 from emt import MemoryConfig, attach, detach
 from tests.model.conftest import DEMO
-from tests.model.continuing import NEW, SETTINGS, continuations
+from tests.model.continuing import SETTINGS, continuations
 
 pytestmark = pytest.mark.model
 
@@ -42,29 +42,33 @@ def attached(smollm2):
     detach(smollm2.model)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "num_tokens"),
+    [(PROMPTS[:3], 16), pytest.param(PROMPTS, 40, marks=pytest.mark.slow)],
+)
 def test_a_store_reopened_in_a_new_process_and_tensors_give_the_same_tokens(
-    smollm2, store, attached
+    smollm2, store, attached, prompts, num_tokens
 ):
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.model.continuing", str(store)],
+        [sys.executable, "-m", "tests.model.continuing", str(store), str(num_tokens)],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     with process:  # meanwhile, here
-        process.stdin.write(json.dumps(PROMPTS))
+        process.stdin.write(json.dumps(prompts))
         process.stdin.close()
         memory = attached(memory_type="manual", path=store)
-        here = continuations(smollm2.model, smollm2.tokenizer, PROMPTS)
+        here = continuations(smollm2.model, smollm2.tokenizer, prompts, num_tokens)
         there = json.load(process.stdout)
     assert process.returncode == 0
     assert there["rows"] == len(memory)
     assert there["index"] == "Flat"
-    assert [len(tokens) for tokens in here] == [NEW] * len(PROMPTS)
+    assert [len(tokens) for tokens in here] == [num_tokens] * len(prompts)
     assert there["tokens"] == here
     with memory.using(enabled=False):
-        without = continuations(smollm2.model, smollm2.tokenizer, PROMPTS)
+        without = continuations(smollm2.model, smollm2.tokenizer, prompts, num_tokens)
     assert all(one != other for one, other in zip(here, without, strict=True))
 
 
@@ -94,9 +98,16 @@ def test_a_memory_makes_the_answers_likely(smollm2, store, attached):
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str
+    ("dtype", "prompts", "num_tokens"),
+    [
+        (torch.bfloat16, PROMPTS[:4], 12),
+        pytest.param(torch.bfloat16, PROMPTS, 40, marks=pytest.mark.slow),
+        pytest.param(torch.float16, PROMPTS, 40, marks=pytest.mark.slow),
+    ],
 )
-def test_both_backends_give_the_same_tokens_in_half_precision(smollm2, dtype, tmp_path):
+def test_both_backends_give_the_same_tokens_in_half_precision(
+    smollm2, dtype, prompts, num_tokens, tmp_path
+):
     model = copy.deepcopy(smollm2.model).to(dtype)
     found = []
     for memory_type in ("vector_db", "manual"):
@@ -106,11 +117,13 @@ def test_both_backends_give_the_same_tokens_in_half_precision(smollm2, dtype, tm
             names = ("beans.txt", "whale.txt")
             memory.write_all((name, (DEMO / "documents" / name).read_text()) for name in names)
         assert memory.backend.layout.dtype == dtype
-        batch = continuations(model, smollm2.tokenizer, PROMPTS)
-        alone = continuations(model, smollm2.tokenizer, PROMPTS[3:4])  # no padding, so no mask
+        batch = continuations(model, smollm2.tokenizer, prompts, num_tokens)
+        alone = continuations(
+            model, smollm2.tokenizer, prompts[3:4], num_tokens
+        )  # no padding, so no mask
         found.append(batch + alone)
         detach(model)
         memory.close()
     assert found[0] == found[1]
-    without = continuations(model, smollm2.tokenizer, PROMPTS)
+    without = continuations(model, smollm2.tokenizer, prompts, num_tokens)
     assert all(one != other for one, other in zip(found[0], without, strict=False))

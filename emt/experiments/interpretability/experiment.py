@@ -9,9 +9,7 @@ would cite first, and how much attention each layer and head gave to memories.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -25,37 +23,39 @@ from emt.citations import cite, content_layers
 from emt.errors import ConfigError
 from emt.experiments.interpretability.attention_mass import attention_mass, share_of_passages_with
 from emt.experiments.interpretability.settings import InterpretabilitySettings
-from emt.experiments.items import Item, load_items
+from emt.experiments.items import Item, chosen, load_items
 from emt.experiments.results import Results
+from emt.experiments.texts import fingerprint
 from emt.integration import attach, detach
-from emt.loading import LoadedModel, load
+from emt.loading import LoadedModel
 
 EXPERIMENT = "interpretability"
 _DOCUMENT = "document"
 
 
 def run_interpretability(
-    settings: InterpretabilitySettings, folder: Path | str, *, loaded: LoadedModel | None = None
+    settings: InterpretabilitySettings, loaded: LoadedModel, path: Path | str
 ) -> Results:
     """Ask what was not asked yet.
 
     Args:
         settings: what to ask.
-        folder: gets `results.jsonl`.
-        loaded: who answers; None to load `settings.model`.
+        loaded: who answers.
+        path: the results file, `.jsonl`.
 
     Raises:
         ConfigError: a wrong setting, or results of other settings are there.
         DocumentError: items cannot be used.
     """
-    path = Path(str(settings.items))
-    items = _chosen(load_items(path), settings)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    items = chosen(load_items(str(settings.items)), settings.splits, settings.limit)
+    digest = fingerprint(str(settings.items))
     asked = {**dataclasses.asdict(settings), "items_sha256": digest}
-    results = Results(Path(folder) / "results.jsonl", EXPERIMENT, asked)
+    del asked["limit"]  # a later run may ask more
+    results = Results(path, EXPERIMENT, asked)
     conditions = settings.conditions()
-    total = len(items) * len(conditions)
-    with tqdm(total=total, initial=len(results), unit="answer", disable=None) as bar:
+    keys = [f"{item.id}/{name}" for item in items for name in conditions]
+    finished = sum(key in results for key in keys)
+    with tqdm(total=len(keys), initial=finished, unit="answer", disable=None) as bar:
         for item in items:
             left = {
                 key: (name, options)
@@ -64,7 +64,6 @@ def run_interpretability(
             }
             if not left:
                 continue
-            loaded = loaded or load(settings.model)
             asking = _Asking(loaded, item, settings)
             try:
                 for key, (name, options) in left.items():
@@ -73,26 +72,6 @@ def run_interpretability(
             finally:
                 asking.close()
     return results
-
-
-def _chosen(items: list[Item], settings: InterpretabilitySettings) -> list[Item]:
-    """Return the first items of each split.
-
-    Raises:
-        ConfigError: a split has no items.
-    """
-    known = list(dict.fromkeys(item.split for item in items))
-    for split in settings.splits or ():
-        if split not in known:
-            raise ConfigError(f"no items of split '{split}'. The splits are {', '.join(known)}.")
-    taken: Counter[str] = Counter()
-    found = []
-    for item in items:
-        taken[item.split] += 1
-        within = settings.limit is None or taken[item.split] <= settings.limit
-        if within and (settings.splits is None or item.split in settings.splits):
-            found.append(item)
-    return found
 
 
 class _Asking:

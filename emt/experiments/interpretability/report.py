@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emt.errors import ConfigError
+from emt.experiments.drawing import figure
 from emt.experiments.statistics import Estimate, mean_interval, paired_difference
 
 Record = Mapping[str, Any]
@@ -236,7 +236,7 @@ def _heads(name: str, records: Sequence[Record]) -> list[str]:
 
 def _draw_maps(name: str, records: Sequence[Record], path: Path) -> Path:
     layers = records[0]["layers"]
-    drawing = _figure(figsize=(10, 1.5 + 0.18 * len(layers)), layout="constrained")
+    drawing = figure(figsize=(10, 1.5 + 0.18 * len(layers)), layout="constrained")
     panels = drawing.subplots(1, len(_MAPS), sharey=True, squeeze=False)[0]
     for axes, (kind, title) in zip(panels, _MAPS.items(), strict=True):
         found = mean_map(records, kind)
@@ -256,7 +256,7 @@ def _draw_stability(
     header: Mapping[str, Any], by_condition: Mapping[str, Sequence[Record]], path: Path
 ) -> Path:
     seed, by_topk = header["settings"]["seed"], _topk_names(header)
-    drawing = _figure(figsize=(11, 3.6), layout="constrained")
+    drawing = figure(figsize=(11, 3.6), layout="constrained")
     for axes, (label, measure) in zip(drawing.subplots(1, len(_MEASURES)), _MEASURES, strict=True):
         places: list[tuple[float, Estimate]] = []
         for name, records in by_condition.items():
@@ -285,21 +285,6 @@ _MEASURES: list[tuple[str, Callable[[Record], float | None]]] = [
     ("log-probability, nats a token", _log_prob),
     ("first citation has the answer, %", _cited_answer),
 ]
-
-
-def _figure(**options: Any) -> Any:
-    """Return a matplotlib figure that no window shows.
-
-    Raises:
-        ConfigError: matplotlib is not installed.
-    """
-    try:
-        module = importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise ConfigError(
-            "plots need matplotlib. Install it with `pip install matplotlib`."
-        ) from error
-    return module.Figure(**options)
 
 
 def _named(settings: Mapping[str, Any]) -> str:

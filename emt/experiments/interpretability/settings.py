@@ -8,6 +8,7 @@ from typing import Any
 
 from emt.config import MemoryConfig
 from emt.errors import ConfigError
+from emt.experiments.checks import check, check_memory, is_seed, is_text
 from emt.loading import DEFAULT_MODEL
 
 
@@ -16,7 +17,7 @@ class InterpretabilitySettings:
     """What to ask whom, and how to read memories.
 
     Attributes:
-        items: a file of JSON lines, as `emt.experiments.items` reads them.
+        items: a .jsonl or .parquet file, as `emt.experiments.items` reads it.
         model: what `emt.loading.load` takes.
         splits: of the items to use; None for all.
         limit: items of each split, the first ones; None for all.
@@ -49,6 +50,9 @@ class InterpretabilitySettings:
     def __post_init__(self) -> None:
         if not isinstance(self.items, str):
             raise ConfigError(f"items must name a file: items=FILE; got {self.items!r}.")
+        check(self, "model", is_text, "text")
+        check(self, "chat", lambda v: v is None or isinstance(v, bool), "true, false or null")
+        check(self, "seed", is_seed, "a whole number of at least 0")
         for name in ("limit", "max_new_tokens"):
             value = getattr(self, name)
             if value is None and name == "limit":
@@ -62,6 +66,7 @@ class InterpretabilitySettings:
         for name in ("memory", "others"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ConfigError(f"{name} must be a mapping; got {getattr(self, name)!r}.")
+        check_memory(self.memory, "memory", fixed=("path", "enabled"))
         if not isinstance(self.question, str) or "{question}" not in self.question:
             raise ConfigError(f"question must have {{question}} in it; got {self.question!r}.")
         known = self.conditions()

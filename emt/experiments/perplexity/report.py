@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
+from emt.errors import ConfigError
+from emt.experiments.drawing import figure
 from emt.experiments.perplexity.settings import FULL, WINDOW
 from emt.experiments.statistics import Estimate, mean_interval, paired_difference
 
@@ -97,10 +96,16 @@ def summary(header: Mapping[str, Any], items: Items) -> str:
 
 
 def draw(header: Mapping[str, Any], items: Items, folder: Path | str) -> list[Path]:
-    """Draw perplexity over length, and paired differences with intervals: `perplexity.png`."""
+    """Draw perplexity over length, and paired differences with intervals: `perplexity.png`.
+
+    Raises:
+        ConfigError: matplotlib is not installed, or there is nothing to draw.
+    """
+    if not any(record["nats"] for record in items.values()):
+        raise ConfigError("there are no results to draw yet. Run the experiment first.")
     settings, lengths = header["settings"], _lengths(items)
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    perplexities, gains = figure.subplots(1, 2)
+    drawing = figure(figsize=(11, 4.5), layout="constrained")
+    perplexities, gains = drawing.subplots(1, 2)
     curves = nats_per_token(items)
     colours = {name: f"C{number}" for number, name in enumerate(curves)}
     for name, curve in curves.items():
@@ -117,12 +122,12 @@ def draw(header: Mapping[str, Any], items: Items, folder: Path | str) -> list[Pa
         axes.set_xlabel("tokens of text")
     perplexities.legend()
     path = Path(folder) / "perplexity.png"
-    figure.savefig(path, dpi=150)
+    drawing.savefig(path, dpi=150)
     return [path]
 
 
 def _draw(
-    axes: Axes,
+    axes: Any,
     name: str,
     colour: str,
     curve: Mapping[int, Estimate],

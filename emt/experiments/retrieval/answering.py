@@ -6,19 +6,21 @@ text and no log-probabilities, can be another.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from emt.errors import ConfigError
+from emt.integration import generating, memory_of
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Responder(Protocol):
 class LocalModel:
     """A transformers model that answers greedily.
 
-    A prompt is computed once: the text and all candidates go on from its cache.
+    A prompt is computed once: the text and all candidates go on from its cache. Where a memory's
+    setting `uncertainty` redoes steps, it does so here as in `generate`, for candidates too.
 
     Args:
         model: in evaluation mode; a memory attached to it is read.
@@ -135,26 +138,43 @@ class LocalModel:
                 f"a prompt of {len(prompt)} tokens and an answer of {longest} must fit "
                 f"{self.window} positions. Shorten the question, or raise window."
             )
-        output = self._forward(prompt)
-        first = output.logits[0, -1].float().log_softmax(-1)  # (V,)
-        prompt_seconds = time.perf_counter() - started
-        log_probs = tuple(
-            self._mean_log_prob(suffix, first, output.past_key_values) for suffix in suffixes
-        )
-        started = time.perf_counter()
-        ids = self._greedy(first, output.past_key_values)
-        seconds = prompt_seconds + time.perf_counter() - started
+        with self._generating() as redoes:
+            cache = DynamicCache(config=self.model.config) if redoes else None
+            output = self._forward(prompt, cache)
+            first = output.logits[0, -1].float().log_softmax(-1)  # (V,)
+            prompt_seconds = time.perf_counter() - started
+            log_probs = tuple(
+                self._mean_log_prob(suffix, first, output.past_key_values, step_by_step=redoes)
+                for suffix in suffixes
+            )
+            started = time.perf_counter()
+            ids = self._greedy(first, output.past_key_values)
+            seconds = prompt_seconds + time.perf_counter() - started
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
         return Response(text, log_probs, len(prompt), seconds)
 
-    def _mean_log_prob(self, ids: list[int], first: Tensor, cache: Any) -> float:
+    @contextlib.contextmanager
+    def _generating(self) -> Iterator[bool]:
+        """Do in a block what `generate` does of an attached memory; tell if steps are redone."""
+        memory = memory_of(self.model)
+        if memory is None:
+            yield False
+            return
+        with generating(self.model, {"use_cache": True}):
+            yield memory.in_force.uncertainty is not None
+
+    def _mean_log_prob(
+        self, ids: list[int], first: Tensor, cache: Any, *, step_by_step: bool
+    ) -> float:
         """Score tokens after a prompt whose cache stays as it is."""
-        total = float(first[ids[0]])
-        if len(ids) > 1:
-            output = self._forward(ids[:-1], copy.deepcopy(cache), keep=len(ids) - 1)
-            log_probs = output.logits[0].float().log_softmax(-1)  # (len - 1, V)
-            rows = torch.arange(len(ids) - 1, device=log_probs.device)
-            following = torch.tensor(ids[1:], device=log_probs.device)
+        total, before, cache = float(first[ids[0]]), ids[:-1], copy.deepcopy(cache)
+        length = 1 if step_by_step else max(len(before), 1)  # only a call's last token is redone
+        for start in range(0, len(before), length):
+            given = before[start : start + length]
+            logits = self._forward(given, cache, keep=len(given)).logits[0, -len(given) :]
+            log_probs = logits.float().log_softmax(-1)  # (len(given), V)
+            rows = torch.arange(len(given), device=log_probs.device)
+            following = torch.tensor(ids[start + 1 :][: len(given)], device=log_probs.device)
             total += float(log_probs[rows, following].sum())
         return total / len(ids)
 

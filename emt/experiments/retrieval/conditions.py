@@ -23,6 +23,7 @@ from emt.experiments.retrieval.scoring import candidates_of
 from emt.experiments.retrieval.shelf import Shelf
 
 KINDS = ("closed_book", "document", "emt", "rag", "rag_emt")
+FIXED = ("path", "enabled")  # settings of a memory that the experiment sets itself
 STANDARD: dict[str, dict[str, Any]] = {
     "closed_book": {"kind": "closed_book"},
     "document": {"kind": "document"},
@@ -65,7 +66,8 @@ def conditions_of(
     Raises:
         ConfigError: a condition, kind or key is unknown, or a memory's setting wrong.
     """
-    if not named or isinstance(named, str):
+    is_list = isinstance(named, list | tuple) and all(isinstance(one, str) for one in named)
+    if not named or not (is_list or isinstance(named, Mapping)):
         raise ConfigError(f"conditions must be some of {', '.join(STANDARD)}; got {named!r}.")
     given = named if isinstance(named, Mapping) else dict.fromkeys(named)
     return [_condition(str(name), values, memory) for name, values in given.items()]
@@ -91,6 +93,11 @@ def _condition(name: str, values: Any, memory: Mapping[str, Any]) -> Condition:
             raise ConfigError(f"condition '{name}' of kind {kind} has no memory. Remove it.")
         return Condition(name, kind)
     standard = STANDARD.get(name, {}).get("memory", {})
+    for key in FIXED:
+        if key in (own or {}):
+            raise ConfigError(
+                f"condition '{name}': {key} cannot be set: the experiment sets it. Leave it out."
+            )
     try:
         config = MemoryConfig.from_dict({**memory, **standard, **(own or {})})
     except ConfigError as error:

@@ -12,8 +12,7 @@ import functools
 import hashlib
 import json
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from emt.errors import ConfigError
-from emt.experiments.items import Item, load_items
+from emt.experiments.items import Item, chosen, load_items
 from emt.experiments.results import Results
 from emt.experiments.retrieval.answering import LocalModel, Responder
 from emt.experiments.retrieval.conditions import Answered, Condition, answering
@@ -85,7 +84,8 @@ def run_retrieval(
         **dataclasses.asdict(settings),
         "items_sha256": _digest(path.read_bytes()),
     }
-    del asked["limit"]  # a later run may ask more
+    if not settings.sizes or settings.limit is None:
+        del asked["limit"]  # a later run may ask more; one memory's documents are fixed
     if not settings.endpoint:
         del asked["endpoint"]  # nothing to say about a model that is here
     torch.manual_seed(settings.seed)
@@ -106,27 +106,6 @@ def run_retrieval(
     return results
 
 
-def chosen(items: Iterable[Item], splits: Sequence[str] | None, limit: int | None) -> list[Item]:
-    """Return the first items of each split.
-
-    Raises:
-        ConfigError: a split has no items.
-    """
-    every = list(items)
-    known = list(dict.fromkeys(item.split for item in every))
-    for split in splits or ():
-        if split not in known:
-            raise ConfigError(f"no items of split '{split}'. The splits are {', '.join(known)}.")
-    taken: Counter[str] = Counter()
-    found = []
-    for item in every:
-        if splits is None or item.split in splits:
-            taken[item.split] += 1
-            if limit is None or taken[item.split] <= limit:
-                found.append(item)
-    return found
-
-
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
@@ -140,17 +119,24 @@ def _ask_all(
 ) -> None:
     """Ask every item of every library under every condition, unless `results` has it."""
     conditions = settings.made_conditions()
-    total = len(conditions) * sum(len(library.items) for library in libraries)
-    with tqdm(total=total, initial=len(results), unit="answer", disable=None) as bar:
-        if total == len(results):
-            return
+    keys = [
+        _key(library, item, condition)
+        for library in libraries
+        for item in library.items
+        for condition in conditions
+    ]
+    finished = sum(key in results for key in keys)  # the file may have others, of a larger limit
+    with tqdm(total=len(keys), initial=finished, unit="answer", disable=None) as bar:
         for library in libraries:
+            wanted = (_key(library, item, one) for item in library.items for one in conditions)
+            if all(key in results for key in wanted):
+                continue
             with _shelf(library, folder, settings, responder()) as shelf:
                 for condition in conditions:
                     left = [
                         (key, item)
                         for item in library.items
-                        if (key := f"{library.label}/{item.id}/{condition.name}") not in results
+                        if (key := _key(library, item, condition)) not in results
                     ]
                     if not left:
                         continue
@@ -166,6 +152,10 @@ def _ask_all(
                             answered = answerer.answer(item)
                             results.add(key, _record(library, condition, item, answered, shelf))
                             bar.update()
+
+
+def _key(library: Library, item: Item, condition: Condition) -> str:
+    return f"{library.label}/{item.id}/{condition.name}"
 
 
 @contextlib.contextmanager

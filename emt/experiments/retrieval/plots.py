@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from emt.errors import ConfigError
+from emt.experiments.drawing import figure
 from emt.experiments.retrieval.report import BINS, Record, bin_of, names, of, values, with_gains
 from emt.experiments.statistics import mean_interval
 
@@ -41,21 +41,6 @@ def draw(header: Mapping[str, Any], items: Mapping[str, Record], folder: Path | 
         _bars(records, folder / "retrieval.png", title, seed),
         _heat_maps(records, folder / "occurrences.png", title),
     ]
-
-
-def figure(*arguments: Any, **options: Any) -> Any:
-    """Return a figure that no window shows, made as `matplotlib.figure.Figure` is.
-
-    Raises:
-        ConfigError: matplotlib is not installed.
-    """
-    try:
-        module = importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise ConfigError(
-            "plots need matplotlib. Install it with `pip install 'emt[experiments]'`."
-        ) from error
-    return module.Figure(*arguments, **options)
 
 
 def _bars(records: Sequence[Record], path: Path, title: str, seed: int) -> Path:

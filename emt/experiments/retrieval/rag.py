@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, cast
 
 from emt.errors import ConfigError
 from emt.experiments.retrieval.answering import Responder
@@ -58,7 +58,34 @@ class BM25:
         return self._library.tokenize(list(texts), stopwords="en", show_progress=False)
 
 
-RETRIEVERS: dict[str, type[BM25]] = {"bm25": BM25}
+RETRIEVERS: dict[str, Callable[[Sequence[str]], Retriever]] = {"bm25": BM25}
+
+
+def retriever_of(name: Any) -> Callable[[Sequence[str]], Retriever]:
+    """Find what makes a retriever of texts.
+
+    Args:
+        name: one of `RETRIEVERS`; or "module:Class" of one's own, such as of an embedding model:
+            it is called with the texts, and has `best`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if isinstance(name, str) and name in RETRIEVERS:
+        return RETRIEVERS[name]
+    module, colon, attribute = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if not (module and colon and attribute):
+        known = ", ".join(RETRIEVERS)
+        raise ConfigError(f"retriever must be {known}, or module:Class of your own; got {name!r}.")
+    try:
+        found: Any = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"retriever '{name}' cannot be imported: {error}. Is its folder in PYTHONPATH?"
+        ) from error
+    if not callable(getattr(found, "best", None)):
+        raise ConfigError(f"retriever '{name}' must be a class with best(question, count).")
+    return cast(Callable[[Sequence[str]], Retriever], found)
 
 
 class Chunks:
@@ -68,7 +95,7 @@ class Chunks:
         texts: whole documents; a chunk is never of two.
         responder: whose tokens are counted.
         num_tokens: length of a chunk.
-        retriever: a name in `RETRIEVERS`.
+        retriever: as `retriever_of` takes it.
 
     Attributes:
         texts: the chunks, in order.
@@ -78,7 +105,7 @@ class Chunks:
         self, texts: Iterable[str], responder: Responder, num_tokens: int, retriever: str = "bm25"
     ) -> None:
         self.texts = [piece for text in texts for piece in responder.split(text, num_tokens)]
-        self._retriever: Retriever = RETRIEVERS[retriever](self.texts)
+        self._retriever: Retriever = retriever_of(retriever)(self.texts)
 
     def best(self, question: str, count: int) -> list[str]:
         """Return the best chunks, best first."""

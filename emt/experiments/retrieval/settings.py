@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from emt.errors import ConfigError
-from emt.experiments.retrieval.conditions import STANDARD, Condition, conditions_of
+from emt.experiments.checks import check, check_memory, is_seed, is_text
+from emt.experiments.retrieval.conditions import FIXED, STANDARD, Condition, conditions_of
 from emt.experiments.retrieval.prompts import Templates
-from emt.experiments.retrieval.rag import RETRIEVERS
+from emt.experiments.retrieval.rag import retriever_of
 from emt.loading import DEFAULT_MODEL
 
 _ENDPOINT = "endpoint:"
@@ -20,7 +21,7 @@ class RetrievalSettings:
     """What to ask whom.
 
     Attributes:
-        items: a file of JSON lines, as `emt.experiments.items` reads them.
+        items: a .jsonl or .parquet file, as `emt.experiments.items` reads it.
         model: what `emt.loading.load` takes; or `endpoint:NAME`, a model behind the endpoint that
             the environment names, for conditions without a memory.
         endpoint: how it is asked: `parameters`, `timeout` and `attempts` of
@@ -35,7 +36,7 @@ class RetrievalSettings:
         max_new_tokens: length of an answer.
         chat: use the model's chat template; None for "if it has one".
         templates: wording: `question`, `document`.
-        retriever: ranks chunks: "bm25".
+        retriever: ranks chunks: "bm25", or "module:Class" that is made as `BM25` is.
         chunk_tokens: length of a chunk.
         chunks: how many go into the prompt.
         sizes: tokens of one memory of many documents, each size asked in turn; None for one
@@ -70,6 +71,10 @@ class RetrievalSettings:
     def __post_init__(self) -> None:
         if not isinstance(self.items, str):
             raise ConfigError(f"items must name a file: items=FILE; got {self.items!r}.")
+        for name in ("model", "device"):
+            check(self, name, is_text, "text")
+        check(self, "chat", lambda v: v is None or isinstance(v, bool), "true, false or null")
+        check(self, "seed", is_seed, "a whole number of at least 0")
         for name in ("limit", "window", "max_new_tokens", "chunk_tokens", "chunks"):
             value = getattr(self, name)
             if value is None and name in ("limit", "window"):
@@ -86,10 +91,8 @@ class RetrievalSettings:
         for name in ("memory", "templates", "endpoint"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ConfigError(f"{name} must be a mapping; got {getattr(self, name)!r}.")
-        if self.retriever not in RETRIEVERS:
-            raise ConfigError(
-                f"retriever must be one of {', '.join(RETRIEVERS)}; got {self.retriever!r}."
-            )
+        check_memory(self.memory, "memory", fixed=FIXED)
+        retriever_of(self.retriever)
         names = [condition.name for condition in self.made_conditions()]
         if self.baseline not in names:
             raise ConfigError(

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
+from emt.experiments.drawing import figure
 from emt.experiments.timing.break_even import Cost
 from emt.experiments.timing.settings import CACHED, PROMPT
 
@@ -65,9 +64,9 @@ def summary(header: Mapping[str, Any], items: Items) -> str:
 def draw(header: Mapping[str, Any], items: Items, folder: Path | str) -> list[Path]:
     """Draw the mean time a query over the number of queries, a panel a length: `timing.png`."""
     counts, found = header["settings"]["queries"], costs(items)
-    figure = Figure(figsize=(4.5 * max(len(found), 1), 4), layout="constrained")
+    drawing = figure(figsize=(4.5 * max(len(found), 1), 4), layout="constrained")
     for number, (length, conditions) in enumerate(found.items(), start=1):
-        axes = figure.add_subplot(1, len(found), number)
+        axes = drawing.add_subplot(1, len(found), number)
         for name, cost in conditions.items():
             axes.plot(counts, [cost.mean(n) for n in counts], marker="o", label=name)
         axes.set_xscale("log", base=2)
@@ -78,7 +77,7 @@ def draw(header: Mapping[str, Any], items: Items, folder: Path | str) -> list[Pa
         axes.set_ylabel("mean seconds a query")
         axes.legend()
     path = Path(folder) / "timing.png"
-    figure.savefig(path, dpi=150)
+    drawing.savefig(path, dpi=150)
     return [path]
 
 

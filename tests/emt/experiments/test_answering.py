@@ -1,5 +1,8 @@
+import itertools
+
 import torch
 import pytest
+from transformers import DynamicCache
 
 from emt import MemoryConfig, attach, detach
 from emt.errors import ConfigError
@@ -52,6 +55,42 @@ def test_an_attached_memory_is_read_by_text_and_candidates():
     assert said.log_probs[0] == pytest.approx(expected, abs=2e-5)
     assert abs(said.log_probs[0] - before.log_probs[0]) > 1e-3
     assert responder.respond(MESSAGE, ["Anna"]).log_probs == before.log_probs
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
+def test_uncertain_steps_are_redone_as_in_generate(model_type):
+    responder = tiny(model_type, max_new_tokens=8)
+    active = {"entropy": 0.0, "topk": 20}
+    config = MemoryConfig(topk=1, uncertainty=active)
+    memory = attach(responder.model, config, tokenizer=responder.tokenizer)
+    memory.write("Anna wrote it, and Bert read it aloud to all of them.", document="a")
+    prompt, answer = ids_of(PROMPT), ids_of(" Anna")[1:]
+    with memory.recording() as recording:
+        said = responder.respond(MESSAGE, ["Anna"])
+    assert recording.num_redone == 8 + len(answer) - 1  # the prompt is computed once
+    generated = responder.model.generate(
+        torch.tensor([prompt]), max_new_tokens=8, do_sample=False, pad_token_id=0
+    )[0, len(prompt) :]
+    assert said.text == byte_tokenizer().decode(generated, skip_special_tokens=True).strip()
+    expected = redone_log_prob(responder.model, memory, prompt, answer)
+    with memory.using(uncertainty=None):
+        plain = responder.respond(MESSAGE, ["Anna"])
+    detach(responder.model)
+    assert said.log_probs[0] == pytest.approx(expected, abs=2e-5)
+    assert abs(said.log_probs[0] - plain.log_probs[0]) > 1e-4
+
+
+@torch.no_grad()
+def redone_log_prob(model, memory, prompt, suffix):
+    """Score a suffix with one memory for the prompt's first tokens, and 20 for all that choose."""
+    cache, total = DynamicCache(config=model.config), 0.0
+    with memory.using(uncertainty=None):
+        model(torch.tensor([prompt[:-1]]), past_key_values=cache)
+        with memory.using(topk=20):
+            for last, following in itertools.pairwise([prompt[-1], *suffix]):
+                logits = model(torch.tensor([[last]]), past_key_values=cache).logits
+                total += float(logits[0, -1].log_softmax(-1)[following])
+    return total / len(suffix)
 
 
 def test_it_stops_at_the_end_token():

@@ -100,3 +100,8 @@ def test_what_is_not_results_cannot_be_drawn(tmp_path):
     (tmp_path / "results.jsonl").write_text('{"experiment": "x", "settings": {}}\n')
     (line,) = run("plot", tmp_path / "results.jsonl", code=2).stderr.splitlines()
     assert "experiment 'x', which has no plots; interpretability, perplexity" in line
+    header = {"experiment": "perplexity", "machine": "m", "revision": "r", "versions": {}}
+    header["settings"] = {"model": "m", "data": "d", "memory": {}, "scored": 2, "window": 4}
+    (tmp_path / "results.jsonl").write_text(json.dumps(header) + "\n")
+    (line,) = run("plot", tmp_path / "results.jsonl", code=2).stderr.splitlines()
+    assert line == "there are no results to draw yet. Run the experiment first."

@@ -48,6 +48,7 @@ def test_a_condition_of_one_s_own_changes_the_memory():
         ({"x": {"kind": "y"}}, "condition 'x' must have a kind of closed_book, document"),
         ({"x": {"kind": "emt", "topk": 3}}, "condition 'x' has kind and memory; got 'topk'"),
         ({"x": {"kind": "emt", "memory": {"topk": 0}}}, "condition 'x': topk must be"),
+        ({"x": {"kind": "emt", "memory": {"enabled": False}}}, "condition 'x': enabled cannot be"),
         ({"rag": {"memory": {"topk": 3}}}, "'rag' of kind rag has no memory"),
         ({"x": 3}, "condition 'x' must be a mapping; got 3"),
         ([], "conditions must be some of"),

@@ -45,7 +45,8 @@ def command(tmp_path, monkeypatch, capsys):
 def test_a_command_writes_results_table_and_picture(command, tmp_path, name):
     code, out, err = command(name)
     assert (code, err) == (0, "")
-    assert out.rstrip("\n") == (tmp_path / "out" / "summary.md").read_text().rstrip("\n")
+    text = (tmp_path / "out" / "summary.md").read_text()
+    assert out == f"{text}\nin '{tmp_path / 'out'}'\n"
     assert "| 40 | 1 |" in out if name == "perplexity" else "| EMT vector_db |" in out
     found = {path.name for path in (tmp_path / "out").iterdir()}
     assert found == {"results.jsonl", "summary.md", f"{name}.png"}
@@ -76,3 +77,14 @@ def test_results_of_another_config_are_refused(command):
     code, _, err = command("perplexity", "--set", "scored=5")
     assert code == 2
     assert "scored 6 (now 5)" in err
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_without_matplotlib_there_is_a_table_and_one_line(command, tmp_path, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, out, err = command(name)
+    assert code == 2
+    assert out.startswith((tmp_path / "out" / "summary.md").read_text())
+    assert err.startswith("plots need matplotlib. Install it with")
+    assert err.count("\n") == 1

@@ -70,7 +70,7 @@ def prompt_of(loaded):
 def test_log_probabilities_are_those_of_the_answer_given_the_prompt(
     loaded, items, tmp_path, condition, low, high
 ):
-    results = run_interpretability(settings_of(items), tmp_path, loaded=loaded)
+    results = run_interpretability(settings_of(items), loaded, tmp_path / "r.jsonl")
     prompt, answer = prompt_of(loaded), [80, 81]
     memory = attach(loaded.model, MemoryConfig(), tokenizer=loaded.tokenizer)
     memory.write(ITEM["context"], document="d")
@@ -89,7 +89,7 @@ def test_log_probabilities_are_those_of_the_answer_given_the_prompt(
 
 
 def test_answers_are_those_of_generate_and_rows_are_counted(loaded, items, tmp_path):
-    results = run_interpretability(settings_of(items), tmp_path, loaded=loaded)
+    results = run_interpretability(settings_of(items), loaded, tmp_path / "r.jsonl")
     assert list(results.items) == [
         f"{item}/{name}" for item in "abc" for name in ("topk 2", "topk 9", "always")
     ]
@@ -113,20 +113,21 @@ def test_answers_are_those_of_generate_and_rows_are_counted(loaded, items, tmp_p
 
 
 def test_a_run_goes_on_and_refuses_other_settings(loaded, items, tmp_path):
-    run_interpretability(settings_of(items, limit=1), tmp_path / "all", loaded=loaded)
-    lines = (tmp_path / "all" / "results.jsonl").read_text().splitlines(keepends=True)
+    run_interpretability(settings_of(items, limit=1), loaded, tmp_path / "all.jsonl")
+    lines = (tmp_path / "all.jsonl").read_text().splitlines(keepends=True)
     assert [json.loads(line)["item"] for line in lines[1:]] == ["a"] * 3 + ["c"] * 3
-    (tmp_path / "some").mkdir()
-    (tmp_path / "some" / "results.jsonl").write_text("".join(lines[:3]) + lines[3][:50])
-    run_interpretability(settings_of(items, limit=1), tmp_path / "some", loaded=loaded)
-    again = (tmp_path / "some" / "results.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "some.jsonl").write_text("".join(lines[:3]) + lines[3][:50])
+    run_interpretability(settings_of(items, limit=1), loaded, tmp_path / "some.jsonl")
+    again = (tmp_path / "some.jsonl").read_text().splitlines(keepends=True)
     assert again[:3] == lines[:3]
     timed = ("seconds", "remember_seconds")
     for one, other in zip(again[3:], lines[3:], strict=True):
         one, other = json.loads(one), json.loads(other)
         assert {**one, **dict.fromkeys(timed)} == {**other, **dict.fromkeys(timed)}
-    with pytest.raises(ConfigError, match="are of other settings"):
-        run_interpretability(settings_of(items, limit=2), tmp_path / "some", loaded=loaded)
+    with pytest.raises(ConfigError, match="are of other settings: seed 0 \\(now 1\\)"):
+        run_interpretability(settings_of(items, seed=1), loaded, tmp_path / "some.jsonl")
+    more = run_interpretability(settings_of(items, limit=2), loaded, tmp_path / "some.jsonl")
+    assert list(more.items)[6:] == [f"b/{name}" for name in settings_of(items).conditions()]
 
 
 # -- attention ----------------------------------------------------------------------------------
@@ -262,9 +263,11 @@ def test_wrong_settings_are_refused(changes, message):
 
 def test_a_split_that_is_not_there_and_a_template_that_is_not(loaded, items, tmp_path):
     with pytest.raises(ConfigError, match=r"no items of split '8k'\. The splits are 2k, 4k"):
-        run_interpretability(settings_of(items, splits=["8k"]), tmp_path, loaded=loaded)
+        run_interpretability(settings_of(items, splits=["8k"]), loaded, tmp_path / "r.jsonl")
     with pytest.raises(ConfigError, match="no chat template"):
-        run_interpretability(settings_of(items, chat=True), tmp_path / "chat", loaded=loaded)
+        run_interpretability(
+            settings_of(items, chat=True), loaded, tmp_path / "chat" / "results.jsonl"
+        )
 
 
 def test_the_settings_that_ship_are_right():

@@ -1,4 +1,5 @@
 import dataclasses
+import gzip
 import json
 
 import pytest
@@ -41,6 +42,33 @@ def test_a_line_separator_inside_a_text_ends_no_line(tmp_path):
     assert load_items(path)[0].context == row["context"]
 
 
+def test_other_files_of_rows(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [ROW, {**ROW, "id": "b", "original_answer": None}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "items.parquet")
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (tmp_path / "items.jsonl.gz").write_bytes(gzip.compress(lines))
+    (tmp_path / "mark.jsonl").write_bytes(b"\xef\xbb\xbf" + lines)
+    for name in ("items.parquet", "items.jsonl.gz", "mark.jsonl"):
+        assert [item.to_row() for item in load_items(tmp_path / name)] == rows
+    bad = [ROW, {**ROW, "id": "b", "answer": "Rome"}]
+    parquet.write_table(pyarrow.Table.from_pylist(bad), tmp_path / "items.parquet")
+    with pytest.raises(DocumentError, match=r"items.parquet' row 2: 'answer' 'Rome' is not in its"):
+        load_items(tmp_path / "items.parquet")
+
+
+def test_a_row_that_is_nested_too_deep_is_named(tmp_path):
+    with pytest.raises(DocumentError, match="line 2: not JSON: too deep"):
+        load_items(write(tmp_path, ROW, "[" * 100_000))
+
+
+def test_white_space_around_an_answer_does_not_count():
+    row = {**ROW, "answer": " Leeds\n", "original_answer": "York "}
+    (item,) = to_items([("line 1", row)], source="x")
+    assert (item.answer, item.original_answer) == ("Leeds", "York")
+
+
 @pytest.mark.parametrize("field", FIELDS)
 def test_a_row_without_a_field_is_named_with_its_line(tmp_path, field):
     bad = {key: value for key, value in ROW.items() if key != field}
@@ -59,6 +87,10 @@ def test_a_row_without_a_field_is_named_with_its_line(tmp_path, field):
         ({"question": " "}, "'question' must be text; got ' '"),
         ({"context": 7}, "'context' must be text; got 7"),
         ({"title": "\ud800"}, "'title' must be text; got '\\ud800'"),
+        (
+            {"original_answer": "leeds "},
+            "'answer' and 'original_answer' are both 'Leeds'",
+        ),
     ],
 )
 def test_a_wrong_value_is_named(change, said):
@@ -100,6 +132,7 @@ def test_nothing_is_an_error(tmp_path):
         ("in 1066, 10665 and 1066", "1066", 2),
         ("unfordable", "ford", 1),
         ("A (b) c (b)", "(b)", 2),
+        ("東京は雨。東京へ", "東京", 2),
     ],
 )
 def test_occurrences_are_whole_words_whatever_their_case(context, answer, count):

@@ -60,6 +60,21 @@ def test_chunks_are_of_one_document_each():
     assert chunks.best("where is b2", 1) == ["b1 b2"]
 
 
+class Longest:
+    """Takes the longest texts first, whatever the question."""
+
+    def __init__(self, texts):
+        self.texts = texts
+
+    def best(self, question, count):
+        return sorted(range(len(self.texts)), key=lambda at: -len(self.texts[at]))[:count]
+
+
+def test_a_retriever_of_one_s_own_by_its_name():
+    chunks = Chunks(TEXTS, Parrot(), 100, f"{__name__}:Longest")
+    assert chunks.best("harbour", 2) == [TEXTS[2], TEXTS[0]]
+
+
 def test_without_the_library_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "bm25s", None)
     with pytest.raises(ConfigError, match=r"emt\[experiments\]"):

@@ -53,6 +53,17 @@ def test_a_line_that_was_cut_off_is_dropped(path):
     assert list(read_results(path)[1]) == ["a", "b"]
 
 
+@pytest.mark.parametrize("kept", [0, 1, 14, 40])
+def test_a_first_line_that_was_cut_off_is_written_again(path, kept):
+    Results(path, "trial", SETTINGS)
+    whole = path.read_bytes()
+    assert whole.count(b"\n") == 1
+    path.write_bytes(whole[:kept])
+    results = Results(path, "trial", SETTINGS)
+    results.add("a", {})
+    assert path.read_bytes() == whole + b'{"key": "a"}\n'
+
+
 @pytest.mark.parametrize(
     ("experiment", "settings", "said"),
     [
@@ -72,7 +83,7 @@ def test_results_of_another_run_are_refused_and_left_as_they_are(path, experimen
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{}\n", b"nonsense\n", b"[1]\n", b'{"experiment": 1}\n[]\n']
+    "content", [b"}", b"{}\n", b'{"other": 1', b"nonsense\n", b"[1]\n", b'{"experiment": 1}\n[]\n']
 )
 def test_what_is_no_results_file_is_refused(tmp_path, content):
     path = tmp_path / "results.jsonl"

@@ -3,9 +3,10 @@ import json
 import pytest
 
 from emt.errors import ConfigError, DocumentError
+from emt.experiments.items import chosen
 from emt.experiments.results import read_results
 from emt.experiments.retrieval import experiment as retrieval
-from emt.experiments.retrieval.experiment import chosen, run_retrieval
+from emt.experiments.retrieval.experiment import run_retrieval
 from emt.experiments.retrieval.report import compare, summary
 from emt.experiments.retrieval.settings import RetrievalSettings
 from tests.emt.experiments.fakes import Parrot, item, tiny, write_items
@@ -81,6 +82,28 @@ def test_it_goes_on_where_it_was_stopped(items, tmp_path):
     run_retrieval(asked, tmp_path, loading=None)  # nothing left: no model is loaded
 
 
+def test_another_limit_asks_what_is_missing_and_not_what_is_there(tmp_path):
+    path = write_items(tmp_path / "items.jsonl", [item("a"), item("c"), item("b", split="4k")])
+    asked = {"conditions": ["closed_book", "document"]}
+    first = Watching(Parrot(), stop_after=4)  # all of the first split: as many as limit=1 asks
+    with pytest.raises(KeyboardInterrupt):
+        run_retrieval(settings(str(path), **asked), tmp_path, loading=lambda _: first)
+    second = Watching(Parrot())
+    few = settings(str(path), limit=1, **asked)
+    results = run_retrieval(few, tmp_path, loading=lambda _: second)
+    assert list(results.items)[4:] == ["4k/b/closed_book", "4k/b/document"]
+    assert second.asked == 2
+    run_retrieval(few, tmp_path, loading=None)  # the file has more, and nothing is missing
+
+
+def test_another_limit_makes_another_memory_of_many_documents(tmp_path):
+    path = write_items(tmp_path / "items.jsonl", [item("a"), item("c")])
+    asked = {"conditions": ["closed_book"], "sizes": [11]}
+    run_retrieval(settings(str(path), limit=1, **asked), tmp_path, loading=lambda _: Parrot())
+    with pytest.raises(ConfigError, match="limit 1 \\(now 2\\)"):
+        run_retrieval(settings(str(path), limit=2, **asked), tmp_path, loading=lambda _: Parrot())
+
+
 def test_results_of_other_settings_or_items_are_refused(items, tmp_path):
     options = {"conditions": ["closed_book"]}
     run_retrieval(settings(items, **options), tmp_path, loading=lambda _: Parrot())
@@ -152,7 +175,18 @@ def test_the_first_items_of_each_split_are_chosen():
         ({"sizes": ["64k"]}, "sizes must be numbers of tokens, ascending"),
         ({"memory": 3}, "memory must be a mapping; got 3"),
         ({"memory": {"topkk": 3}}, "Did you mean 'topk'?"),
-        ({"retriever": "dense"}, "retriever must be one of bm25; got 'dense'"),
+        (
+            {"retriever": "dense"},
+            "retriever must be bm25, or module:Class of your own; got 'dense'",
+        ),
+        ({"retriever": "no.such:Thing"}, "retriever 'no.such:Thing' cannot be imported"),
+        ({"retriever": "json:loads"}, "'json:loads' must be a class with best(question, count)"),
+        ({"model": 5}, "model must be text; got 5"),
+        ({"chat": "perhaps"}, "chat must be true, false or null; got 'perhaps'"),
+        ({"seed": -1}, "seed must be a whole number of at least 0; got -1"),
+        ({"memory": {"path": "x"}}, "memory.path cannot be set"),
+        ({"conditions": [{"emt": None}]}, "conditions must be some of closed_book"),
+        ({"conditions": 5}, "conditions must be some of closed_book"),
         ({"baseline": "rag", "conditions": ["closed_book"]}, "baseline must be one of"),
         ({"conditions": ["ragg"]}, "unknown condition 'ragg'"),
         ({"templates": {"chunks": ""}}, "templates are question and document; got 'chunks'"),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from emt.experiments import statistics
 from emt.experiments.statistics import RESAMPLES, mean_interval, paired_difference
 
 
@@ -40,6 +41,13 @@ def test_a_large_sample_has_the_normal_interval():
     error = values.std() / math.sqrt(len(values))
     assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
     assert found.high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
+
+
+def test_resamples_are_the_same_however_many_are_made_at_once(monkeypatch):
+    values = np.random.default_rng(10).normal(size=37)
+    whole = mean_interval(values)
+    monkeypatch.setattr(statistics, "_VALUES_AT_ONCE", 1000)
+    assert mean_interval(values) == whole
 
 
 def test_shares_of_two_have_the_binomial_s_quantiles():
