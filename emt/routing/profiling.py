@@ -33,6 +33,7 @@ DISTANCE = 64  # tokens between a memory and who asks
 _NEAR = 48  # rows between the evidence and the answer, at most
 _MAX_HEADS = 8
 _LEAST = 0.25  # of the best head's hit rate
+_REFUSED = 0.03  # share of questions that may be told so though their text is there
 _LONGEST_TEXT = 8000  # characters
 
 
@@ -46,8 +47,8 @@ class Ranked:
         agreement: share of the best heads on one half of the questions that are among the best on
             the other half, too.
         hit_rate: of the chosen heads together.
-        recognised: share of questions whose evidence is above the profile's threshold when the
-            answer's text is there, and below it when it is not; the mean of both.
+        recognised: share of questions that are told to be about nothing in the memory once the text
+            that has their answer is taken away.
         num_questions: asked.
         num_rows: searched.
     """
@@ -305,11 +306,8 @@ def _together(
             for layer, head in heads
         ]
         missing.append(_share(_hits(others)))
-    have, lack = np.array(there), np.array(missing)
-    candidates = np.unique(np.concatenate([have, lack]))
-    quality = [((have >= at).mean() + (lack < at).mean()) / 2 for at in candidates]
-    best = int(np.argmax(quality))
-    return float(np.mean(right)), float(candidates[best]), float(quality[best])
+    threshold = float(np.quantile(there, _REFUSED))
+    return float(np.mean(right)), threshold, float((np.array(missing) < threshold).mean())
 
 
 def _share(hits: Hits) -> float:
