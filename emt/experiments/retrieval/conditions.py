@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from emt.config import MemoryConfig
@@ -21,17 +21,24 @@ from emt.experiments.retrieval.prompts import (
 )
 from emt.experiments.retrieval.scoring import candidates_of
 from emt.experiments.retrieval.shelf import Shelf
+from emt.memory import Memory
+from emt.recall_rows import Passage
 
-KINDS = ("closed_book", "document", "emt", "rag", "rag_emt")
+KINDS = ("closed_book", "document", "emt", "passage", "rag", "rag_emt", "rag_passage")
+_MODES = {"emt": "token", "rag_emt": "token", "passage": "passage", "rag_passage": "passage"}
 FIXED = ("path", "enabled")  # settings of a memory that the experiment sets itself
 STANDARD: dict[str, dict[str, Any]] = {
     "closed_book": {"kind": "closed_book"},
     "document": {"kind": "document"},
     "emt_manual": {"kind": "emt", "memory": {"memory_type": "manual"}},
     "emt_vector_db": {"kind": "emt", "memory": {"memory_type": "vector_db"}},
+    "passage": {"kind": "passage", "memory": {"memory_type": "vector_db"}},
     "rag": {"kind": "rag"},
     "rag_emt": {"kind": "rag_emt", "memory": {"memory_type": "manual"}},
 }
+
+
+DEFAULT = tuple(name for name in STANDARD if name != "passage")  # which needs a head profile
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Condition:
     @property
     def has_chunks(self) -> bool:
         """Tell whether chunks of documents are retrieved into the prompt."""
-        return self.kind in ("rag", "rag_emt")
+        return self.kind.startswith("rag")
 
 
 def conditions_of(
@@ -88,7 +95,7 @@ def _condition(name: str, values: Any, memory: Mapping[str, Any]) -> Condition:
     kind, own = found["kind"], found.get("memory")
     if kind not in KINDS:
         raise ConfigError(f"condition '{name}' must have a kind of {', '.join(KINDS)}; got {kind}.")
-    if kind not in ("emt", "rag_emt"):
+    if kind not in _MODES:
         if own:
             raise ConfigError(f"condition '{name}' of kind {kind} has no memory. Remove it.")
         return Condition(name, kind)
@@ -99,7 +106,8 @@ def _condition(name: str, values: Any, memory: Mapping[str, Any]) -> Condition:
                 f"condition '{name}': {key} cannot be set: the experiment sets it. Leave it out."
             )
     try:
-        config = MemoryConfig.from_dict({**memory, **standard, **(own or {})})
+        mode = {"mode": _MODES[kind]}
+        config = MemoryConfig.from_dict({**memory, **standard, **(own or {}), **mode})
     except ConfigError as error:
         raise ConfigError(f"condition '{name}': {error}") from error
     return Condition(name, kind, config)
@@ -114,7 +122,8 @@ class Answered:
         log_probs: of `candidates_of(item)`, mean per token; None if the model does not tell.
         num_prompt_tokens: of the whole prompt.
         truncated: something was left out for want of positions.
-        has_answer: the text in the prompt has the answer; None if there is no text.
+        has_answer: the text in the prompt, or a passage that was recalled, has the answer; None if
+            there is neither.
         seconds: to find chunks, read the prompt and answer; not to make the memory.
     """
 
@@ -161,6 +170,40 @@ class Asking:
         )
 
 
+class AskingWithPassages:
+    """Answers by asking a model that is given passages of its memory.
+
+    Args:
+        asking: how it is asked.
+        memory: in passage mode.
+    """
+
+    def __init__(self, asking: Asking, memory: Memory) -> None:
+        self._asking = asking
+        self._memory = memory
+
+    def answer(self, item: Item) -> Answered:
+        """Answer one item, and see whether the answer was in a passage."""
+        with self._memory.recording() as recording:
+            answered = self._asking.answer(item)
+        texts = [
+            text_of(self._memory, one.passage)
+            for routed in recording.routed[:1]
+            for one in routed.passages
+        ]
+        has_answer = any(item.answer.lower() in text.lower() for text in texts)
+        return replace(answered, has_answer=bool(answered.has_answer) or has_answer)
+
+
+def text_of(memory: Memory, passage: Passage) -> str:
+    """Return the text of a passage of a document that was written as text."""
+    document = memory.backend.catalog.document(passage.document)
+    if document.text is None or document.offsets is None:
+        return ""
+    spans = document.offsets[document.row_tokens[passage.first : passage.stop]]
+    return document.text[int(spans[0, 0]) : int(spans[-1, 1])]
+
+
 @contextlib.contextmanager
 def answering(
     condition: Condition,
@@ -196,5 +239,6 @@ def answering(
             f"condition '{condition.name}' needs the model itself, which an endpoint does not "
             f"give. Leave it out."
         )
-    with shelf.remembered(responder.model, condition.memory, responder.tokenizer):
-        yield asking
+    with shelf.remembered(responder.model, condition.memory, responder.tokenizer) as memory:
+        is_recalling = condition.memory.mode == "passage"
+        yield AskingWithPassages(asking, memory) if is_recalling else asking

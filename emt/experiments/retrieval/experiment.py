@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from emt.errors import ConfigError
 from emt.experiments.items import Item, chosen, load_items
+from emt.experiments.paraphrases import paraphrased
 from emt.experiments.results import Results
 from emt.experiments.retrieval.answering import LocalModel, Responder
 from emt.experiments.retrieval.conditions import Answered, Condition, answering
@@ -79,7 +80,8 @@ def run_retrieval(
         DocumentError: items or other texts cannot be used.
     """
     folder, path = Path(folder), Path(str(settings.items))
-    items = chosen(load_items(path), settings.splits, settings.limit)
+    every = load_items(path)
+    items = chosen(every, settings.splits, settings.limit)
     asked = {
         **dataclasses.asdict(settings),
         "items_sha256": _digest(path.read_bytes()),
@@ -88,6 +90,8 @@ def run_retrieval(
         del asked["limit"]  # a later run may ask more; one memory's documents are fixed
     if not settings.endpoint:
         del asked["endpoint"]  # nothing to say about a model that is here
+    if settings.wording is None:
+        del asked["wording"]
     torch.manual_seed(settings.seed)
     responder = functools.cache(lambda: loading(settings))
     if not settings.sizes:
@@ -102,8 +106,23 @@ def run_retrieval(
         }
         asked["documents_sha256"] = _digest(json.dumps(libraries[-1].documents).encode())
         results = Results(folder / "results.jsonl", EXPERIMENT, asked)
+    if settings.wording is not None:
+        libraries = _in_other_words(libraries, paraphrased(every, Path(settings.wording)))
     _ask_all(libraries, settings, responder, results, folder)
     return results
+
+
+def _in_other_words(libraries: Sequence[Library], items: Sequence[Item]) -> list[Library]:
+    """Ask some items' questions instead of the libraries' own, and leave the others out."""
+    reworded = {item.id: item for item in items}
+    return [
+        Library(
+            library.label,
+            library.documents,
+            [reworded[item.id] for item in library.items if item.id in reworded],
+        )
+        for library in libraries
+    ]
 
 
 def _digest(content: bytes) -> str:

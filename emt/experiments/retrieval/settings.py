@@ -8,7 +8,7 @@ from typing import Any
 
 from emt.errors import ConfigError
 from emt.experiments.checks import check, check_memory, is_seed, is_text
-from emt.experiments.retrieval.conditions import FIXED, STANDARD, Condition, conditions_of
+from emt.experiments.retrieval.conditions import DEFAULT, FIXED, Condition, conditions_of
 from emt.experiments.retrieval.prompts import Templates
 from emt.experiments.retrieval.rag import retriever_of
 from emt.loading import DEFAULT_MODEL
@@ -39,6 +39,8 @@ class RetrievalSettings:
         retriever: ranks chunks: "bm25", or "module:Class" that is made as `BM25` is.
         chunk_tokens: length of a chunk.
         chunks: how many go into the prompt.
+        wording: a file of the items' questions in other words, as `emt.experiments.paraphrases`
+            reads it; items without one are left out. None for the items' own.
         sizes: tokens of one memory of many documents, each size asked in turn; None for one
             document at a time.
         distractors: files and folders of other texts for `sizes`.
@@ -54,7 +56,7 @@ class RetrievalSettings:
     device: str = "cpu"
     splits: Sequence[str] | None = None
     limit: int | None = None
-    conditions: Mapping[str, Any] | Sequence[str] = tuple(STANDARD)
+    conditions: Mapping[str, Any] | Sequence[str] = DEFAULT
     baseline: str = "closed_book"
     memory: Mapping[str, Any] = field(default_factory=dict)
     window: int | None = None
@@ -64,6 +66,7 @@ class RetrievalSettings:
     retriever: str = "bm25"
     chunk_tokens: int = 500
     chunks: int = 5
+    wording: str | None = None
     sizes: Sequence[int] | None = None
     distractors: Sequence[str] = ()
     seed: int = 0
@@ -74,6 +77,7 @@ class RetrievalSettings:
         for name in ("model", "device"):
             check(self, name, is_text, "text")
         check(self, "chat", lambda v: v is None or isinstance(v, bool), "true, false or null")
+        check(self, "wording", lambda v: v is None or is_text(v), "a file name or null")
         check(self, "seed", is_seed, "a whole number of at least 0")
         for name in ("limit", "window", "max_new_tokens", "chunk_tokens", "chunks"):
             value = getattr(self, name)

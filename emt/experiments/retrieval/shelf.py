@@ -73,7 +73,10 @@ class Shelf:
     def remembered(
         self, model: PreTrainedModel, config: MemoryConfig, tokenizer: PreTrainedTokenizerBase
     ) -> Iterator[Memory]:
-        """Attach a memory of all documents for a block; they are read if they were not yet."""
+        """Attach a memory of all documents for a block; they are read if they were not yet.
+
+        A store that has others, too, is searched for these only.
+        """
         path = self.folder / _name_of(config)
         memory = attach(model, config.replace(path=str(path)), tokenizer=tokenizer)
         try:
@@ -85,16 +88,15 @@ class Shelf:
                 if config.memory_type == "vector_db":
                     memory.save()  # its index of rows that another condition wrote
                 self.seconds = self._made[path] + time.perf_counter() - started
-            yield memory
+            names = [name for name, _ in self.documents]
+            more = len(memory.documents) > len(names)  # those of a larger memory
+            with memory.using(documents=names) if more else contextlib.nullcontext():
+                yield memory
         finally:
             detach(model)
             memory.close()
 
     def _bring_up_to_date(self, memory: Memory) -> None:
-        names = {name for name, _ in self.documents}
-        stale = [name for name in memory.documents if name not in names]
-        if stale:
-            memory.remove(*stale)
         with tqdm(desc="reading", unit="tok", disable=None, leave=False) as bar:
             memory.write_all(self.documents, on_rows=bar.update)
 

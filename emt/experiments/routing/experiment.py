@@ -1,0 +1,225 @@
+"""How often the passage that answers a question is found, and how long that takes.
+
+Each question is routed as the passage mode does, nothing is generated. Its answer's place in the
+stored text is known: a passage is right if its rows have the answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from emt.config import MemoryConfig
+from emt.errors import ConfigError
+from emt.experiments.results import Results
+from emt.experiments.routing.settings import RoutingSettings
+from emt.integration import attach, detach
+from emt.loading import LoadedModel
+from emt.memory import Memory
+from emt.routing.examples import Example, read_examples
+from emt.routing.profiling import prompt_ids
+from emt.routing.router import Routed
+from memory_backends import StoredDocument
+
+_AROUND = 40  # characters on both sides of an answer, by which its place is known again
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about a stored document.
+
+    Attributes:
+        document: its name.
+        question: what is asked.
+        first: row of the document at which the answer begins.
+        stop: one after its last row.
+    """
+
+    document: str
+    question: str
+    first: int
+    stop: int
+
+
+def run_routing(settings: RoutingSettings, loaded: LoadedModel, path: Path | str) -> Results:
+    """Route what a results file does not have yet.
+
+    Args:
+        settings: what to ask.
+        loaded: the model and its tokenizer.
+        path: the results file; each item is one question at one size with one routing: the
+            document that was named first, whether the first passage and any of them has the
+            answer, the heads' score, and seconds.
+
+    Raises:
+        ConfigError: no question is about a document of the store, or the file is of another run.
+        StoreError: there is no such store.
+    """
+    config = MemoryConfig(
+        mode="passage",
+        memory_type="vector_db",
+        path=settings.store,
+        profile=settings.profile,
+        recall_rows=settings.recall_rows,
+        recall_passages=settings.recall_passages,
+    )
+    if not Path(str(settings.store)).is_dir():
+        raise ConfigError(f"there is no store '{settings.store}'. Make it with `emt index`.")
+    memory = attach(loaded.model, config, tokenizer=loaded.tokenizer)
+    try:
+        return _run(settings, loaded, memory, path)
+    finally:
+        detach(loaded.model)
+        memory.close()
+
+
+def _run(
+    settings: RoutingSettings, loaded: LoadedModel, memory: Memory, path: Path | str
+) -> Results:
+    examples = read_examples(str(settings.data))
+    if settings.wording is not None:
+        examples = list(_in_other_words(examples, settings.wording))
+    asked = _asked(memory, examples, settings.limit)
+    if not asked:
+        raise ConfigError(
+            f"no question of '{settings.data}' is about a document of '{settings.store}'."
+        )
+    memory.save()  # the profile heads' indexes
+    sizes = list(_sizes(memory, settings.sizes, {one.document for one in asked}))
+    header = {
+        **dataclasses.asdict(settings),
+        "questions": len(asked),
+        "left_out": len(examples) - len(asked),
+        "asked_sha256": _digest([dataclasses.astuple(one) for one in asked]),
+        "heads": memory.passages.profile.to_json()["heads"],
+    }
+    results = Results(path, "routing", header)
+    turns = list(itertools.product(sizes, settings.routing, asked))
+    with tqdm(total=len(turns), initial=len(results), unit="question", disable=None) as bar:
+        for (rows, names), group in itertools.groupby(turns, key=lambda turn: turn[0]):
+            with memory.using(documents=names) if names else memory.using():
+                for _, routing, one in group:
+                    key = f"{rows}/{routing}/{one.document}/{one.first}/{_digest(one.question)}"
+                    if key not in results:
+                        results.add(key, _routed(settings, loaded, memory, one, routing, rows))
+                        bar.update()
+    return results
+
+
+def _routed(
+    settings: RoutingSettings,
+    loaded: LoadedModel,
+    memory: Memory,
+    one: Asked,
+    routing: str,
+    rows: int,
+) -> dict[str, Any]:
+    ids = prompt_ids(loaded.tokenizer, settings.template.replace("{question}", one.question))
+    with memory.using(routing=routing):
+        started = time.perf_counter()
+        (routed,) = memory.passages.route([ids])
+        seconds = time.perf_counter() - started
+    right = [_has(found.passage, one) for found in routed.passages]
+    return {
+        "rows": rows,
+        "routing": routing,
+        "document": bool(routed.passages) and routed.passages[0].passage.document == one.document,
+        "first": right[:1] == [True],
+        "any": any(right),
+        "is_relevant": bool(routed.passages),
+        "score": round(routed.score, 4),
+        "recalled": _rows(routed),
+        "seconds": round(seconds, 4),
+    }
+
+
+def _has(passage: Any, one: Asked) -> bool:
+    is_there = passage.first <= one.first and one.stop <= passage.stop
+    return bool(passage.document == one.document and is_there)
+
+
+def _rows(routed: Routed) -> int:
+    return sum(found.passage.stop - found.passage.first for found in routed.passages)
+
+
+def _asked(memory: Memory, examples: list[Example], limit: int | None) -> list[Asked]:
+    """Find the questions that are about stored documents, and their answers' rows."""
+    documents = [
+        document
+        for name in memory.documents
+        if (document := memory.backend.catalog.document(name)).text is not None
+    ]
+    counts: dict[str, int] = {}
+    found = {}
+    for example in examples:
+        low = max(example.start - _AROUND, 0)
+        around = example.document[low : example.end + _AROUND]
+        for document in documents:
+            at = (document.text or "").find(around)
+            if at < 0:
+                continue
+            counts[document.name] = counts.get(document.name, 0) + 1
+            if limit is None or counts[document.name] <= limit:
+                start = at + example.start - low
+                end = start + example.end - example.start
+                one = Asked(document.name, example.question, *_rows_of(document, start, end))
+                found[dataclasses.astuple(one)] = one
+            break
+    return list(found.values())
+
+
+def _rows_of(document: StoredDocument, start: int, end: int) -> tuple[int, int]:
+    assert document.offsets is not None  # it has a text
+    spans = document.offsets[document.row_tokens]
+    rows = np.flatnonzero((spans[:, 1] > start) & (spans[:, 0] < end))
+    return int(rows[0]), int(rows[-1]) + 1
+
+
+def _in_other_words(examples: list[Example], path: str) -> Iterator[Example]:
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        words = {(row := json.loads(line))["original"]: row["question"] for line in lines if line}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"wording '{path}' must have objects with original and question, one a line: {error}"
+        ) from error
+    for example in examples:
+        if example.question in words:
+            yield dataclasses.replace(example, question=words[example.question])
+
+
+def _sizes(
+    memory: Memory, sizes: list[int] | None, needed: set[str]
+) -> Iterator[tuple[int, list[str] | None]]:
+    """Yield rows and documents of each memory; all have the documents that are asked about."""
+    every = memory.backend.catalog.document_sizes()
+    if sizes is None:
+        yield len(memory), None
+        return
+    for size in sizes:
+        names = [name for name, _, _ in every if name in needed]
+        rows = sum(num_rows for name, _, num_rows in every if name in needed)
+        if rows > size:
+            raise ConfigError(
+                f"a memory of {size} rows is too small for the documents that are asked about: "
+                f"{rows}. Raise sizes, or name fewer questions."
+            )
+        for name, _, num_rows in every:
+            if name not in needed and rows < size:
+                names.append(name)
+                rows += num_rows
+        yield rows, names if len(names) < len(every) else None
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
