@@ -34,6 +34,7 @@ _NEAR = 48  # rows between the evidence and the answer, at most
 _MAX_HEADS = 8
 _LEAST = 0.25  # of the best head's hit rate
 _REFUSED = 0.03  # share of questions that may be told so though their text is there
+_TOLD = 0.6  # share of questions that are told so when their text is taken away
 _LONGEST_TEXT = 8000  # characters
 
 
@@ -306,7 +307,8 @@ def _together(
             for layer, head in heads
         ]
         missing.append(_share(_hits(others)))
-    threshold = float(np.quantile(there, _REFUSED))
+    # Questions made from a text are easier than a user's: what is not there tells as well.
+    threshold = float(min(np.quantile(there, _REFUSED), np.quantile(missing, _TOLD)))
     return float(np.mean(right)), threshold, float((np.array(missing) < threshold).mean())
 
 

@@ -18,6 +18,7 @@ def test_the_standard_conditions_by_name():
         ("document", "document"),
         ("emt_manual", "emt"),
         ("emt_vector_db", "emt"),
+        ("passage", "passage"),
         ("rag", "rag"),
         ("rag_emt", "rag_emt"),
     ]
@@ -26,19 +27,22 @@ def test_the_standard_conditions_by_name():
         None,
         "manual",
         "vector_db",
+        "vector_db",
         None,
         "manual",
     ]
-    assert found[3].memory == MemoryConfig(memory_type="vector_db", topk=7)
-    assert [one.has_chunks for one in found] == [False] * 4 + [True] * 2
+    published = MemoryConfig(memory_type="vector_db", mode="token", topk=7)
+    assert found[3].memory == published
+    assert found[4].memory == published.replace(mode="passage")
+    assert [one.has_chunks for one in found] == [False] * 5 + [True] * 2
 
 
 def test_a_condition_of_one_s_own_changes_the_memory():
     named = {"closed_book": None, "small": {"kind": "emt", "memory": {"topk": 4, "sinks": "one"}}}
     small = conditions_of(named, {"topk": 7, "stride": 64})[1]
-    assert small.memory == MemoryConfig(topk=4, sinks="one", stride=64)
+    assert small.memory == MemoryConfig(mode="token", topk=4, sinks="one", stride=64)
     changed = conditions_of({"emt_vector_db": {"memory": {"index": "Flat"}}}, {})[0]
-    assert changed.memory == MemoryConfig(memory_type="vector_db", index="Flat")
+    assert changed.memory == MemoryConfig(memory_type="vector_db", mode="token", index="Flat")
 
 
 @pytest.mark.parametrize(
@@ -115,5 +119,7 @@ def test_a_store_is_brought_up_to_date(tmp_path):
     for names in (["a", "b"], ["b", "c"]):
         shelf = Shelf([(name, f"text of {name}") for name in names], tmp_path, responder)
         with shelf.remembered(responder.model, condition.memory, responder.tokenizer) as memory:
-            assert memory.documents == names
+            assert [name for name in memory.documents if name in names] == names
+            others = [name for name in memory.documents if name not in names]
+            assert memory.scope == (memory.backend.catalog.scope(names) if others else None)
         assert shelf.seconds > 0
