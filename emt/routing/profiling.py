@@ -33,6 +33,8 @@ DISTANCE = 64  # tokens between a memory and who asks
 _NEAR = 48  # rows between the evidence and the answer, at most
 _MAX_HEADS = 8
 _LEAST = 0.25  # of the best head's hit rate
+# Prompts say more than a question does, and what they say is found nowhere or everywhere.
+_ENDINGS = ("", "\nAnswer in a few words.", "", "\nPlease answer briefly and say why.")
 _REFUSED = 0.03  # share of questions that may be told so though their text is there
 _TOLD = 0.6  # share of questions that are told so when their text is taken away
 _LONGEST_TEXT = 8000  # characters
@@ -215,7 +217,7 @@ def _read(
     questions = []
     for number, example in enumerate(examples):
         say(f"question {number + 1}")
-        ids = prompt_ids(tokenizer, example.question)
+        ids = prompt_ids(tokenizer, example.question + _ENDINGS[number % len(_ENDINGS)])
         question = question_of(ids, tokenizer)
         queries = unit_queries(
             decoder,
