@@ -24,9 +24,10 @@ from emt.hook import AttentionCall, wants_weights
 from emt.identity import weights_fingerprint
 from emt.recall import Recall, angles_of, running_recall
 from emt.recall_positions import Angles
-from emt.recall_rows import Passage, by_prompt, places
+from emt.recall_recording import record_recalled
+from emt.recall_rows import Passage, Recalled, by_prompt, places
 from emt.recording import Recording
-from emt.retrieval import attend_with_memories, with_local_weights
+from emt.retrieval import Attended, attend_with_memories, with_local_weights
 from emt.rope import Unrotation
 from emt.routing.passage_mode import PassageMode
 from emt.routing.router import Routed
@@ -398,8 +399,15 @@ class Memory:
                 "all passages to one."
             )
         with self.activity.shared("recall"):
-            found = places(self.backend, *by_prompt(passages, at), sinks)
-            recall = Recall.of(model, self.backend, found, self.angles, retrieves=retrieve)
+            chosen, starts = by_prompt(passages, at)
+            recall = Recall.of(
+                model,
+                self.backend,
+                places(self.backend, chosen, starts, sinks),
+                self.angles,
+                retrieves=retrieve,
+                passages=[[Recalled(passage) for passage in prompt] for prompt in chosen],
+            )
         self._recall = recall
         self._settle_recall()
         try:
@@ -491,27 +499,38 @@ class Memory:
 
     def attend(self, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Compute a layer's attention; called by the model through `emt.hook`."""
-        recall = running_recall()
+        recall, recordings = running_recall(), self.recordings
         if recall is not None:
             call = recall.place(call)
-        if not self.is_read:
-            return call.compute()
-        weighed = wants_weights(call)
-        if call.layer_idx not in self._layers:
-            return with_local_weights(call) if weighed else call.compute()
-        recordings = self.recordings
-        attended = attend_with_memories(
-            call,
-            self.backend,
-            self.in_force,
-            recorded=bool(recordings),
-            weighed=weighed,
-            scope=self.scope,
-        )
-        if attended.retrieved is not None:
+        attended = self._attended(call, recorded=bool(recordings))
+        frame = None if recall is None else recall.frame
+        if recall is not None and frame is not None:
+            if recordings:
+                record_recalled(call, frame, recordings, attended.retrieved)
+            for recording in recordings:
+                recording.recall(recall.passages)
+        elif attended.retrieved is not None:
             for recording in recordings:
                 recording.add(attended.retrieved)
         return attended.output, attended.weights
+
+    def _attended(self, call: AttentionCall, *, recorded: bool) -> Attended:
+        """Attend to single memories, too, where this layer does."""
+        if not self.is_read:
+            output, weights = call.compute()
+            return Attended(output, None, weights)
+        weighed = wants_weights(call)
+        if call.layer_idx not in self._layers:
+            output, weights = with_local_weights(call) if weighed else call.compute()
+            return Attended(output, None, weights)
+        return attend_with_memories(
+            call,
+            self.backend,
+            self.in_force,
+            recorded=recorded,
+            weighed=weighed,
+            scope=self.scope,
+        )
 
     def _settle(self, model: AttachedModel) -> None:
         """Put into force what `attach` was given, as changed by the open `using` blocks."""

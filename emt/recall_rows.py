@@ -33,6 +33,20 @@ class Passage:
 
 
 @dataclass(frozen=True)
+class Recalled:
+    """A passage that was put into a prompt.
+
+    Attributes:
+        passage: its rows.
+        score: how much it was found to be what the prompt is about, 0 to 1; None where the caller
+            chose it.
+    """
+
+    passage: Passage
+    score: float | None = None
+
+
+@dataclass(frozen=True)
 class Place:
     """What is recalled into one prompt, and where.
 

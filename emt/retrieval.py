@@ -109,30 +109,45 @@ def with_local_weights(call: AttentionCall) -> tuple[Tensor, Tensor]:
     output, weights = call.compute()
     if weights is not None:
         return output, weights
-    query, num_queries, num_keys = call.query, call.query.shape[2], call.key.shape[2]
+    with no_autocast(call.query.device):
+        return output, local_weights(call).to(output.dtype)
+
+
+def local_weights(call: AttentionCall, first: int = 0, *, num_columns: int | None = None) -> Tensor:
+    """Compute the weights of a layer's own attention, whichever function it attends with.
+
+    Args:
+        call: the layer's attention call.
+        first: the first query whose weights are wanted.
+        num_columns: of how many keys, from the first; None for all.
+
+    Returns:
+        (B, H, Q - `first`, S or `num_columns`) float32, zero for keys that a query cannot see.
+    """
+    query, num_queries = call.query, call.query.shape[2]
+    num_keys = call.key.shape[2] if num_columns is None else num_columns
     step = _chunk_length(call, 0)
     parts = []
-    with no_autocast(query.device):
-        for start in range(0, num_queries, step):
-            stop = min(start + step, num_queries)
-            key, value, mask, is_causal = _local_context(call, start, stop)
-            nothing = query.new_empty(*query[:, :, start:stop].shape[:3], 0, query.shape[3])
-            attended = memory_attention(
-                query[:, :, start:stop],
-                key,
-                value,
-                nothing,
-                nothing[..., :1].expand(-1, -1, -1, -1, value.shape[3]),
-                scaling=_scaling(call),
-                attention_mask=mask,
-                is_causal=is_causal,
-                softcap=call.options.get("softcap"),
-                sinks=call.options.get("s_aux"),
-                need_weights=True,
-            )
-            if attended.local_weights is not None:
-                parts.append(_padded(attended.local_weights, num_keys))
-    return output, _cat(parts).to(output.dtype)
+    for start in range(first, num_queries, step):
+        stop = min(start + step, num_queries)
+        key, value, mask, is_causal = _local_context(call, start, stop)
+        nothing = query.new_empty(*query[:, :, start:stop].shape[:3], 0, query.shape[3])
+        attended = memory_attention(
+            query[:, :, start:stop],
+            key,
+            value,
+            nothing,
+            nothing[..., :1].expand(-1, -1, -1, -1, value.shape[3]),
+            scaling=_scaling(call),
+            attention_mask=mask,
+            is_causal=is_causal,
+            softcap=call.options.get("softcap"),
+            sinks=call.options.get("s_aux"),
+            need_weights=True,
+        )
+        assert attended.local_weights is not None  # asked for
+        parts.append(_padded(attended.local_weights[..., :num_keys], num_keys))
+    return _cat(parts)
 
 
 def _padded(weights: Tensor, num_keys: int) -> Tensor:

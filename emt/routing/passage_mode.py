@@ -19,7 +19,7 @@ from emt.config import MemoryConfig
 from emt.errors import ConfigError, MemoryUseError
 from emt.hook import is_watching
 from emt.recall import Recall, end_of_forward, forget_recall, recall_of
-from emt.recall_rows import Passage, places, repeats
+from emt.recall_rows import Passage, Recalled, places, repeats
 from emt.recall_tokens import NewTokens
 from emt.routing.profile import HeadProfile, shipped_profiles
 from emt.routing.prompt import same_runs, unpadded
@@ -232,7 +232,13 @@ class PassageMode:
         chosen = [in_order(one) for one in routed]
         found = places(memory.backend, chosen, [one.question.at for one in routed], None)
         model = memory.attached_model("recall")
-        return Recall.of(model, memory.backend, found, memory.angles, retrieves=False)
+        passages = [
+            [Recalled(one.passage, one.score) for one in reversed(prompt.passages)]
+            for prompt in routed
+        ]
+        return Recall.of(
+            model, memory.backend, found, memory.angles, retrieves=False, passages=passages
+        )
 
 
 def in_order(routed: Routed) -> list[Passage]:
