@@ -107,6 +107,11 @@ def _add_generate(commands: Any) -> None:
         action=argparse.BooleanOptionalAction,
         help="use the chat template (default: if the model has one)",
     )
+    generate.add_argument(
+        "--mode",
+        choices=("token", "passage", "auto"),
+        help="how the memory is used (default: the store's setting)",
+    )
     generate.add_argument("--max-new-tokens", type=_positive, default=64, metavar="N")
     generate.add_argument(
         "--topk", type=_topk, metavar="K", help="memories for each query, or auto"
