@@ -144,6 +144,7 @@ class Memory:
         documents: Iterable[tuple[str, Source] | tuple[str, Source, Metadata | None]],
         *,
         on_rows: Callable[[int], object] | None = None,
+        before_save: Callable[[], object] | None = None,
     ) -> Written:
         """Remember many documents, each read on its own, and bring the store's index up to date.
 
@@ -155,6 +156,7 @@ class Memory:
             documents: name, text or token ids, and, if there is any, metadata of each, as in
                 `write`; read a few ahead, to encode short ones together.
             on_rows: called with the number of new rows, for a progress bar.
+            before_save: called when all documents are there, before indexes are made of them.
 
         Returns:
             How many documents were added, replaced and skipped.
@@ -179,6 +181,8 @@ class Memory:
             for name, _ in self.backend.add_many(reported, replace=True):
                 changes.published(name)
         self._using.forget()
+        if before_save is not None:
+            before_save()
         if self.config.path is not None:  # else nothing is kept
             self.save()
         return changes.counts

@@ -12,10 +12,12 @@ from tqdm import tqdm
 
 from emt.citations import Citation
 from emt.cli.printing import bytes_used, count, duration, print_json, size
+from emt.cli.profiling import profile_if_needed
 from emt.cli.session import Session
 from emt.corpus import Corpus
 from emt.generation import Answer, generate
 from emt.indexing import estimate
+from emt.loading import DEFAULT_MODEL
 from emt.passage_citations import CitedPassage
 
 
@@ -37,6 +39,7 @@ def index(options: argparse.Namespace) -> None:
         added, replaced, skipped = memory.write_all(
             ((document.name, document.text, document.metadata) for document in corpus),
             on_rows=bar.update,
+            before_save=lambda: profile_if_needed(memory, session.source or DEFAULT_MODEL),
         )
         bar.total = bar.n  # what was there already took no time
         bar.refresh()

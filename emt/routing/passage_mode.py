@@ -106,10 +106,24 @@ class PassageMode:
             )
         return found
 
+    @property
+    def lacks_profile(self) -> bool:
+        """Whether this memory would be read in passages if its model had a head profile.
+
+        Raises:
+            ConfigError: as `find_profile`.
+        """
+        config, backend = self._memory.config, self._memory.backend
+        is_large = config.mode == "auto" and len(backend) > LARGE
+        if config.mode != "passage" and not is_large:
+            return False
+        return self.find_profile(config, backend) is None
+
     def keep(self, profile: HeadProfile) -> None:
         """Keep a profile in the memory's store, for all who open it."""
         self._memory.backend.set_setting(PROFILE, profile.to_json())
         self._profile = None
+        self.settle()  # the mode may be another now
 
     def prepare(self, backend: MemoryBackend, config: MemoryConfig) -> None:
         """Let a backend index what is searched, and no more.
