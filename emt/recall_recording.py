@@ -16,7 +16,7 @@ from emt.hook import AttentionCall
 from emt.precision import no_autocast
 from emt.recall_frame import Frame
 from emt.recording import Recording
-from emt.retrieval import Retrieved, local_weights
+from emt.retrieval import Retrieved, chunk_length, scaling_of
 
 
 def record_recalled(
@@ -55,21 +55,55 @@ def recalled(call: AttentionCall, frame: Frame, first: int = 0) -> Retrieved:
         Ids, scores and weights, (B, H, Q - `first`, R): the rows in the order they were put, for
         all queries alike; weight 0 where a query does not see a row.
     """
-    query = call.query[:, :, first:]
-    batch, num_heads, num_queries, _ = query.shape
-    ids = frame.rows.ids  # (n, R)
-    ids = ids.expand(batch, -1) if len(ids) == 1 else ids.repeat_interleave(batch // len(ids), 0)
-    num_rows = ids.shape[1]
-    ids = ids[:, None, None].expand(-1, num_heads, num_queries, -1)
-    weights = local_weights(call, first, num_columns=num_rows)
+    batch, num_heads, num_queries, _ = call.query.shape
+    step = chunk_length(call, 0)
+    parts = [
+        _of_queries(call, frame, start, min(start + step, num_queries))
+        for start in range(first, num_queries, step)
+    ]
+    scores, weights = (
+        found[0] if len(found) == 1 else torch.cat(found, dim=2)
+        for found in zip(*parts, strict=True)
+    )
+    ids = frame.rows.of_batch(frame.rows.ids, batch)[:, None, None]  # (B, 1, 1, R)
+    if not frame.rows.fills:
+        scores = scores.masked_fill((ids < 0).to(scores.device), -torch.inf)
+    ids = ids.expand(-1, num_heads, num_queries - first, -1)
+    return Retrieved(call.layer_idx, ids, scores, weights)
+
+
+def _of_queries(call: AttentionCall, frame: Frame, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    """Return cosines and shares of the rows, each (B, H, q, R) float32, for some queries."""
+    rows, num_rows = frame.rows, frame.rows.ids.shape[1]
+    query = call.query[:, :, start:stop].float()
+    batch, num_heads, num_queries, dim = query.shape
+    shape = (batch, num_heads, num_queries, -1)
+    grouped = query.reshape(batch, call.key.shape[1], -1, dim)  # (B, Hkv, G * q, D)
+    products = grouped @ call.key.float().transpose(-1, -2)  # (B, Hkv, G * q, R + S)
+    lengths = rows.of_batch(rows.key_lengths(call.layer_idx), batch)[:, :, None].to(query.device)
+    size = grouped.norm(dim=-1, keepdim=True) * lengths  # (B, Hkv, G * q, R)
+    cosines = (products[..., :num_rows] / size.clamp(min=1e-12)).view(shape)
+    logits = (products * scaling_of(call)).view(shape)
+    softcap, sinks = call.options.get("softcap"), call.options.get("s_aux")
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
     mask = call.attention_mask
+    mask = None if mask is None else mask[:, :, start:stop]
+    if call.alibi is not None:
+        logits = logits + call.alibi.of_keys(mask)
+    elif mask is not None and mask.dtype == torch.bool:
+        logits = logits.masked_fill(~mask, -torch.inf)
+    elif mask is not None:
+        logits = logits + mask
+    if sinks is not None:
+        nowhere = sinks.float().view(1, -1, 1, 1).expand(batch, -1, num_queries, 1)
+        logits = torch.cat([logits, nowhere], dim=-1)
+    weights = torch.softmax(logits, dim=-1)[..., :num_rows]
     if mask is not None:  # a query that sees nothing at all has its weights from nowhere
-        mask = mask[:, :, first:, :num_rows]
+        mask = mask[..., :num_rows]
         seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
         weights = weights.masked_fill(~seen, 0.0)
-    scores = _cosines(query, call.key[:, :, :num_rows])
-    scores = scores.masked_fill((ids < 0).to(scores.device), -torch.inf)
-    return Retrieved(call.layer_idx, ids, scores, weights)
+    return cosines, weights
 
 
 def joined(retrieved: Retrieved | None, rows: Retrieved, first: int) -> Retrieved:
@@ -94,12 +128,3 @@ def joined(retrieved: Retrieved | None, rows: Retrieved, first: int) -> Retrieve
         torch.cat([scores, rows.scores.to(device)], dim=-1),
         torch.cat([weights, rows.weights.to(device) * left], dim=-1),
     )
-
-
-def _cosines(query: Tensor, key: Tensor) -> Tensor:
-    """Return the cosine of each query (B, H, Q, D) with keys (B, Hkv, R, D): (B, H, Q, R)."""
-    batch, num_heads, num_queries, dim = query.shape
-    grouped = query.float().reshape(batch, key.shape[1], -1, dim)  # (B, Hkv, G * Q, D)
-    grouped = torch.nn.functional.normalize(grouped, dim=-1, eps=1e-12)
-    key = torch.nn.functional.normalize(key.float(), dim=-1, eps=1e-12)
-    return (grouped @ key.transpose(-1, -2)).view(batch, num_heads, num_queries, -1)

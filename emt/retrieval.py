@@ -109,45 +109,30 @@ def with_local_weights(call: AttentionCall) -> tuple[Tensor, Tensor]:
     output, weights = call.compute()
     if weights is not None:
         return output, weights
-    with no_autocast(call.query.device):
-        return output, local_weights(call).to(output.dtype)
-
-
-def local_weights(call: AttentionCall, first: int = 0, *, num_columns: int | None = None) -> Tensor:
-    """Compute the weights of a layer's own attention, whichever function it attends with.
-
-    Args:
-        call: the layer's attention call.
-        first: the first query whose weights are wanted.
-        num_columns: of how many keys, from the first; None for all.
-
-    Returns:
-        (B, H, Q - `first`, S or `num_columns`) float32, zero for keys that a query cannot see.
-    """
-    query, num_queries = call.query, call.query.shape[2]
-    num_keys = call.key.shape[2] if num_columns is None else num_columns
-    step = _chunk_length(call, 0)
+    query, num_queries, num_keys = call.query, call.query.shape[2], call.key.shape[2]
+    step = chunk_length(call, 0)
     parts = []
-    for start in range(first, num_queries, step):
-        stop = min(start + step, num_queries)
-        key, value, mask, is_causal = _local_context(call, start, stop)
-        nothing = query.new_empty(*query[:, :, start:stop].shape[:3], 0, query.shape[3])
-        attended = memory_attention(
-            query[:, :, start:stop],
-            key,
-            value,
-            nothing,
-            nothing[..., :1].expand(-1, -1, -1, -1, value.shape[3]),
-            scaling=_scaling(call),
-            attention_mask=mask,
-            is_causal=is_causal,
-            softcap=call.options.get("softcap"),
-            sinks=call.options.get("s_aux"),
-            need_weights=True,
-        )
-        assert attended.local_weights is not None  # asked for
-        parts.append(_padded(attended.local_weights[..., :num_keys], num_keys))
-    return _cat(parts)
+    with no_autocast(query.device):
+        for start in range(0, num_queries, step):
+            stop = min(start + step, num_queries)
+            key, value, mask, is_causal = _local_context(call, start, stop)
+            nothing = query.new_empty(*query[:, :, start:stop].shape[:3], 0, query.shape[3])
+            attended = memory_attention(
+                query[:, :, start:stop],
+                key,
+                value,
+                nothing,
+                nothing[..., :1].expand(-1, -1, -1, -1, value.shape[3]),
+                scaling=scaling_of(call),
+                attention_mask=mask,
+                is_causal=is_causal,
+                softcap=call.options.get("softcap"),
+                sinks=call.options.get("s_aux"),
+                need_weights=True,
+            )
+            if attended.local_weights is not None:
+                parts.append(_padded(attended.local_weights, num_keys))
+    return output, _cat(parts).to(output.dtype)
 
 
 def _padded(weights: Tensor, num_keys: int) -> Tensor:
@@ -168,7 +153,7 @@ def _attend(
         output = _decode(call, searched)
         if output is not None:
             return Attended(output.transpose(1, 2), None, None)  # (B, 1, H, Dv)
-    step = _chunk_length(call, searched.topk)
+    step = chunk_length(call, searched.topk)
     parts = [
         _attend_chunk(call, searched, config, start, min(start + step, num_queries), weighed)
         for start in range(0, num_queries, step)
@@ -213,7 +198,7 @@ def _decode(call: AttentionCall, searched: Searched) -> Tensor | None:
         call.value,
         memory_keys,
         memory_values,
-        scaling=_scaling(call),
+        scaling=scaling_of(call),
         attention_mask=mask if call.alibi is None else call.alibi.of_keys(mask),
         memory_bias=None if call.alibi is None else call.alibi.of_memories(mask),
     )
@@ -238,7 +223,7 @@ def _attend_chunk(
         value,
         memory_keys,
         memory_values,
-        scaling=_scaling(call),
+        scaling=scaling_of(call),
         attention_mask=mask,
         is_causal=is_causal,
         memory_mask=usable,
@@ -283,12 +268,14 @@ def _is_causal(call: AttentionCall) -> bool:
     return bool(getattr(call.module, "is_causal", True) if given is None else given)
 
 
-def _scaling(call: AttentionCall) -> float:
+def scaling_of(call: AttentionCall) -> float:
+    """Return the factor on a layer's logits."""
     given = call.options.get("scaling")
     return float(call.query.shape[-1] ** -0.5 if given is None else given)
 
 
-def _chunk_length(call: AttentionCall, topk: int) -> int:
+def chunk_length(call: AttentionCall, topk: int) -> int:
+    """Return how many queries to attend with at once, each to `topk` memories and its context."""
     batch, num_heads, num_queries, dim = call.query.shape
     local = call.key.shape[2]
     remembered = topk * (dim + call.value.shape[-1])
