@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,9 @@ def profile(options: argparse.Namespace) -> None:
 def ranked_from_store(memory: Memory, source: str) -> Ranked:
     """Make questions from a memory's own text, and rank the heads by them.
 
+    Such questions share more words with their text than those that people ask, and what evidence
+    is too little for the one is plenty for the other: the profile refuses no prompt.
+
     Args:
         memory: with documents.
         source: of the model, as `load` takes it.
@@ -70,7 +74,8 @@ def ranked_from_store(memory: Memory, source: str) -> Ranked:
         ConfigError: too few questions can be made from it, or no head finds anything.
     """
     examples = made_from(stored_texts(memory.backend, memory.tokenizer))
-    return _ranked(memory, source, examples, "stored text")
+    ranked = _ranked(memory, source, examples, "stored text")
+    return replace(ranked, profile=replace(ranked.profile, threshold=0.0))
 
 
 def profile_if_needed(memory: Memory, source: str) -> None:
@@ -158,10 +163,11 @@ def _print_ranking(ranked: Ranked) -> None:
 
 
 def _together(ranked: Ranked) -> str:
+    refused = f", and refuse {ranked.recognised:.1%} of them without it"
     return (
         f"{count(len(ranked.profile.heads), 'head')} together find the passage of "
         f"{ranked.hit_rate:.1%} of {count(ranked.num_questions, 'question')} in "
-        f"{count(ranked.num_rows, 'row')}, and refuse {ranked.recognised:.1%} of them without it; "
+        f"{count(ranked.num_rows, 'row')}{refused if ranked.profile.threshold else ''}; "
         f"two halves of the questions agree on {ranked.agreement:.0%} of the heads"
     )
 

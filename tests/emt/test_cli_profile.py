@@ -84,13 +84,6 @@ def by_hand(model, examples):
     return profile_heads(memory, examples, name=model.name)
 
 
-def never_refuse(store):
-    """Let the profile of a store, of a random model, find any prompt relevant."""
-    with contextlib.closing(Catalog.open(store)) as catalog:
-        kept = catalog.setting("head_profile")
-        catalog.set_setting("head_profile", {**kept, "threshold": 0.0})
-
-
 def described(store):
     return json.loads(emt("info", store, "--json").out)
 
@@ -140,6 +133,8 @@ def test_a_store_keeps_a_profile_made_from_its_own_text(store, model):
     assert expected.num_questions == 18
     found = described(store)["profile"]
     assert found["kept"]
+    assert found["threshold"] == 0  # made questions are too easy to tell what is too little
+    assert "refuse" not in done.out
     assert (found["model"], found["source"]) == (model.name, "stored text")
     assert {(h["layer"], h["head"]) for h in found["heads"]} == {
         (h.layer, h.head) for h in expected.profile.heads
@@ -208,7 +203,6 @@ def test_a_large_store_gets_a_profile_and_indexes_of_its_heads_only(
     assert len(files) == len(searched)
     again = emt("index", documents, "--store", tmp_path / "store")
     assert "head profile" not in again.err
-    never_refuse(tmp_path / "store")
     options = ("--store", tmp_path / "store", "--json", "--max-new-tokens", 3)
     answer = json.loads(emt("generate", PROMPT, *options).out)
     assert answer["passages"]
@@ -259,7 +253,6 @@ def test_a_small_store_gets_a_profile_only_if_it_is_read_in_passages(
 
 def test_generate_prints_the_passages_that_were_recalled(store):
     emt("profile", "--store", store)
-    never_refuse(store)
     options = ("--store", store, "--max-new-tokens", 3, "--mode", "passage")
     found = json.loads(emt("generate", PROMPT, *options, "--json").out)
     assert found["passages"]
