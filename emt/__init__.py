@@ -9,18 +9,25 @@ from emt.modeling import (
     ExtendedMindForCausalLM,
     ExtendedMptForCausalLM,
 )
+from emt.passage_citations import cite_passages
 from emt.recall_rows import Passage
+from emt.routing import HeadProfile, RoutedPassage
+from emt.routing.profiling import profile_heads
 from memory_backends import MemoryBackend
 
 __all__ = [
     "ExtendedLlamaForCausalLM",
     "ExtendedMindForCausalLM",
     "ExtendedMptForCausalLM",
+    "HeadProfile",
     "Memory",
     "MemoryBackend",
     "MemoryConfig",
     "Passage",
+    "RoutedPassage",
     "attach",
+    "cite_passages",
     "detach",
     "memory_attention",
+    "profile_heads",
 ]

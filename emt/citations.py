@@ -18,6 +18,7 @@ from emt.errors import MemoryUseError
 from emt.memory import Memory
 from emt.passages import passages_of
 from emt.recording import Recording, Step
+from emt.retrieval import Retrieved
 from memory_backends import StoredDocument
 
 
@@ -89,8 +90,8 @@ def cite(
     Raises:
         MemoryUseError: the recording has no such sequence, or a number is negative.
     """
-    _check_numbers(num_tokens, top)
-    ids, mass = _mass(_steps_of(recording, sequence, num_tokens, beam_indices, layers))
+    check_numbers(num_tokens, top)
+    ids, mass = mass_of(steps_of(recording, sequence, num_tokens, beam_indices, layers))
     rows = _Rows(memory, ids)
     mass = np.where(rows.is_content, mass, 0.0)
     total = float(mass.sum())
@@ -129,13 +130,13 @@ def cite_tokens(
     Raises:
         MemoryUseError: as `cite`.
     """
-    _check_numbers(num_tokens, top)
-    steps = _steps_of(recording, sequence, num_tokens, beam_indices, layers)
-    all_ids, _ = _mass(steps)
+    check_numbers(num_tokens, top)
+    steps = steps_of(recording, sequence, num_tokens, beam_indices, layers)
+    all_ids, _ = mass_of(steps)
     rows = _Rows(memory, all_ids)
     explained = []
     for step in steps:
-        ids, mass = _mass([step])
+        ids, mass = mass_of([step])
         at = np.searchsorted(all_ids, ids)
         mass = np.where(rows.is_content[at], mass, 0.0)
         best = np.argsort(-mass, kind="stable")[:top]
@@ -164,20 +165,31 @@ def content_layers(memory: Memory) -> list[int]:
     return memory.layers[len(memory.layers) // 2 :]
 
 
-def _check_numbers(num_tokens: int | None, top: int) -> None:
+def check_numbers(num_tokens: int | None, top: int) -> None:
+    """Refuse negative numbers.
+
+    Raises:
+        MemoryUseError: naming the one.
+    """
     for name, number in (("num_tokens", num_tokens), ("top", top)):
         if number is not None and number < 0:
             raise MemoryUseError(f"{name} must be at least 0; got {number}.")
 
 
-def _steps_of(
+def steps_of(
     recording: Recording,
     sequence: int,
     num_tokens: int | None,
     beam_indices: Sequence[int] | torch.Tensor | None,
     layers: Collection[int] | None,
 ) -> list[Step]:
-    """Return the recorded steps, cut down to the layers and the sequence's row: (H, Q, k)."""
+    """Return the recorded steps, cut down to the layers and the sequence's row: (H, Q, k).
+
+    The arguments are those of `cite`.
+
+    Raises:
+        MemoryUseError: as `cite`.
+    """
     steps = list(recording)[:num_tokens]
     if beam_indices is None:
         rows = [sequence] * len(steps)
@@ -202,15 +214,30 @@ def _steps_of(
     ]
 
 
-def _mass(steps: Iterable[Step]) -> tuple[np.ndarray, np.ndarray]:
-    """Sum the softmax shares of each row; return ids, ascending, and their mass."""
-    parts = [retrieved for step in steps for retrieved in step.values()]
+def mass_of(steps: Iterable[Step]) -> tuple[np.ndarray, np.ndarray]:
+    """Sum the softmax shares of each row over tokens, layers and heads.
+
+    Args:
+        steps: of one sequence, as `steps_of` returns them.
+
+    Returns:
+        (n,) int64 row ids, ascending, and (n,) float64, their mass.
+    """
+    parts = [_part(retrieved) for step in steps for retrieved in step.values()]
     if not parts:
         return np.empty(0, dtype=np.int64), np.empty(0)
-    ids = np.concatenate([part.ids.numpy().ravel() for part in parts])
-    weights = np.concatenate([part.weights.numpy().ravel() for part in parts])
+    ids = np.concatenate([part[0] for part in parts])
+    weights = np.concatenate([part[1] for part in parts])
     unique, inverse = np.unique(ids[ids >= 0], return_inverse=True)
     return unique, np.bincount(inverse, weights=weights[ids >= 0], minlength=len(unique))
+
+
+def _part(retrieved: Retrieved) -> tuple[np.ndarray, np.ndarray]:
+    """Return row ids, in which some may come twice, and what they got."""
+    ids, weights = retrieved.ids, retrieved.weights  # (H, Q, k)
+    if ids.stride()[:2] == (0, 0):  # recalled: the same rows for all heads and queries
+        return ids[0, 0].numpy(), weights.sum((0, 1), dtype=torch.float64).numpy()
+    return ids.numpy().ravel(), weights.numpy().ravel()
 
 
 class _Rows:
@@ -238,14 +265,32 @@ class _Rows:
 def _citation(
     memory: Memory, document: StoredDocument, passage: np.ndarray, share: float
 ) -> Citation:
-    first, stop = int(passage[0]), int(passage[1])
+    start, end, text = quoted(memory, document, int(passage[0]), int(passage[1]))
+    return Citation(document.name, start, end, text, share)
+
+
+def quoted(
+    memory: Memory, document: StoredDocument, first: int, stop: int
+) -> tuple[int | None, int | None, str]:
+    """Quote tokens of a document.
+
+    Args:
+        memory: whose tokenizer decodes what was written as ids.
+        document: the document.
+        first: the first token.
+        stop: one after the last token.
+
+    Returns:
+        The first character and the one after the last, None for a document of ids, and the text,
+        without spaces around it.
+    """
     if document.text is None or document.offsets is None:
         ids = document.token_ids[first:stop].tolist()
         text = "" if memory.tokenizer is None else str(memory.tokenizer.decode(ids))
-        return Citation(document.name, None, None, text, share)
+        return None, None, text
     spans = document.offsets[first:stop]
     spans = spans[spans[:, 1] > spans[:, 0]]  # without special tokens
     start, end = int(spans[:, 0].min(initial=len(document.text))), int(spans[:, 1].max(initial=0))
-    quoted = document.text[start:end]
-    start += len(quoted) - len(quoted.lstrip())
-    return Citation(document.name, start, start + len(quoted.strip()), quoted.strip(), share)
+    text = document.text[start:end]
+    start += len(text) - len(text.lstrip())
+    return start, start + len(text.strip()), text.strip()

@@ -15,6 +15,7 @@ from emt.documents import is_utf8
 from emt.encode import max_positions
 from emt.errors import ConfigError, MemoryUseError
 from emt.memory import Memory
+from emt.passage_citations import CitedPassage, cite_passages
 from emt.placement import input_device
 
 
@@ -31,6 +32,8 @@ class Answer:
         num_retrieved: rows that the queries which chose them retrieved, over all layers and heads.
         citations: the passages that carried most memory attention, in `content_layers`.
         token_citations: the same, row by row, for each generated token.
+        passages: those that were recalled for the prompt, in passage mode, by the attention they
+            received in `content_layers`.
         timings: seconds, and tokens a second.
     """
 
@@ -42,6 +45,7 @@ class Answer:
     num_retrieved: int
     citations: list[Citation]
     token_citations: list[list[RowCitation]]
+    passages: list[CitedPassage]
     timings: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
@@ -55,6 +59,7 @@ class Answer:
             "num_redone": self.num_redone,
             "num_retrieved": self.num_retrieved,
             "citations": [asdict(citation) for citation in self.citations],
+            "passages": [asdict(passage) for passage in self.passages],
             "tokens": [
                 {"id": token_id, "text": text, "rows": [asdict(row) for row in rows]}
                 for token_id, text, rows in zip(self.token_ids, self.tokens, cited, strict=True)
@@ -70,6 +75,7 @@ def generate(
     chat: bool | None = None,
     max_new_tokens: int = 64,
     use_memory: bool = True,
+    mode: Literal["token", "passage", "auto"] | None = None,
     topk: int | Literal["auto"] | None = None,
     uncertainty: Mapping[str, Any] | None = None,
     documents: Sequence[str] | None = None,
@@ -84,6 +90,7 @@ def generate(
         chat: put the prompt into the chat template; None for "if the tokenizer has one".
         max_new_tokens: where to stop at the latest.
         use_memory: False for the plain model.
+        mode: how the memory is used, as in `MemoryConfig`; its own setting if None.
         topk: memories for each query; the memory's own setting if None.
         uncertainty: when a step is redone, and with how many memories, as in `MemoryConfig`; the
             memory's own setting if None.
@@ -93,7 +100,8 @@ def generate(
     Raises:
         DocumentError: a document is unknown, or `where` is not a filter.
         ConfigError: the prompt is empty, not Unicode or too long, a number is below 1,
-            `uncertainty` is wrong, or `chat` is True and there is no template.
+            `uncertainty` is wrong, `chat` is True and there is no template, or `mode` is "passage"
+            and there is no head profile.
         MemoryUseError: the memory has no tokenizer.
     """
     tokenizer = memory.tokenizer
@@ -115,6 +123,7 @@ def generate(
         )
     pad = tokenizer.pad_token_id
     given = {
+        "mode": mode,
         "topk": topk,
         "uncertainty": uncertainty,
         "documents": documents,
@@ -146,6 +155,7 @@ def generate(
         num_retrieved=recording.num_retrieved,
         citations=cite(memory, recording, layers=layers),
         token_citations=cite_tokens(memory, recording, layers=layers),
+        passages=cite_passages(memory, recording, layers=layers),
         timings={
             "generate_seconds": round(seconds, 3),
             "tokens_per_second": round(len(token_ids) / seconds, 2),

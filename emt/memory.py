@@ -24,9 +24,10 @@ from emt.hook import AttentionCall, wants_weights
 from emt.identity import weights_fingerprint
 from emt.recall import Recall, angles_of, running_recall
 from emt.recall_positions import Angles
-from emt.recall_rows import Passage, by_prompt, places
+from emt.recall_recording import record_recalled
+from emt.recall_rows import Passage, Recalled, by_prompt, places
 from emt.recording import Recording
-from emt.retrieval import attend_with_memories, with_local_weights
+from emt.retrieval import Attended, attend_with_memories, with_local_weights
 from emt.rope import Unrotation
 from emt.routing.passage_mode import PassageMode
 from emt.routing.router import Routed
@@ -143,6 +144,7 @@ class Memory:
         documents: Iterable[tuple[str, Source] | tuple[str, Source, Metadata | None]],
         *,
         on_rows: Callable[[int], object] | None = None,
+        before_save: Callable[[], object] | None = None,
     ) -> Written:
         """Remember many documents, each read on its own, and bring the store's index up to date.
 
@@ -154,6 +156,7 @@ class Memory:
             documents: name, text or token ids, and, if there is any, metadata of each, as in
                 `write`; read a few ahead, to encode short ones together.
             on_rows: called with the number of new rows, for a progress bar.
+            before_save: called when all documents are there, before indexes are made of them.
 
         Returns:
             How many documents were added, replaced and skipped.
@@ -178,6 +181,8 @@ class Memory:
             for name, _ in self.backend.add_many(reported, replace=True):
                 changes.published(name)
         self._using.forget()
+        if before_save is not None:
+            before_save()
         if self.config.path is not None:  # else nothing is kept
             self.save()
         return changes.counts
@@ -398,8 +403,15 @@ class Memory:
                 "all passages to one."
             )
         with self.activity.shared("recall"):
-            found = places(self.backend, *by_prompt(passages, at), sinks)
-            recall = Recall.of(model, self.backend, found, self.angles, retrieves=retrieve)
+            chosen, starts = by_prompt(passages, at)
+            recall = Recall.of(
+                model,
+                self.backend,
+                places(self.backend, chosen, starts, sinks),
+                self.angles,
+                retrieves=retrieve,
+                passages=[[Recalled(passage) for passage in prompt] for prompt in chosen],
+            )
         self._recall = recall
         self._settle_recall()
         try:
@@ -491,27 +503,38 @@ class Memory:
 
     def attend(self, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Compute a layer's attention; called by the model through `emt.hook`."""
-        recall = running_recall()
+        recall, recordings = running_recall(), self.recordings
         if recall is not None:
             call = recall.place(call)
-        if not self.is_read:
-            return call.compute()
-        weighed = wants_weights(call)
-        if call.layer_idx not in self._layers:
-            return with_local_weights(call) if weighed else call.compute()
-        recordings = self.recordings
-        attended = attend_with_memories(
-            call,
-            self.backend,
-            self.in_force,
-            recorded=bool(recordings),
-            weighed=weighed,
-            scope=self.scope,
-        )
-        if attended.retrieved is not None:
+        attended = self._attended(call, recorded=bool(recordings))
+        frame = None if recall is None else recall.frame
+        if recall is not None and frame is not None:
+            if recordings:
+                record_recalled(call, frame, recordings, attended.retrieved)
+            for recording in recordings:
+                recording.recall(recall.passages)
+        elif attended.retrieved is not None:
             for recording in recordings:
                 recording.add(attended.retrieved)
         return attended.output, attended.weights
+
+    def _attended(self, call: AttentionCall, *, recorded: bool) -> Attended:
+        """Attend to single memories, too, where this layer does."""
+        if not self.is_read:
+            output, weights = call.compute()
+            return Attended(output, None, weights)
+        weighed = wants_weights(call)
+        if call.layer_idx not in self._layers:
+            output, weights = with_local_weights(call) if weighed else call.compute()
+            return Attended(output, None, weights)
+        return attend_with_memories(
+            call,
+            self.backend,
+            self.in_force,
+            recorded=recorded,
+            weighed=weighed,
+            scope=self.scope,
+        )
 
     def _settle(self, model: AttachedModel) -> None:
         """Put into force what `attach` was given, as changed by the open `using` blocks."""

@@ -34,7 +34,7 @@ from emt.precision import no_autocast
 from emt.recall_frame import Frame, Reach, reach_of
 from emt.recall_positions import Angles
 from emt.recall_rows import Passage as Passage
-from emt.recall_rows import Place, RecalledRows, check_end, repeats
+from emt.recall_rows import Place, Recalled, RecalledRows, check_end, repeats
 from emt.recall_tokens import NewTokens, with_arguments
 from memory_backends import MemoryBackend
 
@@ -51,6 +51,7 @@ class Recall:
     Attributes:
         rows: what is recalled; None if nothing is.
         retrieves: whether queries retrieve single memories, too.
+        passages: those of each prompt, in the order they are put.
     """
 
     def __init__(
@@ -60,9 +61,11 @@ class Recall:
         angles: Angles,
         *,
         retrieves: bool,
+        passages: Sequence[Sequence[Recalled]] = (),
     ) -> None:
         self.rows = rows
         self.retrieves = retrieves
+        self.passages = passages
         self._decoder = weakref.ref(decoder)
         self._angles = angles
         self._reaches: dict[int, Reach] = {}
@@ -78,6 +81,7 @@ class Recall:
         angles: Angles,
         *,
         retrieves: bool,
+        passages: Sequence[Sequence[Recalled]] = (),
     ) -> Recall:
         """Read what is recalled, and put it where it belongs.
 
@@ -89,7 +93,7 @@ class Recall:
         if any(place.ids for place in found):
             with no_autocast(input_device(decoder)):
                 rows = RecalledRows.read(backend, found, model.unrotations, angles)
-        return cls(decoder, rows, angles, retrieves=retrieves)
+        return cls(decoder, rows, angles, retrieves=retrieves, passages=passages)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Recall:
         """Return the same block: it is for one decoder, and a copy of that has its hooks."""
@@ -120,16 +124,21 @@ class Recall:
 
     def place(self, call: AttentionCall) -> AttentionCall:
         """Return a layer's call with the rows in it; the call itself, outside of such a forward."""
-        running = _running.get()
-        if running is None or running[0] is not self:
+        frame = self.frame
+        if frame is None:
             return call
-        frame = running[1]
         reach = self._reaches.get(call.layer_idx)
         if reach is None:
             decoder = self._decoder()
             assert decoder is not None  # it runs
             reach = self._reaches[call.layer_idx] = reach_of(decoder.config, call)
         return frame.place(call, reach)
+
+    @property
+    def frame(self) -> Frame | None:
+        """The forward of this thread that recalls this; None outside of one."""
+        running = _running.get()
+        return None if running is None or running[0] is not self else running[1]
 
     # Torch may call hooks that are being put in or taken out, then without keywords: another
     # thread's forward, which has begun without us.

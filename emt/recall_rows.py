@@ -33,6 +33,20 @@ class Passage:
 
 
 @dataclass(frozen=True)
+class Recalled:
+    """A passage that was put into a prompt.
+
+    Attributes:
+        passage: its rows.
+        score: how much it was found to be what the prompt is about, 0 to 1; None where the caller
+            chose it.
+    """
+
+    passage: Passage
+    score: float | None = None
+
+
+@dataclass(frozen=True)
 class Place:
     """What is recalled into one prompt, and where.
 
@@ -171,6 +185,7 @@ class RecalledRows:
     fills: bool
     last_at: int
     _repeated: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _key_lengths: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     @torch.no_grad()
@@ -229,6 +244,19 @@ class RecalledRows:
                 key, value = key.repeat_interleave(times, 0), value.repeat_interleave(times, 0)
             found = self._repeated[layer_idx, len(like)] = key, value
         return found
+
+    def key_lengths(self, layer_idx: int) -> Tensor:
+        """Return the Euclidean length of each key of a layer, (n, Hkv, R) float32."""
+        if layer_idx not in self._key_lengths:
+            self._key_lengths[layer_idx] = self.keys[layer_idx].float().norm(dim=-1)
+        return self._key_lengths[layer_idx]
+
+    @staticmethod
+    def of_batch(part: Tensor, batch: int) -> Tensor:
+        """Return what n prompts have, (n, ...), for each sequence of a batch, (B, ...)."""
+        if len(part) == 1:
+            return part.expand(batch, *part.shape[1:])
+        return part.repeat_interleave(repeats(batch, len(part)), 0)
 
 
 def repeats(batch: int, prompts: int) -> int:

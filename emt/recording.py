@@ -1,4 +1,4 @@
-"""What the queries of a run retrieved, step by step: the raw material of citations."""
+"""What the queries of a run attended to, step by step: the raw material of citations."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from emt.retrieval import Retrieved
 
 if TYPE_CHECKING:
+    from emt.recall_rows import Recalled
     from emt.routing.router import Routed
 
 Step = dict[int, Retrieved]  # layer -> what its queries retrieved in one forward
@@ -26,21 +27,27 @@ class Recording:
     query that chose the next token) unless whole prompts are recorded. A step that was redone for
     the setting `uncertainty` is there once, as it was redone.
 
+    Rows of recalled passages are there as if each query had retrieved them, in the order they were
+    put, after those that it did retrieve; all heads and queries have the same.
+
     Attributes:
+        whole_prompt: whether all queries of a prompt are recorded.
         routed: what each prompt was found to be about, where passages are recalled for it.
+        recalled: of each set of prompts that passages were put into together, those of each.
         num_redone: how often a step was redone, counted for each sequence of a batch.
     """
 
     def __init__(self, *, whole_prompt: bool = False) -> None:
-        self._whole_prompt = whole_prompt
+        self.whole_prompt = whole_prompt
         self._steps: list[Step] = []
         self._num_replaced = 0  # rows that redone steps had retrieved before
         self.num_redone = 0
         self.routed: list[Routed] = []
+        self.recalled: list[Sequence[Sequence[Recalled]]] = []
 
     def add(self, retrieved: Retrieved) -> None:
         """Append one layer's retrievals; a layer seen before begins the next step."""
-        kept = slice(None) if self._whole_prompt else slice(-1, None)
+        kept = slice(None) if self.whole_prompt else slice(-1, None)
         if not self._steps or max(self._steps[-1]) >= retrieved.layer_idx:
             self._steps.append({})
         self._steps[-1][retrieved.layer_idx] = replace(
@@ -53,6 +60,11 @@ class Recording:
     def route(self, routed: Sequence[Routed]) -> None:
         """Append what the prompts of a forward are about."""
         self.routed.extend(routed)
+
+    def recall(self, passages: Sequence[Sequence[Recalled]]) -> None:
+        """Keep which passages the forward that runs has, those of each prompt."""
+        if not any(known is passages for known in self.recalled):
+            self.recalled.append(passages)
 
     def redone(self, rows: Tensor) -> None:
         """Let the last step, a redo of the one before it, take its place.
@@ -70,7 +82,7 @@ class Recording:
 
     @property
     def num_retrieved(self) -> int:
-        """Rows that the recorded queries retrieved, over all layers and heads.
+        """Rows that the recorded queries retrieved or were given, over all layers and heads.
 
         What a redone step had retrieved before counts, too.
         """
@@ -99,4 +111,7 @@ def _replaced(first: Retrieved, again: Retrieved, rows: Tensor) -> Retrieved:
 
 
 def _kept(part: Tensor) -> Tensor:
-    return part.detach().to("cpu", copy=True)  # a view would keep the whole prompt's
+    part = part.detach()
+    if part.untyped_storage().nbytes() < part.numel() * part.element_size():
+        return part.cpu()  # the same for many heads and queries: stays small
+    return part.to("cpu", copy=True)  # a view would keep the whole prompt's

@@ -110,7 +110,7 @@ def with_local_weights(call: AttentionCall) -> tuple[Tensor, Tensor]:
     if weights is not None:
         return output, weights
     query, num_queries, num_keys = call.query, call.query.shape[2], call.key.shape[2]
-    step = _chunk_length(call, 0)
+    step = chunk_length(call, 0)
     parts = []
     with no_autocast(query.device):
         for start in range(0, num_queries, step):
@@ -123,7 +123,7 @@ def with_local_weights(call: AttentionCall) -> tuple[Tensor, Tensor]:
                 value,
                 nothing,
                 nothing[..., :1].expand(-1, -1, -1, -1, value.shape[3]),
-                scaling=_scaling(call),
+                scaling=scaling_of(call),
                 attention_mask=mask,
                 is_causal=is_causal,
                 softcap=call.options.get("softcap"),
@@ -153,7 +153,7 @@ def _attend(
         output = _decode(call, searched)
         if output is not None:
             return Attended(output.transpose(1, 2), None, None)  # (B, 1, H, Dv)
-    step = _chunk_length(call, searched.topk)
+    step = chunk_length(call, searched.topk)
     parts = [
         _attend_chunk(call, searched, config, start, min(start + step, num_queries), weighed)
         for start in range(0, num_queries, step)
@@ -198,7 +198,7 @@ def _decode(call: AttentionCall, searched: Searched) -> Tensor | None:
         call.value,
         memory_keys,
         memory_values,
-        scaling=_scaling(call),
+        scaling=scaling_of(call),
         attention_mask=mask if call.alibi is None else call.alibi.of_keys(mask),
         memory_bias=None if call.alibi is None else call.alibi.of_memories(mask),
     )
@@ -223,7 +223,7 @@ def _attend_chunk(
         value,
         memory_keys,
         memory_values,
-        scaling=_scaling(call),
+        scaling=scaling_of(call),
         attention_mask=mask,
         is_causal=is_causal,
         memory_mask=usable,
@@ -268,12 +268,14 @@ def _is_causal(call: AttentionCall) -> bool:
     return bool(getattr(call.module, "is_causal", True) if given is None else given)
 
 
-def _scaling(call: AttentionCall) -> float:
+def scaling_of(call: AttentionCall) -> float:
+    """Return the factor on a layer's logits."""
     given = call.options.get("scaling")
     return float(call.query.shape[-1] ** -0.5 if given is None else given)
 
 
-def _chunk_length(call: AttentionCall, topk: int) -> int:
+def chunk_length(call: AttentionCall, topk: int) -> int:
+    """Return how many queries to attend with at once, each to `topk` memories and its context."""
     batch, num_heads, num_queries, dim = call.query.shape
     local = call.key.shape[2]
     remembered = topk * (dim + call.value.shape[-1])

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from emt.cli import reading, stores
+from emt.cli import profiling, reading, stores
 from emt.errors import EMTError
 from memory_backends.metadata import is_value
 
@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_index(commands)
     _add_generate(commands)
+    _add_profile(commands)
     for name, (command, what) in _STORE_COMMANDS.items():
         added = commands.add_parser(name, help=what)
         added.set_defaults(command=command, interrupted="The store is whole; run it again.")
@@ -107,6 +108,11 @@ def _add_generate(commands: Any) -> None:
         action=argparse.BooleanOptionalAction,
         help="use the chat template (default: if the model has one)",
     )
+    generate.add_argument(
+        "--mode",
+        choices=("token", "passage", "auto"),
+        help="how the memory is used (default: the store's setting)",
+    )
     generate.add_argument("--max-new-tokens", type=_positive, default=64, metavar="N")
     generate.add_argument(
         "--topk", type=_topk, metavar="K", help="memories for each query, or auto"
@@ -132,6 +138,25 @@ def _add_generate(commands: Any) -> None:
     )
     generate.add_argument("--json", action="store_true", help="print one object")
     generate.add_argument("--no-memory", action="store_true", help="the plain model")
+
+
+def _add_profile(commands: Any) -> None:
+    profile = commands.add_parser(
+        "profile",
+        help="find the heads of a model that know which passage is meant",
+        description="Find the heads of a model that know which passage is meant, for the passage "
+        "mode. They are found by questions: those of --data, or else some that are made from the "
+        "text of --store.",
+    )
+    profile.set_defaults(command=profiling.profile, interrupted="", config=None)
+    profile.add_argument("--model", help="(default: the store's, or SmolLM2-135M)")
+    profile.add_argument(
+        "--data",
+        metavar="FILE",
+        help=".json in SQuAD's layout, or .jsonl with context, question and answer",
+    )
+    profile.add_argument("--store", metavar="DIR", help="keep the profile here, without --output")
+    profile.add_argument("--output", metavar="FILE", help="write the profile here")
 
 
 def _topk(text: str) -> int | str:

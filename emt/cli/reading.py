@@ -10,11 +10,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+from emt.citations import Citation
 from emt.cli.printing import bytes_used, count, duration, print_json, size
+from emt.cli.profiling import profile_if_needed
 from emt.cli.session import Session
 from emt.corpus import Corpus
-from emt.generation import generate
+from emt.generation import Answer, generate
 from emt.indexing import estimate
+from emt.loading import DEFAULT_MODEL
+from emt.passage_citations import CitedPassage
 
 
 def index(options: argparse.Namespace) -> None:
@@ -35,6 +39,7 @@ def index(options: argparse.Namespace) -> None:
         added, replaced, skipped = memory.write_all(
             ((document.name, document.text, document.metadata) for document in corpus),
             on_rows=bar.update,
+            before_save=lambda: profile_if_needed(memory, session.source or DEFAULT_MODEL),
         )
         bar.total = bar.n  # what was there already took no time
         bar.refresh()
@@ -68,6 +73,7 @@ def answer(options: argparse.Namespace) -> None:
         chat=options.chat,
         max_new_tokens=options.max_new_tokens,
         use_memory=not options.no_memory,
+        mode=options.mode,
         topk=options.topk,
         uncertainty=options.uncertainty,
         documents=options.documents,
@@ -79,13 +85,27 @@ def answer(options: argparse.Namespace) -> None:
         return
     print(answer.text)
     if options.citations:
-        print()
-        for rank, citation in enumerate(answer.citations, start=1):
-            where = "" if citation.start is None else f" {citation.start}-{citation.end}"
-            print(f"[{rank}] {citation.share:5.1%}  {citation.document}{where}")
-            print(f"      {' '.join(citation.text.split())}")
-        if not answer.citations:
-            print("No memory was used.")
+        _print_sources(answer)
+
+
+def _print_sources(answer: Answer) -> None:
+    """Print the sentences that were used, and the passages they are from if those were recalled."""
+    print()
+    for rank, citation in enumerate(answer.citations, start=1):
+        print(f"[{rank}] {citation.share:5.1%}  {_place(citation)}")
+        print(f"      {' '.join(citation.text.split())}")
+    if not answer.citations:
+        print("No memory was used.")
+    if answer.passages:
+        print(f"\n{count(len(answer.passages), 'passage')} recalled:")
+    for passage in answer.passages:
+        score = "" if passage.score is None else f", score {passage.score:.2f}"
+        print(f"      {_place(passage)}: {passage.attention:.1%} of the attention{score}")
+
+
+def _place(cited: Citation | CitedPassage) -> str:
+    where = "" if cited.start is None else f" {cited.start}-{cited.end}"
+    return f"{cited.document}{where}"
 
 
 def _joined(pairs: list[tuple[str, list[Any]]] | None) -> dict[str, list[Any]] | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import memory_backends
+from emt.cli import profiling
 from emt.cli.printing import bytes_used, count, print_json, size
 from emt.cli.session import existing
 from emt.errors import DocumentError, StoreError
@@ -41,6 +42,7 @@ def info(options: argparse.Namespace) -> None:
                 **{key: index[key] for key in _INDEX_FACTS if key in index},
                 **(_coverage(index, catalog.layout) if index else {}),
             },
+            "profile": profiling.describe(catalog),
             "bytes": {
                 "rows": bytes_used(store / "rows"),
                 "index": bytes_used(store / "index"),
@@ -60,6 +62,7 @@ def info(options: argparse.Namespace) -> None:
     print(f"index      {_in_words(described['index'])}")
     if index:
         print(f"heads      {_heads_in_words(described['index'])}")
+    print(f"profile    {profiling.in_words(described['profile'])}")
     print(
         f"size       {size(sizes['total'])}: rows {size(sizes['rows'])} "
         f"({sizes['per_row']:,} bytes a token, {described['row_codec']}), "

@@ -19,7 +19,7 @@ from emt.config import MemoryConfig
 from emt.errors import ConfigError, MemoryUseError
 from emt.hook import is_watching
 from emt.recall import Recall, end_of_forward, forget_recall, recall_of
-from emt.recall_rows import Passage, places, repeats
+from emt.recall_rows import Passage, Recalled, places, repeats
 from emt.recall_tokens import NewTokens
 from emt.routing.profile import HeadProfile, shipped_profiles
 from emt.routing.prompt import same_runs, unpadded
@@ -106,10 +106,24 @@ class PassageMode:
             )
         return found
 
+    @property
+    def lacks_profile(self) -> bool:
+        """Whether this memory would be read in passages if its model had a head profile.
+
+        Raises:
+            ConfigError: as `find_profile`.
+        """
+        config, backend = self._memory.config, self._memory.backend
+        is_large = config.mode == "auto" and len(backend) > LARGE
+        if config.mode != "passage" and not is_large:
+            return False
+        return self.find_profile(config, backend) is None
+
     def keep(self, profile: HeadProfile) -> None:
         """Keep a profile in the memory's store, for all who open it."""
         self._memory.backend.set_setting(PROFILE, profile.to_json())
         self._profile = None
+        self.settle()  # the mode may be another now
 
     def prepare(self, backend: MemoryBackend, config: MemoryConfig) -> None:
         """Let a backend index what is searched, and no more.
@@ -232,7 +246,13 @@ class PassageMode:
         chosen = [in_order(one) for one in routed]
         found = places(memory.backend, chosen, [one.question.at for one in routed], None)
         model = memory.attached_model("recall")
-        return Recall.of(model, memory.backend, found, memory.angles, retrieves=False)
+        passages = [
+            [Recalled(one.passage, one.score) for one in reversed(prompt.passages)]
+            for prompt in routed
+        ]
+        return Recall.of(
+            model, memory.backend, found, memory.angles, retrieves=False, passages=passages
+        )
 
 
 def in_order(routed: Routed) -> list[Passage]:

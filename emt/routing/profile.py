@@ -128,6 +128,8 @@ class HeadProfile:
                 float(data["threshold"]),
                 str(data.get("source", "")),
             )
+        except ConfigError:  # is a ValueError, too
+            raise
         except (KeyError, TypeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ConfigError(
@@ -189,6 +191,8 @@ class HeadProfile:
 def shipped_profiles() -> dict[str, HeadProfile]:
     """Return the profiles that come with emt, by the fingerprint of their weights."""
     folder = resources.files("emt.routing") / "profiles"
+    if not folder.is_dir():
+        return {}
     found = [
         HeadProfile.from_json(json.loads(file.read_text(encoding="utf-8")))
         for file in folder.iterdir()

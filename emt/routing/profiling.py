@@ -104,6 +104,10 @@ def profile_heads(
         MemoryUseError: the memory has no tokenizer, or no model any more.
     """
     say = on_step or (lambda what: None)
+    if not _attached(memory).full_attention_layers:
+        raise ConfigError(
+            "a head profile needs layers that see the whole context; this model has none."
+        )
     chosen = _chosen(examples, num_questions, num_texts, random.Random(seed))
     if len(chosen) < 4 or len({example.document for example in chosen}) < 2:
         raise ConfigError(

@@ -83,7 +83,7 @@ def test_json_has_it_all_in_plain_types(remembering):
     found = json.loads(json.dumps(answer.to_json()))
     assert list(found) == [
         *("prompt", "text", "token_ids", "timings", "num_redone", "num_retrieved"),
-        *("citations", "tokens"),
+        *("citations", "passages", "tokens"),
     ]
     assert found["token_ids"] == answer.token_ids == [token["id"] for token in found["tokens"]]
     assert set(found["citations"][0]) == {"document", "start", "end", "text", "share"}

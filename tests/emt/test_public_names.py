@@ -38,13 +38,17 @@ def test_the_names_a_user_learns():
         "ExtendedLlamaForCausalLM",
         "ExtendedMindForCausalLM",
         "ExtendedMptForCausalLM",
+        "HeadProfile",
         "Memory",
         "MemoryBackend",
         "MemoryConfig",
         "Passage",
+        "RoutedPassage",
         "attach",
+        "cite_passages",
         "detach",
         "memory_attention",
+        "profile_heads",
     ]
 
 

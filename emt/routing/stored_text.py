@@ -1,0 +1,56 @@
+"""Text that a memory has, to make questions from."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from memory_backends import MemoryBackend, StoredDocument
+
+_PIECE = 6000  # characters
+_BREAK = re.compile(r"\n+|(?<=[.!?])\s+")
+
+
+def stored_texts(
+    backend: MemoryBackend, tokenizer: Any, *, num_texts: int = 64, seed: int = 0
+) -> Iterator[str]:
+    """Yield pieces of the documents, as many of each document as of any other.
+
+    Args:
+        backend: whose documents.
+        tokenizer: for documents that were written as ids; None leaves them out.
+        num_texts: pieces at most.
+        seed: of the choice among documents and pieces.
+    """
+    rng = random.Random(seed)
+    names = sorted(backend.catalog.document_names())
+    names = rng.sample(names, min(num_texts, len(names)))
+    each = -(-num_texts // max(len(names), 1))
+    left = num_texts
+    for name in names:
+        pieces = _pieces(_text_of(backend.catalog.document(name), tokenizer))
+        for piece in rng.sample(pieces, min(each, left, len(pieces))):
+            yield piece
+            left -= 1
+
+
+def _text_of(document: StoredDocument, tokenizer: Any) -> str:
+    if document.text is not None:
+        return document.text
+    return "" if tokenizer is None else str(tokenizer.decode(document.token_ids.tolist()))
+
+
+def _pieces(text: str) -> list[str]:
+    """Cut a text where a line or a sentence ends, or, without such a place, anywhere."""
+    pieces = []
+    start = 0
+    while start < len(text):
+        stop = min(start + _PIECE, len(text))
+        if stop < len(text):
+            ends = [found.end() for found in _BREAK.finditer(text, start + 1, stop)]
+            stop = ends[-1] if ends else stop
+        pieces.append(text[start:stop])
+        start = stop
+    return pieces
