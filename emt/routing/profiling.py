@@ -37,7 +37,7 @@ _LEAST = 0.25  # of the best head's hit rate
 _ENDINGS = ("", "\nAnswer in a few words.", "", "\nPlease answer briefly and say why.")
 _REFUSED = 0.03  # share of questions that may be told so though their text is there
 _TOLD = 0.6  # share of questions that are told so when their text is taken away
-_LARGER = 0.75  # of the threshold: in a memory many times as large, more rows share the evidence
+_LARGER = 0.5  # of the threshold: in a memory many times as large, more rows share the evidence
 _LONGEST_TEXT = 8000  # characters
 
 
