@@ -500,7 +500,10 @@ class Memory:
         """Compute a layer's attention; called by the model through `emt.hook`."""
         recall = running_recall()
         if recall is not None:
-            call = recall.place(call)
+            placed = recall.place(call)
+            if placed is not call and not recall.retrieves:  # a cache's, whatever the mode is now
+                return placed.compute()
+            call = placed
         if not self.is_read:
             return call.compute()
         weighed = wants_weights(call)

@@ -16,8 +16,9 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 LARGE = 16_384  # rows: the longest document that the token mode was published with
 PROFILE = "head_profile"  # a store's setting
 _LEAST_ROWS = 16  # fewer are not worth a passage
+_uncompiled = cast(Callable[[Callable[..., Any]], Callable[..., Any]], torch.compiler.disable)
 
 
 class _Known(NamedTuple):
@@ -181,10 +183,13 @@ class PassageMode:
             self._profile = self._looked_up(config, backend)
         if not self._hooks and self._mode_of(config, backend) == "passage":
             self._signature = inspect.signature(decoder.forward)
+            before, after = map(_uncompiled, (self._before, self._after))
             self._hooks = [
-                decoder.register_forward_pre_hook(self._before, with_kwargs=True),
-                decoder.register_forward_hook(self._after, with_kwargs=True, always_call=True),
+                decoder.register_forward_pre_hook(before, with_kwargs=True),
+                decoder.register_forward_hook(after, with_kwargs=True, always_call=True),
             ]
+            if "torch._dynamo" in sys.modules:
+                torch.compiler.reset()  # what was compiled before does not know of hooks
 
     def _is_ours(self, module: nn.Module) -> bool:
         # A deep copy of the decoder has our hooks, but is not attached.

@@ -189,7 +189,7 @@ def test_an_empty_scope_is_the_plain_model():
 def test_removed_rows_are_not_recalled():
     model = build("llama")
     memory = routing(model)
-    gone = list(range(17, 27)) + [1]
+    gone = [1, *range(17, 27)]
     memory.backend.remove(gone)
     for start in (10, 15, 22):
         with memory.recording() as recording:

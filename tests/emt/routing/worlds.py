@@ -11,9 +11,10 @@ NEW = 6
 GREEDY = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
 NAMES = ("one", "two", "three")
 ROWS, PASSAGES = 24, 2
+HEADS = ((0, 1), (2, 3))
 
 
-def profile_of(model, heads=((0, 1), (2, 3)), threshold=0.0):
+def profile_of(model, heads=HEADS, threshold=0.0):
     """Return a profile of some heads of a model, with means that are not zero."""
     memory = attach(model)
     attached = memory.attached_model("test")
