@@ -146,8 +146,9 @@ def _are_among(ids: Int64Array, there: Int64Array) -> npt.NDArray[np.bool_]:
     """Tell which ids (n,) are among others, ascending: there may be millions of those."""
     if not len(there):
         return np.zeros(len(ids), dtype=bool)
-    found = there[np.searchsorted(there, ids).clip(max=len(there) - 1)]
-    return np.equal(found, ids)
+    nearest = there[np.searchsorted(there, ids).clip(max=len(there) - 1)]
+    found: npt.NDArray[np.bool_] = nearest == ids
+    return found
 
 
 def _check_there(there: Int64Array, found: list[Place]) -> None:

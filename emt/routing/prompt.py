@@ -57,8 +57,10 @@ def has_message(token_ids: Tensor, tokenizer: PreTrainedTokenizerBase | None) ->
 def _message(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[int, int] | None:
     """Return (first, stop) of the last message between the user's marks in a template."""
     marks = _marks(tokenizer)
-    if marks is None:
-        return None
+    return None if marks is None else _between(ids, marks)
+
+
+def _between(ids: list[int], marks: _Marks) -> tuple[int, int] | None:
     before, stable, after = marks
     at = _last(ids, before[:stable])
     if at is None:
@@ -122,11 +124,24 @@ def _marks_of(tokenizer: PreTrainedTokenizerBase) -> _Marks | None:
     # The end of a message may join what follows it: the first special token is enough.
     special = set(tokenizer.all_special_ids)
     after = next(([idx] for idx in after if idx in special), after[:1])
-    start = next((i for i, idx in enumerate(before) if idx in special), 0)
-    before, stable = before[start:], stable - start
-    # One token that is not special could be any word of a message.
-    is_mark = stable > 1 or (stable == 1 and before[0] in special)
-    return (before, stable, after) if is_mark and after else None
+    if not before or not after:
+        return None
+
+    def finds(marks: _Marks) -> bool:
+        ids = list(encode(two))
+        at, stop = _between(ids, marks) or (0, 0)
+        return str(tokenizer.decode(ids[at:stop])).strip() == second
+
+    # From the last special token on that the user's header alone has; its stable part may be what
+    # all headers begin with.
+    starts = [i for i, idx in enumerate(before) if idx in special][::-1] or [0]
+    for start in starts:
+        for count in (stable - start, len(before) - start):
+            # One token that is not special could be any word of a message.
+            is_mark = count > 1 or (count == 1 and before[start] in special)
+            if is_mark and finds((before[start:], count, after)):
+                return before[start:], count, after
+    return None
 
 
 def _same(one: list[int], other: list[int]) -> int:
