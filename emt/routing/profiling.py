@@ -33,8 +33,11 @@ DISTANCE = 64  # tokens between a memory and who asks
 _NEAR = 48  # rows between the evidence and the answer, at most
 _MAX_HEADS = 8
 _LEAST = 0.25  # of the best head's hit rate
+# Prompts say more than a question does, and what they say is found nowhere or everywhere.
+_ENDINGS = ("", "\nAnswer in a few words.", "", "\nPlease answer briefly and say why.")
 _REFUSED = 0.03  # share of questions that may be told so though their text is there
 _TOLD = 0.6  # share of questions that are told so when their text is taken away
+_LARGER = 0.75  # of the threshold: in a memory many times as large, more rows share the evidence
 _LONGEST_TEXT = 8000  # characters
 
 
@@ -221,7 +224,7 @@ def _read(
     questions = []
     for number, example in enumerate(examples):
         say(f"question {number + 1}")
-        ids = prompt_ids(tokenizer, example.question)
+        ids = prompt_ids(tokenizer, example.question + _ENDINGS[number % len(_ENDINGS)])
         question = question_of(ids, tokenizer)
         queries = unit_queries(
             decoder,
@@ -315,6 +318,7 @@ def _together(
         missing.append(_share(_hits(others)))
     # Questions made from a text are easier than a user's: what is not there tells as well.
     threshold = float(min(np.quantile(there, _REFUSED), np.quantile(missing, _TOLD)))
+    threshold *= _LARGER
     return float(np.mean(right)), threshold, float((np.array(missing) < threshold).mean())
 
 

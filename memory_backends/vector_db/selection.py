@@ -62,4 +62,4 @@ class Selection:
         is_wanted[ids] = False
         self.unindexed = np.flatnonzero(is_wanted)  # attention sinks that are not the memory's own
         self.wider = (len(ids) / len(rows)) ** 0.5
-        self.parameters: dict[tuple[int, int], Any] = {}
+        self.parameters: dict[tuple[int, int, bool], Any] = {}
