@@ -130,7 +130,9 @@ def _marks_of(tokenizer: PreTrainedTokenizerBase) -> _Marks | None:
     def finds(marks: _Marks) -> bool:
         ids = list(encode(two))
         at, stop = _between(ids, marks) or (0, 0)
-        return str(tokenizer.decode(ids[at:stop])).strip() == second
+        found = ids[at:stop]  # of a small vocabulary, words that it does not know
+        is_second = found == list(encode(second))
+        return is_second or str(tokenizer.decode(found)).strip() == second
 
     # From the last special token on that the user's header alone has; its stable part may be what
     # all headers begin with.

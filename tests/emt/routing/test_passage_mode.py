@@ -392,7 +392,7 @@ def test_what_cannot_be_routed():
 def test_a_forward_that_outlives_its_block_leaves_nothing_behind():
     """The hooks of a block are gone when the forward of another thread ends."""
     model = build("llama")
-    memory = routing(model)
+    memory = routing(model, mode="token")  # nobody watches but the block
     prompt = asked(0)[None]
     passages = put(memory.route(prompt[0]))
     inside, go_on, found = threading.Event(), threading.Event(), []
@@ -408,7 +408,7 @@ def test_a_forward_that_outlives_its_block_leaves_nothing_behind():
 
     thread = threading.Thread(target=run)
     hook = model.model.layers[1].register_forward_pre_hook(wait)
-    with memory.using(mode="token"), torch.no_grad():
+    with torch.no_grad():
         with memory.recalling(passages):
             expected = model(prompt).logits
             thread.start()
