@@ -32,7 +32,10 @@ class MemoryConfig:
         recall_rows: rows of all passages of a prompt together, at most.
         recall_passages: passages of a prompt, at most.
         routing: what finds passages: "heads", "words" (BM25 over the stored text; needs bm25s) or
-            "both".
+            "both". Only the heads can tell that nothing in the memory is relevant.
+        reroute: find passages anew every so many generated tokens, with what was generated, and
+            swap those recalled for as many rows of others if they are about something else; needs
+            one sequence for each prompt and a cache. None for never.
         profile: file of the head profile; None for the store's own, or the one that comes with emt.
         topk: memories that each query attends to, at every layer and head; "auto" for one in 500
             of those there are, at least 4 and at most 12.
@@ -86,6 +89,7 @@ class MemoryConfig:
     recall_rows: int = 384
     recall_passages: int = 3
     routing: Literal["heads", "words", "both"] = "heads"
+    reroute: int | None = None
     profile: str | None = None
     topk: int | Literal["auto"] = 10
     uncertainty: Uncertainty | None = None
@@ -285,6 +289,7 @@ _ACCEPTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "recall_rows": (_is_positive, "a whole number of at least 1"),
     "recall_passages": (_is_positive, "a whole number of at least 1"),
     "routing": (lambda v: v in ("heads", "words", "both"), "'heads', 'words' or 'both'"),
+    "reroute": (_is_none_or_positive, "a whole number of at least 1, or null"),
     "profile": (_is_none_or_text, "a file name or null"),
     "topk": (
         lambda v: _is_positive(v) or v == "auto",

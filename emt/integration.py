@@ -241,7 +241,8 @@ def generating(model: PreTrainedModel, options: Mapping[str, Any]) -> Iterator[N
 
     Raises:
         ConfigError: attention weights are asked for, and `generate` would cut them wrongly; or
-            steps are to be redone where `options` have no steps that can be.
+            steps are to be redone where `options` have no steps that can be; or passages would be
+            found by a part of a prompt.
         MemoryUseError: the memory is being changed, or the model's attention was set to another.
     """
     check_attention(model)
@@ -251,7 +252,7 @@ def generating(model: PreTrainedModel, options: Mapping[str, Any]) -> Iterator[N
     if memory.in_force.uncertainty is not None:
         check_can_redo(model, options)
         redone = redoing(model, memory)
-    with memory.activity.shared("generate"), redone:
+    with memory.activity.shared("generate"), redone, memory.passages.generating(options):
         yield
 
 

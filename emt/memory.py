@@ -327,12 +327,13 @@ class Memory:
         """Change settings for the calls in a `with` block, from any thread.
 
         Args:
-            **settings: `enabled`, `topk`, `uncertainty`, `layers`, `mask_by_sim` or
-                `sim_threshold`; `documents`, names of those whose rows may be found, or a list of
-                names for each prompt of a batch, whose beams and returned sequences have their
-                prompt's; and `where`, which asks for documents whose `metadata` has, for every
-                key, the value, or one of a list of values. What both allow is read. Of blocks in
-                one another, the innermost that names a setting decides; None is no restriction.
+            **settings: `enabled`, `mode`, `recall_rows`, `recall_passages`, `routing`, `reroute`,
+                `topk`, `uncertainty`, `layers`, `mask_by_sim` or `sim_threshold`; `documents`,
+                names of those whose rows may be found, or a list of names for each prompt of a
+                batch, whose beams and returned sequences have their prompt's; and `where`, which
+                asks for documents whose `metadata` has, for every key, the value, or one of a list
+                of values. What both allow is read. Of blocks in one another, the innermost that
+                names a setting decides; None is no restriction.
 
         Raises:
             ConfigError: a setting that is unknown, fixed, or of a wrong value.
@@ -474,10 +475,16 @@ class Memory:
     @property
     def is_read(self) -> bool:
         """Whether a forward of this thread would find anything in this memory."""
-        retrieves = self._recall is None or self._recall.retrieves
-        if not (retrieves and self._is_open and self.in_force.enabled):
+        if not (self._is_open and self.in_force.enabled):
             return False
+        if self._recall is not None:  # a block says so itself, whatever the mode
+            return self._recall.retrieves and any(self.num_in_scope)
         return self.passages.mode == "token" and any(self.num_in_scope)
+
+    @property
+    def is_recalling(self) -> bool:
+        """Whether a `recalling` block is open."""
+        return self._recall is not None
 
     @property
     def recalls_passages(self) -> bool:
@@ -503,10 +510,12 @@ class Memory:
 
     def attend(self, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Compute a layer's attention; called by the model through `emt.hook`."""
-        recall, recordings = running_recall(), self.recordings
+        recall, recordings, retrieves = running_recall(), self.recordings, True
         if recall is not None:
-            call = recall.place(call)
-        attended = self._attended(call, recorded=bool(recordings))
+            placed = recall.place(call)
+            retrieves = placed is call or recall.retrieves  # a cache's, whatever the mode is now
+            call = placed
+        attended = self._attended(call, recorded=bool(recordings), retrieves=retrieves)
         frame = None if recall is None else recall.frame
         if recall is not None and frame is not None:
             if recordings:
@@ -518,9 +527,9 @@ class Memory:
                 recording.add(attended.retrieved)
         return attended.output, attended.weights
 
-    def _attended(self, call: AttentionCall, *, recorded: bool) -> Attended:
+    def _attended(self, call: AttentionCall, *, recorded: bool, retrieves: bool) -> Attended:
         """Attend to single memories, too, where this layer does."""
-        if not self.is_read:
+        if not (retrieves and self.is_read):
             output, weights = call.compute()
             return Attended(output, None, weights)
         weighed = wants_weights(call)
@@ -583,11 +592,15 @@ class Memory:
             try:
                 yield
             finally:
-                self.passages.settle()
+                self.passages.settle(anew=True)
 
     def _make_backend(self, model: AttachedModel, config: MemoryConfig) -> MemoryBackend:
         backend = _make_backend(model, config, _reading_layers(model, config))
-        self.passages.prepare(backend, config)
+        try:
+            self.passages.prepare(backend, config)
+        except BaseException:
+            backend.close()
+            raise
         return backend
 
     def _decoder(self) -> PreTrainedModel:

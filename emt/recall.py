@@ -16,10 +16,12 @@ Language Models with Attention Sinks (arXiv 2309.17453), and Liu et al., ReAtten
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import weakref
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from emt.memory import AttachedModel
 
 _MARK = "_emt_recall"  # on a cache: the recall that its keys were computed with
-_running: ContextVar[tuple[Recall, Frame] | None] = ContextVar("emt_recall", default=None)
+_TOKENS = "_emt_tokens"  # on a cache: the tokens that it holds, where they are kept
 
 
 class Recall:
@@ -52,6 +54,8 @@ class Recall:
         rows: what is recalled; None if nothing is.
         retrieves: whether queries retrieve single memories, too.
         passages: those of each prompt, in the order they are put.
+        prompt_end: tokens of a prompt, padding counted; those after it were generated. 0 if nobody
+            has to know.
     """
 
     def __init__(
@@ -66,6 +70,8 @@ class Recall:
         self.rows = rows
         self.retrieves = retrieves
         self.passages = passages
+        self.prompt_end = 0
+        self._family = object()
         self._decoder = weakref.ref(decoder)
         self._angles = angles
         self._reaches: dict[int, Reach] = {}
@@ -99,6 +105,20 @@ class Recall:
         """Return the same block: it is for one decoder, and a copy of that has its hooks."""
         return self
 
+    def following(
+        self, rows: RecalledRows, prompt_end: int, passages: Sequence[Sequence[Recalled]]
+    ) -> Recall:
+        """Return a recall of other rows at the same positions, that caches of this one go on with.
+
+        Args:
+            rows: as many for each prompt, before the same token.
+            passages: see `Recall`.
+            prompt_end: see `Recall`.
+        """
+        other = copy.copy(self)
+        other.rows, other.prompt_end, other.passages = rows, prompt_end, passages
+        return other
+
     def switch(self, on: bool) -> None:
         """Recall in the forwards that begin from now on, or let them be the plain model's."""
         self._is_on = on
@@ -124,9 +144,16 @@ class Recall:
 
     def place(self, call: AttentionCall) -> AttentionCall:
         """Return a layer's call with the rows in it; the call itself, outside of such a forward."""
-        frame = self.frame
-        if frame is None:
+        running = _running.get()
+        if running is None or running.recall is not self:
             return call
+        if call.layer_idx in running.placed:
+            # Layers attend once in a forward, so this is another one: the hooks were taken out
+            # before the first had ended, by the thread that closed a block.
+            _running.set(None)
+            return call
+        running.placed.add(call.layer_idx)
+        frame = running.frame
         reach = self._reaches.get(call.layer_idx)
         if reach is None:
             decoder = self._decoder()
@@ -138,7 +165,7 @@ class Recall:
     def frame(self) -> Frame | None:
         """The forward of this thread that recalls this; None outside of one."""
         running = _running.get()
-        return None if running is None or running[0] is not self else running[1]
+        return None if running is None or running.recall is not self else running.frame
 
     # Torch may call hooks that are being put in or taken out, then without keywords: another
     # thread's forward, which has begun without us.
@@ -154,7 +181,12 @@ class Recall:
             end_of_forward(keywords_and_output[-1])
 
     def begin(
-        self, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+        *,
+        tokens: Tensor | None = None,
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Move the tokens of a forward, and keep where they stand for its layers.
 
@@ -162,6 +194,7 @@ class Recall:
             module: the decoder.
             args: what it was called with.
             options: its keywords.
+            tokens: (B, n), all that its cache will hold, to be kept with it; None if not known.
 
         Returns:
             Arguments and keywords to call it with instead.
@@ -188,7 +221,7 @@ class Recall:
             check_end(int(frame.positions.max()) + 1, self._angles.longest)
         if new.num_tokens > new.num_new:
             self._check_cache(new.cache, frame)
-        _running.set((self, frame))
+        _running.set(_Running(self, frame, tokens))
         put = {}
         if "position_ids" in self._signature.parameters:
             put["position_ids"] = frame.positions
@@ -200,7 +233,7 @@ class Recall:
     def _check_cache(self, cache: Any, frame: Frame) -> None:
         """Refuse a cache with keys that were computed without these rows, or with others."""
         mark = recall_of(cache)
-        if mark is self:
+        if mark is not None and mark._family is self._family:
             return
         at = frame.rows.at.to(frame.index.device)[:, None]
         if mark is None and not bool((frame.index[:, :1] > self._at_of(frame, at)).any()):
@@ -218,21 +251,40 @@ class Recall:
         return at.repeat_interleave(times, 0)
 
 
+@dataclass(frozen=True)
+class _Running:
+    """A forward with rows in it."""
+
+    recall: Recall
+    frame: Frame
+    tokens: Tensor | None
+    placed: set[int] = field(default_factory=set)  # layers that have their rows
+
+
+_running: ContextVar[_Running | None] = ContextVar("emt_recall", default=None)
+
+
 def recall_of(cache: Any) -> Recall | None:
     """Return what the keys of a cache were computed with, if it is a recall's."""
     return getattr(cache, _MARK, None)
+
+
+def tokens_of(cache: Any) -> Tensor | None:
+    """Return the tokens that a recall's cache holds, (B, n) int64, padding counted, if known."""
+    return getattr(cache, _TOKENS, None)
 
 
 def forget_recall(cache: Any) -> None:
     """Let a cache be as one that no recall has filled."""
     if recall_of(cache) is not None:
         delattr(cache, _MARK)
+        setattr(cache, _TOKENS, None)
 
 
 def running_recall() -> Recall | None:
     """Return the recall of the forward that runs in this thread."""
     running = _running.get()
-    return None if running is None else running[0]
+    return None if running is None else running.recall
 
 
 def end_of_forward(output: Any) -> None:
@@ -245,11 +297,12 @@ def end_of_forward(output: Any) -> None:
     if running is None:
         return
     _running.set(None)
-    recall, frame = running
+    recall, frame = running.recall, running.frame
     parts = output.values() if isinstance(output, dict) else output
     for cache in parts if isinstance(output, dict | tuple) else ():
         if isinstance(cache, Cache) and frame.num_tokens > int(frame.rows.at.min()):
             setattr(cache, _MARK, recall)  # a copy of the cache has it, too
+            setattr(cache, _TOKENS, running.tokens)
 
 
 def _sliding_offset(cache: Any, num_queries: int) -> int:

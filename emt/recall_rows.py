@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from emt.errors import ConfigError, DocumentError, MemoryUseError
@@ -14,7 +15,7 @@ from emt.reading import SINK_ROWS
 from emt.recall_positions import Angles
 from emt.rope import Unrotation
 from memory_backends import MemoryBackend
-from memory_backends.layout import StoredDocument
+from memory_backends.layout import Int64Array, StoredDocument
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def places(
             were removed.
     """
     documents: dict[str, StoredDocument] = {}
+    there = backend.catalog.searchable_rows("all")
     found = []
     for chosen, start in zip(passages, at, strict=True):
         if start < 0:
@@ -133,7 +135,8 @@ def places(
             first = document.first_row
             if order == 0 and (start == 0 if sinks is None else sinks):
                 kept = document.sink_rows[:SINK_ROWS]
-                ids += (first + kept[kept < passage.first]).tolist()
+                sink_ids = first + kept[kept < passage.first].astype(np.int64)
+                ids += sink_ids[_are_among(sink_ids, there)].tolist()
             ids += range(first + passage.first, first + passage.stop)
         if len(set(ids)) < len(ids):
             raise ConfigError(
@@ -141,7 +144,7 @@ def places(
                 "Join those that touch, or pass sinks=False if a later one has the sinks."
             )
         found.append(Place(tuple(ids), start))
-    _check_there(backend, found)
+    _check_there(there, found)
     return found
 
 
@@ -153,9 +156,18 @@ def _check_range(passage: Passage, document: StoredDocument) -> None:
         )
 
 
-def _check_there(backend: MemoryBackend, found: list[Place]) -> None:
+def _are_among(ids: Int64Array, there: Int64Array) -> npt.NDArray[np.bool_]:
+    """Tell which ids (n,) are among others, ascending: there may be millions of those."""
+    if not len(there):
+        return np.zeros(len(ids), dtype=bool)
+    nearest = there[np.searchsorted(there, ids).clip(max=len(there) - 1)]
+    found: npt.NDArray[np.bool_] = nearest == ids
+    return found
+
+
+def _check_there(there: Int64Array, found: list[Place]) -> None:
     wanted = np.array(sorted({idx for place in found for idx in place.ids}), dtype=np.int64)
-    gone = np.setdiff1d(wanted, backend.catalog.searchable_rows("all"), assume_unique=True)
+    gone = wanted[~_are_among(wanted, there)]
     if len(gone):
         raise DocumentError(
             f"{len(gone)} rows of these passages were removed, the first of them row "

@@ -10,6 +10,7 @@ from emt.passages import passages_of
 from emt.recall_rows import Passage
 from emt.routing.evidence import Window
 from memory_backends import StoredDocument
+from memory_backends.layout import Int64Array
 
 
 def fused(lists: Sequence[Sequence[Window]], *, apart: int) -> list[Window]:
@@ -69,3 +70,29 @@ def passage_around(document: StoredDocument, peak: int, num_rows: int) -> Passag
         if low > 0 and bounds[high] - bounds[low - 1] <= num_rows:
             low, grows = low - 1, True
     return Passage(document.name, int(bounds[low]), int(bounds[high]))
+
+
+def without_gaps(passage: Passage, first_row: int, peak: int, there: Int64Array) -> Passage | None:
+    """Return the part of a passage around a row in which no row was removed.
+
+    Args:
+        passage: rows of a document.
+        first_row: the id of the document's first row.
+        peak: the id of a row in the passage.
+        there: (n,) int64, ids of the rows that were not removed, ascending.
+
+    Returns:
+        The passage itself if it is whole; None if the row was removed.
+    """
+    low, at, high = np.searchsorted(
+        there, (first_row + passage.first, peak, first_row + passage.stop)
+    )
+    if at == len(there) or there[at] != peak:
+        return None
+    if high - low == passage.stop - passage.first:
+        return passage
+    run = there[low:high] - np.arange(low, high)  # alike where ids follow each other
+    mine = np.flatnonzero(run == run[at - low]) + low
+    return Passage(
+        passage.document, int(there[mine[0]]) - first_row, int(there[mine[-1]]) + 1 - first_row
+    )

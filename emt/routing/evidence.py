@@ -68,7 +68,7 @@ class Window:
     """A run of rows with evidence in it.
 
     Attributes:
-        peak: the row that the evidence is around.
+        peak: the row that was found nearest to the middle of the evidence.
         share: its evidence as a share of all there could be, 0 to 1.
     """
 
@@ -104,11 +104,23 @@ def windows_of(hits: Hits, count: int, *, apart: int) -> list[Window]:
     scores = evidence.sum(axis=1)
     weight = np.where(is_there, best.sum(axis=1)[found], 0)  # (b, _WINDOW)
     middle = (weight * (place * BLOCK + BLOCK // 2)).sum(axis=1) / weight.sum(axis=1)
+    peaks = _nearest(np.unique(hits.rows), middle)
     chosen: list[Window] = []
     for index in np.argsort(-scores, kind="stable"):
-        peak = int(middle[index])
+        peak = int(peaks[index])
         if all(abs(peak - other.peak) >= apart for other in chosen):
             chosen.append(Window(peak, float(scores[index]) / most))
             if len(chosen) == count:
                 break
     return chosen
+
+
+def _nearest(rows: Int64Array, middle: npt.NDArray[np.float64]) -> Int64Array:
+    """Return the row nearest to each place, of `rows` ascending.
+
+    The middle itself may be a row of the next document, or a removed one, which were not found.
+    """
+    after = np.searchsorted(rows, middle).clip(max=len(rows) - 1)
+    before = (after - 1).clip(min=0)
+    is_before = np.abs(rows[before] - middle) <= np.abs(rows[after] - middle)
+    return rows[np.where(is_before, before, after)]

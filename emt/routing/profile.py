@@ -109,28 +109,35 @@ class HeadProfile:
         Raises:
             ConfigError: it is something else, or of a newer version.
         """
+        version = data.get("version") if isinstance(data, dict) else None
+        if isinstance(version, int) and version != VERSION:
+            raise ConfigError(
+                f"expected a head profile of version {VERSION}; got {version!r}. Make it again "
+                "with `emt profile`."
+            )
         try:
-            if data["version"] != VERSION:
-                raise ConfigError(
-                    f"expected a head profile of version {VERSION}; got {data['version']!r}. Make "
-                    "it again with `emt profile`."
-                )
+            if version != VERSION:
+                raise ValueError(f"version {version!r:.40}")
             heads = data["heads"]
             means = torch.tensor([head["mean"] for head in heads], dtype=torch.float32)
             if means.ndim != 2 or not bool(torch.isfinite(means).all()):
                 raise ValueError("the means of its heads differ in length, or are not numbers")
+            distance, threshold = int(data["distance"]), float(data["threshold"])
+            if not (distance >= 0 and 0 <= threshold <= 1):
+                raise ValueError(f"a distance of {distance}, a threshold of {threshold}")
             return cls(
                 str(data["model"]),
                 str(data["weights"]),
-                tuple(ProfiledHead(int(h["layer"]), int(h["head"]), h["hit_rate"]) for h in heads),
+                tuple(
+                    ProfiledHead(int(head["layer"]), int(head["head"]), float(head["hit_rate"]))
+                    for head in heads
+                ),
                 means,
-                int(data["distance"]),
-                float(data["threshold"]),
+                distance,
+                threshold,
                 str(data.get("source", "")),
             )
-        except ConfigError:  # is a ValueError, too
-            raise
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ConfigError(
                 f"this is no head profile ({reason:.200}). Make one with `emt profile`."

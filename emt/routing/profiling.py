@@ -100,7 +100,8 @@ def profile_heads(
         on_step: told what is being done.
 
     Raises:
-        ConfigError: there are too few questions, or no head finds anything.
+        ConfigError: there are too few questions, no head finds anything, or no layer sees the
+            whole context.
         MemoryUseError: the memory has no tokenizer, or no model any more.
     """
     say = on_step or (lambda what: None)
@@ -196,6 +197,11 @@ def _read(
     model = _attached(memory)
     tokenizer = cast(Any, memory.tokenizer)
     layers = model.full_attention_layers
+    if not layers:
+        raise ConfigError(
+            f"all layers of this {model.config.model_type} have a sliding window, and those see no "
+            "passages that are far away: no head of it can route. Use mode token."
+        )
     parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     sinks: list[np.ndarray] = []
     spans: dict[str, tuple[int, int, np.ndarray]] = {}

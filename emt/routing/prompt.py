@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from emt.recall_tokens import NewTokens
 
 _LONGEST = 64  # tokens; of a longer message its last so many ask
+_BEGINNINGS = ("Xylophone", "who", "1", " a", "\n", "\n\nA", '"', "\u00e9", "\u6587")  # of messages
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,25 @@ def question_of(token_ids: Tensor, tokenizer: PreTrainedTokenizerBase | None) ->
     return Question(at, max(at, stop - _LONGEST), stop)
 
 
+def has_message(token_ids: Tensor, tokenizer: PreTrainedTokenizerBase | None) -> bool:
+    """Tell whether tokens (T,) have a message of the user, as the chat template marks it."""
+    return tokenizer is not None and _message(token_ids.tolist(), tokenizer) is not None
+
+
 def _message(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[int, int] | None:
     """Return (first, stop) of the last message between the user's marks in a template."""
     marks = _marks(tokenizer)
-    if marks is None:
-        return None
-    before, after = marks
-    at = _last(ids, before)
+    return None if marks is None else _between(ids, marks)
+
+
+def _between(ids: list[int], marks: _Marks) -> tuple[int, int] | None:
+    before, stable, after = marks
+    at = _last(ids, before[:stable])
     if at is None:
         return None
-    at += len(before)
+    # What follows the stable part may have joined the message's first characters.
+    rest = zip(ids[at + stable :], before[stable:], strict=False)
+    at += stable + sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], rest))
     stop = next((i for i in range(at, len(ids)) if ids[i : i + len(after)] == after), len(ids))
     return (at, stop) if stop > at else None
 
@@ -67,19 +77,26 @@ def _last(ids: list[int], part: list[int]) -> int | None:
     return next((i for i in starts if ids[i : i + len(part)] == part), None)
 
 
-def _marks(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]] | None:
+_Marks = tuple[list[int], int, list[int]]  # before, how many of them are stable, after
+
+
+def _marks(tokenizer: PreTrainedTokenizerBase) -> _Marks | None:
     if not tokenizer.chat_template:
         return None
     known: dict[Any, Any] = vars(tokenizer).setdefault("_emt_marks", {})
     template = str(tokenizer.chat_template)
     if template not in known:
         known[template] = _marks_of(tokenizer)
-    found: tuple[list[int], list[int]] | None = known[template]
+    found: _Marks | None = known[template]
     return found
 
 
-def _marks_of(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]] | None:
-    """Return the tokens before and after a user's message, as the template shows them."""
+def _marks_of(tokenizer: PreTrainedTokenizerBase) -> _Marks | None:
+    """Return the tokens before and after a user's message, as the template shows them.
+
+    Of those before, the first few stay the same whatever the message begins with; others may join
+    it, such as a space before a word.
+    """
     first, reply, second = "Xylophone.", "Quokka.", "Zeppelin."
     chat = functools.partial(tokenizer.apply_chat_template, tokenize=False)
     try:
@@ -103,12 +120,36 @@ def _marks_of(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]
     closing = _shared_start([one.partition(first)[2], two.partition(second)[2]])
     encode = functools.partial(tokenizer.encode, add_special_tokens=False)
     before, after = list(encode(opening)), list(encode(closing))
+    stable = min(_same(before, list(encode(opening + text))) for text in _BEGINNINGS)
     # The end of a message may join what follows it: the first special token is enough.
     special = set(tokenizer.all_special_ids)
     after = next(([idx] for idx in after if idx in special), after[:1])
-    start = next((i for i, idx in enumerate(before) if idx in special), 0)
-    before = before[start:] if before else before
-    return (before, after) if before and after else None
+    if not before or not after:
+        return None
+
+    def finds(marks: _Marks) -> bool:
+        ids = list(encode(two))
+        at, stop = _between(ids, marks) or (0, 0)
+        found = ids[at:stop]  # of a small vocabulary, words that it does not know
+        is_second = found == list(encode(second))
+        return is_second or str(tokenizer.decode(found)).strip() == second
+
+    # From the last special token on that the user's header alone has; its stable part may be what
+    # all headers begin with.
+    starts = [i for i, idx in enumerate(before) if idx in special][::-1] or [0]
+    for start in starts:
+        for count in (stable - start, len(before) - start):
+            # One token that is not special could be any word of a message.
+            is_mark = count > 1 or (count == 1 and before[start] in special)
+            if is_mark and finds((before[start:], count, after)):
+                return before[start:], count, after
+    return None
+
+
+def _same(one: list[int], other: list[int]) -> int:
+    """Return how many tokens two lists have in common at their start."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _shared_start(texts: list[str]) -> str:
@@ -120,16 +161,16 @@ def unpadded(token_ids: Tensor, new: NewTokens) -> list[Tensor]:
     """Return the tokens of each prompt of a batch, (B, T), without padding.
 
     Args:
-        token_ids: (B, T) int64, all tokens of the prompts.
+        token_ids: (B, T) int64, all tokens of the prompts, or the first T of them.
         new: what the forward says of them.
     """
     if new.padding is not None:
-        kept = new.padding[:, -token_ids.shape[1] :].to(token_ids.device) != 0
+        kept = new.padding[:, : token_ids.shape[1]].to(token_ids.device) != 0
         return [row[mine] for row, mine in zip(token_ids, kept, strict=True)]
-    index = new.index.expand(len(token_ids), -1).to(token_ids.device)
-    # Padding stands on the left; the last token at place 0 is a prompt's first.
-    firsts = [int((row == 0).nonzero()[-1]) if bool((row == 0).any()) else 0 for row in index]
-    return [row[first:] for row, first in zip(token_ids, firsts, strict=True)]
+    # Padding stands on the left; the place of the last token tells how many there are.
+    last = new.index[:, -1].expand(len(token_ids)).tolist()
+    padded = [new.num_tokens - 1 - place for place in last]
+    return [row[first:] for row, first in zip(token_ids, padded, strict=True)]
 
 
 def same_runs(prompts: list[Tensor]) -> int:

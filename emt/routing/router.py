@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import numpy as np
@@ -15,18 +15,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from emt.recall_positions import Angles
 from emt.recall_rows import Passage
 from emt.rope import Unrotation
-from emt.routing.choosing import fused, passage_around
+from emt.routing.choosing import fused, passage_around, without_gaps
 from emt.routing.evidence import Hits, Window, windows_of
 from emt.routing.profile import HeadProfile
 from emt.routing.prompt import Question, question_of
 from emt.routing.queries import unit_queries
 from emt.routing.words import Words
-from memory_backends import MemoryBackend
+from memory_backends import MemoryBackend, Scope
 
 Routing = Literal["heads", "words", "both"]
 
 TOPK = 64  # rows that each token finds, in each head
 _CANDIDATES = 8
+_SAID = 32  # generated tokens that ask beside the question
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Router:
         self._unrotations = unrotations
         self._angles = angles
         self._tokenizer = tokenizer
-        self._words: tuple[object, Words] | None = None
+        self._words: tuple[MemoryBackend, int, Words] | None = None
         self._lock = threading.Lock()
 
     def route(
@@ -92,29 +93,38 @@ class Router:
         num_rows: int,
         num_passages: int,
         routing: Routing = "heads",
-        **search: Any,
+        scope: Scope | None = None,
+        num_generated: int = 0,
     ) -> Routed:
         """Find the passages that a prompt is about.
 
+        Only the heads tell that nothing in a memory is relevant: words always find something.
+
         Args:
-            token_ids: (T,) int64, the prompt.
+            token_ids: (T,) int64, the prompt, and what was generated since.
             backend: where the memories are.
-            num_rows: of all passages together, at most.
+            num_rows: of all passages together, at most; 0 for no passages, and no search.
             num_passages: at most.
             routing: what tells: the heads, the words, or both.
-            **search: further keywords of `backend.search`.
+            scope: the rows that may be found; None for all.
+            num_generated: how many of the T tokens were generated. The last 32 of them ask, too.
         """
-        question = question_of(token_ids, self._tokenizer)
+        num_prompt = len(token_ids) - num_generated
+        question = question_of(token_ids[:num_prompt], self._tokenizer)
+        if num_rows < 1 or question.first == question.stop or not backend.num_searchable(scope):
+            return Routed(question, (), 0.0)
+        num_passages = min(num_passages, num_rows)
         apart = max(num_rows // num_passages * 3 // 4, 1)
+        asking = list(range(question.first, question.stop))
+        asking += range(max(num_prompt, len(token_ids) - _SAID), len(token_ids))
         windows: list[Window] = []
         if routing != "words":
-            windows = windows_of(
-                self.hits(token_ids, question, backend, **search), _CANDIDATES, apart=apart
-            )
+            hits = self.hits(token_ids, asking, backend, scope=scope)
+            windows = windows_of(hits, _CANDIDATES, apart=apart)
         score = windows[0].share if windows else 0.0
         if routing != "heads":
-            asked = self._text_of(token_ids[question.first : question.stop])
-            named = self._words_of(backend).windows(asked, _CANDIDATES, apart=apart)
+            asked = self._text_of(token_ids[asking])
+            named = self._words_of(backend).windows(asked, _CANDIDATES, apart=apart, scope=scope)
             windows = fused([windows, named], apart=apart)
         if routing == "heads" and score < self.profile.threshold:
             windows = []
@@ -122,26 +132,32 @@ class Router:
         return Routed(question, tuple(passages), score)
 
     def hits(
-        self, token_ids: Tensor, question: Question, backend: MemoryBackend, **search: Any
+        self,
+        token_ids: Tensor,
+        asking: Sequence[int],
+        backend: MemoryBackend,
+        *,
+        scope: Scope | None = None,
     ) -> Hits:
         """Search the profile's heads for each token that asks.
 
         Args:
             token_ids: (T,) int64, the prompt.
-            question: which tokens ask.
+            asking: which of the T tokens ask, ascending.
             backend: where the memories are.
-            **search: further keywords of `backend.search`.
+            scope: the rows that may be found; None for all.
         """
         profile = self.profile
         queries = unit_queries(
             self._decoder,
-            token_ids[: question.stop],
+            token_ids[: asking[-1] + 1],
             profile.layers,
             unrotations=self._unrotations,
             angles=self._angles,
             distance=profile.distance,
         )
         ids, scores = [], []
+        k = min(TOPK, backend.num_searchable(scope))
         for layer_idx in profile.layers:
             mine = [i for i, head in enumerate(profile.heads) if head.layer == layer_idx]
             num_heads = queries[layer_idx].shape[0]
@@ -150,13 +166,11 @@ class Router:
                 of_head = [i for i in mine if profile.heads[i].head // group == kv_head]
                 asked = torch.cat(
                     [
-                        queries[layer_idx][profile.heads[i].head, question.first :]
-                        - profile.means[i]
+                        queries[layer_idx][profile.heads[i].head, asking] - profile.means[i]
                         for i in of_head
                     ]
                 )  # (G' * T, D)
-                k = min(TOPK, len(backend))
-                found = backend.search(layer_idx, asked[None], k, heads=[kv_head], **search)
+                found = backend.search(layer_idx, asked[None], k, heads=[kv_head], scope=scope)
                 length = asked.norm(dim=-1, keepdim=True).numpy()
                 ids.append(found.ids[0].cpu().numpy())
                 scores.append(found.scores[0].float().cpu().numpy() * length)
@@ -170,17 +184,20 @@ class Router:
     def _words_of(self, backend: MemoryBackend) -> Words:
         """Return the words of a memory, read again when documents came or went."""
         with self._lock:
-            now = (id(backend), tuple(backend.catalog.document_sizes()))
-            if self._words is None or self._words[0] != now:
-                self._words = now, Words(backend, self._tokenizer)
-            return self._words[1]
+            found, changes = self._words, backend.num_changes
+            if found is None or found[0] is not backend or found[1] != changes:
+                self._words = found = backend, changes, Words(backend, self._tokenizer)
+            return found[2]
 
 
 def _passages(
     windows: Sequence[Window], backend: MemoryBackend, num_rows: int, num_passages: int
 ) -> list[RoutedPassage]:
     """Turn places into passages that share no rows, best first, within the budget."""
+    if not windows:
+        return []
     owners = backend.catalog.document_of_rows(window.peak for window in windows)
+    there = backend.catalog.searchable_rows("all")
     chosen: list[RoutedPassage] = []
     left = num_rows
     for window in windows:
@@ -191,6 +208,10 @@ def _passages(
         document = backend.catalog.document(owners[window.peak])
         length = min(left, num_rows // num_passages)
         passage = passage_around(document, window.peak - document.first_row, length)
+        kept = without_gaps(passage, document.first_row, window.peak, there)
+        if kept is None:
+            continue
+        passage = kept
         if any(_overlap(passage, other.passage) for other in chosen):
             continue
         chosen.append(RoutedPassage(passage, round(window.share, 4)))

@@ -9,7 +9,7 @@ import numpy as np
 
 from emt.errors import ConfigError
 from emt.routing.evidence import Window
-from memory_backends import MemoryBackend, StoredDocument
+from memory_backends import MemoryBackend, Scope, StoredDocument
 
 _LENGTH, _STRIDE = 64, 32  # rows
 
@@ -52,16 +52,26 @@ class Words:
             self._index = self._library.BM25()
             self._index.index(words, show_progress=False)
 
-    def windows(self, question: str, count: int, *, apart: int) -> list[Window]:
-        """Find the runs of rows with most words of a question; arguments as of `windows_of`.
+    def windows(
+        self, question: str, count: int, *, apart: int, scope: Scope | None = None
+    ) -> list[Window]:
+        """Find the runs of rows with most words of a question.
 
-        A window's share is its score over the best one's.
+        Args:
+            question: its text.
+            count: as for `windows_of`, like `apart`.
+            apart: rows.
+            scope: the rows that may be found; None for all.
+
+        Returns:
+            Best first. A window's share is its score over the best one's.
         """
         words = self._words([question])
         if self._index is None or not any(len(ids) for ids in words.ids):
             return []
         k = min(8 * count, len(self._middles))
-        found = self._index.retrieve(words, k=k, show_progress=False)
+        mask = None if scope is None else self._inside(scope)
+        found = self._index.retrieve(words, k=k, show_progress=False, weight_mask=mask)
         best = float(found.scores[0, 0])
         chosen: list[Window] = []
         for index, score in zip(found.documents[0], found.scores[0], strict=True):
@@ -69,6 +79,14 @@ class Words:
             if score > 0 and all(abs(peak - other.peak) >= apart for other in chosen):
                 chosen.append(Window(peak, float(score) / best))
         return chosen[:count]
+
+    def _inside(self, scope: Scope) -> np.ndarray:
+        """Return 1 for the runs of a scope and 0 for others, (n,) float32."""
+        inside = np.zeros(len(self._middles), dtype=np.float32)
+        for first, stop in scope.spans:
+            low, high = np.searchsorted(self._middles, (first, stop))
+            inside[low:high] = 1
+        return inside
 
     def _words(self, texts: list[str]) -> Any:
         return self._library.tokenize(texts, stopwords="en", show_progress=False)

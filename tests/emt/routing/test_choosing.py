@@ -1,0 +1,104 @@
+"""Passages around a row: whole sentences, within the budget, without removed rows."""
+
+import numpy as np
+import pytest
+
+from emt.recall_rows import Passage
+from emt.routing.choosing import fused, passage_around, without_gaps
+from emt.routing.evidence import Window
+from memory_backends import StoredDocument
+
+
+def of_sentences(lengths):
+    """Return a document of sentences with so many words, a token and a row a word."""
+    words, spans, at = [], [], 0
+    for number, length in enumerate(lengths):
+        for place in range(length):
+            word = f"S{number}w{place}" + ("." if place == length - 1 else "")
+            words.append(word)
+            spans.append((at, at + len(word)))
+            at += len(word) + 1
+    count = len(words)
+    return StoredDocument(
+        "d",
+        np.arange(count, dtype=np.int32),
+        " ".join(words),
+        np.array(spans, dtype=np.int32),
+        first_row=100,
+        row_tokens=np.arange(count, dtype=np.int32),
+    )
+
+
+def ids_only(count, dropped=()):
+    kept = np.setdiff1d(np.arange(count), dropped).astype(np.int32)
+    return StoredDocument("d", np.arange(count, dtype=np.int32), row_tokens=kept)
+
+
+LENGTHS = [5, 7, 3, 9, 6, 20, 4]
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 5, 8, 12, 20, 24, 40, 53, 54, 100])
+def test_sentences_are_whole(num_rows):
+    document = of_sentences(LENGTHS)
+    bounds = np.cumsum([0, *LENGTHS]).tolist()
+    for peak in range(54):
+        passage = passage_around(document, peak, num_rows)
+        assert 0 <= passage.first <= peak < passage.stop <= 54
+        assert passage.stop - passage.first <= num_rows
+        own = next(i for i in range(7) if bounds[i] <= peak < bounds[i + 1])
+        if LENGTHS[own] > num_rows:
+            assert passage.stop - passage.first == num_rows
+            assert bounds[own] <= passage.first
+            assert passage.stop <= bounds[own + 1]
+            continue
+        assert passage.first in bounds
+        assert passage.stop in bounds
+        # No sentence beside it would have fitted.
+        low, high = bounds.index(passage.first), bounds.index(passage.stop)
+        assert low == 0 or passage.stop - bounds[low - 1] > num_rows
+        assert high == 7 or bounds[high + 1] - passage.first > num_rows
+
+
+def test_the_sentence_after_comes_before_the_one_before():
+    document = of_sentences([5, 5, 5, 5])
+    assert passage_around(document, 7, 10) == Passage("d", 5, 15)
+    assert passage_around(document, 7, 15) == Passage("d", 0, 15)
+    assert passage_around(document, 17, 10) == Passage("d", 10, 20)
+
+
+def test_documents_of_ids_have_runs_for_sentences():
+    assert passage_around(ids_only(100), 40, 32) == Passage("d", 32, 64)
+    assert passage_around(ids_only(100), 99, 40) == Passage("d", 64, 100)
+    # Ten special ids have no row: runs of 32 tokens are runs of 22 rows and more.
+    assert passage_around(ids_only(100, range(10)), 0, 32) == Passage("d", 0, 22)
+    assert passage_around(ids_only(100, range(10)), 22, 32) == Passage("d", 22, 54)
+    assert passage_around(ids_only(1), 0, 5) == Passage("d", 0, 1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_removed_rows_cut_a_passage(seed):
+    rng = np.random.default_rng(seed)
+    gone = set(rng.choice(60, 8, replace=False).tolist())
+    there = np.array([row for row in range(200) if row - 100 not in gone])
+    for peak in range(20, 40):
+        passage = Passage("d", 20, 40)
+        found = without_gaps(passage, 100, 100 + peak, there)
+        if peak in gone:
+            assert found is None
+            continue
+        low, high = peak, peak + 1
+        while low > 20 and low - 1 not in gone:
+            low -= 1
+        while high < 40 and high not in gone:
+            high += 1
+        assert found == Passage("d", low, high)
+
+
+def test_rankings_are_joined():
+    first = [Window(1000, 0.9), Window(2000, 0.5), Window(3000, 0.2)]
+    second = [Window(2040, 1.0), Window(5000, 0.7), Window(960, 0.1)]
+    found = fused([first, second], apart=100)
+    assert [window.peak for window in found] == [2000, 1000, 5000, 3000]
+    assert [window.share for window in found] == [0.5, 0.9, 0.0, 0.2]
+    assert fused([[], second], apart=100)[0] == Window(2040, 0.0)
+    assert fused([[], []], apart=100) == []

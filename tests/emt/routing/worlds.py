@@ -1,0 +1,82 @@
+"""A tiny model, a profile made by hand, and documents to route to."""
+
+import torch
+
+from emt import MemoryConfig, attach, detach
+from emt.routing import HeadProfile, ProfiledHead
+from tests.emt.test_recall import BACKENDS, left_padded, tokens
+from tests.families import build
+
+NEW = 6
+GREEDY = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
+NAMES = ("one", "two", "three")
+ROWS, PASSAGES = 24, 2
+HEADS = ((0, 1), (2, 3))
+
+
+def profile_of(model, heads=HEADS, threshold=0.0):
+    """Return a profile of some heads of a model, with means that are not zero."""
+    memory = attach(model)
+    attached = memory.attached_model("test")
+    dim = attached.layout.layers[heads[0][0]].head_dim
+    detach(model)
+    generator = torch.Generator().manual_seed(5)
+    return HeadProfile(
+        model="tiny",
+        weights=str(attached.identity["weights"]),
+        heads=tuple(ProfiledHead(layer, head, 0.5) for layer, head in heads),
+        means=0.1 * torch.randn(len(heads), dim, generator=generator),
+        distance=16,
+        threshold=threshold,
+    )
+
+
+def document(number):
+    return tokens(70 + 9 * number, 20 + number)
+
+
+def asked(number, start=20, length=8):
+    """Return a prompt in the words of a document."""
+    return torch.cat([tokens(3, 50 + number), document(number)[start : start + length]])
+
+
+def routing(
+    model,
+    memory_type="manual",
+    *,
+    heads=((0, 1), (2, 3)),
+    threshold=0.0,
+    tokenizer=None,
+    **settings,
+):
+    """Attach a memory of three documents to a model, in passage mode."""
+    profile = profile_of(model, heads, threshold)
+    options = {
+        "mode": "passage",
+        "remove_special_ids": False,
+        "recall_rows": ROWS,
+        "recall_passages": PASSAGES,
+        **BACKENDS[memory_type],
+        **settings,
+    }
+    memory = attach(model, MemoryConfig(memory_type=memory_type, **options), tokenizer=tokenizer)
+    for number, name in enumerate(NAMES):
+        memory.write(document(number), document=name)
+    memory.passages.keep(profile)
+    return memory
+
+
+def chosen(model, prompts, **options):
+    """Generate from a left-padded batch of prompts; return the new tokens."""
+    ids, mask = left_padded(prompts)
+    torch.manual_seed(3)
+    found = model.generate(ids, attention_mask=mask, **{**GREEDY, **options})
+    return found[:, ids.shape[1] :].tolist()
+
+
+def put(routed):
+    """Return passages in the order they are recalled."""
+    return [one.passage for one in reversed(routed.passages)]
+
+
+__all__ = ["BACKENDS", "build", "left_padded", "tokens"]
