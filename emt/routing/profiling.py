@@ -197,11 +197,6 @@ def _read(
     model = _attached(memory)
     tokenizer = cast(Any, memory.tokenizer)
     layers = model.full_attention_layers
-    if not layers:
-        raise ConfigError(
-            f"all layers of this {model.config.model_type} have a sliding window, and those see no "
-            "passages that are far away: no head of it can route. Use mode token."
-        )
     parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     sinks: list[np.ndarray] = []
     spans: dict[str, tuple[int, int, np.ndarray]] = {}

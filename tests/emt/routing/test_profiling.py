@@ -111,7 +111,7 @@ def test_a_model_without_full_attention():
     layers = ["sliding_attention"] * 3
     model = build("gemma3_text", sliding_window=16, layer_types=layers)
     memory = memory_of(model, layers=(0,))
-    with pytest.raises(ConfigError, match="sliding window"):
+    with pytest.raises(ConfigError, match="see the whole context"):
         profile_heads(memory, examples(), name="tiny")
 
 
