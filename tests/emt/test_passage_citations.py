@@ -238,7 +238,7 @@ def test_an_answer_has_its_passages(tmp_path):
 
 
 def test_a_prompt_that_nothing_is_relevant_for_has_no_passages(tmp_path):
-    tiny_profile(threshold=2.0).write(tmp_path / "p.json")
+    tiny_profile(threshold=1.0).write(tmp_path / "p.json")
     model, memory = remembering(mode="passage", profile=str(tmp_path / "p.json"))
     answer = generate(model, memory, "w12 w13 w14", max_new_tokens=5)
     plain = generate(model, memory, "w12 w13 w14", max_new_tokens=5, use_memory=False)
