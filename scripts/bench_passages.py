@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiment import one_line_errors
+from experiment import one_line_errors, remembering
 
 import emt
-from emt.cli import quiet
-from emt.errors import ConfigError
 from emt.experiments.about import about
 from emt.experiments.items import load_items
 from emt.experiments.retrieval.conditions import text_of
-from emt.loading import DEFAULT_MODEL, load
+from emt.loading import DEFAULT_MODEL
 from emt.routing.profiling import prompt_ids
 
 _QUESTIONS = Path("configs/experiments/data/counterfactual.jsonl")
@@ -45,13 +43,7 @@ def main() -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    if not options.store.is_dir():
-        raise ConfigError(f"there is no store '{options.store}'. Make it with `emt index`.")
-    with quiet():
-        found = load(options.model)
-    config = emt.MemoryConfig(mode="passage", memory_type="vector_db", path=str(options.store))
-    memory = emt.attach(found.model, config, tokenizer=found.tokenizer)
-    memory.save()  # the profile heads' indexes
+    found, memory = remembering(options.model, options.store)
     questions = [item.question for item in load_items(options.questions)[: options.limit]]
     bench = _Bench(memory, found.model, found.tokenizer, options.steps)
     seconds: dict[str, list[tuple[float, float, float]]] = {}

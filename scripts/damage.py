@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiment import one_line_errors
+from experiment import one_line_errors, remembering
 
-import emt
-from emt.cli import quiet
 from emt.errors import ConfigError
 from emt.experiments.about import about
 from emt.experiments.statistics import mean_interval, paired_difference
 from emt.experiments.texts import read_texts
-from emt.loading import DEFAULT_MODEL, load
+from emt.loading import DEFAULT_MODEL
 
 _DATA = Path("scripts/data/the_prince.txt")
 
@@ -39,13 +37,7 @@ def main() -> None:
 
 
 def _measure(options: argparse.Namespace) -> None:
-    if not options.store.is_dir():
-        raise ConfigError(f"there is no store '{options.store}'. Make it with `emt index`.")
-    with quiet():
-        found = load(options.model)
-    config = emt.MemoryConfig(mode="passage", memory_type="vector_db", path=str(options.store))
-    memory = emt.attach(found.model, config, tokenizer=found.tokenizer)
-    memory.save()  # the profile heads' indexes
+    found, memory = remembering(options.model, options.store)
     texts = read_texts(str(options.data), found.tokenizer)
     tokens = torch.cat([torch.as_tensor(text.token_ids) for text in texts]).long()
     length = options.tokens

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from emt.cli import quiet
-from emt.errors import EMTError
+from emt.config import MemoryConfig
+from emt.errors import ConfigError, EMTError
 from emt.experiments.results import Results
 from emt.experiments.settings import load_settings
+from emt.integration import attach
 from emt.loading import LoadedModel, load
+from emt.memory import Memory
 
 T = TypeVar("T")
 M = TypeVar("M", bound="_OfModel")
@@ -123,3 +126,19 @@ def run(
             loaded = load(asked.model)
         results = measure(asked, loaded, given.output / "results.jsonl")
         report(results, given.output, summary, draw)
+
+
+def remembering(model: str, store: Path) -> tuple[LoadedModel, Memory]:
+    """Load a model, and attach a store to it in passage mode, with its heads indexed.
+
+    Raises:
+        ConfigError: there is no store, or no head profile of the model.
+    """
+    if not store.is_dir():
+        raise ConfigError(f"there is no store '{store}'. Make it with `emt index`.")
+    with quiet():
+        loaded = load(model)
+    config = MemoryConfig(mode="passage", memory_type="vector_db", path=str(store))
+    memory = attach(loaded.model, config, tokenizer=loaded.tokenizer)
+    memory.save()
+    return loaded, memory
