@@ -57,8 +57,8 @@ _SCOPED_SHARE = 8
 _MAX_SELECTIONS = 64  # a bit a row each
 # Share of an IVF index's lists that a search of named heads looks into, at least. Those are few and
 # ask what no stored token has asked, so the calibration, on stored tokens' queries, is too hopeful:
-# of 46 questions over 256,000 rows it found the passage of 74 %, an eighth of the lists 93 %, like
-# the exact search, and a sixteenth 85 %.
+# it lost passages of questions over 256,000 rows, as a sixteenth of the lists did. An eighth found
+# what the exact search does (benchmarks/quality.md).
 _THOROUGH = 1 / 8
 
 
