@@ -73,9 +73,10 @@ class Worker:
         assert self.pipes[1].readline() == "done\n"
 
     def kill(self) -> str:
-        """Kill it as a crash would; return what it had said."""
+        """Kill it as a crash would; return the lines that it had said whole."""
         self.process.kill()
         said = self.pipes[1].read()
+        said = said[: said.rfind("\n") + 1]  # the kill may have cut a line
         self.process.wait()
         self.close()
         return said
