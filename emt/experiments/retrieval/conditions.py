@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from emt.config import MemoryConfig
 from emt.errors import ConfigError
 from emt.experiments.items import Item
-from emt.experiments.retrieval.answering import LocalModel, Responder
+from emt.experiments.retrieval.answering import LocalModel, Responder, Response
 from emt.experiments.retrieval.prompts import (
     Prompt,
     Templates,
@@ -19,9 +19,10 @@ from emt.experiments.retrieval.prompts import (
     with_chunks,
     with_document,
 )
-from emt.experiments.retrieval.scoring import candidates_of
+from emt.experiments.retrieval.scoring import candidates_of, is_right
 from emt.experiments.retrieval.shelf import Shelf
 from emt.memory import Memory
+from emt.passage_citations import cite_passages
 from emt.recall_rows import Passage
 
 KINDS = ("closed_book", "document", "emt", "passage", "rag", "rag_emt", "rag_passage")
@@ -125,6 +126,8 @@ class Answered:
         has_answer: the text in the prompt, or a passage that was recalled, has the answer; None if
             there is neither.
         seconds: to find chunks, read the prompt and answer; not to make the memory.
+        is_cited: of a right answer given with passages: the one cited first has the answer; None of
+            any other.
     """
 
     text: str
@@ -133,6 +136,7 @@ class Answered:
     truncated: bool
     has_answer: bool | None
     seconds: float
+    is_cited: bool | None = None
 
 
 class Answerer(Protocol):
@@ -153,6 +157,10 @@ class Asking:
     def __init__(self, responder: Responder, prompt: Callable[[Item], Prompt]) -> None:
         self.responder = responder
         self.prompt = prompt
+
+    def respond(self, item: Item) -> Response:
+        """Answer one item, and tell nothing else."""
+        return self.responder.respond(self.prompt(item).message)
 
     def answer(self, item: Item) -> Answered:
         """Answer one item."""
@@ -183,7 +191,7 @@ class AskingWithPassages:
         self._memory = memory
 
     def answer(self, item: Item) -> Answered:
-        """Answer one item, and see whether the answer was in a passage."""
+        """Answer one item; see whether a passage had the answer, and was cited for it."""
         with self._memory.recording() as recording:
             answered = self._asking.answer(item)
         texts = [
@@ -191,8 +199,16 @@ class AskingWithPassages:
             for routed in recording.routed[:1]
             for one in routed.passages
         ]
-        has_answer = any(item.answer.lower() in text.lower() for text in texts)
-        return replace(answered, has_answer=bool(answered.has_answer) or has_answer)
+        has_answer = bool(answered.has_answer) or any(is_right(text, item.answer) for text in texts)
+        is_cited = self._is_cited(item) if is_right(answered.text, item.answer) else None
+        return replace(answered, has_answer=has_answer, is_cited=is_cited)
+
+    def _is_cited(self, item: Item) -> bool:
+        """Answer once more, for a recording of this answer alone, and look at its citations."""
+        with self._memory.recording() as recording:
+            self._asking.respond(item)
+        cited = cite_passages(self._memory, recording)
+        return bool(cited) and is_right(cited[0].text, item.answer)
 
 
 def text_of(memory: Memory, passage: Passage) -> str:

@@ -27,10 +27,11 @@ from emt.experiments.retrieval.answering import LocalModel, Responder
 from emt.experiments.retrieval.conditions import Answered, Condition, answering
 from emt.experiments.retrieval.endpoint import Endpoint
 from emt.experiments.retrieval.endpoint_model import EndpointModel
-from emt.experiments.retrieval.many_documents import Library, libraries_of, one_version_each
+from emt.experiments.retrieval.many_documents import Library, libraries_of
 from emt.experiments.retrieval.scoring import scores
 from emt.experiments.retrieval.settings import RetrievalSettings
 from emt.experiments.retrieval.shelf import Shelf
+from emt.experiments.retrieval.versions import joined_versions
 from emt.loading import load
 
 EXPERIMENT = "retrieval"
@@ -98,7 +99,7 @@ def run_retrieval(
         results = Results(folder / "results.jsonl", EXPERIMENT, asked)
         libraries = [Library(item.split, [(item.title, item.context)], [item]) for item in items]
     else:
-        kept = one_version_each(items)
+        kept = joined_versions(items)
         libraries = libraries_of(kept, settings.sizes, settings.distractors, responder())
         asked["left_out"] = {
             "same_article": len(items) - len(kept),
@@ -210,6 +211,7 @@ def _record(
         "num_prompt_tokens": answered.num_prompt_tokens,
         "truncated": answered.truncated,
         "has_answer": answered.has_answer,
+        "is_cited": answered.is_cited,
         "seconds": round(answered.seconds, 4),
         "memory_seconds": None if condition.memory is None else round(shelf.seconds or 0, 3),
         "text": answered.text,

@@ -26,16 +26,6 @@ class Library:
     items: list[Item]
 
 
-def one_version_each(items: Sequence[Item]) -> list[Item]:
-    """Leave out items whose article another item before them has changed otherwise.
-
-    In one memory such versions would contradict each other: each states the true answer to the
-    other's question.
-    """
-    versions: dict[str, str] = {}
-    return [item for item in items if versions.setdefault(item.title, item.context) == item.context]
-
-
 def libraries_of(
     items: Sequence[Item], sizes: Sequence[int], distractors: Sequence[str], responder: Responder
 ) -> list[Library]:
@@ -44,7 +34,7 @@ def libraries_of(
     All have the same items, as many as the smallest has room for.
 
     Args:
-        items: at most one version of each article.
+        items: those of one title have the same context.
         sizes: tokens of each memory, ascending.
         distractors: files and folders of other texts, used in order; the last is cut off where the
             size is reached.

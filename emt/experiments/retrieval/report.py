@@ -41,7 +41,7 @@ def of(records: Iterable[Record], condition: str, split: str = ALL) -> list[Reco
 
 def values(records: Iterable[Record], name: str) -> list[float]:
     """Return a value of each record that has it; true counts as 1."""
-    return [float(record[name]) for record in records if record[name] is not None]
+    return [float(record[name]) for record in records if record.get(name) is not None]
 
 
 def names(records: Iterable[Record], what: str) -> list[str]:
@@ -86,7 +86,9 @@ def summary(header: Mapping[str, Any], items: Mapping[str, Record]) -> str:
         "greedy tokens. *Preferred*: the answer is likelier than the original one, by mean "
         "log-probability per token. *Gain*: of the answer's log-probability (nats per token) over "
         "closed book. *Cut*: prompts that lost text for want of positions; in brackets, how many "
-        "of these still had the answer.",
+        "of these still had the answer. *Found*: the text in the prompt, or a recalled passage, "
+        "has the answer. *Cited*: of the right answers given with passages, those whose first "
+        "citation has the answer.",
         _results_table(records, seed),
         f"## Against {settings['baseline']}",
         "Mean differences over the same items, with 95 % bootstrap intervals.",
@@ -121,8 +123,8 @@ def _origin(header: Mapping[str, Any], records: Sequence[Record]) -> str:
     if left_out:
         lines.append(
             f"* one memory of {', '.join(names(records, 'split'))} tokens; left out: "
-            f"{left_out['same_article']} items whose article is there in another version, "
-            f"{left_out['no_room']} for which the smallest memory has no room"
+            f"{left_out['same_article']} items whose change does not fit their article's other "
+            f"changes, {left_out['no_room']} for which the smallest memory has no room"
         )
     return "\n".join(lines)
 
@@ -148,13 +150,21 @@ def _results_table(records: Sequence[Record], seed: int) -> str:
                 interval("log_prob", nats),
                 interval("gain", nats),
                 f"{len(cut)} ({sum(bool(record['has_answer']) for record in cut)})" if cut else "0",
+                _share(found, "has_answer"),
+                _share(found, "is_cited"),
                 _mean(found, "num_prompt_tokens", ".0f"),
                 _mean(found, "seconds", ".2f"),
                 _mean(found, "memory_seconds", ".1f"),
             ]
         )
     head = ["split", "condition", "n", "right", "preferred", "log-prob", "gain", "cut"]
-    return table([*head, "prompt tokens", "s / answer", "s / memory"], rows)
+    return table([*head, "found", "cited", "prompt tokens", "s / answer", "s / memory"], rows)
+
+
+def _share(records: Sequence[Record], name: str) -> str:
+    """Return how many of the records that have a value have a true one, as "k of n"."""
+    found = values(records, name)
+    return f"{sum(found):.0f} of {len(found)}" if found else ""
 
 
 def _differences_table(records: Sequence[Record], baseline: str, seed: int) -> str:

@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from emt.errors import ConfigError, CorpusError
-from emt.experiments.retrieval.many_documents import label_of, libraries_of, one_version_each
+from emt.experiments.retrieval.many_documents import label_of, libraries_of
 from tests.emt.experiments.fakes import Parrot, item
 
 WORDS = " ".join(f"d{at}" for at in range(20))
@@ -14,12 +14,6 @@ def others(tmp_path):
     for name in ("x.txt", "y.txt"):
         (tmp_path / name).write_text(WORDS, encoding="utf-8")
     return [str(tmp_path)]
-
-
-def test_versions_of_an_article_do_not_meet_in_one_memory():
-    same = item("b", title="title a", context=item("a").context, question="And where from?")
-    other = item("c", title="title a", context="To Leeds, they say.")
-    assert one_version_each([item("a"), same, other, item("d")]) == [item("a"), same, item("d")]
 
 
 def test_memories_grow_and_have_exactly_their_size(others):

@@ -46,6 +46,7 @@ def record(split, name, condition, right, log_prob, original=-3.0, **changes):
         "num_prompt_tokens": 10,
         "truncated": False,
         "has_answer": None,
+        "is_cited": None,
         "seconds": 1.0,
         "memory_seconds": None,
         "text": f"{name} {right}",
@@ -102,12 +103,14 @@ def test_the_summary_says_what_was_found():
         "-2.00 [-2.00, -2.00]",
         "+2.00 [+2.00, +2.00]",
         "0",
+        "",
+        "",
         "10",
         "1.00",
         "3.0",
     ]
     assert results["all", "document"][:2] == ["2", "50.0 [0.0, 100.0]"]
-    assert results["all", "document"][5] == "2 (1)"
+    assert results["all", "document"][5:8] == ["2 (1)", "1 of 2", ""]
     differences = {(row[0], row[1]): row[2:] for row in rows_of(text, "Against closed_book")}
     assert ("all", "closed_book") not in differences
     assert differences["all", "document"][:2] == ["2", "+50.0 [+0.0, +100.0]"]

@@ -151,7 +151,7 @@ def test_many_documents_are_asked_in_one_memory(tmp_path):
         assert manual == pytest.approx(vector, abs=1e-4)
     assert at["0.16k/a/closed_book"] == at["0.3k/a/closed_book"]
     assert at["0.16k/a/emt_manual"] != pytest.approx(at["0.3k/a/emt_manual"], abs=1e-6)
-    assert "left out: 1 items whose article" in summary(results.header, results.items)
+    assert "left out: 1 items whose change" in summary(results.header, results.items)
     (tmp_path / "others" / "x.txt").write_text("It rained on the harbour all night. " * 9)
     with pytest.raises(ConfigError, match="documents_sha256"):
         run_retrieval(found, tmp_path / "out", loading=lambda _: tiny(max_new_tokens=4))
