@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,10 @@ class MemoryConfig:
         recall_rows: rows of all passages of a prompt together, at most.
         recall_passages: passages of a prompt, at most.
         routing: what finds passages: "heads", "words" (BM25 over the stored text; needs bm25s) or
-            "both". Only the heads can tell that nothing in the memory is relevant.
+            "both".
+        relevance: how far a prompt's evidence must stand above that of prompts about nothing in
+            particular, in standard deviations, for passages to be recalled; else the model is the
+            plain one. None recalls passages for every prompt. Words have no say in it.
         reroute: find passages anew every so many generated tokens, with what was generated, and
             swap those recalled for as many rows of others if they are about something else; needs
             one sequence for each prompt and a cache. None for never.
@@ -89,6 +93,7 @@ class MemoryConfig:
     recall_rows: int = 384
     recall_passages: int = 3
     routing: Literal["heads", "words", "both"] = "heads"
+    relevance: float | None = 0.5
     reroute: int | None = None
     profile: str | None = None
     topk: int | Literal["auto"] = 10
@@ -279,6 +284,7 @@ _CONVERT: dict[str, Callable[[Any], Any]] = {
     "profile": _path_to_str,
     "uncertainty": _mapping_to_uncertainty,
     "sim_threshold": _int_to_float,
+    "relevance": _int_to_float,
     "recall": _int_to_float,
 }
 _ACCEPTS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -289,6 +295,10 @@ _ACCEPTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "recall_rows": (_is_positive, "a whole number of at least 1"),
     "recall_passages": (_is_positive, "a whole number of at least 1"),
     "routing": (lambda v: v in ("heads", "words", "both"), "'heads', 'words' or 'both'"),
+    "relevance": (
+        lambda v: v is None or (isinstance(v, float) and math.isfinite(v)),
+        "a number of standard deviations, or null",
+    ),
     "reroute": (_is_none_or_positive, "a whole number of at least 1, or null"),
     "profile": (_is_none_or_text, "a file name or null"),
     "topk": (

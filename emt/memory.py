@@ -287,6 +287,8 @@ class Memory:
                 )
             self.passages.prepare(self.backend, self.config)
             self.backend.save(path)
+            if path is None:
+                self.passages.measure_relevance()
 
     def open(self, path: Path | str) -> None:
         """Read from another store from now on; the one before is closed.
@@ -327,8 +329,9 @@ class Memory:
         """Change settings for the calls in a `with` block, from any thread.
 
         Args:
-            **settings: `enabled`, `mode`, `recall_rows`, `recall_passages`, `routing`, `reroute`,
-                `topk`, `uncertainty`, `layers`, `mask_by_sim` or `sim_threshold`; `documents`,
+            **settings: `enabled`, `mode`, `recall_rows`, `recall_passages`, `routing`,
+                `relevance`, `reroute`, `topk`, `uncertainty`, `layers`, `mask_by_sim` or
+                `sim_threshold`; `documents`,
                 names of those whose rows may be found, or a list of names for each prompt of a
                 batch, whose beams and returned sequences have their prompt's; and `where`, which
                 asks for documents whose `metadata` has, for every key, the value, or one of a list
@@ -435,7 +438,7 @@ class Memory:
             MemoryUseError: the model was detached.
         """
         read = self._document(prompt, "prompt")
-        (routed,) = self.passages.route([torch.from_numpy(read.token_ids).long()])
+        (routed,) = self.passages.finder.route([torch.from_numpy(read.token_ids).long()])
         return routed
 
     @property

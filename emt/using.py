@@ -16,6 +16,7 @@ CHANGEABLE = (
     "recall_rows",
     "recall_passages",
     "routing",
+    "relevance",
     "reroute",
     "topk",
     "uncertainty",

@@ -24,7 +24,7 @@ from emt.experiments.about import about
 from emt.experiments.items import load_items
 from emt.experiments.retrieval.conditions import text_of
 from emt.loading import DEFAULT_MODEL
-from emt.routing.profiling import prompt_ids
+from emt.routing.prompt import prompt_ids
 
 _QUESTIONS = Path("configs/experiments/data/counterfactual.jsonl")
 
@@ -89,7 +89,7 @@ class _Bench:
 
     def _passages(self, question: str) -> tuple[float, float, float]:
         ids = prompt_ids(self._tokenizer, question)[None]
-        (routed,) = self._memory.passages.route([ids[0]])
+        (routed,) = self._memory.passages.finder.route([ids[0]])
         rows = sum(one.passage.stop - one.passage.first for one in routed.passages)
         return (*self._timed(lambda: ids), float(ids.shape[1] + rows))
 
@@ -99,7 +99,7 @@ class _Bench:
         def prompt() -> torch.Tensor:
             ids = prompt_ids(self._tokenizer, question)
             with self._memory.using(routing="words"):
-                (routed,) = self._memory.passages.route([ids])
+                (routed,) = self._memory.passages.finder.route([ids])
             texts = [text_of(self._memory, one.passage) for one in reversed(routed.passages)]
             ids = prompt_ids(self._tokenizer, "\n\n".join([*texts, question]))[None]
             lengths.append(ids.shape[1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from emt.integration import attach
 from emt.loading import DEFAULT_MODEL, load
 from emt.memory import Memory
 from emt.routing.examples import Example, made_from, read_examples
-from emt.routing.passage_mode import PROFILE
 from emt.routing.profile import HeadProfile, shipped_profiles
+from emt.routing.profile_choice import PROFILE
 from emt.routing.profiling import Ranked, profile_heads
 from emt.routing.stored_text import stored_texts
 from memory_backends.catalog import Catalog
@@ -63,9 +62,6 @@ def profile(options: argparse.Namespace) -> None:
 def ranked_from_store(memory: Memory, source: str) -> Ranked:
     """Make questions from a memory's own text, and rank the heads by them.
 
-    Such questions share more words with their text than those that people ask, and what evidence
-    is too little for the one is plenty for the other: the profile refuses no prompt.
-
     Args:
         memory: with documents.
         source: of the model, as `load` takes it.
@@ -74,8 +70,7 @@ def ranked_from_store(memory: Memory, source: str) -> Ranked:
         ConfigError: too few questions can be made from it, or no head finds anything.
     """
     examples = made_from(stored_texts(memory.backend, memory.tokenizer))
-    ranked = _ranked(memory, source, examples, "stored text")
-    return replace(ranked, profile=replace(ranked.profile, threshold=0.0))
+    return _ranked(memory, source, examples, "stored text")
 
 
 def profile_if_needed(memory: Memory, source: str) -> None:
@@ -120,7 +115,6 @@ def describe(catalog: Catalog) -> dict[str, Any] | None:
             {"layer": head.layer, "head": head.head, "hit_rate": head.hit_rate}
             for head in found.heads
         ],
-        "threshold": found.threshold,
     }
 
 
@@ -163,11 +157,10 @@ def _print_ranking(ranked: Ranked) -> None:
 
 
 def _together(ranked: Ranked) -> str:
-    refused = f", and refuse {ranked.recognised:.1%} of them without it"
     return (
         f"{count(len(ranked.profile.heads), 'head')} together find the passage of "
         f"{ranked.hit_rate:.1%} of {count(ranked.num_questions, 'question')} in "
-        f"{count(ranked.num_rows, 'row')}{refused if ranked.profile.threshold else ''}; "
+        f"{count(ranked.num_rows, 'row')}; "
         f"two halves of the questions agree on {ranked.agreement:.0%} of the heads"
     )
 

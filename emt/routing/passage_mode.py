@@ -15,43 +15,28 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from emt.config import MemoryConfig
-from emt.errors import ConfigError, MemoryUseError
 from emt.hook import is_watching
-from emt.recall import Recall, end_of_forward, forget_recall, recall_of, tokens_of
-from emt.recall_rows import Passage, Recalled, RecalledRows, places
+from emt.recall import end_of_forward, forget_recall, recall_of
 from emt.recall_tokens import NewTokens
-from emt.routing.exchange import exchanged, with_others
+from emt.routing.finding import PassageFinder, all_tokens
 from emt.routing.generate_calls import call_of, calling, check_can_route
-from emt.routing.profile import HeadProfile, shipped_profiles
-from emt.routing.prompt import has_message, same_runs, unpadded
-from emt.routing.router import Routed, Router
+from emt.routing.profile import HeadProfile
+from emt.routing.profile_choice import PROFILE, ProfileChoice
 from memory_backends import MemoryBackend, VectorDBBackend
 
 if TYPE_CHECKING:
     from emt.memory import Memory
 
 LARGE = 16_384  # rows: the longest document that the token mode was published with
-PROFILE = "head_profile"  # a store's setting
-_LEAST_ROWS = 16  # fewer are not worth a passage
 _uncompiled = cast(Callable[[Callable[..., Any]], Callable[..., Any]], torch.compiler.disable)
-
-
-class _Known(NamedTuple):
-    """A head profile, and where it was looked for."""
-
-    backend: MemoryBackend
-    path: str | None
-    stored: Any
-    profile: HeadProfile | None
 
 
 class PassageMode:
@@ -59,13 +44,16 @@ class PassageMode:
 
     Args:
         memory: whose model.
+
+    Attributes:
+        finder: finds the passages.
     """
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
         self._hooks: list[Any] = []
-        self._router: Router | None = None
-        self._profile: _Known | None = None
+        self._profiles = ProfileChoice(memory)
+        self.finder = PassageFinder(memory, self._profiles)
         self._signature: inspect.Signature | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PassageMode:
@@ -79,7 +67,7 @@ class PassageMode:
         """The mode of this thread's calls, with "auto" decided.
 
         Raises:
-            ConfigError: as `find_profile`.
+            ConfigError: as `ProfileChoice.find`.
         """
         memory = self._memory
         return self._mode_of(memory.in_force, memory.backend)
@@ -87,34 +75,8 @@ class PassageMode:
     def _mode_of(self, config: MemoryConfig, backend: MemoryBackend) -> Literal["token", "passage"]:
         if config.mode != "auto":
             return config.mode
-        is_large = len(backend) > LARGE and self.find_profile(config, backend) is not None
+        is_large = len(backend) > LARGE and self._profiles.find(config, backend) is not None
         return "passage" if is_large else "token"
-
-    def find_profile(self, config: MemoryConfig, backend: MemoryBackend) -> HeadProfile | None:
-        """Return the head profile of the model, or None if there is none.
-
-        Raises:
-            ConfigError: the file of a profile is none, or of a model of another shape.
-        """
-        known = self._profile
-        if known is None or known.backend is not backend or known.path != config.profile:
-            self._profile = known = self._looked_up(config, backend)
-        return known.profile
-
-    def _looked_up(self, config: MemoryConfig, backend: MemoryBackend) -> _Known:
-        model = self._memory.attached_model("find a head profile")
-        stored, before = backend.catalog.setting(PROFILE), self._profile
-        if before is not None and before[:3] == (backend, config.profile, stored):
-            return before  # the same object: what was made for it stays
-        if config.profile is not None:
-            found: HeadProfile | None = HeadProfile.read(config.profile)
-        elif stored is not None:
-            found = HeadProfile.from_json(stored)
-        else:
-            found = shipped_profiles().get(str(model.identity.get("weights")))
-        if found is not None:
-            found.check(model.query_heads, model.layout)
-        return _Known(backend, config.profile, stored, found)
 
     @property
     def profile(self) -> HeadProfile:
@@ -123,26 +85,20 @@ class PassageMode:
         Raises:
             ConfigError: there is none.
         """
-        found = self.find_profile(self._memory.in_force, self._memory.backend)
-        if found is None:
-            raise ConfigError(
-                "the passage mode needs a head profile of this model, and there is none. Make one "
-                "with `emt profile --model MODEL --output FILE`, and set profile to FILE."
-            )
-        return found
+        return self._profiles.in_force
 
     @property
     def lacks_profile(self) -> bool:
         """Whether this memory would be read in passages if its model had a head profile.
 
         Raises:
-            ConfigError: as `find_profile`.
+            ConfigError: as `ProfileChoice.find`.
         """
         config, backend = self._memory.config, self._memory.backend
         is_large = config.mode == "auto" and len(backend) > LARGE
         if config.mode != "passage" and not is_large:
             return False
-        return self.find_profile(config, backend) is None
+        return self._profiles.find(config, backend) is None
 
     def keep(self, profile: HeadProfile) -> None:
         """Keep a profile in the memory's store, for all who open it.
@@ -160,17 +116,30 @@ class PassageMode:
         """Let a backend index what is searched, and no more.
 
         Raises:
-            ConfigError: as `find_profile`.
+            ConfigError: as `ProfileChoice.find`.
         """
         if not isinstance(backend, VectorDBBackend):
             return
         heads = None
         if self._mode_of(config, backend) == "passage":
-            profile = self.find_profile(config, backend)
+            profile = self._profiles.find(config, backend)
             if profile is not None:
                 model = self._memory.attached_model("index")
                 heads = profile.key_value_heads(model.query_heads, backend.layout)
         backend.index_heads(heads)
+
+    def measure_relevance(self) -> None:
+        """Keep in the memory's store what prompts about nothing in particular find in it.
+
+        Raises:
+            ConfigError: as `ProfileChoice.find`.
+            StoreError: the store cannot be written.
+        """
+        memory = self._memory
+        if self._mode_of(memory.config, memory.backend) != "passage":
+            return
+        if self._profiles.find(memory.config, memory.backend) is not None:
+            self.finder.keep_relevance()
 
     # -- hooks ----------------------------------------------------------------------------------
 
@@ -192,8 +161,8 @@ class PassageMode:
         config, backend = self._memory.config, self._memory.backend
         if not self._memory.is_open:
             return
-        if anew and self._profile is not None:
-            self._profile = self._looked_up(config, backend)
+        if anew:
+            self._profiles.look_again(config, backend)
         if not self._hooks and self._mode_of(config, backend) == "passage":
             self._signature = inspect.signature(decoder.forward)
             before, after = map(_uncompiled, (self._before, self._after))
@@ -226,14 +195,14 @@ class PassageMode:
             call.has_begun = True
         if new.num_tokens == new.num_new:
             forget_recall(cache)  # what a cache of fixed size held before
-            recall = self._for_prompts(new, given) if may else None
+            recall = self.finder.for_prompts(new, given) if may else None
         elif may and new.num_new > 1 and is_first:
-            recall = self._for_messages(recall, new, given)
+            recall = self.finder.for_messages(recall, new, given)
         elif may and new.num_new == 1 and recall is not None:
-            recall = self._for_answers(recall, new, given)
+            recall = self.finder.for_answers(recall, new, given)
         if recall is None:
             return None
-        return recall.begin(module, args, keywords[0], tokens=_all_tokens(new, given))
+        return recall.begin(module, args, keywords[0], tokens=all_tokens(new, given))
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], *keywords_and_output: Any) -> None:
         if self._is_ours(module):
@@ -257,210 +226,3 @@ class PassageMode:
             check_can_route(model, options, memory.in_force)
         with calling(memory, options):
             yield
-
-    # -- passages -------------------------------------------------------------------------------
-
-    def route(
-        self,
-        prompts: Sequence[Tensor],
-        *,
-        num_generated: int = 0,
-        num_before: int = 0,
-        num_rows: Sequence[int] | None = None,
-    ) -> list[Routed]:
-        """Find the passages of prompts, each (T,) int64 without padding.
-
-        Args:
-            prompts: the prompts.
-            num_generated: how many of the T tokens were generated, in each.
-            num_before: how many tokens stand before them.
-            num_rows: instead of `recall_rows`, for each prompt; 0 for no passages.
-
-        Raises:
-            ConfigError: there is no head profile.
-            MemoryUseError: the model is gone, or documents were given for another number of
-                prompts.
-        """
-        memory = self._memory
-        router, config, longest = self._router_now(), memory.in_force, memory.angles.longest
-        found = []
-        for number, prompt in enumerate(prompts):
-            room = config.recall_rows
-            if num_rows is not None:
-                room = num_rows[number]
-            elif longest is not None:  # leave as much for the answer
-                most = (longest - num_before - len(prompt)) // 2
-                room = min(room, most) if most >= min(_LEAST_ROWS, room) else 0
-            found.append(
-                router.route(
-                    prompt.cpu(),
-                    memory.backend,
-                    num_rows=room,
-                    num_passages=config.recall_passages,
-                    routing=config.routing,
-                    num_generated=num_generated,
-                    **memory.search_options(number, len(prompts)),
-                )
-            )
-        return found
-
-    def _router_now(self) -> Router:
-        memory, profile = self._memory, self.profile
-        model = memory.attached_model("route")
-        decoder = model.decoder()
-        if decoder is None:
-            raise MemoryUseError("cannot route: the model is gone. Keep a reference to it.")
-        router = self._router
-        if router is None or router.profile is not profile:
-            router = Router(decoder, profile, model.unrotations, memory.angles, memory.tokenizer)
-            self._router = router
-        return router
-
-    def _for_prompts(self, new: NewTokens, given: Mapping[str, Any]) -> Recall | None:
-        """Find what the prompts of a forward are about, and read it."""
-        token_ids = given.get("input_ids")
-        if not isinstance(token_ids, Tensor):
-            raise MemoryUseError(
-                "passages are found by a prompt's tokens; got inputs_embeds. Pass input_ids, or "
-                'use memory.using(mode="token").'
-            )
-        memory, call = self._memory, call_of(self._memory)
-        if call is not None:
-            token_ids = token_ids[:, : call.width]
-            if call.prompts is not None and torch.equal(call.prompts, token_ids):
-                return call.recall
-        prompts = unpadded(token_ids, new)
-        # Beams and returned sequences are those of one prompt, unless each goes its own way.
-        times = 1 if memory.in_force.reroute else same_runs(prompts)
-        if isinstance(memory.scope, tuple):
-            times = math.gcd(times, len(prompts) // len(memory.scope))
-        routed = self.route(prompts[:: max(times, 1)])
-        recall = self._recall(routed, [0] * len(routed))
-        if recall is not None:
-            recall.prompt_end = token_ids.shape[1]
-        if call is not None:
-            call.prompts, call.recall = token_ids, recall
-        return recall
-
-    def _recall(self, routed: Sequence[Routed], num_before: Sequence[int]) -> Recall | None:
-        """Read what prompts are about, each of which has so many tokens before it."""
-        memory = self._memory
-        for recording in memory.recordings:
-            recording.route(routed)
-        if not any(one.passages for one in routed):
-            return None
-        at = [one.question.at + first for one, first in zip(routed, num_before, strict=True)]
-        found = places(memory.backend, [in_order(one) for one in routed], at, None)
-        model = memory.attached_model("recall")
-        passages = [recalled(one) for one in routed]
-        return Recall.of(
-            model, memory.backend, found, memory.angles, retrieves=False, passages=passages
-        )
-
-    def _for_messages(
-        self, recall: Recall | None, new: NewTokens, given: Mapping[str, Any]
-    ) -> Recall | None:
-        """Find what a message is about that is added to cached chats.
-
-        Without a user's header among the new tokens, they go on with what the cache has.
-        """
-        memory, call, past = self._memory, call_of(self._memory), new.num_tokens - new.num_new
-        token_ids = given.get("input_ids")
-        if not isinstance(token_ids, Tensor):
-            return recall
-        if call is not None and call.width is not None and call.width > past:
-            token_ids = token_ids[:, : call.width - past]
-        num_new = token_ids.shape[1]
-        if new.padding is None:
-            texts = list(token_ids)
-        else:
-            kept = new.padding[:, past : past + num_new].to(token_ids.device) != 0
-            texts = [row[mine] for row, mine in zip(token_ids, kept, strict=True)]
-        if not any(has_message(text, memory.tokenizer) for text in texts):
-            return recall
-        counts = None if recall is None or recall.rows is None else recall.rows.lengths.tolist()
-        times = 1 if counts is None else len(texts) // len(counts)
-        if same_runs(texts) % times:
-            return recall
-        texts = texts[::times]
-        is_message = [has_message(text, memory.tokenizer) for text in texts]
-        stand = new.index.expand(len(token_ids), -1)[::times]
-        ends = stand[:, num_new - 1].tolist()  # the place of the last new token
-        first = [end + 1 - len(text) for end, text in zip(ends, texts, strict=True)]
-        if counts is None:
-            counts = self._rooms(max(ends) + 1, len(texts))
-        rooms = [count if asks else 0 for count, asks in zip(counts, is_message, strict=True)]
-        routed = self.route(texts, num_before=min(first), num_rows=rooms)
-        end = past + num_new
-        if recall is None:
-            recall = self._recall(routed, first)
-            if recall is not None:
-                recall.prompt_end = end
-            return recall
-        return self._swapped(recall, routed, end)
-
-    def _rooms(self, num_tokens: int, count: int) -> list[int]:
-        """Return how many rows there is room for behind so many tokens, `count` times."""
-        room, longest = self._memory.in_force.recall_rows, self._memory.angles.longest
-        if longest is not None:
-            most = (longest - num_tokens) // 2
-            room = min(room, most) if most >= min(_LEAST_ROWS, room) else 0
-        return [room] * count
-
-    def _for_answers(self, recall: Recall, new: NewTokens, given: Mapping[str, Any]) -> Recall:
-        """Find what answers are about that have grown by so many tokens as `reroute` says."""
-        every, tokens = self._memory.in_force.reroute, _all_tokens(new, given)
-        num_generated = new.num_tokens - recall.prompt_end
-        rows = recall.rows
-        if not every or rows is None or tokens is None or num_generated % every:
-            return recall
-        if len(rows.ids) != len(tokens) or not recall.prompt_end:
-            return recall  # several sequences go on with the same rows
-        routed = self.route(
-            unpadded(tokens, new), num_generated=num_generated, num_rows=rows.lengths.tolist()
-        )
-        return self._swapped(recall, routed, recall.prompt_end)
-
-    def _swapped(self, recall: Recall, routed: Sequence[Routed], prompt_end: int) -> Recall:
-        """Put other rows in the place of those that are recalled, where prompts have moved on."""
-        memory, rows = self._memory, recall.rows
-        assert rows is not None
-        model, others = memory.attached_model("recall"), {}
-        passages = [list(of_prompt) for of_prompt in recall.passages]
-        for prompt, one in enumerate(routed):
-            found = exchanged(rows, prompt, one, memory.backend)
-            if found is None:
-                continue
-            place, taken = found
-            others[prompt] = RecalledRows.read(
-                memory.backend, [place], model.unrotations, memory.angles
-            )
-            passages[prompt] = recalled(taken)
-            for recording in memory.recordings:
-                recording.route([taken])
-        if others:
-            rows = with_others(rows, others)
-        return recall.following(rows, prompt_end, passages)
-
-
-def _all_tokens(new: NewTokens, given: Mapping[str, Any]) -> Tensor | None:
-    """Return the tokens of a forward and its cache, (B, num_tokens), padding counted, if known."""
-    token_ids, known = given.get("input_ids"), tokens_of(new.cache)
-    past = new.num_tokens - new.num_new
-    if not isinstance(token_ids, Tensor):
-        return None
-    if not past:
-        return token_ids
-    if known is None or known.shape[1] < past or len(known) != len(token_ids):
-        return None
-    return torch.cat([known[:, :past].to(token_ids.device), token_ids], dim=1)
-
-
-def recalled(routed: Routed) -> list[Recalled]:
-    """Return passages with their scores, as they are put into a prompt."""
-    return [Recalled(one.passage, one.score) for one in reversed(routed.passages)]
-
-
-def in_order(routed: Routed) -> list[Passage]:
-    """Return passages as they are put into a prompt: the best last, next to the question."""
-    return [one.passage for one in reversed(routed.passages)]

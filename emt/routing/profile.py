@@ -7,6 +7,7 @@ Source: Wu et al., Retrieval Head Mechanistically Explains Long-Context Factuali
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,7 +51,6 @@ class HeadProfile:
             questions have in common says nothing about what is asked, so it is taken off.
         distance: tokens; all queries are turned as if they stood so far behind a memory, so that a
             long prompt asks like a short one.
-        threshold: evidence in one passage, as a share of all, below which nothing is relevant.
         source: what it was made from, for people.
     """
 
@@ -59,13 +59,18 @@ class HeadProfile:
     heads: tuple[ProfiledHead, ...]
     means: Tensor
     distance: int
-    threshold: float
     source: str = ""
 
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers with such heads, ascending."""
         return tuple(sorted({head.layer for head in self.heads}))
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this profile from others."""
+        written = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.sha256(written.encode()).hexdigest()[:16]
 
     def key_value_heads(
         self, num_query_heads: Mapping[int, int], layout: MemoryLayout
@@ -90,7 +95,6 @@ class HeadProfile:
             "weights": self.weights,
             "source": self.source,
             "distance": self.distance,
-            "threshold": round(self.threshold, 4),
             "heads": [
                 {
                     "layer": head.layer,
@@ -122,9 +126,9 @@ class HeadProfile:
             means = torch.tensor([head["mean"] for head in heads], dtype=torch.float32)
             if means.ndim != 2 or not bool(torch.isfinite(means).all()):
                 raise ValueError("the means of its heads differ in length, or are not numbers")
-            distance, threshold = int(data["distance"]), float(data["threshold"])
-            if not (distance >= 0 and 0 <= threshold <= 1):
-                raise ValueError(f"a distance of {distance}, a threshold of {threshold}")
+            distance = int(data["distance"])
+            if distance < 0:
+                raise ValueError(f"a distance of {distance}")
             return cls(
                 str(data["model"]),
                 str(data["weights"]),
@@ -134,7 +138,6 @@ class HeadProfile:
                 ),
                 means,
                 distance,
-                threshold,
                 str(data.get("source", "")),
             )
         except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:

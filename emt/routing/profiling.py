@@ -22,7 +22,7 @@ from emt.errors import ConfigError, MemoryUseError
 from emt.routing.evidence import Hits, windows_of
 from emt.routing.examples import Example
 from emt.routing.profile import HeadProfile, ProfiledHead
-from emt.routing.prompt import question_of
+from emt.routing.prompt import prompt_ids, question_of
 from emt.routing.queries import unit_queries
 from emt.routing.router import TOPK
 
@@ -35,9 +35,6 @@ _MAX_HEADS = 8
 _LEAST = 0.25  # of the best head's hit rate
 # Prompts say more than a question does, and what they say is found nowhere or everywhere.
 _ENDINGS = ("", "\nAnswer in a few words.", "", "\nPlease answer briefly and say why.")
-_REFUSED = 0.03  # share of questions that may be told so though their text is there
-_TOLD = 0.6  # share of questions that are told so when their text is taken away
-_LARGER = 0.5  # of the threshold: in a memory many times as large, more rows share the evidence
 _LONGEST_TEXT = 8000  # characters
 
 
@@ -51,8 +48,6 @@ class Ranked:
         agreement: share of the best heads on one half of the questions that are among the best on
             the other half, too.
         hit_rate: of the chosen heads together.
-        recognised: share of questions that are told to be about nothing in the memory once the text
-            that has their answer is taken away.
         num_questions: asked.
         num_rows: searched.
     """
@@ -61,7 +56,6 @@ class Ranked:
     hit_rates: dict[tuple[int, int], float]
     agreement: float
     hit_rate: float
-    recognised: float
     num_questions: int
     num_rows: int
 
@@ -140,14 +134,13 @@ def profile_heads(
         for half in (0, 1)
     ]
     shared = len(set(halves[0]) & set(halves[1])) / max(min(map(len, halves)), 1)
-    hit_rate, threshold, recognised = _together(keys, is_sink, questions, best, means)
+    hit_rate = _together(keys, is_sink, questions, best, means)
     profile = HeadProfile(
         model=name,
         weights=str(_attached(memory).identity.get("weights")),
         heads=tuple(ProfiledHead(*head, rates[head]) for head in best),
         means=torch.stack([means[layer][head] for layer, head in best]),
         distance=DISTANCE,
-        threshold=threshold,
         source=source,
     )
     return Ranked(
@@ -155,7 +148,6 @@ def profile_heads(
         dict(sorted(rates.items(), key=lambda item: -item[1])),
         shared,
         hit_rate,
-        recognised,
         len(questions),
         len(is_sink),
     )
@@ -240,15 +232,6 @@ def _read(
     return keys, torch.from_numpy(np.concatenate(sinks)), questions
 
 
-def prompt_ids(tokenizer: Any, question: str) -> Tensor:
-    """Return the tokens of a question as a user asks it, in the chat template if there is one."""
-    if not tokenizer.chat_template:
-        return torch.tensor(tokenizer(question, verbose=False)["input_ids"])
-    chat = [{"role": "user", "content": question}]
-    text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
 def _search(
     keys: Tensor,
     is_sink: Tensor,
@@ -296,31 +279,14 @@ def _together(
     questions: Sequence[_Question],
     heads: Sequence[tuple[int, int]],
     means: dict[int, Tensor],
-) -> tuple[float, float, float]:
-    """Ask some heads together: hit rate, threshold, and how well that tells what is there."""
+) -> float:
+    """Ask some heads together; return their hit rate."""
     found = [
         _search(keys[layer], is_sink, questions, layer, head, means[layer][head])
         for layer, head in heads
     ]
-    right, there, missing = [], [], []
-    for number, question in enumerate(questions):
-        hits = _hits([of_head[number] for of_head in found])
-        right.append(_is_right(hits, question))
-        there.append(_share(hits))
-        # The same memory without the text that has the answer.
-        masks = is_sink.clone()
-        masks[question.first : question.stop] = True
-        others = [
-            _search(keys[layer], masks, [question], layer, head, means[layer][head])[0]
-            for layer, head in heads
-        ]
-        missing.append(_share(_hits(others)))
-    # Questions made from a text are easier than a user's: what is not there tells as well.
-    threshold = float(min(np.quantile(there, _REFUSED), np.quantile(missing, _TOLD)))
-    threshold *= _LARGER
-    return float(np.mean(right)), threshold, float((np.array(missing) < threshold).mean())
-
-
-def _share(hits: Hits) -> float:
-    windows = windows_of(hits, 1, apart=1)
-    return windows[0].share if windows else 0.0
+    right = [
+        _is_right(_hits([of_head[number] for of_head in found]), question)
+        for number, question in enumerate(questions)
+    ]
+    return float(np.mean(right))

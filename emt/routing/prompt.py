@@ -157,6 +157,15 @@ def _shared_start(texts: list[str]) -> str:
     return "".join(chars[0] for chars in pairs)
 
 
+def prompt_ids(tokenizer: Any, question: str) -> Tensor:
+    """Return the tokens of a question as a user asks it, in the chat template if there is one."""
+    if not tokenizer.chat_template:
+        return torch.tensor(tokenizer(question, verbose=False)["input_ids"])
+    chat = [{"role": "user", "content": question}]
+    text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
 def unpadded(token_ids: Tensor, new: NewTokens) -> list[Tensor]:
     """Return the tokens of each prompt of a batch, (B, T), without padding.
 

@@ -18,8 +18,9 @@ from emt.rope import Unrotation
 from emt.routing.choosing import fused, passage_around, without_gaps
 from emt.routing.evidence import Hits, Window, windows_of
 from emt.routing.profile import HeadProfile
-from emt.routing.prompt import Question, question_of
+from emt.routing.prompt import Question, prompt_ids, question_of
 from emt.routing.queries import unit_queries
+from emt.routing.relevance import Relevance, measured
 from emt.routing.words import Words
 from memory_backends import MemoryBackend, Scope
 
@@ -51,11 +52,14 @@ class Routed:
         question: where it asks.
         passages: best first; empty if nothing in the memory is relevant.
         score: the best share of the heads' evidence, even of what is not relevant.
+        relevance: how far that stands above what prompts about nothing in particular find, in
+            standard deviations; None if it was not measured.
     """
 
     question: Question
     passages: tuple[RoutedPassage, ...]
     score: float
+    relevance: float | None = None
 
 
 class Router:
@@ -95,6 +99,8 @@ class Router:
         routing: Routing = "heads",
         scope: Scope | None = None,
         num_generated: int = 0,
+        relevance: Relevance | None = None,
+        least: float = 0.0,
     ) -> Routed:
         """Find the passages that a prompt is about.
 
@@ -108,6 +114,8 @@ class Router:
             routing: what tells: the heads, the words, or both.
             scope: the rows that may be found; None for all.
             num_generated: how many of the T tokens were generated. The last 32 of them ask, too.
+            relevance: what other prompts find in this memory; None if every prompt is relevant.
+            least: standard deviations above them from which a prompt is relevant.
         """
         num_prompt = len(token_ids) - num_generated
         question = question_of(token_ids[:num_prompt], self._tokenizer)
@@ -122,14 +130,39 @@ class Router:
             hits = self.hits(token_ids, asking, backend, scope=scope)
             windows = windows_of(hits, _CANDIDATES, apart=apart)
         score = windows[0].share if windows else 0.0
+        above = None
+        if relevance is not None and routing != "words":
+            above = relevance.of(score, len(asking))
+            if above < least:
+                return Routed(question, (), score, above)
         if routing != "heads":
             asked = self._text_of(token_ids[asking])
             named = self._words_of(backend).windows(asked, _CANDIDATES, apart=apart, scope=scope)
             windows = fused([windows, named], apart=apart)
-        if routing == "heads" and score < self.profile.threshold:
-            windows = []
         passages = _passages(windows, backend, num_rows, num_passages)
-        return Routed(question, tuple(passages), score)
+        return Routed(question, tuple(passages), score, above)
+
+    def relevance(self, backend: MemoryBackend) -> Relevance | None:
+        """Find out what prompts about nothing in particular find in a memory.
+
+        Args:
+            backend: where the memories are.
+
+        Returns:
+            None if they find too little, or there is no tokenizer to read them.
+        """
+        tokenizer = self._tokenizer
+        if tokenizer is None or not backend.num_searchable():
+            return None
+
+        def ask(prompt: str) -> tuple[float, int]:
+            token_ids = prompt_ids(tokenizer, prompt)
+            question = question_of(token_ids, tokenizer)
+            asking = range(question.first, question.stop)
+            windows = windows_of(self.hits(token_ids, asking, backend), 1, apart=1)
+            return windows[0].share if windows else 0.0, len(asking)
+
+        return measured(ask, backend.num_searchable())
 
     def hits(
         self,

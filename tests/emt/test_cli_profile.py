@@ -14,6 +14,7 @@ from emt.loading import load
 from emt.routing import passage_mode
 from emt.routing.examples import made_from, read_examples
 from emt.routing.profile import ProfiledHead
+from emt.routing.router import Router
 from emt.routing.stored_text import stored_texts
 from memory_backends.catalog import Catalog
 from tests.emt.bytes import BYTES_VOCAB_SIZE, byte_tokenizer
@@ -67,6 +68,12 @@ def store(tmp_path, indexed):
 
 
 @pytest.fixture
+def all_is_relevant(monkeypatch):
+    """Let no prompt be refused: what a model of random weights finds means nothing."""
+    monkeypatch.setattr(Router, "relevance", lambda self, backend: None)
+
+
+@pytest.fixture
 def data(tmp_path):
     rows = [
         {"context": text, "question": f"Who restored the garden of {name}?", "answer": answer}
@@ -112,8 +119,8 @@ def test_a_profile_of_questions_is_the_librarys(tmp_path, model, data):
     assert lines[:-2] == ranking
     assert lines[-2] == (
         f"{len(found.heads)} heads together find the passage of {expected.hit_rate:.1%} of "
-        f"18 questions in {expected.num_rows:,} rows, and refuse {expected.recognised:.1%} of them "
-        f"without it; two halves of the questions agree on {expected.agreement:.0%} of the heads"
+        f"18 questions in {expected.num_rows:,} rows; "
+        f"two halves of the questions agree on {expected.agreement:.0%} of the heads"
     )
     assert lines[-1] == f"written to '{tmp_path / 'p.json'}'"
     assert done.err == ""
@@ -133,8 +140,6 @@ def test_a_store_keeps_a_profile_made_from_its_own_text(store, model):
     assert expected.num_questions == 18
     found = described(store)["profile"]
     assert found["kept"]
-    assert found["threshold"] == 0  # made questions are too easy to tell what is too little
-    assert "refuse" not in done.out
     assert (found["model"], found["source"]) == (model.name, "stored text")
     assert {(h["layer"], h["head"]) for h in found["heads"]} == {
         (h.layer, h.head) for h in expected.profile.heads
@@ -182,6 +187,7 @@ def test_a_damaged_profile_is_named_by_info(store):
 # -- index --------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("all_is_relevant")
 def test_a_large_store_gets_a_profile_and_indexes_of_its_heads_only(
     tmp_path, model, documents, monkeypatch
 ):
@@ -251,6 +257,7 @@ def test_a_small_store_gets_a_profile_only_if_it_is_read_in_passages(
 # -- generate -----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("all_is_relevant")
 def test_generate_prints_the_passages_that_were_recalled(store):
     emt("profile", "--store", store)
     options = ("--store", store, "--max-new-tokens", 3, "--mode", "passage")

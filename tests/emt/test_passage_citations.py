@@ -29,10 +29,10 @@ def remembering(model_type="llama", texts=None, **settings):
     return model, memory
 
 
-def tiny_profile(threshold=0.0):
+def tiny_profile():
     """Return a profile of two heads of the tiny model, chosen for nothing."""
     heads = tuple(ProfiledHead(layer, head, 1.0) for layer, head in ((1, 0), (2, 3)))
-    return HeadProfile("tiny", "none", heads, torch.zeros(2, 16), 8, threshold)
+    return HeadProfile("tiny", "none", heads, torch.zeros(2, 16), 8)
 
 
 def recorded(put, *steps):
@@ -198,7 +198,8 @@ def quote(memory, passage):
 @torch.no_grad()
 def test_passage_mode_says_why_each_passage_was_recalled(tmp_path):
     tiny_profile().write(tmp_path / "p.json")
-    settings = {"mode": "passage", "profile": str(tmp_path / "p.json"), "recall_rows": 30}
+    settings = {"profile": str(tmp_path / "p.json"), "recall_rows": 30, "relevance": None}
+    settings["mode"] = "passage"
     model, memory = remembering(**settings)
     ids, mask = left_padded(PROMPTS)
     with memory.recording() as recording:
@@ -217,7 +218,7 @@ def test_passage_mode_says_why_each_passage_was_recalled(tmp_path):
 
 def test_an_answer_has_its_passages(tmp_path):
     tiny_profile().write(tmp_path / "p.json")
-    settings = {"profile": str(tmp_path / "p.json"), "recall_rows": 30}
+    settings = {"profile": str(tmp_path / "p.json"), "recall_rows": 30, "relevance": None}
     model, memory = remembering(**settings)
     answer = generate(model, memory, "w12 w13 w14", max_new_tokens=5, mode="passage")
     routed = memory.route("w12 w13 w14")
@@ -238,8 +239,9 @@ def test_an_answer_has_its_passages(tmp_path):
 
 
 def test_a_prompt_that_nothing_is_relevant_for_has_no_passages(tmp_path):
-    tiny_profile(threshold=1.0).write(tmp_path / "p.json")
-    model, memory = remembering(mode="passage", profile=str(tmp_path / "p.json"))
+    tiny_profile().write(tmp_path / "p.json")
+    settings = {"profile": str(tmp_path / "p.json"), "relevance": 1e6}
+    model, memory = remembering(mode="passage", **settings)
     answer = generate(model, memory, "w12 w13 w14", max_new_tokens=5)
     plain = generate(model, memory, "w12 w13 w14", max_new_tokens=5, use_memory=False)
     assert answer.token_ids == plain.token_ids

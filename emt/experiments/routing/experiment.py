@@ -26,8 +26,9 @@ from emt.experiments.routing.settings import RoutingSettings
 from emt.integration import attach, detach
 from emt.loading import LoadedModel
 from emt.memory import Memory
+from emt.recall_rows import Passage
 from emt.routing.examples import Example, read_examples
-from emt.routing.profiling import prompt_ids
+from emt.routing.prompt import prompt_ids
 from emt.routing.router import Routed
 from memory_backends import StoredDocument
 
@@ -50,6 +51,43 @@ class Asked:
     first: int
     stop: int
 
+    @property
+    def key(self) -> str:
+        """What tells it from others."""
+        return f"{self.document}/{self.first}/{_digest(self.question)}"
+
+    def judged(self, passages: list[Passage]) -> dict[str, Any]:
+        """Tell what of the answer is in some passages, best first."""
+        right = [
+            one.document == self.document and one.first <= self.first and self.stop <= one.stop
+            for one in passages
+        ]
+        return {
+            "document": bool(passages) and passages[0].document == self.document,
+            "first": right[:1] == [True],
+            "any": any(right),
+        }
+
+
+@dataclass(frozen=True)
+class Unrelated:
+    """A prompt about nothing in the store.
+
+    Attributes:
+        question: what is asked.
+    """
+
+    question: str
+
+    @property
+    def key(self) -> str:
+        """What tells it from others."""
+        return f"unrelated/{_digest(self.question)}"
+
+    def judged(self, passages: list[Passage]) -> dict[str, Any]:
+        """Tell that there is no right passage."""
+        return {"document": None, "first": None, "any": None}
+
 
 def run_routing(settings: RoutingSettings, loaded: LoadedModel, path: Path | str) -> Results:
     """Route what a results file does not have yet.
@@ -57,9 +95,9 @@ def run_routing(settings: RoutingSettings, loaded: LoadedModel, path: Path | str
     Args:
         settings: what to ask.
         loaded: the model and its tokenizer.
-        path: the results file; each item is one question at one size with one routing: the
-            document that was named first, whether the first passage and any of them has the
-            answer, the heads' score, and seconds.
+        path: the results file; each item is one question at one size with one routing: whether the
+            right document was named first, whether the first passage and any of them has the
+            answer, whether anything was relevant, the heads' score, and seconds.
 
     Raises:
         ConfigError: no question is about a document of the store, or the file is of another run.
@@ -72,6 +110,7 @@ def run_routing(settings: RoutingSettings, loaded: LoadedModel, path: Path | str
         profile=settings.profile,
         recall_rows=settings.recall_rows,
         recall_passages=settings.recall_passages,
+        relevance=settings.relevance,
     )
     if not Path(str(settings.store)).is_dir():
         raise ConfigError(f"there is no store '{settings.store}'. Make it with `emt index`.")
@@ -104,12 +143,14 @@ def _run(
         "heads": memory.passages.profile.to_json()["heads"],
     }
     results = Results(path, "routing", header)
-    turns = list(itertools.product(sizes, settings.routing, asked))
+    questions: list[Asked | Unrelated] = [*asked]
+    questions += map(Unrelated, _unrelated(settings.unrelated))
+    turns = list(itertools.product(sizes, settings.routing, questions))
     with tqdm(total=len(turns), initial=len(results), unit="question", disable=None) as bar:
         for (rows, names), group in itertools.groupby(turns, key=lambda turn: turn[0]):
             with memory.using(documents=names) if names else memory.using():
                 for _, routing, one in group:
-                    key = f"{rows}/{routing}/{one.document}/{one.first}/{_digest(one.question)}"
+                    key = f"{rows}/{routing}/{one.key}"
                     if key not in results:
                         results.add(key, _routed(settings, loaded, memory, one, routing, rows))
                         bar.update()
@@ -120,32 +161,24 @@ def _routed(
     settings: RoutingSettings,
     loaded: LoadedModel,
     memory: Memory,
-    one: Asked,
+    one: Asked | Unrelated,
     routing: str,
     rows: int,
 ) -> dict[str, Any]:
     ids = prompt_ids(loaded.tokenizer, settings.template.replace("{question}", one.question))
     with memory.using(routing=routing):
         started = time.perf_counter()
-        (routed,) = memory.passages.route([ids])
+        (routed,) = memory.passages.finder.route([ids])
         seconds = time.perf_counter() - started
-    right = [_has(found.passage, one) for found in routed.passages]
     return {
         "rows": rows,
         "routing": routing,
-        "document": bool(routed.passages) and routed.passages[0].passage.document == one.document,
-        "first": right[:1] == [True],
-        "any": any(right),
+        **one.judged([found.passage for found in routed.passages]),
         "is_relevant": bool(routed.passages),
         "score": round(routed.score, 4),
         "recalled": _rows(routed),
         "seconds": round(seconds, 4),
     }
-
-
-def _has(passage: Any, one: Asked) -> bool:
-    is_there = passage.first <= one.first and one.stop <= passage.stop
-    return bool(passage.document == one.document and is_there)
 
 
 def _rows(routed: Routed) -> int:
@@ -183,6 +216,16 @@ def _rows_of(document: StoredDocument, start: int, end: int) -> tuple[int, int]:
     spans = document.offsets[document.row_tokens]
     rows = np.flatnonzero((spans[:, 1] > start) & (spans[:, 0] < end))
     return int(rows[0]), int(rows[-1]) + 1
+
+
+def _unrelated(path: str | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"unrelated prompts '{path}' cannot be read: {error}") from error
+    return list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
 
 
 def _in_other_words(examples: list[Example], path: str) -> Iterator[Example]:

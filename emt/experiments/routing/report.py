@@ -28,8 +28,9 @@ def summary(header: Header, items: Items) -> str:
         "passage | nothing relevant | rows recalled | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    groups = _grouped(items)
-    for (rows, routing), found in groups.items():
+    every = items
+    items = {key: one for key, one in items.items() if one["any"] is not None}
+    for (rows, routing), found in _grouped(items).items():
         shares = [
             _percent(mean_interval([float(one[name]) for one in found], seed=seed))
             for name in ("document", "first", "any")
@@ -41,6 +42,19 @@ def summary(header: Header, items: Items) -> str:
             f"| {rows:,} | {routing} | {' | '.join(shares)} | {refused:.0%} | {recalled:.0f} | "
             f"{seconds:.3f} |"
         )
+    unrelated = _grouped({key: one for key, one in every.items() if one["any"] is None})
+    if unrelated:
+        count = max(map(len, unrelated.values()))
+        lines += [
+            "",
+            f"{count} prompts about nothing in the store (`{settings['unrelated']}`), told so:",
+            "",
+            "| rows | routing | nothing relevant |",
+            "|---|---|---|",
+        ]
+        for (rows, routing), found in unrelated.items():
+            told = mean_interval([float(not one["is_relevant"]) for one in found], seed=seed)
+            lines.append(f"| {rows:,} | {routing} | {_percent(told)} |")
     differences = _differences(items, seed)
     if differences:
         lines += [
@@ -54,7 +68,7 @@ def summary(header: Header, items: Items) -> str:
 
 def draw(header: Header, items: Items, folder: Path) -> Sequence[Path]:
     """Draw the share of answers found over rows; returns the picture's path, if any was drawn."""
-    groups = _grouped(items)
+    groups = _grouped({key: one for key, one in items.items() if one["any"] is not None})
     picture = figure(figsize=(5, 3.2), layout="constrained")
     axes = picture.subplots()
     for routing in dict.fromkeys(routing for _, routing in groups):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from emt.config import MemoryConfig
 from emt.errors import ConfigError
 from emt.experiments.checks import check, is_ascending, is_positive, is_seed, is_text
 from emt.loading import DEFAULT_MODEL
@@ -21,6 +22,8 @@ class RoutingSettings:
             that are not about one of its documents are left out, and counted.
         wording: a file of these questions in other words: objects with `original` and `question`.
             Others are left out. None for the questions as they are.
+        unrelated: a file of prompts about nothing in the store, one a line: how many of them are
+            told so? None for no such prompts.
         model: what `load` takes.
         profile: file of a head profile; None for the store's, or the one that comes with emt.
         sizes: rows; of each memory, the store's first documents with so many. None for all.
@@ -28,6 +31,7 @@ class RoutingSettings:
         limit: questions of each document, the first ones; None for all.
         recall_rows: of all passages of a question together.
         recall_passages: of a question.
+        relevance: as `MemoryConfig.relevance`.
         template: how a question is put, with `{question}`.
         seed: of the intervals.
 
@@ -38,6 +42,7 @@ class RoutingSettings:
     store: str | None = None
     data: str | None = None
     wording: str | None = None
+    unrelated: str | None = None
     model: str = DEFAULT_MODEL
     profile: str | None = None
     sizes: list[int] | None = None
@@ -45,6 +50,7 @@ class RoutingSettings:
     limit: int | None = None
     recall_rows: int = 384
     recall_passages: int = 3
+    relevance: float | None = MemoryConfig.relevance
     template: str = "{question}\nAnswer in a few words."
     seed: int = 0
 
@@ -53,7 +59,7 @@ class RoutingSettings:
             check(self, name, is_text, f"a name: --set {name}=...")
         for name in ("model", "template"):
             check(self, name, is_text, "text")
-        for name in ("wording", "profile"):
+        for name in ("wording", "unrelated", "profile"):
             check(self, name, lambda v: v is None or is_text(v), "a file name or null")
         if self.sizes is not None:
             check(self, "sizes", is_ascending, "a list of whole numbers, ascending, or null")

@@ -4,6 +4,7 @@ Expected is an explicit `recalling` block with the same passages, or the plain m
 """
 
 import copy
+import math
 import threading
 
 import torch
@@ -12,6 +13,7 @@ import pytest
 from emt import MemoryConfig, attach, detach
 from emt.errors import ConfigError, MemoryUseError
 from emt.routing import passage_mode
+from emt.routing.relevance import Relevance
 from tests.emt.routing.worlds import (
     BACKENDS,
     NAMES,
@@ -88,8 +90,9 @@ def test_what_is_not_relevant_is_the_plain_model():
     memory = routing(model, remove_special_ids=False)
     scores = [memory.route(prompt).score for prompt in (relevant, other)]
     assert scores[0] > scores[1]
-    profile = profile_of_threshold(memory, sum(scores) / 2)
-    memory.passages.keep(profile)
+    between = Relevance(len(memory), math.log(sum(scores) / 2), 0.0, 1.0)
+    memory.passages.finder._relevance.of = lambda router, backend: between
+    memory.config = memory.config.replace(relevance=0.0)
     assert torch.equal(model(other[None]).logits, plain)
     assert memory.route(other).score == scores[1]
     mixed = model(torch.stack([relevant, other])).logits
@@ -101,11 +104,6 @@ def test_what_is_not_relevant_is_the_plain_model():
     with memory.using(enabled=False):
         assert chosen(model, [other])[0] == alone[1]
         assert chosen(model, [relevant])[0] != alone[0]
-
-
-def profile_of_threshold(memory, threshold):
-    data = memory.passages.profile.to_json()
-    return type(memory.passages.profile).from_json({**data, "threshold": threshold})
 
 
 @torch.no_grad()

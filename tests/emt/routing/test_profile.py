@@ -18,7 +18,7 @@ HEADS = (ProfiledHead(2, 3, 0.75), ProfiledHead(0, 1, 0.5), ProfiledHead(2, 0, 0
 def profile(**changes):
     torch.manual_seed(2)
     known = {"model": "m", "weights": "w", "heads": HEADS, "means": torch.randn(3, 16) / 4}
-    return HeadProfile(**{**known, "distance": 64, "threshold": 0.25, "source": "s", **changes})
+    return HeadProfile(**{**known, "distance": 64, "source": "s", **changes})
 
 
 def test_there_and_back(tmp_path):
@@ -27,7 +27,7 @@ def test_there_and_back(tmp_path):
     found = HeadProfile.read(tmp_path / "p.json")
     assert found.to_json() == mine.to_json() == json.loads((tmp_path / "p.json").read_text())
     assert (found.model, found.weights, found.heads) == ("m", "w", HEADS)
-    assert (found.distance, found.threshold, found.source) == (64, 0.25, "s")
+    assert (found.distance, found.source) == (64, "s")
     assert (found.means - mine.means).abs().max() <= 5.01e-5
     assert found.layers == (0, 2)
 
@@ -56,10 +56,8 @@ BAD = {
     },
     "an endless distance": lambda data: {**data, "distance": float("inf")},
     "a distance before": lambda data: {**data, "distance": -1},
-    "a threshold of nothing": lambda data: {**data, "threshold": float("nan")},
-    "a threshold above all": lambda data: {**data, "threshold": 1.5},
     "no version": lambda data: {key: value for key, value in data.items() if key != "version"},
-    "no threshold": lambda data: {key: data[key] for key in data if key != "threshold"},
+    "no distance": lambda data: {key: data[key] for key in data if key != "distance"},
 }
 
 

@@ -109,7 +109,7 @@ def test_the_question_and_what_was_generated_ask():
     model = build("llama")
     memory = routing(model)
     prompt, answer = tokens(90, 8), tokens(50, 9)
-    router = memory.passages._router_now()
+    router = memory.passages.finder.router()
     own, seen = router.hits, []
 
     def hits(token_ids, asking, backend, **options):
@@ -119,7 +119,7 @@ def test_the_question_and_what_was_generated_ask():
     router.hits = hits
     both = torch.cat([prompt, answer])
     for count in (0, 1, 50):
-        memory.passages.route([both[: 90 + count]], num_generated=count)
+        memory.passages.finder.route([both[: 90 + count]], num_generated=count)
     question = list(range(26, 90))
     assert seen == [question, [*question, 90], [*question, *range(108, 140)]]
 

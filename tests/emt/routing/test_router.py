@@ -1,5 +1,7 @@
 """The router: its hits against brute force, and words."""
 
+import math
+
 import torch
 import numpy as np
 import pytest
@@ -7,6 +9,8 @@ import pytest
 from emt.errors import ConfigError
 from emt.routing import words as words_module
 from emt.routing.evidence import Hits, windows_of
+from emt.routing.known_relevance import KnownRelevance
+from emt.routing.relevance import Relevance
 from emt.routing.router import TOPK
 from emt.routing.words import Words
 from memory_backends import Scope
@@ -39,7 +43,7 @@ def test_hits_are_those_of_brute_force(memory_type, names):
     memory = routing(model, memory_type, heads=heads)
     profile, prompt = memory.passages.profile, asked(1)
     scope = None if names is None else memory.backend.catalog.scope(names)
-    router = memory.passages._router_now()
+    router = memory.passages.finder.router()
     asking = list(range(2, len(prompt)))
     found = router.hits(prompt, asking, memory.backend, scope=scope)
     spans = [memory.backend.catalog.document(name) for name in names or NAMES]
@@ -64,7 +68,7 @@ def test_hits_are_those_of_brute_force(memory_type, names):
 @pytest.mark.parametrize("memory_type", BACKENDS)
 def test_passages_are_around_the_best_windows(memory_type):
     memory = routing(build("llama"), memory_type)
-    router = memory.passages._router_now()
+    router = memory.passages.finder.router()
     prompt = asked(1)
     hits = router.hits(prompt, list(range(len(prompt))), memory.backend)
     best = windows_of(hits, 1, apart=1)[0]
@@ -77,16 +81,25 @@ def test_passages_are_around_the_best_windows(memory_type):
     assert isinstance(hits, Hits)
 
 
-def test_a_score_below_the_threshold_is_told_and_nothing_recalled():
-    memory = routing(build("llama"), threshold=1.0)
-    routed = memory.route(asked(1))
-    assert routed.passages == ()
-    assert 0 < routed.score < 1
+def test_what_stands_too_little_above_others_is_told_and_nothing_recalled():
+    memory = routing(build("llama"))
+    free = memory.route(asked(1))
+    assert free.relevance is None
+    others = Relevance(len(memory), math.log(free.score) - 0.5, 0.0, 0.25)
+    profile = memory.passages.profile.fingerprint
+    memory.backend.set_setting("relevance", {**others.to_json(), "profile": profile})
+    memory.passages.finder._relevance = KnownRelevance()
+    for least, passages in ((1.9, free.passages), (2.1, ()), (None, free.passages)):
+        with memory.using(relevance=least):
+            routed = memory.route(asked(1))
+        assert routed.passages == passages
+        assert routed.score == free.score
+        assert routed.relevance == (None if least is None else pytest.approx(2, abs=1e-5))
 
 
 def with_words():
     model = build("llama")
-    return routing(model, tokenizer=word_tokenizer())
+    return routing(model, tokenizer=word_tokenizer(), relevance=None)
 
 
 @pytest.mark.parametrize("mode", ["words", "both"])

@@ -14,7 +14,7 @@ ROWS, PASSAGES = 24, 2
 HEADS = ((0, 1), (2, 3))
 
 
-def profile_of(model, heads=HEADS, threshold=0.0):
+def profile_of(model, heads=HEADS):
     """Return a profile of some heads of a model, with means that are not zero."""
     memory = attach(model)
     attached = memory.attached_model("test")
@@ -27,7 +27,6 @@ def profile_of(model, heads=HEADS, threshold=0.0):
         heads=tuple(ProfiledHead(layer, head, 0.5) for layer, head in heads),
         means=0.1 * torch.randn(len(heads), dim, generator=generator),
         distance=16,
-        threshold=threshold,
     )
 
 
@@ -45,12 +44,11 @@ def routing(
     memory_type="manual",
     *,
     heads=((0, 1), (2, 3)),
-    threshold=0.0,
     tokenizer=None,
     **settings,
 ):
     """Attach a memory of three documents to a model, in passage mode."""
-    profile = profile_of(model, heads, threshold)
+    profile = profile_of(model, heads)
     options = {
         "mode": "passage",
         "remove_special_ids": False,
