@@ -47,12 +47,13 @@ def _bench(options: argparse.Namespace) -> None:
     questions = [item.question for item in load_items(options.questions)[: options.limit]]
     bench = _Bench(memory, found.model, found.tokenizer, options.steps)
     seconds: dict[str, list[tuple[float, float, float]]] = {}
-    for turn in range(options.rounds + 1):  # the first is for warming up
-        for question in questions:
-            for name, way in bench.ways().items():
-                measured = way(question)
-                if turn:
-                    seconds.setdefault(name, []).append(measured)
+    with memory.using(relevance=None):  # whatever the store is about
+        for turn in range(options.rounds + 1):  # the first is for warming up
+            for question in questions:
+                for name, way in bench.ways().items():
+                    measured = way(question)
+                    if turn:
+                        seconds.setdefault(name, []).append(measured)
     medians = {
         name: [statistics.median(column) for column in zip(*rows, strict=True)]
         for name, rows in seconds.items()
