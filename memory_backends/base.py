@@ -269,13 +269,7 @@ class MemoryBackend(ABC):
             StoreError: samples are damaged.
         """
         self._layer(layer_idx)
-        samples = self._store.samples.grouped(layer_idx)
-        if not bool(torch.isfinite(samples).all()):
-            raise StoreError(
-                f"the query samples of layer {layer_idx} must be finite; some are not. "
-                "The store is damaged: `emt verify` names the file, restore it from a copy."
-            )
-        return samples
+        return self._store.sampled_queries(layer_idx)
 
     def remove(self, ids: Iterable[int]) -> None:
         """Remove single rows; no other row changes its id.

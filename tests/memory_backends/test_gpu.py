@@ -233,7 +233,7 @@ def test_a_search_of_some_heads_is_the_cpus(fake: FakeFaiss) -> None:
     backend, queries = _filled(indexed_heads={0: [1]}), make_queries(0, 4)
     alone = backend.search(0, queries[1:], 5, heads=[1])
     assert fake.cloned == []  # a copy would be of the whole layer
-    assert backend._indexes.keys() == {(0, 1)}
+    assert backend._indexes.made.keys() == {(0, 1)}
     every = backend.search(0, queries, 5)
     assert (_on_gpu(backend), fake.cloned) == ([0], [8, 8])
     assert torch.equal(alone.ids[0], every.ids[1])

@@ -185,7 +185,7 @@ def test_only_the_indexes_of_heads_that_are_searched_are_made_or_read(tmp_path: 
     file.write_bytes(b"pickle" + file.read_bytes()[6:])
     backend.search(0, torch.ones(1, 2, 8), 3, heads=[1])
     backend.search(2, torch.ones(1, 2, 4), 3, heads=[1])
-    assert backend._indexes.keys() == {(0, 1), (2, 1)}
+    assert backend._indexes.made.keys() == {(0, 1), (2, 1)}
     with pytest.raises(StoreError, match=r"head-002\.faiss' is damaged: its checksum differs"):
         backend.search(0, torch.ones(3, 2, 8), 3)
     (damage,) = verify(store)
@@ -197,8 +197,8 @@ def test_a_store_that_says_nothing_of_heads_has_all_those_of_its_layers(tmp_path
     written(store, indexed_layers=[2])
     assert "heads" not in setting(store)
     backend = VectorDBBackend.open(store, indexed_layers=[2])
-    assert backend._cache is not None
-    assert backend._cache.heads == {2: (0, 1)}
+    assert backend._indexes.cache is not None
+    assert backend._indexes.cache.heads == {2: (0, 1)}
     assert_finds(backend, range(30))
     backend.save()
     assert generation(store) == "000001"  # up to date
@@ -245,7 +245,7 @@ def test_a_layer_grows_of_which_some_heads_have_files(
     backend.search(0, torch.ones(1, 2, 8), 3, heads=[1])  # from its file
     backend.add(make_document("b", 20), [rows_with_queries(20, 2)])
     backend.search(0, torch.ones(1, 2, 8), 3, heads=[1])  # has all rows, 0.2 lacks some, 0.0 all
-    found = backend._layer_indexes(0).heads
+    found = backend._indexes.of_layer(0).heads
     assert [index.ntotal for index in found] == [420] * 3
     if factory == "Flat":
         assert_finds(backend, range(420))
@@ -256,7 +256,7 @@ def test_a_layer_grows_of_which_some_heads_have_files(
     assert not verify(store)
     left = [row for row in range(420) if row >= 100 or row % 3]
     reopened = VectorDBBackend.open(store, **options)
-    assert [index.ntotal for index in reopened._layer_indexes(0, [1]).heads] == [len(left)]
+    assert [index.ntotal for index in reopened._indexes.of_layer(0, [1]).heads] == [len(left)]
     if factory == "Flat":
         assert_finds(reopened, left)
         assert_finds(backend, left)
