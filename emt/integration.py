@@ -21,6 +21,7 @@ from transformers import (
 from emt import adapters
 from emt.active import check_can_redo, redoing
 from emt.adapters import Adapted
+from emt.attached import AttachedModel
 from emt.config import MemoryConfig
 from emt.dry_run import dry_run, layout_of
 from emt.errors import ConfigError, MemoryUseError, UnsupportedModelError
@@ -32,7 +33,7 @@ from emt.hook import (
     unbind,
 )
 from emt.identity import identity_of
-from emt.memory import AttachedModel, Memory
+from emt.memory import Memory
 from emt.placement import input_device
 from emt.precision import no_autocast
 

@@ -3,72 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from weakref import ReferenceType
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from emt.activity import Activity
 from emt.asking import asked_of
+from emt.attached import AttachedModel as AttachedModel
+from emt.attached import reading_layers
+from emt.attending import attend
+from emt.backends import make_backend
 from emt.batch import encode_all
-from emt.carry import check_carry
 from emt.config import MemoryConfig
-from emt.documents import Source, special_ids, to_document
-from emt.encode import check_max_length, encode
-from emt.errors import ConfigError, DocumentError, MemoryUseError, StoreError
-from emt.hook import AttentionCall, wants_weights
-from emt.identity import weights_fingerprint
-from emt.recall import Recall, angles_of, running_recall
+from emt.documents import Source
+from emt.encode import encode
+from emt.errors import DocumentError, MemoryUseError, StoreError
+from emt.hook import AttentionCall
+from emt.reader import DocumentReader
+from emt.recall import Recall, angles_of
 from emt.recall_positions import Angles
-from emt.recall_recording import record_recalled
 from emt.recall_rows import Passage, Recalled, by_prompt, places
 from emt.recording import Recording
-from emt.retrieval import Attended, attend_with_memories, with_local_weights
-from emt.rope import Unrotation
 from emt.routing.passage_mode import PassageMode
 from emt.routing.router import Routed
 from emt.using import Scopes, UsingBlocks
-from emt.writing import Changes, Written
-from memory_backends import (
-    Document,
-    ManualBackend,
-    MemoryBackend,
-    MemoryLayout,
-    Rows,
-    VectorDBBackend,
-)
+from emt.writing import Changes, Written, reported
+from memory_backends import MemoryBackend, Rows
 from memory_backends.layout import Metadata
-from memory_backends.metadata import check_metadata
 from memory_backends.validation import check_directory, has_no_store
-
-
-@dataclass(frozen=True)
-class AttachedModel:
-    """What a memory knows of its model, found by the dry run of `attach`.
-
-    Attributes:
-        model: the causal language model.
-        decoder: the same without its language-model head.
-        config: the decoder's config.
-        layout: the shape of its keys and values.
-        unrotations: layer -> how to bring its keys to position 0; None where they are not rotated.
-        query_heads: layer -> how many it has.
-        full_attention_layers: layers that see the whole context.
-        identity: what a store compares.
-    """
-
-    model: ReferenceType[PreTrainedModel]
-    decoder: ReferenceType[PreTrainedModel]
-    config: PreTrainedConfig
-    layout: MemoryLayout
-    unrotations: Mapping[int, Unrotation | None]
-    query_heads: Mapping[int, int]
-    full_attention_layers: tuple[int, ...]
-    identity: Mapping[str, Any]
 
 
 class Memory:
@@ -93,7 +58,7 @@ class Memory:
         self._recordings: list[Recording] = []
         self._attached_config = config
         self._using = UsingBlocks()
-        self._layers = _reading_layers(model, config)
+        self._layers = reading_layers(model, config)
         self._is_open = True
         self._recall: Recall | None = None
         self._angles: Angles | None = None  # found when something is recalled
@@ -133,9 +98,10 @@ class Memory:
             UnsupportedModelError: `carry_context` is on, and the model's cannot be carried.
             StoreError: the store cannot be written; it is as it was before.
         """
-        read = self._document(source, document, metadata=metadata)
-        decoder = self._decoder()
-        rows = encode(decoder, torch.from_numpy(read.token_ids).long(), **self._encoding())
+        reader = self._reader()
+        read = reader.document(source, document, metadata=metadata)
+        ids = torch.from_numpy(read.token_ids).long()
+        rows = encode(reader.decoder(), ids, **reader.encoding)
         with self._alone("write"):
             return self.backend.add(read, rows, replace=replace)
 
@@ -167,18 +133,20 @@ class Memory:
 
             Documents before the one that failed stay.
         """
-        decoder = self._decoder()
+        decoder = self._reader().decoder()
         with self._alone("write"):
             changes = Changes(
                 self.backend,
                 (
-                    self._document(source, name, metadata=metadata[0] if metadata else None)
+                    self._reader().document(
+                        source, name, metadata=metadata[0] if metadata else None
+                    )
                     for name, source, *metadata in documents
                 ),
             )
-            encoded = encode_all(decoder, changes, **self._encoding())
-            reported = ((document, _reported(rows, on_rows)) for document, rows in encoded)
-            for name, _ in self.backend.add_many(reported, replace=True):
+            encoded = encode_all(decoder, changes, **self._reader().encoding)
+            told = ((document, reported(rows, on_rows)) for document, rows in encoded)
+            for name, _ in self.backend.add_many(told, replace=True):
                 changes.published(name)
         self._using.forget()
         if before_save is not None:
@@ -204,10 +172,11 @@ class Memory:
             stride=self.config.stride if stride is None else stride,
             max_length=self.config.max_length if max_length is None else max_length,
         )
-        read = self._document(source, "input_ids", config.max_length)
+        reader = self._reader()
+        read = reader.document(source, "input_ids", max_length=config.max_length)
         windows = {"stride": config.stride, "max_length": config.max_length}
-        options = {**self._encoding(), **windows, "drop_ids": ()}
-        yield from encode(self._decoder(), torch.from_numpy(read.token_ids).long(), **options)
+        options = {**reader.encoding, **windows, "drop_ids": ()}
+        yield from encode(reader.decoder(), torch.from_numpy(read.token_ids).long(), **options)
 
     def remove(self, *documents: str) -> int:
         """Forget documents; row ids of others never change. Returns how many rows they had.
@@ -344,7 +313,7 @@ class Memory:
         """
         changed = self._using.check(settings, self.config)
         model = self.attached_model("change settings")
-        _reading_layers(model, changed)  # refuse before anything has changed
+        reading_layers(model, changed)  # refuse before anything has changed
         try:
             with self._using.open(settings, self.backend):
                 self._settle(model)
@@ -437,7 +406,7 @@ class Memory:
             DocumentError: the prompt is empty, or has an id the model does not have.
             MemoryUseError: the model was detached.
         """
-        read = self._document(prompt, "prompt")
+        read = self._reader().document(prompt, "prompt")
         (routed,) = self.passages.finder.route([torch.from_numpy(read.token_ids).long()])
         return routed
 
@@ -474,6 +443,10 @@ class Memory:
     def recordings(self) -> list[Recording]:
         """The recordings that are being made of this thread's calls."""
         return [*self._recordings, *asked_of(self).recordings]
+
+    def reads(self, layer_idx: int) -> bool:
+        """Tell whether a layer reads memories now."""
+        return layer_idx in self._layers
 
     @property
     def is_read(self) -> bool:
@@ -513,45 +486,12 @@ class Memory:
 
     def attend(self, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Compute a layer's attention; called by the model through `emt.hook`."""
-        recall, recordings, retrieves = running_recall(), self.recordings, True
-        if recall is not None:
-            placed = recall.place(call)
-            retrieves = placed is call or recall.retrieves  # a cache's, whatever the mode is now
-            call = placed
-        attended = self._attended(call, recorded=bool(recordings), retrieves=retrieves)
-        frame = None if recall is None else recall.frame
-        if recall is not None and frame is not None:
-            if recordings:
-                record_recalled(call, frame, recordings, attended.retrieved)
-            for recording in recordings:
-                recording.recall(recall.passages)
-        elif attended.retrieved is not None:
-            for recording in recordings:
-                recording.add(attended.retrieved)
-        return attended.output, attended.weights
-
-    def _attended(self, call: AttentionCall, *, recorded: bool, retrieves: bool) -> Attended:
-        """Attend to single memories, too, where this layer does."""
-        if not (retrieves and self.is_read):
-            output, weights = call.compute()
-            return Attended(output, None, weights)
-        weighed = wants_weights(call)
-        if call.layer_idx not in self._layers:
-            output, weights = with_local_weights(call) if weighed else call.compute()
-            return Attended(output, None, weights)
-        return attend_with_memories(
-            call,
-            self.backend,
-            self.in_force,
-            recorded=recorded,
-            weighed=weighed,
-            scope=self.scope,
-        )
+        return attend(self, call)
 
     def _settle(self, model: AttachedModel) -> None:
         """Put into force what `attach` was given, as changed by the open `using` blocks."""
         config = self._using.config_of(self._attached_config)
-        self._layers = _reading_layers(model, config)
+        self._layers = reading_layers(model, config)
         self.config = config
         self._settle_recall()
         self.passages.settle()
@@ -572,22 +512,6 @@ class Memory:
         """Return the model without its language-model head; None once it is gone or detached."""
         return None if self._model is None else self._model.decoder()
 
-    def _document(
-        self,
-        source: Source,
-        name: str,
-        max_length: int | None = None,
-        metadata: Metadata | None = None,
-    ) -> Document:
-        """Tokenize what is written, and refuse what cannot be."""
-        model = self.attached_model("write")
-        document = to_document(source, name, self.tokenizer, model.config.vocab_size)
-        if metadata is not None:
-            document = replace(document, metadata=check_metadata(metadata, name))
-        length = min(max_length or self.config.max_length, len(document.token_ids))
-        check_max_length(model.config, length)
-        return document
-
     @contextlib.contextmanager
     def _alone(self, what: str) -> Iterator[None]:
         """Change the memory in a `with` block, and see then which mode it is of."""
@@ -598,7 +522,7 @@ class Memory:
                 self.passages.settle(anew=True)
 
     def _make_backend(self, model: AttachedModel, config: MemoryConfig) -> MemoryBackend:
-        backend = _make_backend(model, config, _reading_layers(model, config))
+        backend = make_backend(model, config)
         try:
             self.passages.prepare(backend, config)
         except BaseException:
@@ -606,43 +530,13 @@ class Memory:
             raise
         return backend
 
-    def _decoder(self) -> PreTrainedModel:
-        """Return the model that reads documents, ready to."""
-        attached = self.attached_model("write")
-        model, decoder = attached.model(), attached.decoder()
-        if model is None or decoder is None:
-            raise MemoryUseError("cannot write: the model is gone. Keep a reference to it.")
-        if decoder.training:
-            raise MemoryUseError(
-                "documents must be read in evaluation mode; the model is in training mode. "
-                "Call model.eval()."
-            )
-        if weights_fingerprint(model) != attached.identity.get("weights"):
-            raise MemoryUseError(
-                "the model's weights have changed since attach(), by training or by an adapter: "
-                "the memory would mix rows of two models. detach(), and attach() again."
-            )
-        if self.config.carry_context:
-            check_carry(decoder.config, self.config.stride, self.config.max_length)
-        return decoder
-
-    def _encoding(self) -> dict[str, Any]:
-        """Return how documents are encoded: keywords of `encode`."""
-        model = self.attached_model("write")
-        return {
-            "stride": self.config.stride,
-            "max_length": self.config.max_length,
-            "carry_context": self.config.carry_context,
-            "unrotations": model.unrotations,
-            "drop_ids": special_ids(self.config, self.tokenizer, model.config),
-        }
+    def _reader(self) -> DocumentReader:
+        return DocumentReader(self.attached_model("write"), self.config, self.tokenizer)
 
     @property
     def read_as(self) -> dict[str, Any]:
         """How documents are read, as plain JSON types: what their rows depend on."""
-        options = self._encoding()
-        del options["unrotations"]
-        return {**options, "drop_ids": sorted(options["drop_ids"])}
+        return self._reader().read_as
 
     def attached_model(self, what: str) -> AttachedModel:
         """Return what is known of the model.
@@ -656,62 +550,6 @@ class Memory:
         if self._model is None:
             raise MemoryUseError(f"cannot {what}: the model was detached. Call attach() again.")
         return self._model
-
-
-def _make_backend(
-    model: AttachedModel, config: MemoryConfig, layers: frozenset[int]
-) -> MemoryBackend:
-    if config.memory_type == "manual":
-        return ManualBackend(
-            model.layout,
-            path=config.path,
-            identity=model.identity,
-            sinks=config.sinks,
-            row_codec=config.row_codec,
-            device=config.memory_device,
-        )
-    return VectorDBBackend(
-        model.layout,
-        path=config.path,
-        identity=model.identity,
-        sinks=config.sinks,
-        row_codec=config.row_codec,
-        index=config.index,
-        recall=config.recall,
-        overfetch=config.overfetch,
-        cache_bytes=config.cache_bytes,
-        indexed_layers=layers,
-        device=config.memory_device,
-    )
-
-
-def _reading_layers(model: AttachedModel, config: MemoryConfig) -> frozenset[int]:
-    """Return the layers that read memories.
-
-    Raises:
-        ConfigError: `config.layers` names one that is not there, or there are none.
-    """
-    known = sorted(model.layout.layers)
-    if config.layers is None:
-        if not model.full_attention_layers:
-            raise ConfigError(
-                f"all layers of this {model.config.model_type} have a sliding window, and those "
-                f"read memories only if asked to. Set layers to some of 0 to {known[-1]}."
-            )
-        return frozenset(model.full_attention_layers)
-    wrong = [idx for idx in config.layers if idx not in known]
-    if wrong:
-        raise ConfigError(
-            f"layers must be layers with attention, 0 to {known[-1]}; got {wrong[0]}."
-        )
-    return frozenset(config.layers)
-
-
-def _reported(rows: Iterator[Rows], on_rows: Callable[[int], object] | None) -> Iterator[Rows]:
-    for run in rows:
-        yield run
-        if on_rows is not None:
-            on_rows(len(run))
 
 
 def _some(names: list[str]) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from emt.errors import DocumentError
-from memory_backends import Document, MemoryBackend, content_hash
+from memory_backends import Document, MemoryBackend, Rows, content_hash
 
 
 class Written(NamedTuple):
@@ -72,3 +72,11 @@ class Changes:
     def counts(self) -> Written:
         """How many documents were written so far."""
         return Written(self._added, self._replaced, self._skipped)
+
+
+def reported(rows: Iterator[Rows], on_rows: Callable[[int], object] | None) -> Iterator[Rows]:
+    """Pass rows on, and tell `on_rows` how many, each time the store has taken some."""
+    for run in rows:
+        yield run
+        if on_rows is not None:
+            on_rows(len(run))
