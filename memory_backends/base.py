@@ -7,51 +7,35 @@ differ in how they search and in where rows live, and in nothing else.
 
 Any number of threads may search one backend at a time, but not while it writes. Any number of
 processes may have a store open while one of them writes: the others find what was there when they
-opened it, until they `refresh`. Where a memory is kept, and who may write to it, is `store.py`'s.
+opened it, until they `refresh`. Where a memory is kept, and who may write to it, is `store.py`'s;
+`search`, `fetch` and all else that reads rows is `row_search.py`'s.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
-
-import torch
+from typing import Any, Self
 
 from memory_backends.batch import written
 from memory_backends.catalog import Catalog
 from memory_backends.codecs import CODEC_NAMES
 from memory_backends.compaction import compact
 from memory_backends.errors import MemoryMismatchError, StoreError, reported
-from memory_backends.exact import best_rows
-from memory_backends.layout import Document, Int64Array, LayerLayout, MemoryLayout, Rows
-from memory_backends.rows import RowStorage
-from memory_backends.scope import Scope
-from memory_backends.scope_cache import ScopeCache
+from memory_backends.layout import Document, MemoryLayout, Rows
+from memory_backends.row_search import RowSearch
+from memory_backends.row_search import Sinks as Sinks
 from memory_backends.scores import Precision as Precision
-from memory_backends.scores import Retrieval, ranked, tied_queries
 from memory_backends.scores import SearchResult as SearchResult
 from memory_backends.store import Store
-from memory_backends.validation import (
-    check_directory,
-    check_free,
-    check_heads,
-    check_ids,
-    check_search,
-)
-
-Sinks = Literal["all", "one"]
+from memory_backends.validation import check_directory, check_free
 
 _ROWS_PER_COMMIT = 8192
-_SPARE_CANDIDATES = 4  # near neighbours of the k-th, among which rounding may have chosen wrongly
-_SCOPED_KEY_BYTES = 2**28  # kept of scopes' keys
-_ROWS_AT_ONCE = 8192  # read of a scope whose keys are not kept
 
 
-class MemoryBackend(ABC):
+class MemoryBackend(RowSearch):
     """Rows of one memory, with their documents. See the module docstring for the contract.
 
     Args:
@@ -75,7 +59,6 @@ class MemoryBackend(ABC):
         StoreError: `path` is not a directory with a store, or a file in it is missing or truncated.
     """
 
-    _overfetch = 1  # candidates for each row asked for
     _is_temporary = False  # True if `path` is not the user's and goes when the object does
 
     def __init__(
@@ -91,94 +74,13 @@ class MemoryBackend(ABC):
             raise MemoryMismatchError(f"sinks must be 'all' or 'one'; got {sinks!r}.")
         if row_codec not in CODEC_NAMES:
             raise MemoryMismatchError(f"row_codec must be one of {CODEC_NAMES}; got {row_codec!r}.")
-        self.layout = layout
         self.path = None if path is None else Path(path)
-        self.sinks: Sinks = sinks
         # Through JSON once, so that what is compared later is what a store gives back.
         known = json.loads(json.dumps(dict(identity or {})))
-        self._store = Store(layout, self.path, known, self._rows_device, row_codec)
-        self._searchable = self._read_searchable()
-        self._scopes = ScopeCache(_SCOPED_KEY_BYTES)
+        super().__init__(Store(layout, self.path, known, self._rows_device, row_codec), sinks)
         self.num_changes = 0
 
-    # -- the contract ---------------------------------------------------------------------------
-
-    def search(
-        self,
-        layer_idx: int,
-        queries: torch.Tensor,
-        k: int,
-        *,
-        heads: Sequence[int] | None = None,
-        scope: Scope | None = None,
-    ) -> SearchResult:
-        """Find the rows with the highest cosine similarity to each query, for each KV head.
-
-        The backend's own search finds a few more rows than asked for. Where float32 cannot tell
-        the order of two of them, or the index keeps its vectors coarsely, they are ranked by their
-        exact cosine, computed from the stored rows in float64, equal ones by id. So exact backends
-        agree to the last id, unless more rows than the spare ones are exactly equal; scores of
-        half-precision indexes are good to 1e-3.
-
-        Args:
-            layer_idx: the model's layer.
-            queries: (Hkv, N, head_dim), any floating dtype, need not be normalised.
-            k: how many rows to return for each query; at most `num_searchable(scope)` are found.
-            heads: the KV heads to search, in the order of `queries`, which are then
-                (len(heads), N, head_dim); all of them if None. The others cost nothing.
-            scope: rows that may be found; others are not looked at. With sinks "one", those of the
-                first document in the scope that has some are there. None for all rows.
-
-        Returns:
-            Scores and ids, each (Hkv, N, k), or (len(heads), N, k), on the device of the rows.
-
-        Raises:
-            MemoryMismatchError: a shape, layer or head that is not the layout's, or k < 1.
-        """
-        layer = self._layer(layer_idx)
-        chosen = None if heads is None else check_heads(layer, layer_idx, heads)
-        check_search(layer, queries, k, chosen)
-        return self._search(layer_idx, queries.detach().float(), k, chosen, scope)
-
-    def retrieve(
-        self, layer_idx: int, queries: torch.Tensor, k: int, *, scope: Scope | None = None
-    ) -> Retrieval:
-        """Search, and fetch what was found.
-
-        Args:
-            layer_idx: as for `search`.
-            queries: as for `search`.
-            k: as for `search`.
-            scope: as for `search`.
-
-        Raises:
-            As `search`.
-        """
-        layer = self._layer(layer_idx)
-        scores, ids = self.search(layer_idx, queries, k, scope=scope)
-        rows = self._gather(layer_idx, ids)
-        return Retrieval(scores, ids, rows[..., : layer.head_dim], rows[..., layer.head_dim :])
-
-    def nearest(
-        self, layer_idx: int, queries: torch.Tensor, k: int, *, scope: Scope | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return the keys and values that `retrieve` does, in any order and without scores.
-
-        Args:
-            layer_idx: as for `search`.
-            queries: as for `search`.
-            k: as for `search`.
-            scope: as for `search`.
-
-        Returns:
-            Keys (Hkv, N, k, head_dim) and values (Hkv, N, k, value_head_dim); None if fewer than k
-            rows were found for some query.
-
-        Raises:
-            As `search`.
-        """
-        found = self.retrieve(layer_idx, queries, k, scope=scope)
-        return None if bool((found.ids < 0).any()) else (found.keys, found.values)
+    # -- writing --------------------------------------------------------------------------------
 
     def add(self, document: Document, rows: Iterable[Rows], *, replace: bool = False) -> range:
         """Store a document and its rows, all or nothing.
@@ -235,42 +137,6 @@ class MemoryBackend(ABC):
                 published = True
                 yield from added
 
-    def fetch(self, layer_idx: int, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the keys and values of rows, one set of ids for each KV head.
-
-        Args:
-            layer_idx: the model's layer.
-            ids: (Hkv, ...) int64; an id of -1 gives some finite numbers, for the caller to mask.
-
-        Returns:
-            Keys (Hkv, ..., head_dim) and values (Hkv, ..., value_head_dim), in the layout's dtype.
-
-        Raises:
-            MemoryMismatchError: an id that was never given out, or a wrong shape.
-        """
-        layer = self._layer(layer_idx)
-        check_ids(layer, ids, self._rows.num_rows)
-        found = self._gather(layer_idx, ids)
-        return found[..., : layer.head_dim], found[..., layer.head_dim :]
-
-    def sampled_queries(self, layer_idx: int) -> torch.Tensor:
-        """Return the kept sample of the stored tokens' queries.
-
-        Args:
-            layer_idx: the model's layer.
-
-        Returns:
-            (Hkv, s, G, head_dim) float32 on the CPU, as the model compares them with keys; the
-            G = H / Hkv query heads of a group share a KV head. (Hkv, 0, 1, head_dim) if none are
-            kept.
-
-        Raises:
-            MemoryMismatchError: a layer that is not the layout's.
-            StoreError: samples are damaged.
-        """
-        self._layer(layer_idx)
-        return self._store.sampled_queries(layer_idx)
-
     def remove(self, ids: Iterable[int]) -> None:
         """Remove single rows; no other row changes its id.
 
@@ -297,6 +163,8 @@ class MemoryBackend(ABC):
         with self._writing():
             self._catalog.remove_all()
             self._changed()
+
+    # -- keeping --------------------------------------------------------------------------------
 
     def save(self, path: Path | str | None = None) -> None:
         """Write the memory to a store directory that every backend opens.
@@ -371,14 +239,6 @@ class MemoryBackend(ABC):
             options.setdefault("identity", catalog.identity)
         return cls(layout, path=directory, **options)
 
-    def __len__(self) -> int:
-        """Rows that a search may find."""
-        return len(self._searchable_rows())
-
-    def num_searchable(self, scope: Scope | None = None) -> int:
-        """Return how many rows a search of a scope may find."""
-        return len(self) if scope is None else len(self._rows_in(scope))
-
     def close(self) -> None:
         """Let go of files; the object is of no use afterwards."""
         self._store.close()
@@ -389,146 +249,6 @@ class MemoryBackend(ABC):
         return self._store.catalog
 
     # -- for subclasses -------------------------------------------------------------------------
-
-    @property
-    def _catalog(self) -> Catalog:
-        return self._store.catalog
-
-    @property
-    def _rows(self) -> RowStorage:
-        return self._store.rows
-
-    @property
-    def _rows_device(self) -> torch.device:
-        """Where rows live that are not in files."""
-        return torch.device("cpu")
-
-    @abstractmethod
-    def _candidates(
-        self, layer_idx: int, unit_queries: torch.Tensor, k: int, heads: Sequence[int] | None
-    ) -> SearchResult:
-        """Find the k rows nearest to each query.
-
-        Args:
-            layer_idx: one of the layout's.
-            unit_queries: (Hkv, N, head_dim) float32 of unit length, on the queries' device.
-            k: at most `len(self)`; may be 0.
-            heads: the KV heads that `unit_queries` are of; all of them if None.
-
-        Returns:
-            As `search`, with scores as good as `_precision` says.
-        """
-
-    def _search(
-        self,
-        layer_idx: int,
-        queries: torch.Tensor,
-        k: int,
-        heads: Sequence[int] | None = None,
-        scope: Scope | None = None,
-    ) -> SearchResult:
-        """Search, with arguments that were checked; queries in float32."""
-        spare = max(k * self._overfetch, k + _SPARE_CANDIDATES)
-        found = min(spare, self.num_searchable(scope))
-        unit = torch.nn.functional.normalize(queries, dim=-1)
-        precision = self._precision
-        if scope is None:
-            scores, ids = self._candidates(layer_idx, unit, found, heads)
-        else:
-            (scores, ids), precision = self._candidates_in(scope, layer_idx, unit, found, heads)
-        if precision == "coarse":
-            scores, ids = self._ranked(layer_idx, queries, ids, heads)
-        elif precision == "exact" and len(tied := tied_queries(scores, k)):
-            best = self._ranked(layer_idx, queries[:, tied], ids[:, tied], heads)
-            scores[:, tied], ids[:, tied] = best.scores, best.ids
-        scores, ids = scores[..., :k], ids[..., :k]
-        if found < k:
-            scores = torch.nn.functional.pad(scores, (0, k - found), value=-torch.inf)
-            ids = torch.nn.functional.pad(ids, (0, k - found), value=-1)
-        return SearchResult(scores, ids)
-
-    def _candidates_in(
-        self,
-        scope: Scope,
-        layer_idx: int,
-        unit_queries: torch.Tensor,
-        k: int,
-        heads: Sequence[int] | None,
-    ) -> tuple[SearchResult, Precision]:
-        """Find the k rows of a scope nearest to each query; tell how good the scores are.
-
-        Args:
-            scope: has at least k searchable rows.
-            layer_idx: as for `_candidates`, like all that follow.
-        """
-        return self._exact_in(scope, layer_idx, unit_queries, k, heads), "exact"
-
-    def _exact_in(
-        self,
-        scope: Scope,
-        layer_idx: int,
-        unit_queries: torch.Tensor,
-        k: int,
-        heads: Sequence[int] | None,
-    ) -> SearchResult:
-        """Compare queries with every row of a scope, and with no other."""
-        rows = self._rows_in(scope)
-        num_bytes = 4 * len(unit_queries) * unit_queries.shape[-1] * len(rows)
-        if num_bytes <= self._scopes.num_bytes:
-            place = (layer_idx, None if heads is None else tuple(heads))
-            blocks: Iterable[torch.Tensor] = [
-                self._scopes.keys(scope, place, lambda: self._unit_keys_of(layer_idx, rows, heads))
-            ]
-        else:
-            blocks = (
-                self._unit_keys_of(layer_idx, rows[start : start + _ROWS_AT_ONCE], heads)
-                for start in range(0, len(rows), _ROWS_AT_ONCE)
-            )
-        scores, positions = best_rows(unit_queries.to(self._rows_device), blocks, k)
-        return SearchResult(scores, torch.from_numpy(rows).to(positions.device)[positions])
-
-    def _unit_keys_of(
-        self, layer_idx: int, rows: Int64Array, heads: Sequence[int] | None
-    ) -> torch.Tensor:
-        """Return the keys of rows, normalised, (h, n, head_dim) float32."""
-        layer = self._layer(layer_idx)
-        num_heads = layer.num_key_value_heads if heads is None else len(heads)
-        ids = torch.from_numpy(rows).expand(num_heads, -1)
-        keys = self._gather(layer_idx, ids, heads)[..., : layer.head_dim].float()
-        return torch.nn.functional.normalize(keys, dim=-1)
-
-    def _rows_in(self, scope: Scope) -> Int64Array:
-        """Return the ids that a search of a scope may find, ascending."""
-
-        def find() -> Int64Array:
-            if self.sinks == "one":  # of another document than those of the whole memory
-                return self._catalog.searchable_rows(self.sinks, scope)
-            return scope.among(self._searchable_rows())
-
-        return self._scopes.rows(scope, find)
-
-    def _ranked(
-        self,
-        layer_idx: int,
-        queries: torch.Tensor,
-        ids: torch.Tensor,
-        heads: Sequence[int] | None = None,
-    ) -> SearchResult:
-        """Rank candidates by exact cosine, equal ones by id."""
-        ids = ids.sort(dim=-1).values
-        keys = self._gather(layer_idx, ids, heads)[..., : queries.shape[-1]]  # (Hkv, N, c, D)
-        return ranked(queries, keys, ids)
-
-    @property
-    def _precision(self) -> Precision:
-        """How good the scores of `_candidates` are."""
-        return "exact"
-
-    def _gather(
-        self, layer_idx: int, ids: torch.Tensor, heads: Sequence[int] | None = None
-    ) -> torch.Tensor:
-        """Return rows by id: (h, ...) to (h, ..., head_dim + value_head_dim); any for -1."""
-        return self._rows.gather(layer_idx, ids, heads)
 
     def _rows_changed(self) -> None:
         """Forget what was derived from the set of searchable rows, which is another now."""
@@ -548,13 +268,6 @@ class MemoryBackend(ABC):
         self._searchable = self._read_searchable()
         self._rows_changed()
 
-    def _searchable_rows(self) -> Int64Array:
-        """Return the ids that a search may find, ascending."""
-        return self._searchable
-
-    def _read_searchable(self) -> Int64Array:
-        return self._catalog.searchable_rows(self.sinks)
-
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """Let one thread of one process write, to a store that is there and known as it is now."""
@@ -564,13 +277,6 @@ class MemoryBackend(ABC):
             if self._catalog is not before:  # the store was made just now, maybe by someone else
                 self._changed()
             yield
-
-    def _layer(self, layer_idx: int) -> LayerLayout:
-        if layer_idx not in self.layout.layers:
-            raise MemoryMismatchError(
-                f"layer must be one of {sorted(self.layout.layers)}; got {layer_idx}."
-            )
-        return self.layout.layers[layer_idx]
 
     def _copy_target(self, path: Path | str | None) -> Path | None:
         """Return where `save` puts a copy; None if `path` is where the memory is kept already.

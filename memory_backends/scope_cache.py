@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,7 @@ from memory_backends.scope import Scope
 Place = tuple[int, tuple[int, ...] | None]  # layer, and KV heads if not all of them
 
 _MAX_SCOPES = 256
+_ROWS_AT_ONCE = 8192  # read of a scope whose keys are not kept
 
 
 @dataclass
@@ -76,6 +77,28 @@ class ScopeCache:
             if known is not None and self._make_room(scope, keys.nbytes):
                 known.keys[place] = keys
         return keys
+
+    def key_blocks(
+        self,
+        scope: Scope,
+        place: Place,
+        rows: Int64Array,
+        num_bytes: int,
+        read: Callable[[Int64Array], torch.Tensor],
+    ) -> Iterable[torch.Tensor]:
+        """Return unit keys of a scope's rows, in order; in blocks if they are too many to keep.
+
+        Args:
+            scope: its rows are known.
+            place: where the keys are.
+            rows: (n,) the scope's searchable rows.
+            num_bytes: what their keys take.
+            read: gives the keys of some rows.
+        """
+        if num_bytes <= self.num_bytes:
+            return [self.keys(scope, place, lambda: read(rows))]
+        starts = range(0, len(rows), _ROWS_AT_ONCE)
+        return (read(rows[start : start + _ROWS_AT_ONCE]) for start in starts)
 
     def _make_room(self, scope: Scope, num_bytes: int) -> bool:
         used = sum(kept.num_bytes for kept in self._kept.values())

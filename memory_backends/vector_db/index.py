@@ -27,8 +27,8 @@ import torch
 import numpy as np
 import numpy.typing as npt
 
-from memory_backends.base import Precision
 from memory_backends.errors import IndexFactoryError, StoreError
+from memory_backends.scores import Precision
 
 try:
     import faiss

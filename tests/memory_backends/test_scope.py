@@ -65,7 +65,7 @@ def make(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
         if name == "manual":
             memory = ManualBackend(MemoryLayout(LAYERS, torch.float32), **options)
             if how:
-                monkeypatch.setattr("memory_backends.base._ROWS_AT_ONCE", 32)
+                monkeypatch.setattr("memory_backends.scope_cache._ROWS_AT_ONCE", 32)
                 memory._scopes.num_bytes = 1
         else:
             # Every list is searched, so that what is found does not depend on the training.
