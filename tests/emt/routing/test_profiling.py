@@ -29,7 +29,10 @@ def examples(count=4, each=4):
 
 
 def memory_of(model=None, **settings):
-    return attach(model or build("llama"), MemoryConfig(**settings), tokenizer=word_tokenizer())
+    model = model or build("llama")
+    memory = attach(model, MemoryConfig(**settings), tokenizer=word_tokenizer())
+    memory.model_in_use = model  # a memory itself does not keep its model from being collected
+    return memory
 
 
 def test_a_profile_is_made_and_fits():
