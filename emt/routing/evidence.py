@@ -60,7 +60,7 @@ class Hits:
         """The evidence of a passage that has the best row of every asker."""
         best = np.zeros(self.num_askers, dtype=np.float32)
         np.maximum.at(best, self.askers, self.excess)
-        return float(best.sum())
+        return float(best.sum(dtype=np.float64))
 
 
 @dataclass(frozen=True)
@@ -91,18 +91,19 @@ def windows_of(hits: Hits, count: int, *, apart: int) -> list[Window]:
     if most <= 0:
         return []
     blocks, at = np.unique(hits.rows // BLOCK, return_inverse=True)
-    best = np.zeros((len(blocks), hits.num_askers), dtype=np.float32)
-    np.maximum.at(best, (at, hits.askers), hits.excess)
+    of_block, asker, best = _largest(at, hits.askers, hits.excess, hits.num_askers)
     # Runs of blocks that begin with a block that has something: any other run has no more.
     place = blocks[:, None] + np.arange(_WINDOW)
     found = np.searchsorted(blocks, place).clip(max=len(blocks) - 1)
     is_there = blocks[found] == place
-    evidence = np.zeros_like(best)
-    for step in range(_WINDOW):
-        other = np.where(is_there[:, step, None], best[found[:, step]], 0)
-        np.maximum(evidence, other, out=evidence)
-    scores = evidence.sum(axis=1)
-    weight = np.where(is_there, best.sum(axis=1)[found], 0)  # (b, _WINDOW)
+    begin = np.searchsorted(blocks, blocks[:, None] - np.arange(_WINDOW))  # (b, _WINDOW)
+    is_begin = blocks[begin] == blocks[:, None] - np.arange(_WINDOW)
+    pair, step = np.nonzero(is_begin[of_block])  # each pair counts in the runs it is in
+    of_run, _, evidence = _largest(
+        begin[of_block[pair], step], asker[pair], best[pair], hits.num_askers
+    )
+    scores = np.bincount(of_run, evidence, len(blocks))
+    weight = np.where(is_there, np.bincount(of_block, best, len(blocks))[found], 0)  # (b, _WINDOW)
     middle = (weight * (place * BLOCK + BLOCK // 2)).sum(axis=1) / weight.sum(axis=1)
     peaks = _nearest(np.unique(hits.rows), middle)
     chosen: list[Window] = []
@@ -113,6 +114,18 @@ def windows_of(hits: Hits, count: int, *, apart: int) -> list[Window]:
             if len(chosen) == count:
                 break
     return chosen
+
+
+def _largest(
+    places: Int64Array, askers: Int64Array, values: Float32Array, num_askers: int
+) -> tuple[Int64Array, Int64Array, Float32Array]:
+    """Return places, askers and the largest value of each pair of them, each (p,), in order."""
+    pairs = places * num_askers + askers
+    order = np.argsort(pairs, kind="stable")
+    pairs = pairs[order]
+    firsts = np.flatnonzero(np.diff(pairs, prepend=-1))
+    largest: Float32Array = np.maximum.reduceat(values[order], firsts)
+    return pairs[firsts] // num_askers, pairs[firsts] % num_askers, largest
 
 
 def _nearest(rows: Int64Array, middle: npt.NDArray[np.float64]) -> Int64Array:
