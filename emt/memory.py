@@ -20,7 +20,7 @@ from emt.batch import encode_all
 from emt.config import MemoryConfig
 from emt.documents import Source
 from emt.encode import encode
-from emt.errors import DocumentError, MemoryUseError, StoreError
+from emt.errors import ConfigError, DocumentError, MemoryUseError, StoreError
 from emt.hook import AttentionCall
 from emt.reader import DocumentReader
 from emt.recall import Recall, angles_of
@@ -242,6 +242,9 @@ class Memory:
     def save(self, path: Path | str | None = None) -> None:
         """Bring the store up to date, or write a copy of this memory to a new directory.
 
+        A memory that is read in passages, and whose model has no head profile, is given one first,
+        made of its own text, if that has what questions can be made of.
+
         Args:
             path: a directory that does not exist or is empty; None for the memory's own `path`.
 
@@ -249,11 +252,14 @@ class Memory:
             StoreError: there is no path, it is taken, or it cannot be written.
             MemoryUseError: while generating.
         """
+        if path is None and self.config.path is None:
+            raise StoreError(
+                "this memory has no path. Give save() one, or set `path` in the config."
+            )
+        if path is None and self.tokenizer is not None and self.passages.lacks_profile:
+            with contextlib.suppress(ConfigError):  # a prompt says what is missing
+                self.passages.make_profile()
         with self._alone("save"):
-            if path is None and self.config.path is None:
-                raise StoreError(
-                    "this memory has no path. Give save() one, or set `path` in the config."
-                )
             self.passages.prepare(self.backend, self.config)
             self.backend.save(path)
             if path is None:

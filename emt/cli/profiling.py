@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,10 @@ from emt.errors import ConfigError
 from emt.integration import attach
 from emt.loading import DEFAULT_MODEL, load
 from emt.memory import Memory
-from emt.routing.examples import Example, made_from, read_examples
+from emt.routing.examples import Example, read_examples
 from emt.routing.profile import HeadProfile, shipped_profiles
 from emt.routing.profile_choice import PROFILE
-from emt.routing.profiling import Ranked, profile_heads
-from emt.routing.stored_text import stored_texts
+from emt.routing.profiling import Ranked, profile_from_text, profile_heads
 from memory_backends.catalog import Catalog
 
 _SHOWN = 12  # heads of the ranking
@@ -60,7 +61,7 @@ def profile(options: argparse.Namespace) -> None:
 
 
 def ranked_from_store(memory: Memory, source: str) -> Ranked:
-    """Make questions from a memory's own text, and rank the heads by them.
+    """Rank the heads by questions made from a memory's own text, and show the progress.
 
     Args:
         memory: with documents.
@@ -69,8 +70,8 @@ def ranked_from_store(memory: Memory, source: str) -> Ranked:
     Raises:
         ConfigError: too few questions can be made from it, or no head finds anything.
     """
-    examples = made_from(stored_texts(memory.backend, memory.tokenizer))
-    return _ranked(memory, source, examples, "stored text")
+    with _progress() as on_step:
+        return profile_from_text(memory, name=Path(source).name, on_step=on_step)
 
 
 def profile_if_needed(memory: Memory, source: str) -> None:
@@ -133,15 +134,16 @@ def in_words(described: dict[str, Any] | None) -> str:
 
 
 def _ranked(memory: Memory, source: str, examples: list[Example], about: str) -> Ranked:
-    """Rank heads, with what is being done on a terminal."""
+    with _progress() as on_step:
+        name = Path(source).name
+        return profile_heads(memory, examples, name=name, source=about, on_step=on_step)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str], object]]:
+    """Show on a terminal what is being done."""
     with tqdm(bar_format="{desc} [{elapsed}]", disable=None, leave=False) as line:
-        return profile_heads(
-            memory,
-            examples,
-            name=Path(source).name,
-            source=about,
-            on_step=line.set_description_str,
-        )
+        yield line.set_description_str
 
 
 def _print_ranking(ranked: Ranked) -> None:

@@ -17,6 +17,7 @@ import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -30,6 +31,7 @@ from emt.routing.finding import PassageFinder, all_tokens
 from emt.routing.generate_calls import call_of, calling, check_can_route
 from emt.routing.profile import HeadProfile
 from emt.routing.profile_choice import PROFILE, ProfileChoice
+from emt.routing.profiling import profile_from_text
 from memory_backends import MemoryBackend, VectorDBBackend
 
 if TYPE_CHECKING:
@@ -99,6 +101,22 @@ class PassageMode:
         if config.mode != "passage" and not is_large:
             return False
         return self._profiles.find(config, backend) is None
+
+    def make_profile(self) -> HeadProfile:
+        """Make a head profile from the memory's own text, and keep it with the memory.
+
+        It takes about as long as reading 30,000 tokens.
+
+        Raises:
+            ConfigError: too few questions can be made from the text, or no head finds anything.
+            MemoryUseError: there is no tokenizer, or no model any more.
+            StoreError: the store cannot be written.
+        """
+        model = self._memory.attached_model("make a head profile").model()
+        name = "" if model is None else model.config.name_or_path or model.config.model_type
+        ranked = profile_from_text(self._memory, name=Path(str(name)).name)
+        self.keep(ranked.profile)
+        return ranked.profile
 
     def keep(self, profile: HeadProfile) -> None:
         """Keep a profile in the memory's store, for all who open it.

@@ -66,7 +66,8 @@ class ProfileChoice:
         if found is None:
             raise ConfigError(
                 "the passage mode needs a head profile of this model, and there is none. Make one "
-                "with `emt profile --model MODEL --output FILE`, and set profile to FILE."
+                "of the memory's text with memory.passages.make_profile(), or of questions with "
+                "`emt profile --model MODEL --data FILE --output FILE`, and set profile to FILE."
             )
         return found
 

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from emt.errors import ConfigError, MemoryUseError
 from emt.routing.evidence import Hits, windows_of
-from emt.routing.examples import Example
+from emt.routing.examples import Example, made_from
 from emt.routing.profile import HeadProfile, ProfiledHead
 from emt.routing.prompt import prompt_ids, question_of
 from emt.routing.queries import unit_queries
 from emt.routing.router import TOPK
+from emt.routing.stored_text import stored_texts
 
 if TYPE_CHECKING:
     from emt.memory import AttachedModel, Memory
@@ -151,6 +152,24 @@ def profile_heads(
         len(questions),
         len(is_sink),
     )
+
+
+def profile_from_text(
+    memory: Memory, *, name: str, on_step: Callable[[str], object] | None = None
+) -> Ranked:
+    """Rank a model's heads by questions made from the text that its memory has.
+
+    Args:
+        memory: with documents, and with a tokenizer; nothing is written to it.
+        name: of the model, for people.
+        on_step: told what is being done.
+
+    Raises:
+        ConfigError: too few questions can be made, or no head finds anything.
+        MemoryUseError: as `profile_heads`.
+    """
+    examples = made_from(stored_texts(memory.backend, memory.tokenizer))
+    return profile_heads(memory, examples, name=name, source="stored text", on_step=on_step)
 
 
 def _attached(memory: Memory) -> AttachedModel:

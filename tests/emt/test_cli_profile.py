@@ -302,6 +302,40 @@ def test_pieces_of_stored_text_end_where_sentences_do():
     assert "def" not in one
 
 
+def test_saving_gives_a_memory_the_profile_that_it_lacks(tmp_path):
+    model = build("llama", vocab_size=BYTES_VOCAB_SIZE)
+    settings = {"mode": "passage", "path": str(tmp_path / "store")}
+    memory = attach(model, MemoryConfig(**settings), tokenizer=byte_tokenizer())
+    for name, text in sorted(TEXTS.items()):
+        memory.write(text, document=name)
+    assert memory.passages.lacks_profile
+    memory.save()  # as `write_all` does
+    kept = memory.passages.profile
+    assert (kept.model, kept.source) == ("llama", "stored text")
+    examples = made_from(TEXTS[name] for name in sorted(TEXTS))
+    expected = profile_heads(memory, examples, name="llama").profile
+    assert [(head.layer, head.head) for head in kept.heads] == [
+        (head.layer, head.head) for head in expected.heads
+    ]
+    stored = memory.backend.catalog.setting("head_profile")
+    assert HeadProfile.from_json(stored).to_json() == kept.to_json()
+    memory.save()
+    assert memory.passages.profile is kept  # it is made once
+
+
+def test_without_questions_a_memory_is_saved_without_a_profile(tmp_path):
+    model = build("llama", vocab_size=BYTES_VOCAB_SIZE)
+    settings = {"mode": "passage", "path": str(tmp_path / "store")}
+    memory = attach(model, MemoryConfig(**settings), tokenizer=byte_tokenizer())
+    memory.write("no question can be made of this", document="d")
+    memory.save()
+    assert memory.passages.lacks_profile
+    with pytest.raises(ConfigError, match="a profile needs at least 4 questions"):
+        memory.passages.make_profile()
+    with pytest.raises(ConfigError, match=r"memory\.passages\.make_profile\(\)"):
+        memory.route("what?")
+
+
 def test_a_model_with_windows_only_has_no_profile(data):
     model = build("mistral", vocab_size=BYTES_VOCAB_SIZE, sliding_window=16)
     memory = attach(model, MemoryConfig(layers=[0]), tokenizer=byte_tokenizer())
