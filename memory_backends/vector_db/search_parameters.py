@@ -15,11 +15,11 @@ from memory_backends.vector_db.head_index import LayerIndexes
 from memory_backends.vector_db.selection import Selection
 
 _MAX_SELECTIONS = 64  # a bit a row each
-# Share of an IVF index's lists that a search of named heads looks into, at least. Those are few and
-# ask what no stored token has asked, so the calibration, on stored tokens' queries, is too hopeful:
-# it lost passages of questions over 256,000 rows, as a sixteenth of the lists did. An eighth found
-# what the exact search does (benchmarks/quality.md).
-_THOROUGH = 1 / 8
+# Lists of an IVF index that a search of named heads looks into, at least. Those are few and ask
+# what no stored token has asked, so the calibration, on stored tokens' queries, is too hopeful:
+# over a million rows it lost one passage in six that these many lists find, and twice as many found
+# hardly more. As lists grow with the square root of the rows, so does the time of a search.
+_THOROUGH = 256
 
 
 class SearchParameters:
@@ -65,7 +65,7 @@ class SearchParameters:
             if known is None:
                 nprobe = least_effort(efforts, self.recall).nprobe if efforts else None
                 if nprobe is not None and is_thorough:
-                    nprobe = max(nprobe, round(_THOROUGH * index.nlist))
+                    nprobe = max(nprobe, min(_THOROUGH, index.nlist))
                 known = faiss_index.search_parameters(index, bitmap, nprobe, wider)
                 all_known[layer_idx, head, is_thorough] = known
             parameters.append(known)
