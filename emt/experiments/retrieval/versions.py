@@ -28,7 +28,7 @@ def joined_versions(items: Sequence[Item]) -> list[Item]:
     for group in groups.values():
         text, kept = group[0].context, group[:1]
         for item in group[1:]:
-            changed = text if item.context == text else _with_change(text, item)
+            changed = _with_change(text, item)
             is_new = item.question not in [other.question for other in kept]
             if changed is not None and is_new and all(_holds(changed, one) for one in kept):
                 text, kept = changed, [*kept, item]
@@ -37,13 +37,19 @@ def joined_versions(items: Sequence[Item]) -> list[Item]:
 
 
 def _with_change(text: str, item: Item) -> str | None:
-    """Make the change of an item in another version of its article; None if it cannot be made."""
-    original = item.original_answer
-    if original is None or _count(text, item.answer) or not _count(text, original):
-        return None
-    changed = re.sub(_pattern(original), lambda _: item.answer, text)
-    if not _holds(changed, item):  # it stands in other letters somewhere
-        return None
+    """Make the change of an item in another version of its article; None if it cannot be made.
+
+    A version in which it is made already stays as it is.
+    """
+    original, changed = item.original_answer, text
+    if item.context == text:
+        return text
+    if not _holds(text, item):
+        if original is None or _count(text, item.answer) or not _count(text, original):
+            return None
+        changed = re.sub(_pattern(original), lambda _: item.answer, text)
+        if not _holds(changed, item):  # it stands in other letters somewhere
+            return None
     places = re.finditer(_pattern(item.answer), item.context)
     around = (item.context[max(at.start() - _AROUND, 0) : at.end() + _AROUND] for at in places)
     return changed if any(passage in changed for passage in around) else None

@@ -36,6 +36,15 @@ def test_items_with_the_same_document_stay():
     assert joined_versions([one, two]) == [one, two]
 
 
+def test_a_second_question_about_a_change_stays_after_other_changes():
+    who = changed("a", "Who built it?", "Anna Berg", "Eva Holm")
+    when = changed("b", "When did it burn down?", "1812", "1834")
+    again = changed("c", "Who had come from the coast?", "Anna Berg", "Eva Holm")
+    text = TRUE.replace("Anna Berg", "Eva Holm").replace("1812", "1834")
+    found = joined_versions([who, when, again])
+    assert found == [replace(one, context=text) for one in (who, when, again)]
+
+
 def test_a_change_that_does_not_fit_is_left_out():
     who = changed("a", "Who built it?", "Anna Berg", "Eva Holm")
     again = changed("b", "Who built it?", "1812", "1834")  # the same question
