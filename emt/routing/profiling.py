@@ -95,8 +95,8 @@ def profile_heads(
         on_step: told what is being done.
 
     Raises:
-        ConfigError: there are too few questions, no head finds anything, or no layer sees the
-            whole context.
+        ConfigError: there are too few questions, no head finds anything, no layer sees the whole
+            context, or the tokenizer is not a fast one.
         MemoryUseError: the memory has no tokenizer, or no model any more.
     """
     say = on_step or (lambda what: None)
@@ -175,6 +175,11 @@ def profile_from_text(
 def _attached(memory: Memory) -> AttachedModel:
     if memory.tokenizer is None:
         raise MemoryUseError("a head profile needs a tokenizer. Give attach() one.")
+    if not memory.tokenizer.is_fast:
+        raise ConfigError(
+            "a head profile needs a fast tokenizer, which tells where tokens stand in a text; got "
+            f"{type(memory.tokenizer).__name__}. Give attach() a fast one."
+        )
     return memory.attached_model("profile")
 
 

@@ -158,12 +158,27 @@ def _shared_start(texts: list[str]) -> str:
 
 
 def prompt_ids(tokenizer: Any, question: str) -> Tensor:
-    """Return the tokens of a question as a user asks it, in the chat template if there is one."""
+    """Return the tokens of a question as a user asks it, (T,) int64.
+
+    It is in the chat template if there is one that takes a message of the user alone; else a plain
+    text.
+    """
+    text = _in_template(tokenizer, question)
+    if text:
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    else:
+        ids = tokenizer(question, verbose=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def _in_template(tokenizer: Any, question: str) -> str:
     if not tokenizer.chat_template:
-        return torch.tensor(tokenizer(question, verbose=False)["input_ids"])
+        return ""
     chat = [{"role": "user", "content": question}]
-    text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    try:
+        return str(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
+    except Exception:  # as in _marks_of
+        return ""
 
 
 def unpadded(token_ids: Tensor, new: NewTokens) -> list[Tensor]:
