@@ -20,7 +20,7 @@ from emt.batch import encode_all
 from emt.config import MemoryConfig
 from emt.documents import Source
 from emt.encode import encode
-from emt.errors import ConfigError, DocumentError, MemoryUseError, StoreError
+from emt.errors import DocumentError, MemoryUseError, StoreError
 from emt.hook import AttentionCall
 from emt.reader import DocumentReader
 from emt.recall import Recall, angles_of
@@ -242,8 +242,9 @@ class Memory:
     def save(self, path: Path | str | None = None) -> None:
         """Bring the store up to date, or write a copy of this memory to a new directory.
 
-        A memory that is read in passages, and whose model has no head profile, is given one first,
-        made of its own text, if that has what questions can be made of.
+        At its own `path`, a memory that is read in passages is given what that needs: a head
+        profile made of its own text, if its model has none and questions can be made of the text;
+        and what prompts about nothing in particular find in it. A copy has what the memory has.
 
         Args:
             path: a directory that does not exist or is empty; None for the memory's own `path`.
@@ -256,11 +257,11 @@ class Memory:
             raise StoreError(
                 "this memory has no path. Give save() one, or set `path` in the config."
             )
-        if path is None and self.tokenizer is not None and self.passages.lacks_profile:
-            with contextlib.suppress(ConfigError):  # a prompt says what is missing
-                self.passages.make_profile()
         with self._alone("save"):
-            self.passages.prepare(self.backend, self.config)
+            if path is None:
+                self.passages.make_profile_if_needed()
+            if self._model is not None:  # else what is indexed stays as it was
+                self.passages.prepare(self.backend, self.config)
             self.backend.save(path)
             if path is None:
                 self.passages.measure_relevance()
@@ -410,10 +411,11 @@ class Memory:
         Raises:
             ConfigError: there is no head profile of the model.
             DocumentError: the prompt is empty, or has an id the model does not have.
-            MemoryUseError: the model was detached.
+            MemoryUseError: the model was detached, or the memory is being changed.
         """
         read = self._reader().document(prompt, "prompt")
-        (routed,) = self.passages.finder.route([torch.from_numpy(read.token_ids).long()])
+        with self.activity.shared("route"):
+            (routed,) = self.passages.finder.route([torch.from_numpy(read.token_ids).long()])
         return routed
 
     @property
@@ -511,6 +513,7 @@ class Memory:
     def forget_model(self) -> None:
         """Let go of the model; called by `detach`."""
         self._model = None
+        self._angles = None  # they hold the decoder
         self._settle_recall()
         self.passages.settle()
 

@@ -64,7 +64,8 @@ class PassageFinder:
         memory = self._memory
         router, config, longest = self.router(), memory.in_force, memory.angles.longest
         relevance = None
-        if config.relevance is not None and config.routing != "words":
+        # In training mode recall refuses; what is found then must not be kept for later.
+        if config.relevance is not None and config.routing != "words" and not router.is_training:
             relevance = self._relevance.of(router, memory.backend)
         found = []
         for number, prompt in enumerate(prompts):
@@ -106,6 +107,10 @@ class PassageFinder:
             router = Router(decoder, profile, model.unrotations, memory.angles, memory.tokenizer)
             self._router = router
         return router
+
+    def forget_model(self) -> None:
+        """Let go of a model that was detached, or is gone."""
+        self._router = None
 
     def keep_relevance(self) -> None:
         """Keep in the store what decides whether prompts are about it.

@@ -11,20 +11,32 @@ from emt.routing.router import Router
 from memory_backends import MemoryBackend
 
 RELEVANCE = "relevance"  # a store's setting
-_NEAR = 1.5  # a memory that has grown or shrunk by more is measured again
+_NEW = 0.5  # rows written since, as a share of those measured: with more, it is measured again
+_LOST = 1 / 3  # and likewise with fewer rows by more than this share
 
 
 class _Measured(NamedTuple):
-    """What prompts about nothing in particular find, and in which memory."""
+    """What prompts about nothing in particular find, and in which memory.
+
+    Attributes:
+        backend: of the memory.
+        profile: whose heads searched.
+        num_rows: that a search could find.
+        written: rows that there had ever been, removed ones included.
+        relevance: what was found; None for too little.
+    """
 
     backend: MemoryBackend
     profile: HeadProfile
     num_rows: int
+    written: int
     relevance: Relevance | None
 
-    def holds(self, backend: MemoryBackend, profile: HeadProfile, num_rows: int) -> bool:
-        """Tell whether it is still true."""
-        is_near = self.num_rows / _NEAR <= num_rows <= self.num_rows * _NEAR
+    def holds(self, backend: MemoryBackend, profile: HeadProfile) -> bool:
+        """Tell whether it is still true: most rows are those that were searched."""
+        new = backend.catalog.num_rows - self.written
+        is_near = 0 <= new <= _NEW * self.num_rows
+        is_near = is_near and backend.num_searchable() >= (1 - _LOST) * self.num_rows
         return self.backend is backend and self.profile is profile and is_near
 
 
@@ -34,10 +46,10 @@ def _stored(backend: MemoryBackend, profile: HeadProfile) -> _Measured | None:
     if not isinstance(value, dict) or value.get("profile") != profile.fingerprint:
         return None
     try:
-        found = Relevance.from_json(value)
-    except (KeyError, TypeError, ValueError):
+        found, written = Relevance.from_json(value), int(value["written"])
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None  # of another version: it is measured again
-    return _Measured(backend, profile, found.num_rows, found)
+    return _Measured(backend, profile, found.num_rows, written, found)
 
 
 class KnownRelevance:
@@ -56,15 +68,7 @@ class KnownRelevance:
             router: finds passages.
             backend: where the memories are.
         """
-        profile, rows = router.profile, backend.num_searchable()
-        with self._lock:
-            known = self._known
-            if known is None or not known.holds(backend, profile, rows):
-                known = _stored(backend, profile)
-            if known is None or not known.holds(backend, profile, rows):
-                known = _Measured(backend, profile, rows, router.relevance(backend))
-            self._known = known
-            return known.relevance
+        return self._measured(router, backend).relevance
 
     def keep(self, router: Router, backend: MemoryBackend) -> None:
         """Keep it in the store, for all who open it.
@@ -72,8 +76,21 @@ class KnownRelevance:
         Raises:
             StoreError: the store cannot be written.
         """
-        found = self.of(router, backend)
-        if found is not None:
-            value = {**found.to_json(), "profile": router.profile.fingerprint}
+        known = self._measured(router, backend)
+        if known.relevance is not None:
+            about = {"profile": router.profile.fingerprint, "written": known.written}
+            value = {**known.relevance.to_json(), **about}
             if backend.catalog.setting(RELEVANCE) != value:
                 backend.set_setting(RELEVANCE, value)
+
+    def _measured(self, router: Router, backend: MemoryBackend) -> _Measured:
+        profile = router.profile
+        with self._lock:
+            known = self._known
+            if known is None or not known.holds(backend, profile):
+                known = _stored(backend, profile)
+            if known is None or not known.holds(backend, profile):
+                rows, written = backend.num_searchable(), backend.catalog.num_rows
+                known = _Measured(backend, profile, rows, written, router.relevance(backend))
+            self._known = known
+            return known

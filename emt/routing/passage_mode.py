@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from emt.config import MemoryConfig
+from emt.errors import ConfigError, MemoryUseError
 from emt.hook import is_watching
 from emt.recall import end_of_forward, forget_recall, recall_of
 from emt.recall_tokens import NewTokens
@@ -118,6 +119,24 @@ class PassageMode:
         self.keep(ranked.profile)
         return ranked.profile
 
+    def make_profile_if_needed(self) -> None:
+        """Make a head profile as `make_profile` does, if one is lacking and can be made.
+
+        Raises:
+            ConfigError: as `ProfileChoice.find`.
+            StoreError: the store cannot be written.
+        """
+        if self._memory.tokenizer is None or not self._can_ask or not self.lacks_profile:
+            return
+        with contextlib.suppress(ConfigError, MemoryUseError):  # a prompt says what is missing
+            self.make_profile()
+
+    @property
+    def _can_ask(self) -> bool:
+        """Whether the model is there, and would find twice the same."""
+        decoder = self._memory.decoder_or_none()
+        return decoder is not None and not decoder.training
+
     def keep(self, profile: HeadProfile) -> None:
         """Keep a profile in the memory's store, for all who open it.
 
@@ -149,12 +168,14 @@ class PassageMode:
     def measure_relevance(self) -> None:
         """Keep in the memory's store what prompts about nothing in particular find in it.
 
+        Without a model, or with one in training mode, the store stays as it is.
+
         Raises:
             ConfigError: as `ProfileChoice.find`.
             StoreError: the store cannot be written.
         """
         memory = self._memory
-        if self._mode_of(memory.config, memory.backend) != "passage":
+        if not self._can_ask or self._mode_of(memory.config, memory.backend) != "passage":
             return
         if self._profiles.find(memory.config, memory.backend) is not None:
             self.finder.keep_relevance()
@@ -175,6 +196,7 @@ class PassageMode:
             for hook in self._hooks:
                 hook.remove()
             self._hooks = []
+            self.finder.forget_model()
             return
         config, backend = self._memory.config, self._memory.backend
         if not self._memory.is_open:

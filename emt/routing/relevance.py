@@ -120,12 +120,10 @@ class Relevance:
         Raises:
             KeyError, TypeError, ValueError: it is something else.
         """
-        return cls(
-            int(data["num_rows"]),
-            float(data["intercept"]),
-            float(data["slope"]),
-            float(data["deviation"]),
-        )
+        values = [float(data[name]) for name in ("num_rows", "intercept", "slope", "deviation")]
+        if not all(map(math.isfinite, values)) or values[3] <= 0:
+            raise ValueError(f"not a line and a spread about it: {values}")
+        return cls(int(values[0]), *values[1:])
 
 
 def measured(ask: Callable[[str], tuple[float, int]], num_rows: int) -> Relevance | None:

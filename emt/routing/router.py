@@ -89,6 +89,11 @@ class Router:
         self._words: tuple[MemoryBackend, int, Words] | None = None
         self._lock = threading.Lock()
 
+    @property
+    def is_training(self) -> bool:
+        """Whether the model is in training mode, and may find something else each time."""
+        return self._decoder.training
+
     def route(
         self,
         token_ids: Tensor,
@@ -149,16 +154,20 @@ class Router:
             backend: where the memories are.
 
         Returns:
-            None if they find too little, or there is no tokenizer to read them.
+            None if they find too little, or if there is no tokenizer to read them; or if the memory
+            is so small that any token finds half of it, and evidence is all in one place whatever
+            is asked.
         """
         tokenizer = self._tokenizer
-        if tokenizer is None or not backend.num_searchable():
+        if tokenizer is None or backend.num_searchable() < 2 * TOPK:
             return None
 
         def ask(prompt: str) -> tuple[float, int]:
             token_ids = prompt_ids(tokenizer, prompt)
             question = question_of(token_ids, tokenizer)
             asking = range(question.first, question.stop)
+            if not asking:
+                return 0.0, 0
             windows = windows_of(self.hits(token_ids, asking, backend), 1, apart=1)
             return windows[0].share if windows else 0.0, len(asking)
 

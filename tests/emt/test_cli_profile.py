@@ -8,8 +8,8 @@ import shutil
 import torch
 import pytest
 
-from emt import HeadProfile, MemoryConfig, attach, profile_heads
-from emt.errors import ConfigError
+from emt import HeadProfile, MemoryConfig, attach, detach, profile_heads
+from emt.errors import ConfigError, MemoryUseError
 from emt.loading import load
 from emt.routing import passage_mode
 from emt.routing.examples import made_from, read_examples
@@ -341,3 +341,39 @@ def test_a_model_with_windows_only_has_no_profile(data):
     memory = attach(model, MemoryConfig(layers=[0]), tokenizer=byte_tokenizer())
     with pytest.raises(ConfigError, match="layers that see the whole context; this model has none"):
         profile_heads(memory, read_examples(data), name="tiny")
+
+
+@pytest.fixture
+def lacking(tmp_path):
+    """A model, and its memory that lacks a head profile."""
+    model = build("llama", vocab_size=BYTES_VOCAB_SIZE)
+    settings = {"mode": "passage", "path": str(tmp_path / "store")}
+    memory = attach(model, MemoryConfig(**settings), tokenizer=byte_tokenizer())
+    for name, text in sorted(TEXTS.items()):
+        memory.write(text, document=name)
+    return model, memory
+
+
+def test_no_profile_is_made_while_the_model_generates(lacking):
+    _, memory = lacking
+    refused = pytest.raises(MemoryUseError, match="cannot save while the model is generating")
+    with memory.activity.shared("generate"), refused:
+        memory.save()
+    assert memory.passages.lacks_profile
+
+
+def test_a_memory_whose_model_cannot_be_asked_is_saved_without_a_profile(lacking, monkeypatch):
+    model, memory = lacking
+    model.train()
+    memory.save()
+    assert memory.passages.lacks_profile
+    model.eval()
+    with monkeypatch.context() as patched:
+        patched.setattr(type(memory.tokenizer), "is_fast", False)
+        memory.save()
+        assert memory.passages.lacks_profile
+        with pytest.raises(ConfigError, match="needs a fast tokenizer"):
+            memory.passages.make_profile()
+    detach(model)
+    memory.save()
+    assert memory.backend.catalog.setting("head_profile") is None

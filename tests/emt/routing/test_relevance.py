@@ -1,16 +1,22 @@
 """What decides whether a prompt is about a memory: measured with prompts that are not."""
 
+import gc
 import json
 import math
+import weakref
 
 import numpy as np
 import pytest
+from tokenizers import Regex, normalizers
 
+from emt import detach
+from emt.errors import MemoryUseError
 from emt.routing.known_relevance import RELEVANCE, KnownRelevance
+from emt.routing.prompt import prompt_ids
 from emt.routing.relevance import PROBES, Relevance, measured
 from emt.routing.router import Router
 from memory_backends import ManualBackend
-from tests.emt.routing.worlds import asked, document, routing
+from tests.emt.routing.worlds import asked, chosen, document, routing
 from tests.emt.words import word_tokenizer
 from tests.families import build
 
@@ -50,8 +56,8 @@ def test_every_probe_is_asked_once_with_and_without_instructions():
     assert found.slope == pytest.approx(0, abs=1e-9)
 
 
-def remembering(model, **settings):
-    return routing(model, tokenizer=word_tokenizer(), **settings)
+def remembering(model, memory_type="manual", **settings):
+    return routing(model, memory_type, tokenizer=word_tokenizer(), **settings)
 
 
 @pytest.fixture
@@ -100,13 +106,123 @@ def test_a_store_keeps_it_for_others(measurements, tmp_path):
     memory.close()
     backend = ManualBackend.open(tmp_path / "store")
     found = KnownRelevance().of(memory.passages.finder.router(), backend)
-    assert found.to_json() == {key: kept[key] for key in kept if key != "profile"}
+    assert found.to_json() == {key: kept[key] for key in kept if key not in ("profile", "written")}
     assert measurements == [237]
-    for other in ({**kept, "profile": "other"}, {**kept, "slope": None}, "words"):
+    others = (
+        {**kept, "profile": "other"},
+        {**kept, "slope": None},
+        {**kept, "deviation": 0.0},
+        {**kept, "intercept": math.nan},
+        {**kept, "num_rows": math.inf},
+        {**kept, "written": 238},
+        "words",
+    )
+    for other in others:
         backend.set_setting(RELEVANCE, other)
         KnownRelevance().of(memory.passages.finder.router(), backend)
-    assert measurements == [237] * 4
+    assert measurements == [237] * (1 + len(others))
     backend.close()
+
+
+def test_it_is_measured_again_when_most_rows_are_others(measurements):
+    model = build("llama")
+    memory = remembering(model)
+    memory.route(asked(1))
+    memory.write(document(4), document="two", replace=True)  # 106 rows in the place of 79
+    memory.route(asked(1))
+    assert measurements == [237]
+    memory.write(document(0), document="one", replace=True)  # 70 more, and none by number
+    memory.route(asked(1))
+    assert measurements == [237, 264]
+    memory.remove("two")
+    memory.route(asked(1))
+    assert measurements == [237, 264, 158]
+
+
+def test_it_is_measured_in_the_whole_memory_whatever_is_read_now():
+    model = build("llama")
+    memory = remembering(model)
+    finder = memory.passages.finder
+    with memory.using(documents=["one"]):
+        scoped = memory.route(asked(0))
+    expected = finder.router().relevance(memory.backend)
+    num_asking = scoped.question.stop - scoped.question.first
+    assert scoped.relevance == pytest.approx(expected.of(scoped.score, num_asking))
+
+
+@pytest.mark.parametrize("memory_type", ["manual", "vector_db"])
+def test_in_a_memory_of_a_few_rows_every_prompt_is_relevant(memory_type):
+    model = build("llama")
+    memory = remembering(model, memory_type)
+    memory.remove("two", "three")
+    memory.write(document(1)[:57], document="two")
+    routed = memory.route(asked(1))  # 127 rows
+    assert routed.passages
+    assert routed.relevance is None
+    memory.write(document(2)[:1], document="three")
+    assert memory.passages.finder.router().relevance(memory.backend) is not None
+
+
+def test_a_model_in_training_mode_decides_nothing(tmp_path):
+    model = build("llama")
+    memory = remembering(model, path=str(tmp_path / "store"))
+    model.train()
+    assert memory.route(asked(1)).relevance is None
+    with pytest.raises(MemoryUseError, match="the model is in training mode"):
+        chosen(model, [asked(1)])
+    memory.save()
+    assert memory.backend.catalog.setting(RELEVANCE) is None
+    model.eval()
+    memory.save()
+    assert memory.backend.catalog.setting(RELEVANCE)["num_rows"] == 237
+
+
+@pytest.mark.parametrize("memory_type", ["manual", "vector_db"])
+def test_without_its_model_a_memory_is_saved_all_the_same(memory_type, tmp_path):
+    model = build("llama")
+    memory = remembering(model, memory_type, path=str(tmp_path / "store"))
+    memory.route(asked(1))
+    decoder = weakref.ref(model.model)
+    detach(model)
+    del model
+    gc.collect()
+    assert decoder() is None  # what routed does not keep it
+    memory.save()
+    assert memory.backend.catalog.setting(RELEVANCE) is None
+    memory.close()
+    assert len(ManualBackend.open(tmp_path / "store")) == 237
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{{ '' }}"])
+def test_a_template_that_does_not_take_a_prompt_leaves_it_plain(template):
+    model = build("llama")
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = template
+    memory = routing(model, tokenizer=tokenizer)
+    plain = word_tokenizer()
+    assert prompt_ids(tokenizer, "w5 w6").tolist() == plain("w5 w6")["input_ids"]
+    same_model = build("llama")
+    other = routing(same_model, tokenizer=plain)
+    found = [one.passages.finder.router().relevance(one.backend) for one in (memory, other)]
+    assert found[0] == found[1]
+
+
+def test_probes_without_tokens_find_nothing():
+    model = build("llama")
+    tokenizer = word_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = None
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(Regex("."), "")
+    memory = routing(model, tokenizer=tokenizer)
+    assert memory.passages.finder.router().relevance(memory.backend) is None
+    assert memory.route(asked(1)).passages
+
+
+def test_a_memory_is_not_routed_while_it_is_written():
+    model = build("llama")
+    memory = remembering(model)
+    refused = pytest.raises(MemoryUseError, match=r"cannot route while .* busy with write\(\)")
+    with memory.activity.alone("write"), refused:
+        memory.route(asked(1))
 
 
 def test_probes_are_routed_as_prompts_are():

@@ -82,12 +82,13 @@ def test_passages_are_around_the_best_windows(memory_type):
 
 
 def test_what_stands_too_little_above_others_is_told_and_nothing_recalled():
-    memory = routing(build("llama"))
+    model = build("llama")
+    memory = routing(model)
     free = memory.route(asked(1))
     assert free.relevance is None
     others = Relevance(len(memory), math.log(free.score) - 0.5, 0.0, 0.25)
-    profile = memory.passages.profile.fingerprint
-    memory.backend.set_setting("relevance", {**others.to_json(), "profile": profile})
+    about = {"profile": memory.passages.profile.fingerprint, "written": len(memory)}
+    memory.backend.set_setting("relevance", {**others.to_json(), **about})
     memory.passages.finder._relevance = KnownRelevance()
     for least, passages in ((1.9, free.passages), (2.1, ()), (None, free.passages)):
         with memory.using(relevance=least):
