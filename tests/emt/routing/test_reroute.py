@@ -341,6 +341,30 @@ def test_tokens_without_a_message_keep_the_rows():
     assert (found - expected).abs().max() <= 2e-5
 
 
+@torch.no_grad()
+def test_a_message_about_nothing_in_the_memory_keeps_the_rows():
+    model, tokenizer, memory = chatting(relevance=None)
+    before, after = chat(tokenizer, words(0)), chat(tokenizer, words(0), "w5 w6", words(2))
+    new = after[len(before) :]
+    routed = memory.route(before)
+    other = memory.route(new).passages[0].passage.document  # without a limit, it swaps them
+    assert other not in [one.passage.document for one in routed.passages]
+    cache = model(before[None], use_cache=True).past_key_values
+    with memory.using(relevance=1e6):
+        assert memory.route(new).relevance < 1e6
+        found = model(new[None], past_key_values=cache).logits[0]
+        empty = model(before[None], use_cache=True).past_key_values
+        without = model(new[None], past_key_values=empty).logits[0]
+    with memory.recalling(put(routed), at=routed.question.at):
+        expected = model(after[None]).logits[0, len(before) :]
+    assert (found - expected).abs().max() <= 2e-5
+    with memory.using(enabled=False):
+        cache = model(before[None], use_cache=True).past_key_values
+        plain = model(new[None], past_key_values=cache).logits[0]
+    assert torch.equal(without, plain)
+    assert not torch.allclose(found, plain, atol=1e-3)
+
+
 @pytest.mark.usefixtures("_by_last_token")
 def test_a_chat_generated_turn_by_turn():
     model, tokenizer, memory = chatting()
