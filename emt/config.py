@@ -36,7 +36,8 @@ class MemoryConfig:
             "both".
         relevance: how far a prompt's evidence must stand above that of prompts about nothing in
             particular, in standard deviations, for passages to be recalled; else the model is the
-            plain one. None recalls passages for every prompt. Words have no say in it.
+            plain one. None recalls passages for every prompt, as is done in a memory of fewer than
+            128 rows, in which evidence is all in one place. Words have no say in it.
         reroute: find passages anew every so many generated tokens, with what was generated, and
             swap those recalled for as many rows of others if they are about something else; needs
             one sequence for each prompt and a cache. None for never.
