@@ -241,7 +241,7 @@ def test_an_answer_has_its_passages(tmp_path):
 def test_a_prompt_that_nothing_is_relevant_for_has_no_passages(tmp_path):
     tiny_profile().write(tmp_path / "p.json")
     settings = {"profile": str(tmp_path / "p.json"), "relevance": 1e6}
-    model, memory = remembering(mode="passage", **settings)
+    model, memory = remembering(texts={"a": "\n".join(LINES * 4)}, mode="passage", **settings)
     answer = generate(model, memory, "w12 w13 w14", max_new_tokens=5)
     plain = generate(model, memory, "w12 w13 w14", max_new_tokens=5, use_memory=False)
     assert answer.token_ids == plain.token_ids
