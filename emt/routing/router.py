@@ -235,7 +235,12 @@ class Router:
 def _passages(
     windows: Sequence[Window], backend: MemoryBackend, num_rows: int, num_passages: int
 ) -> list[RoutedPassage]:
-    """Turn places into passages that share no rows, best first, within the budget."""
+    """Turn places into passages that share no rows, best first, within the budget.
+
+    Of the rows that are left for n passages the best one may have 2 in n + 1, so that three have
+    about three, two and one sixth of all: the best place is nearly always the right one, and a
+    longer passage reaches an answer that stands some sentences away from the question's words.
+    """
     if not windows:
         return []
     owners = backend.catalog.document_of_rows(window.peak for window in windows)
@@ -248,7 +253,7 @@ def _passages(
         if window.peak not in owners:  # between documents, or removed meanwhile
             continue
         document = backend.catalog.document(owners[window.peak])
-        length = min(left, num_rows // num_passages)
+        length = max(2 * left // (num_passages - len(chosen) + 1), 1)
         passage = passage_around(document, window.peak - document.first_row, length)
         kept = without_gaps(passage, document.first_row, window.peak, there)
         if kept is None:
