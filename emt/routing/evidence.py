@@ -55,6 +55,17 @@ class Hits:
         used = there & (excess > 0)
         return cls(ids[used], askers[used], excess[used], len(ids))
 
+    def of_tokens(self, tokens: range, num_tokens: int) -> Hits:
+        """Return what some tokens found.
+
+        Args:
+            tokens: which.
+            num_tokens: of all; askers are numbered by heads, and by tokens within a head.
+        """
+        token = self.askers % num_tokens
+        mine = (token >= tokens.start) & (token < tokens.stop)
+        return Hits(self.rows[mine], self.askers[mine], self.excess[mine], self.num_askers)
+
     @property
     def most(self) -> float:
         """The evidence of a passage that has the best row of every asker."""

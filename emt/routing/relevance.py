@@ -53,6 +53,8 @@ PROBES = (
 )
 _ENDINGS = ("", "\nAnswer in a few words.")  # in turn, so that lengths differ
 _LEAST_PROBES = 8
+_ONE_RUN = 24  # tokens; few more than the longest probe has
+_RUN = 16
 _LEAST_DEVIATION = 0.05
 
 
@@ -124,6 +126,21 @@ class Relevance:
         if not all(map(math.isfinite, values)) or values[3] <= 0:
             raise ValueError(f"not a line and a spread about it: {values}")
         return cls(int(values[0]), *values[1:])
+
+
+def runs_of(num_asking: int) -> list[range]:
+    """Return the runs of tokens by which a prompt is judged: all of them, or runs of a long one.
+
+    What is asked about may stand among many words that have nothing to do with it, such as
+    instructions, whose evidence is everywhere.
+
+    Args:
+        num_asking: tokens that ask.
+    """
+    if num_asking <= _ONE_RUN:
+        return [range(num_asking)]
+    starts = range(0, num_asking - _RUN // 2, _RUN // 2)
+    return [range(start, min(start + _RUN, num_asking)) for start in starts]
 
 
 def measured(ask: Callable[[str], tuple[float, int]], num_rows: int) -> Relevance | None:

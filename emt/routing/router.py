@@ -20,7 +20,7 @@ from emt.routing.evidence import Hits, Window, windows_of
 from emt.routing.profile import HeadProfile
 from emt.routing.prompt import Question, prompt_ids, question_of
 from emt.routing.queries import unit_queries
-from emt.routing.relevance import Relevance, measured
+from emt.routing.relevance import Relevance, measured, runs_of
 from emt.routing.words import Words
 from memory_backends import MemoryBackend, Scope
 
@@ -137,7 +137,7 @@ class Router:
         score = windows[0].share if windows else 0.0
         above = None
         if relevance is not None and routing != "words":
-            above = relevance.of(score, len(asking))
+            above = _relevance_of(hits, score, len(asking), relevance)
             if above < least:
                 return Routed(question, (), score, above)
         if routing != "heads":
@@ -230,6 +230,16 @@ class Router:
             if found is None or found[0] is not backend or found[1] != changes:
                 self._words = found = backend, changes, Words(backend, self._tokenizer)
             return found[2]
+
+
+def _relevance_of(hits: Hits, score: float, num_asking: int, relevance: Relevance) -> float:
+    """Return how far the tokens of a prompt that say most of a memory stand above chance."""
+    runs = runs_of(num_asking)
+    if len(runs) == 1:
+        return relevance.of(score, num_asking)
+    best = [windows_of(hits.of_tokens(run, num_asking), 1, apart=1) for run in runs]
+    shares = [found[0].share if found else 0.0 for found in best]
+    return max(map(relevance.of, shares, map(len, runs)))
 
 
 def _passages(

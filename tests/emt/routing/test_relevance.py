@@ -1,22 +1,25 @@
 """What decides whether a prompt is about a memory: measured with prompts that are not."""
 
 import gc
+import itertools
 import json
 import math
 import weakref
 
+import torch
 import numpy as np
 import pytest
 from tokenizers import Regex, normalizers
 
 from emt import detach
 from emt.errors import MemoryUseError
+from emt.routing.evidence import Hits, windows_of
 from emt.routing.known_relevance import RELEVANCE, KnownRelevance
 from emt.routing.prompt import prompt_ids
-from emt.routing.relevance import PROBES, Relevance, measured
+from emt.routing.relevance import PROBES, Relevance, measured, runs_of
 from emt.routing.router import Router
 from memory_backends import ManualBackend
-from tests.emt.routing.worlds import asked, chosen, document, routing
+from tests.emt.routing.worlds import asked, chosen, document, routing, tokens
 from tests.emt.words import word_tokenizer
 from tests.families import build
 
@@ -42,6 +45,35 @@ def test_the_line_is_that_of_least_squares():
 def test_prompts_of_one_length_and_one_share_give_no_slope():
     found = Relevance.fitted([0.25] * 8, [10] * 8, 1)
     assert (found.intercept, found.slope, found.deviation) == (math.log(0.25), 0, 0.05)
+
+
+@pytest.mark.parametrize("num_asking", [1, 24, 25, 40, 63])
+def test_a_long_prompt_is_judged_by_runs_that_overlap_by_half(num_asking):
+    runs = runs_of(num_asking)
+    assert sorted({token for run in runs for token in run}) == list(range(num_asking))
+    if num_asking <= 24:
+        assert runs == [range(num_asking)]
+        return
+    assert all(8 < len(run) <= 16 for run in runs)
+    assert all(one.start + 8 == two.start for one, two in itertools.pairwise(runs))
+
+
+def test_what_is_asked_among_other_words_counts():
+    model = build("llama")
+    memory = remembering(model, relevance=None)
+    router = memory.passages.finder.router()
+    bare, chatter = asked(1, length=16), tokens(40, 77)
+    line = Relevance(237, -1.0, -0.3, 0.5)
+    options = {"num_rows": 24, "num_passages": 2, "relevance": line, "least": -math.inf}
+    for prompt in (torch.cat([chatter, bare]), torch.cat([bare, chatter])):
+        found = router.route(prompt, memory.backend, **options)
+        hits = router.hits(prompt, range(len(prompt)), memory.backend)
+        shares = []
+        for run in runs_of(len(prompt)):
+            mine = [place for place, token in enumerate(hits.askers % len(prompt)) if token in run]
+            part = Hits(hits.rows[mine], hits.askers[mine], hits.excess[mine], hits.num_askers)
+            shares.append(line.of(windows_of(part, 1, apart=1)[0].share, len(run)))
+        assert found.relevance == pytest.approx(max(shares))
 
 
 def test_too_few_that_find_anything_decide_nothing():
