@@ -113,7 +113,8 @@ def places(
         passages: of each prompt, in the order they are put.
         at: of each prompt, the token its passages are put before, padding not counted.
         sinks: whether the first passage is put after the attention sinks of its document, if it
-            does not begin with them; None where it is put before a prompt's first token.
+            does not begin with them; None where it is put before a prompt's first token, without
+            those that another passage has.
 
     Raises:
         ConfigError: passages of one prompt share rows, or a place is negative.
@@ -135,7 +136,10 @@ def places(
             first = document.first_row
             if order == 0 and (start == 0 if sinks is None else sinks):
                 kept = document.sink_rows[:SINK_ROWS]
-                sink_ids = first + kept[kept < passage.first].astype(np.int64)
+                kept = kept[kept < passage.first]
+                if sinks is None:  # a later passage may have them
+                    kept = np.array([row for row in kept if not _has(chosen[1:], passage, row)])
+                sink_ids = first + kept.astype(np.int64)
                 ids += sink_ids[_are_among(sink_ids, there)].tolist()
             ids += range(first + passage.first, first + passage.stop)
         if len(set(ids)) < len(ids):
@@ -146,6 +150,11 @@ def places(
         found.append(Place(tuple(ids), start))
     _check_there(there, found)
     return found
+
+
+def _has(passages: Sequence[Passage], like: Passage, row: int) -> bool:
+    """Tell whether one of some passages has a row of the document of another."""
+    return any(one.document == like.document and one.first <= row < one.stop for one in passages)
 
 
 def _check_range(passage: Passage, document: StoredDocument) -> None:

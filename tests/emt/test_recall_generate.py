@@ -219,7 +219,7 @@ def test_a_copy_of_the_model_recalls_nothing():
         ([Passage("d", -1, 4)], {}, DocumentError, "first=-1"),
         ([Passage("d", 4, 4)], {}, DocumentError, "first=4, stop=4"),
         ([Passage("d", 5, 9), Passage("d", 8, 12)], {}, ConfigError, "must not share rows"),
-        ([Passage("d", 5, 9), Passage("d", 0, 2)], {}, ConfigError, "sinks=False"),
+        ([Passage("d", 5, 9), Passage("d", 0, 2)], {"sinks": True}, ConfigError, "sinks=False"),
         (ALL, {"at": -1}, ConfigError, "at must be 0 or more.*-1"),
         ([ALL, ALL], {"at": [1, 2, 3]}, ConfigError, "2 of them; got 3"),
         ([ALL, *ALL], {}, ConfigError, "got both"),

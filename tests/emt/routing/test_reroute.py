@@ -382,3 +382,19 @@ def test_a_chat_generated_turn_by_turn():
         for token in again[0, ids.shape[1] : -1]:
             logits.append(model(token[None, None], past_key_values=cache).logits[0, -1])
     assert torch.stack(logits).argmax(-1).tolist() == again[0, ids.shape[1] :].tolist()
+
+
+def test_attention_sinks_that_another_passage_has_are_put_once():
+    model = build("llama")
+    memory = routing(model)
+    document = memory.backend.catalog.document("two")
+    sinks = (document.first_row + document.sink_rows[:4]).tolist()
+    assert sinks == list(range(document.first_row, document.first_row + 4))
+    later, beginning = Passage("two", 20, 24), Passage("two", 2, 9)
+    (alone,) = places(memory.backend, [[later]], [0], None)
+    assert list(alone.ids) == sinks + list(range(document.first_row + 20, document.first_row + 24))
+    (both,) = places(memory.backend, [[later, beginning]], [0], None)
+    rows = [0, 1, *range(20, 24), *range(2, 9)]  # rows 2 and 3 come with their passage
+    assert list(both.ids) == [document.first_row + row for row in rows]
+    with memory.recalling([later, beginning]):
+        model(asked(1)[None])
