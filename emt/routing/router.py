@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -233,13 +234,17 @@ class Router:
 
 
 def _relevance_of(hits: Hits, score: float, num_asking: int, relevance: Relevance) -> float:
-    """Return how far the tokens of a prompt that say most of a memory stand above chance."""
+    """Return how far the tokens of a prompt that say most of a memory stand above chance.
+
+    The best of n runs stands about sqrt(2 ln n) deviations above chance by chance alone.
+    """
     runs = runs_of(num_asking)
     if len(runs) == 1:
         return relevance.of(score, num_asking)
     best = [windows_of(hits.of_tokens(run, num_asking), 1, apart=1) for run in runs]
     shares = [found[0].share if found else 0.0 for found in best]
-    return max(map(relevance.of, shares, map(len, runs)))
+    best_of_runs = max(map(relevance.of, shares, map(len, runs)))
+    return best_of_runs - math.sqrt(2 * math.log(len(runs)))
 
 
 def _passages(
