@@ -17,8 +17,7 @@ from memory_backends.vector_db.selection import Selection
 _MAX_SELECTIONS = 64  # a bit a row each
 # Lists of an IVF index that a search of named heads looks into, at least. Those are few and ask
 # what no stored token has asked, so the calibration, on stored tokens' queries, is too hopeful:
-# over a million rows, in 2,048 lists, it lost one passage in six that these find, and half as many
-# lists found hardly less.
+# it loses passages that these find (benchmarks/quality.md).
 _THOROUGH = 256
 
 
