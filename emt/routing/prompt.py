@@ -177,7 +177,7 @@ def _in_template(tokenizer: Any, question: str) -> str:
     chat = [{"role": "user", "content": question}]
     try:
         return str(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
-    except Exception:  # as in _marks_of
+    except Exception:  # a template may raise whatever it likes
         return ""
 
 
