@@ -169,6 +169,8 @@ class MemoryBackend(RowSearch):
     def save(self, path: Path | str | None = None) -> None:
         """Write the memory to a store directory that every backend opens.
 
+        A copy can be written of a store that cannot.
+
         Args:
             path: a directory that does not exist or is empty; None for the memory's own path.
 
@@ -178,7 +180,7 @@ class MemoryBackend(RowSearch):
         target = self._copy_target(path)
         if target is not None:
             directory = check_free(target)
-            with self._writing(), reported(directory):  # so that no other process adds meanwhile
+            with self._unchanging(), reported(directory):
                 self._store.copy_to(directory)
         elif self._catalog.path is None:
             with self._writing():  # makes the store, which has nothing in it yet
@@ -248,6 +250,11 @@ class MemoryBackend(RowSearch):
         """The memory's documents and settings."""
         return self._store.catalog
 
+    @property
+    def is_read_only(self) -> bool:
+        """Whether there is a store, and this process has no permission to write to it."""
+        return self._store.is_read_only
+
     # -- for subclasses -------------------------------------------------------------------------
 
     def _rows_changed(self) -> None:
@@ -276,6 +283,18 @@ class MemoryBackend(RowSearch):
             self._refresh()
             if self._catalog is not before:  # the store was made just now, maybe by someone else
                 self._changed()
+            yield
+
+    @contextlib.contextmanager
+    def _unchanging(self) -> Iterator[None]:
+        """Let no thread and no process change the store in a `with` block."""
+        if not self.is_read_only:
+            with self._writing():
+                yield
+            return
+        self._store.check_idle()
+        with self._catalog.snapshot():  # no writer's commit can pass it
+            self._refresh()
             yield
 
     def _copy_target(self, path: Path | str | None) -> Path | None:

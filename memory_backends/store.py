@@ -8,6 +8,7 @@ whose lock no writer's commit can pass; so no compaction can come between.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,7 @@ from memory_backends.catalog import Catalog
 from memory_backends.database import FILE_NAME as CATALOG_FILE_NAME
 from memory_backends.errors import MemoryMismatchError, StoreError, reported
 from memory_backends.layout import MemoryLayout
-from memory_backends.lock import write_lock
+from memory_backends.lock import LOCK_FILE_NAME, write_lock
 from memory_backends.queries import QuerySamples
 from memory_backends.records import RecordSpan
 from memory_backends.row_coding import RowCoding
@@ -74,6 +75,14 @@ class Store:
         except BaseException:
             self.catalog.close()
             raise
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether there is a store, and this process has no permission to write to it."""
+        if self.path is None or self.catalog.path is None:
+            return False
+        parts = (self.path, self.catalog.path, self.path / LOCK_FILE_NAME)
+        return any(not os.access(part, os.W_OK) and part.exists() for part in parts)
 
     def check_idle(self) -> None:
         """Refuse what must not come between the steps of a write.

@@ -147,6 +147,8 @@ class VectorDBBackend(MemoryBackend):
         super().save(path)
         target = self._copy_target(path)
         if target is None:
+            if self.is_read_only and self._is_written():
+                return
             with self._writing():
                 self._changed()  # another process may have written
                 self._write_indexes()
@@ -408,6 +410,9 @@ class VectorDBBackend(MemoryBackend):
     def _rows_changed(self) -> None:
         super()._rows_changed()
         self._indexes.plan(self._searchable_rows())
+
+    def _is_written(self) -> bool:
+        return self._indexes.is_written(self._searchable_rows(), self._indexed_heads)
 
     def _write_indexes(self) -> None:
         self._indexes.write(self._searchable_rows(), self._indexed_heads)

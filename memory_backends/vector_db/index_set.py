@@ -157,6 +157,22 @@ class IndexSet:
             if lists is not None:
                 yield int(lists.ptr), lists.totsize
 
+    def is_written(self, searchable: Int64Array, wanted: IndexedHeads) -> bool:
+        """Tell whether the store's FAISS files are up to date.
+
+        Args:
+            searchable: (n,) the rows that a search may find, ascending.
+            wanted: the heads.
+        """
+        return (
+            self.cache is not None
+            and self.bitmap is None
+            and self.factory == self._factory_for(searchable)
+            and self.cache.num_rows == len(self.ids)
+            and self.cache.covers(wanted)  # more is no harm, and not made again
+            and self.cache.is_in_force(self._store.catalog)
+        )
+
     def write(self, searchable: Int64Array, wanted: IndexedHeads) -> None:
         """Write FAISS files of some heads to a new generation and make it the store's.
 
@@ -169,18 +185,14 @@ class IndexSet:
         Raises:
             StoreError: the files cannot be written; those before stay in force.
         """
+        if self.cache is not None and self.is_written(searchable, wanted):
+            self.cache.remove_others()
+            return
         factory = self._factory_for(searchable)
         # Drop removed rows for good; make more lists when the memory has outgrown those it has.
         if self.bitmap is not None or factory != self.factory:
             self.start_anew(factory)
             self.plan(searchable)
-        if self.cache is not None and (
-            self.cache.num_rows == len(self.ids)
-            and self.cache.covers(wanted)  # more is no harm, and not made again
-            and self.cache.is_in_force(self._store.catalog)
-        ):
-            self.cache.remove_others()
-            return
         self.cache = write_generation(
             self._directory,
             self._store.catalog,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from memory_backends import (
 from tests.memory_backends.conformance import assert_fetches, assert_finds
 from tests.memory_backends.reference import LAYOUT, make_document, make_rows
 from tests.memory_backends.test_queries import with_queries
+from tests.read_only import forbid_writing
 
 KINDS = pytest.mark.parametrize("kind", [ManualBackend, VectorDBBackend])
 RUNS = [with_queries(make_rows(n, seed=n), n) for n in (70, 60, 80)]
@@ -160,11 +162,65 @@ def test_a_read_only_store_is_read(store: Path) -> None:
     try:
         backend = ManualBackend.open(store)
         assert_fetches(backend, RUNS)
+        assert backend.is_read_only
         with pytest.raises(StoreError, match="Permission denied"):
             backend.remove([1])
+        backend.save()
+        backend.save(store.parent / "copy")
+        assert_as_before(ManualBackend.open(store.parent / "copy"), store.parent / "copy")
     finally:
         for path in (store, store / "rows", store / "queries"):
             path.chmod(0o755)
+
+
+@KINDS
+def test_a_store_that_cannot_be_written_is_copied_as_it_is_by_now(
+    kind: type[MemoryBackend], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = kind.open(store), ManualBackend.open(store)
+    assert not reader.is_read_only
+    writer.add(make_document("new", 300), [MORE[0]])
+    copy = reader._store.copy_to
+
+    def copy_while_another_commits(directory: Path) -> None:
+        other = sqlite3.connect(store / "catalog.sqlite", timeout=0, isolation_level=None)
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("DELETE FROM documents")
+        other.close()
+        copy(directory)
+
+    monkeypatch.setattr(reader._store, "copy_to", copy_while_another_commits)
+    with monkeypatch.context() as patch:
+        forbid_writing(patch, store)
+        assert reader.is_read_only
+        reader.save(store.parent / "copy")
+    assert reader.catalog.document_names() == ["a", "c", "new"]
+    found = kind.open(store.parent / "copy")
+    assert found.catalog.document_names() == ["a", "c", "new"]
+    left = [*range(70), *range(130, 510)]
+    assert_finds(found, [*RUNS, MORE[0]], left)
+    assert verify(store.parent / "copy") == []
+    assert_finds(ManualBackend.open(store), [*RUNS, MORE[0]], left)
+
+
+def test_index_files_that_are_up_to_date_need_no_permission(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = VectorDBBackend.open(store)
+    with monkeypatch.context() as patch:
+        forbid_writing(patch, store)
+        with pytest.raises(StoreError, match="Permission denied"):
+            backend.save()  # there are none yet
+    backend.save()
+    with monkeypatch.context() as patch:
+        forbid_writing(patch, store)
+        backend.save()
+        VectorDBBackend.open(store).save()
+    backend.remove([1])
+    with monkeypatch.context() as patch:
+        forbid_writing(patch, store)
+        with pytest.raises(StoreError, match="Permission denied"):
+            backend.save()
 
 
 def test_an_error_of_the_caller_stays_the_callers(store: Path) -> None:
