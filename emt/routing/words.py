@@ -29,13 +29,7 @@ class Words:
     """
 
     def __init__(self, backend: MemoryBackend, tokenizer: Any) -> None:
-        try:
-            self._library: Any = importlib.import_module("bm25s")
-        except ImportError as error:
-            raise ConfigError(
-                "routing by words needs bm25s. Install it with `pip install 'emt[experiments]'`, "
-                "or set routing to heads."
-            ) from error
+        self._library = bm25s_for("routing by words", instead=", or set routing to heads")
         texts: list[str] = []
         middles: list[int] = []
         for name in backend.catalog.document_names():
@@ -90,6 +84,24 @@ class Words:
 
     def _words(self, texts: list[str]) -> Any:
         return self._library.tokenize(texts, stopwords="en", show_progress=False)
+
+
+def bm25s_for(what: str, *, instead: str = "") -> Any:
+    """Import bm25s.
+
+    Args:
+        what: needs it, for the error.
+        instead: what else the user can do, for the error.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return importlib.import_module("bm25s")
+    except ImportError as error:
+        raise ConfigError(
+            f"{what} needs bm25s. Install it with `pip install 'emt[experiments]'`{instead}."
+        ) from error
 
 
 def _text(document: StoredDocument, start: int, stop: int, tokenizer: Any) -> str:

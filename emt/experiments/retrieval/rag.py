@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 
 from emt.errors import ConfigError
 from emt.experiments.retrieval.answering import Responder
+from emt.routing.words import bm25s_for
 
 
 class Retriever(Protocol):
@@ -32,13 +33,7 @@ class BM25:
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
-        try:
-            self._library: Any = importlib.import_module("bm25s")
-        except ImportError as error:
-            raise ConfigError(
-                "retrieval-augmented conditions need bm25s. "
-                "Install it with `pip install 'emt[experiments]'`."
-            ) from error
+        self._library = bm25s_for("retrieval-augmented generation")
         self._length = len(texts)
         words = self._words(texts)
         self._index = None  # stop words only: nothing to rank by
