@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from weakref import ReferenceType
 
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from emt.config import MemoryConfig
-from emt.errors import ConfigError
+from emt.errors import ConfigError, MemoryUseError
 from emt.rope import Unrotation
 from memory_backends import MemoryLayout
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -60,3 +63,19 @@ def reading_layers(model: AttachedModel, config: MemoryConfig) -> frozenset[int]
             f"layers must be layers with attention, 0 to {known[-1]}; got {wrong[0]}."
         )
     return frozenset(config.layers)
+
+
+def living(module: ReferenceType[_Module], what: str) -> _Module:
+    """Return a model, or a part of one, that its memory does not keep alive.
+
+    Args:
+        module: it.
+        what: is wanted of it, for the error.
+
+    Raises:
+        MemoryUseError: it is gone.
+    """
+    found = module()
+    if found is None:
+        raise MemoryUseError(f"cannot {what}: the model is gone. Keep a reference to it.")
+    return found

@@ -29,7 +29,7 @@ from emt.recall_rows import Passage, Recalled, by_prompt, places
 from emt.recording import Recording
 from emt.routing.passage_mode import PassageMode
 from emt.routing.router import Routed
-from emt.using import Scopes, UsingBlocks
+from emt.using import Scopes, UsingBlocks, changes_scope
 from emt.writing import Changes, Written, reported
 from memory_backends import MemoryBackend, Rows
 from memory_backends.layout import Metadata
@@ -90,7 +90,7 @@ class Memory:
             The row ids of its tokens; special ids have no row unless `remove_special_ids` is off.
 
         Raises:
-            MemoryUseError: while generating, after `detach`, or in training mode.
+            MemoryUseError: while generating, after `detach` or `close`, or in training mode.
             DocumentError: the name is taken, or there is nothing to remember, or an id the model
                 does not have, or metadata that is not flat.
             ConfigError: `max_length` is beyond the model's positions, or leaves no context to
@@ -98,6 +98,7 @@ class Memory:
             UnsupportedModelError: `carry_context` is on, and the model's cannot be carried.
             StoreError: the store cannot be written; it is as it was before.
         """
+        self.check_open("write")
         reader = self._reader()
         read = reader.document(source, document, metadata=metadata)
         ids = torch.from_numpy(read.token_ids).long()
@@ -183,7 +184,7 @@ class Memory:
 
         Raises:
             DocumentError: a name is unknown; nothing is removed.
-            MemoryUseError: while generating.
+            MemoryUseError: while generating, or after `close`.
         """
         with self._alone("remove"):
             for name in documents:
@@ -198,7 +199,7 @@ class Memory:
         """Forget everything. Row ids are not used again.
 
         Raises:
-            MemoryUseError: while generating.
+            MemoryUseError: while generating, or after `close`.
         """
         with self._alone("clear"):
             self.backend.clear()
@@ -207,7 +208,7 @@ class Memory:
         """See what other processes have written to the store since.
 
         Raises:
-            MemoryUseError: while generating.
+            MemoryUseError: while generating, or after `close`.
             StoreError: the store cannot be read.
         """
         with self._alone("refresh"):
@@ -217,7 +218,7 @@ class Memory:
         """Give back the space of what was removed; return how many bytes.
 
         Raises:
-            MemoryUseError: while generating.
+            MemoryUseError: while generating, or after `close`.
             StoreError: the store cannot be written; it is as it was before.
         """
         with self._alone("compact"):
@@ -225,7 +226,12 @@ class Memory:
 
     @property
     def documents(self) -> list[str]:
-        """The names of all documents, in the order they were written."""
+        """The names of all documents, in the order they were written.
+
+        Raises:
+            MemoryUseError: after `close`.
+        """
+        self.check_open("list documents")
         return self.backend.catalog.document_names()
 
     @property
@@ -244,15 +250,18 @@ class Memory:
 
         At its own `path`, a memory that is read in passages is given what that needs: a head
         profile made of its own text, if its model has none and questions can be made of the text;
-        and what prompts about nothing in particular find in it. A copy has what the memory has.
+        and what prompts about nothing in particular find in it. The first takes about as long as
+        reading 30,000 tokens, which the log says; neither is done where the store cannot be
+        written. A copy has what the memory has.
 
         Args:
             path: a directory that does not exist or is empty; None for the memory's own `path`.
 
         Raises:
             StoreError: there is no path, it is taken, or it cannot be written.
-            MemoryUseError: while generating.
+            MemoryUseError: while generating, or after `close`.
         """
+        self.check_open("save")
         if path is None and self.config.path is None:
             raise StoreError(
                 "this memory has no path. Give save() one, or set `path` in the config."
@@ -317,8 +326,11 @@ class Memory:
         Raises:
             ConfigError: a setting that is unknown, fixed, or of a wrong value.
             DocumentError: a document is unknown, or `where` is not a filter.
+            MemoryUseError: after `detach`; documents are chosen after `close`.
         """
         changed = self._using.check(settings, self.config)
+        if changes_scope(settings):
+            self.check_open("choose documents")
         model = self.attached_model("change settings")
         reading_layers(model, changed)  # refuse before anything has changed
         try:
@@ -371,12 +383,14 @@ class Memory:
         Raises:
             DocumentError: a document is unknown, or does not have these rows any more.
             ConfigError: passages of one prompt share rows, or end beyond the model's positions.
-            MemoryUseError: the memory is being changed, or another block is open; in a forward,
+            MemoryUseError: the memory is being changed or closed, or another block is open; in a
+                forward,
                 also a cache that was filled without the passages, a batch of another size, or a
                 model in training mode.
             UnsupportedModelError: in a forward: nothing says how far a layer sees.
         """
         model = self.attached_model("recall")
+        self.check_open("recall")
         if self._recall is not None:
             raise MemoryUseError(
                 "passages are being recalled already. Close that recalling() block first, or give "
@@ -411,8 +425,10 @@ class Memory:
         Raises:
             ConfigError: there is no head profile of the model.
             DocumentError: the prompt is empty, or has an id the model does not have.
-            MemoryUseError: the model was detached, or the memory is being changed.
+            MemoryUseError: the model was detached or is gone, or the memory is being changed or
+                closed.
         """
+        self.check_open("route")
         read = self._reader().document(prompt, "prompt")
         with self.activity.shared("route"):
             (routed,) = self.passages.finder.route([torch.from_numpy(read.token_ids).long()])
@@ -429,6 +445,20 @@ class Memory:
     def is_open(self) -> bool:
         """Whether the model has this memory: it was not closed."""
         return self._is_open
+
+    def check_open(self, what: str) -> None:
+        """Refuse what needs the rows once files were let go of.
+
+        Args:
+            what: is wanted of them, for the error.
+
+        Raises:
+            MemoryUseError: the memory was closed.
+        """
+        if not self._is_open:
+            raise MemoryUseError(
+                f"cannot {what}: the memory was closed. Call open() with the path of a store."
+            )
 
     @property
     def in_force(self) -> MemoryConfig:
@@ -513,7 +543,7 @@ class Memory:
     def forget_model(self) -> None:
         """Let go of the model; called by `detach`."""
         self._model = None
-        self._angles = None  # they hold the decoder
+        self._angles = None
         self._settle_recall()
         self.passages.settle()
 
@@ -524,6 +554,8 @@ class Memory:
     @contextlib.contextmanager
     def _alone(self, what: str) -> Iterator[None]:
         """Change the memory in a `with` block, and see then which mode it is of."""
+        if what not in ("open", "close"):
+            self.check_open(what)
         with self.activity.alone(what):
             try:
                 yield

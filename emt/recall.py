@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from emt.attached import living
 from emt.errors import MemoryUseError
 from emt.hook import AttentionCall, is_watching
 from emt.placement import input_device
@@ -95,7 +96,7 @@ class Recall:
             ConfigError: it would end beyond the model's positions.
             MemoryUseError: the model is gone.
         """
-        decoder, rows = _decoder_of(model), None
+        decoder, rows = living(model.decoder, "recall"), None
         if any(place.ids for place in found):
             with no_autocast(input_device(decoder)):
                 rows = RecalledRows.read(backend, found, model.unrotations, angles)
@@ -319,14 +320,7 @@ def angles_of(model: AttachedModel) -> Angles:
     Raises:
         MemoryUseError: the model is gone.
     """
-    decoder = _decoder_of(model)
+    decoder = living(model.decoder, "recall")
     rotated = [idx for idx, unrotation in model.unrotations.items() if unrotation is not None]
     with no_autocast(input_device(decoder)):
         return Angles(decoder, rotated)
-
-
-def _decoder_of(model: AttachedModel) -> PreTrainedModel:
-    decoder = model.decoder()
-    if decoder is None:
-        raise MemoryUseError("cannot recall: the model is gone. Keep a reference to it.")
-    return decoder

@@ -14,11 +14,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from emt.attached import living
 from emt.encode import max_positions
 from emt.hook import AttentionCall, Watched, watching
 from emt.placement import input_device
@@ -31,7 +33,7 @@ _CHANGING = ("dynamic", "longrope")  # other frequencies for all positions once 
 class _Source:
     """A module that turns positions into cosines and sines, and how a forward calls it."""
 
-    module: nn.Module
+    module: ReferenceType[nn.Module]
     given: inspect.BoundArguments
 
     def at(self, positions: Tensor) -> PositionEmbeddings:
@@ -41,11 +43,12 @@ class _Source:
             self.given.signature,
             OrderedDict({**given, "position_ids": here}),
         )
-        return as_cos_sin(self.module(*called.args, **called.kwargs))
+        module = living(self.module, "recall")
+        return as_cos_sin(module(*called.args, **called.kwargs))
 
 
 class Angles:
-    """Cosines and sines of one model's layers.
+    """Cosines and sines of one model's layers; the model is not kept alive.
 
     Attributes:
         longest: positions below this are always rotated in the same way, and exist; None if there
@@ -59,18 +62,23 @@ class Angles:
             decoder: the model without its language-model head.
             layers: those that rotate their keys.
         """
-        self._decoder = decoder
+        self._decoder = ref(decoder)
         self._sources = _sources(decoder, layers) if layers else {}
         self._layers = frozenset(layers)
-        ends = [_end_of(source.module) for source in self._sources.values()]
+        modules = [living(source.module, "recall") for source in self._sources.values()]
+        ends = [_end_of(module) for module in modules]
         known = [end for end in (*ends, max_positions(decoder.config)) if end is not None]
         self.longest = min(known) if known else None
 
     @torch.no_grad()
     def at(self, positions: Tensor) -> dict[int, PositionEmbeddings]:
-        """Return each layer's cos and sin, (n, R, rotary dims), of positions (n, R) int64."""
+        """Return each layer's cos and sin, (n, R, rotary dims), of positions (n, R) int64.
+
+        Raises:
+            MemoryUseError: the model is gone.
+        """
         if not self._layers <= set(self._sources):
-            seen = _run(self._decoder, positions)
+            seen = _run(living(self._decoder, "recall"), positions)
             return {
                 call.layer_idx: as_cos_sin(seen.position_embeddings[call.module])
                 for call in seen.calls
@@ -93,7 +101,7 @@ def _sources(decoder: PreTrainedModel, layers: Collection[int]) -> dict[int, _So
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             given = signature.bind_partial(*args, **kwargs)
             if isinstance(given.arguments.get("position_ids"), Tensor):
-                returned.append((output, _Source(module, given)))
+                returned.append((output, _Source(ref(module), given)))
 
         return hook
 

@@ -29,6 +29,11 @@ _CHOOSING = ("documents", "where")
 Scopes = Scope | tuple[Scope, ...] | None
 
 
+def changes_scope(settings: Mapping[str, Any]) -> bool:
+    """Tell whether a block's settings choose documents."""
+    return any(name in settings for name in _CHOOSING)
+
+
 class UsingBlocks:
     """The open `using` blocks of one memory, the outermost first."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from emt.attached import living
 from emt.errors import MemoryUseError
 from emt.recall import Recall, tokens_of
 from emt.recall_rows import Passage, Recalled, RecalledRows, places
@@ -99,9 +100,7 @@ class PassageFinder:
         """
         memory, profile = self._memory, self._profiles.in_force
         model = memory.attached_model("route")
-        decoder = model.decoder()
-        if decoder is None:
-            raise MemoryUseError("cannot route: the model is gone. Keep a reference to it.")
+        decoder = living(model.decoder, "route")
         router = self._router
         if router is None or router.profile is not profile:
             router = Router(decoder, profile, model.unrotations, memory.angles, memory.tokenizer)

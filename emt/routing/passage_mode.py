@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -39,6 +41,12 @@ if TYPE_CHECKING:
     from emt.memory import Memory
 
 LARGE = 16_384  # rows: the longest document that the token mode was published with
+_logger = logging.getLogger(__name__)
+_MAKES_PROFILE = (
+    "this model has no head profile: one is made of the memory's own text and kept in its store, "
+    "which takes about as long as reading 30,000 tokens. To avoid it, make one beforehand with "
+    "`emt profile` and set profile to its file, or set mode to token."
+)
 _uncompiled = cast(Callable[[Callable[..., Any]], Callable[..., Any]], torch.compiler.disable)
 
 
@@ -87,7 +95,9 @@ class PassageMode:
 
         Raises:
             ConfigError: there is none.
+            MemoryUseError: the memory was closed.
         """
+        self._memory.check_open("look for a head profile")
         return self._profiles.in_force
 
     @property
@@ -96,31 +106,37 @@ class PassageMode:
 
         Raises:
             ConfigError: as `ProfileChoice.find`.
+            MemoryUseError: the memory was closed.
         """
+        self._memory.check_open("look for a head profile")
         config, backend = self._memory.config, self._memory.backend
         is_large = config.mode == "auto" and len(backend) > LARGE
         if config.mode != "passage" and not is_large:
             return False
         return self._profiles.find(config, backend) is None
 
-    def make_profile(self) -> HeadProfile:
+    def make_profile(self, *, on_step: Callable[[str], object] | None = None) -> HeadProfile:
         """Make a head profile from the memory's own text, and keep it with the memory.
 
         It takes about as long as reading 30,000 tokens.
 
+        Args:
+            on_step: told what is being done.
+
         Raises:
             ConfigError: too few questions can be made from the text, or no head finds anything.
-            MemoryUseError: there is no tokenizer, or no model any more.
+            MemoryUseError: there is no tokenizer, or no model any more; or the memory was closed.
             StoreError: the store cannot be written.
         """
+        self._memory.check_open("make a head profile")
         model = self._memory.attached_model("make a head profile").model()
         name = "" if model is None else model.config.name_or_path or model.config.model_type
-        ranked = profile_from_text(self._memory, name=Path(str(name)).name)
+        ranked = profile_from_text(self._memory, name=Path(str(name)).name, on_step=on_step)
         self.keep(ranked.profile)
         return ranked.profile
 
     def make_profile_if_needed(self) -> None:
-        """Make a head profile as `make_profile` does, if one is lacking and can be made.
+        """Make a head profile as `make_profile` does, if one is lacking, and can be made and kept.
 
         Raises:
             ConfigError: as `ProfileChoice.find`.
@@ -128,8 +144,16 @@ class PassageMode:
         """
         if self._memory.tokenizer is None or not self._can_ask or not self.lacks_profile:
             return
+        if self._memory.backend.is_read_only:
+            return
+        steps = itertools.count()
+
+        def say(step: str) -> None:
+            if not next(steps):  # the text was found to be enough
+                _logger.warning(_MAKES_PROFILE)
+
         with contextlib.suppress(ConfigError, MemoryUseError):  # a prompt says what is missing
-            self.make_profile()
+            self.make_profile(on_step=say)
 
     @property
     def _can_ask(self) -> bool:
@@ -142,8 +166,10 @@ class PassageMode:
 
         Raises:
             ConfigError: it is of a model of another shape.
+            MemoryUseError: the model was detached, or the memory closed.
             StoreError: the store cannot be written.
         """
+        self._memory.check_open("keep a head profile")
         model = self._memory.attached_model("keep a head profile")
         profile.check(model.query_heads, model.layout)
         self._memory.backend.set_setting(PROFILE, profile.to_json())
@@ -168,7 +194,8 @@ class PassageMode:
     def measure_relevance(self) -> None:
         """Keep in the memory's store what prompts about nothing in particular find in it.
 
-        Without a model, or with one in training mode, the store stays as it is.
+        Without a model, with one in training mode, or without the permission to write, the store
+        stays as it is.
 
         Raises:
             ConfigError: as `ProfileChoice.find`.
@@ -176,6 +203,8 @@ class PassageMode:
         """
         memory = self._memory
         if not self._can_ask or self._mode_of(memory.config, memory.backend) != "passage":
+            return
+        if memory.backend.is_read_only:  # whoever reads it measures it for himself
             return
         if self._profiles.find(memory.config, memory.backend) is not None:
             self.finder.keep_relevance()

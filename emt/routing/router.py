@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +15,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from emt.attached import living
 from emt.recall_positions import Angles
 from emt.recall_rows import Passage
 from emt.rope import Unrotation
@@ -21,7 +24,7 @@ from emt.routing.evidence import Hits, Window, windows_of
 from emt.routing.profile import HeadProfile
 from emt.routing.prompt import Question, prompt_ids, question_of
 from emt.routing.queries import unit_queries
-from emt.routing.relevance import Relevance, measured, runs_of
+from emt.routing.relevance import PROBES, Relevance, measured, runs_of
 from emt.routing.words import Words
 from memory_backends import MemoryBackend, Scope
 
@@ -30,6 +33,7 @@ Routing = Literal["heads", "words", "both"]
 TOPK = 64  # rows that each token finds, in each head
 _CANDIDATES = 8
 _SAID = 32  # generated tokens that ask beside the question
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Router:
     """Finds passages by a model's own retrieval heads.
 
     Args:
-        decoder: the model without its language-model head.
+        decoder: the model without its language-model head; it is not kept alive.
         profile: its heads.
         unrotations: layer -> how to bring its queries to position 0.
         angles: its cosines and sines.
@@ -83,7 +87,7 @@ class Router:
         tokenizer: PreTrainedTokenizerBase | None,
     ) -> None:
         self.profile = profile
-        self._decoder = decoder
+        self._decoder = weakref.ref(decoder)
         self._unrotations = unrotations
         self._angles = angles
         self._tokenizer = tokenizer
@@ -93,7 +97,7 @@ class Router:
     @property
     def is_training(self) -> bool:
         """Whether the model is in training mode, and may find something else each time."""
-        return self._decoder.training
+        return living(self._decoder, "route").training
 
     def route(
         self,
@@ -163,6 +167,14 @@ class Router:
         if tokenizer is None or backend.num_searchable() < 2 * TOPK:
             return None
 
+        _logger.info(
+            "to tell which prompts are about this memory, %d that are not are routed in its %d "
+            "rows. save() keeps the result in the store. To avoid it, set relevance to None, or "
+            "mode to token.",
+            len(PROBES),
+            backend.num_searchable(),
+        )
+
         def ask(prompt: str) -> tuple[float, int]:
             token_ids = prompt_ids(tokenizer, prompt)
             question = question_of(token_ids, tokenizer)
@@ -192,7 +204,7 @@ class Router:
         """
         profile = self.profile
         queries = unit_queries(
-            self._decoder,
+            living(self._decoder, "route"),
             token_ids[: asking[-1] + 1],
             profile.layers,
             unrotations=self._unrotations,

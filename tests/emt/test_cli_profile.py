@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import re
 import shutil
 
@@ -323,13 +324,14 @@ def test_saving_gives_a_memory_the_profile_that_it_lacks(tmp_path):
     assert memory.passages.profile is kept  # it is made once
 
 
-def test_without_questions_a_memory_is_saved_without_a_profile(tmp_path):
+def test_without_questions_a_memory_is_saved_without_a_profile(tmp_path, caplog):
     model = build("llama", vocab_size=BYTES_VOCAB_SIZE)
     settings = {"mode": "passage", "path": str(tmp_path / "store")}
     memory = attach(model, MemoryConfig(**settings), tokenizer=byte_tokenizer())
     memory.write("no question can be made of this", document="d")
     memory.save()
     assert memory.passages.lacks_profile
+    assert not caplog.records  # nothing took long
     with pytest.raises(ConfigError, match="a profile needs at least 4 questions"):
         memory.passages.make_profile()
     with pytest.raises(ConfigError, match=r"memory\.passages\.make_profile\(\)"):
@@ -352,6 +354,19 @@ def lacking(tmp_path):
     for name, text in sorted(TEXTS.items()):
         memory.write(text, document=name)
     return model, memory
+
+
+def test_the_log_says_once_that_a_profile_is_made(lacking, caplog):
+    _, memory = lacking
+    caplog.set_level(logging.WARNING, "emt")
+    memory.save()
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert record.levelno == logging.WARNING
+    assert "no head profile: one is made of the memory's own text" in said
+    assert "`emt profile` and set profile to its file, or set mode to token" in said
+    memory.save()
+    assert len(caplog.records) == 1
 
 
 def test_no_profile_is_made_while_the_model_generates(lacking):
