@@ -383,10 +383,9 @@ class Memory:
         Raises:
             DocumentError: a document is unknown, or does not have these rows any more.
             ConfigError: passages of one prompt share rows, or end beyond the model's positions.
-            MemoryUseError: the memory is being changed or closed, or another block is open; in a
-                forward,
-                also a cache that was filled without the passages, a batch of another size, or a
-                model in training mode.
+            MemoryUseError: the memory is being changed or was closed, or another block is open; in
+                a forward, also a cache that was filled without the passages, a batch of another
+                size, or a model in training mode.
             UnsupportedModelError: in a forward: nothing says how far a layer sees.
         """
         model = self.attached_model("recall")
@@ -425,7 +424,7 @@ class Memory:
         Raises:
             ConfigError: there is no head profile of the model.
             DocumentError: the prompt is empty, or has an id the model does not have.
-            MemoryUseError: the model was detached or is gone, or the memory is being changed or
+            MemoryUseError: the model was detached or is gone; the memory is being changed, or was
                 closed.
         """
         self.check_open("route")
