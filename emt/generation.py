@@ -155,7 +155,7 @@ def generate(
         num_retrieved=recording.num_retrieved,
         citations=cite(memory, recording, layers=layers),
         token_citations=cite_tokens(memory, recording, layers=layers),
-        passages=cite_passages(memory, recording, layers=layers),
+        passages=cite_passages(memory, recording),
         timings={
             "generate_seconds": round(seconds, 3),
             "tokens_per_second": round(len(token_ids) / seconds, 2),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import numpy as np
 
-from emt.citations import check_numbers, mass_of, quoted, steps_of
+from emt.citations import check_numbers, content_layers, mass_of, quoted, steps_of
 from emt.memory import Memory
 from emt.recall_rows import Recalled
 from emt.recording import Recording, Step
@@ -31,7 +31,8 @@ class CitedPassage:
         text: the passage, exactly as in the document.
         score: how much the prompt was found to be about it, as `RoutedPassage.score`; None where
             the caller chose it.
-        attention: its share of all attention of the layers, the mean over the generated tokens.
+        attention: its share of all attention of the layers that count, the mean over the generated
+            tokens.
         token_attention: the same for each generated token.
     """
 
@@ -63,7 +64,7 @@ def cite_passages(
         sequence: as in `cite`.
         num_tokens: as in `cite`.
         beam_indices: as in `cite`.
-        layers: whose attention counts; all that recalled if None.
+        layers: whose attention counts; if None, `content_layers`.
 
     Returns:
         The passages, by the attention they received, highest first; none if nothing was recalled.
@@ -72,6 +73,7 @@ def cite_passages(
         MemoryUseError: as `cite`.
     """
     check_numbers(num_tokens, 0)
+    layers = content_layers(memory) if layers is None else layers
     steps = steps_of(recording, sequence, num_tokens, beam_indices, layers)
     if not steps:
         return []

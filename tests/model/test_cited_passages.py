@@ -29,7 +29,7 @@ def test_the_document_with_the_answer_gets_most_attention(smollm2):
                 output = smollm2.model.generate(**ids, max_new_tokens=4, do_sample=False)
             is_right[answer] = answer in tokenizer.decode(output[0, ids.input_ids.shape[1] :])
             layers = content_layers(memory)
-            cited[answer] = cite_passages(memory, recording, layers=layers)
+            cited[answer] = cite_passages(memory, recording)
             quoted[answer] = cite(memory, recording, layers=layers, top=1)
     finally:
         detach(smollm2.model)
