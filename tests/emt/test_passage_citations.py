@@ -99,7 +99,7 @@ def test_a_text_without_passages_has_none():
 def test_what_was_removed_is_left_out_even_if_another_has_its_name():
     _, memory = remembering()
     put = [[Recalled(Passage(name, 10, 12), None) for name in "ab"]]
-    recording = recorded(put, {3: ([[[10, 11, 50, 51]]], [[[0.1, 0.1, 0.3, 0.3]]])})
+    recording = recorded(put, {0: ([[[10, 11, 50, 51]]], [[[0.1, 0.1, 0.3, 0.3]]])})
     assert [passage.document for passage in cite_passages(memory, recording)] == ["b", "a"]
     memory.remove("b")
     assert [passage.document for passage in cite_passages(memory, recording)] == ["a"]
@@ -119,7 +119,7 @@ def test_documents_of_ids_are_decoded():
     _, memory = remembering()
     memory.write(list(range(10, 60)), document="ids")
     put = [[Recalled(Passage("ids", 20, 23), None)]]
-    recording = recorded(put, {3: ([[[100, 101]]], [[[0.25, 0.25]]])})
+    recording = recorded(put, {0: ([[[100, 101]]], [[[0.25, 0.25]]])})
     (found,) = cite_passages(memory, recording)
     assert (found.start, found.end, found.text) == (None, None, "w30 w31 w32")
     assert found.attention == 0.5
@@ -144,7 +144,7 @@ def test_attention_is_that_of_the_weights_the_model_returns(model_type):
         ]
         for name, at in places.items()
     }
-    found = cite_passages(memory, recording, layers=memory.layers)
+    found = cite_passages(memory, recording, layers=range(model.config.num_hidden_layers))
     assert [passage.score for passage in found] == [None, None]
     assert found[0].attention >= found[1].attention
     assert {passage.document for passage in found} == {"a", "b"}
