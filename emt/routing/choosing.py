@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -42,34 +42,77 @@ def fused(lists: Sequence[Sequence[Window]], *, apart: int) -> list[Window]:
     return [Window(peaks[i], shares[i]) for i in order]
 
 
-def passage_around(document: StoredDocument, peak: int, num_rows: int) -> Passage:
-    """Return the sentences around a row of a document: at most `num_rows` rows.
+def passages_around(
+    places: Sequence[tuple[StoredDocument, int]], num_rows: int
+) -> list[tuple[int, Passage]]:
+    """Return the sentences nearest to some rows of documents: at most `num_rows` rows.
 
-    The sentence of the row comes first, then in turn the one after and the one before, while they
-    fit; of a sentence that is too long, the rows around the one asked for.
+    A sentence is as far away as its farthest row is from the nearest place, and each place is a
+    tenth of `num_rows` farther away than the one before it. The nearest sentences are taken that
+    fit and that lie side by side with others, so that places close to each other are joined. Of a
+    first sentence that is too long, the rows around its place are taken.
 
     Args:
-        document: the document.
-        peak: a row, counted from the document's first.
-        num_rows: how many rows the passage may have.
+        places: documents, and rows counted from their first, best first.
+        num_rows: how many rows all passages together may have.
+
+    Returns:
+        Passages that share no rows, and the number of the best place in each; best first.
     """
-    total = len(document.row_tokens)
-    ends = np.searchsorted(document.row_tokens, passages_of(document)[:, 1]).tolist()
-    bounds = np.unique([0, *ends, total])  # rows at which sentences begin and end
-    index = int(np.searchsorted(bounds, peak, side="right")) - 1
-    index = min(max(index, 0), len(bounds) - 2)
-    low, high = index, index + 1
-    if bounds[high] - bounds[low] > num_rows:
-        first = min(max(peak - num_rows // 2, int(bounds[low])), int(bounds[high]) - num_rows)
-        return Passage(document.name, first, first + num_rows)
-    grows = True
-    while grows:
-        grows = False
-        if high + 1 < len(bounds) and bounds[high + 1] - bounds[low] <= num_rows:
-            high, grows = high + 1, True
-        if low > 0 and bounds[high] - bounds[low - 1] <= num_rows:
-            low, grows = low - 1, True
-    return Passage(document.name, int(bounds[low]), int(bounds[high]))
+    by_name: dict[str, list[int]] = {}
+    for rank, (document, _) in enumerate(places):
+        by_name.setdefault(document.name, []).append(rank)
+    bounds: dict[str, Int64Array] = {}
+    own: dict[tuple[str, int], int] = {}  # the sentence of each place
+    order: list[tuple[float, int, str]] = []
+    for name, ranks in by_name.items():
+        bounds[name] = found = _bounds(places[ranks[0]][0])
+        peaks = np.array([[places[rank][1]] for rank in ranks])
+        index = np.searchsorted(found, peaks[:, 0], side="right") - 1
+        for rank, sentence in zip(ranks, index.clip(0, len(found) - 2).tolist(), strict=True):
+            own.setdefault((name, sentence), rank)
+        farthest = np.maximum(np.abs(found[:-1] - peaks), np.abs(found[1:] - 1 - peaks))
+        away = (farthest + np.array(ranks)[:, None] * num_rows / 10).min(axis=0)
+        near = np.flatnonzero(away <= 2 * num_rows).tolist()
+        order += [(float(away[sentence]), -sentence, name) for sentence in near]
+    # Of two as far away the later sentence; but first of all that of the best place.
+    nearest = [(name, -negative) for _, negative, name in sorted(order)]
+    nearest = [one for one, rank in own.items() if rank == 0] + nearest
+    taken: set[tuple[str, int]] = set()
+    left = num_rows
+    for name, sentence in nearest:
+        first, stop = bounds[name][sentence : sentence + 2].tolist()
+        if not taken and stop - first > num_rows:
+            first = min(max(places[0][1] - num_rows // 2, first), stop - num_rows)
+            return [(0, Passage(name, first, first + num_rows))]
+        is_beside = {(name, sentence - 1), (name, sentence + 1)} & taken
+        is_wanted = (name, sentence) in own or is_beside
+        if is_wanted and (name, sentence) not in taken and stop - first <= left:
+            taken.add((name, sentence))
+            left -= stop - first
+    return sorted(_runs(taken, own, bounds), key=lambda run: run[0])
+
+
+def _bounds(document: StoredDocument) -> Int64Array:
+    """Return the rows at which a document's sentences begin, and its number of rows."""
+    ends = np.searchsorted(document.row_tokens, passages_of(document)[:, 1])
+    return np.unique([0, *ends.tolist(), len(document.row_tokens)])
+
+
+def _runs(
+    taken: Collection[tuple[str, int]],
+    own: Mapping[tuple[str, int], int],
+    bounds: Mapping[str, Int64Array],
+) -> Iterator[tuple[int, Passage]]:
+    """Yield the runs of sentences side by side, and the best place in each."""
+    run: list[tuple[str, int]] = []
+    for sentence in [*sorted(taken), ("", -1)]:
+        if run and sentence != (run[-1][0], run[-1][1] + 1):
+            name, ends = run[0][0], bounds[run[0][0]]
+            rank = min(own[one] for one in run if one in own)
+            yield rank, Passage(name, int(ends[run[0][1]]), int(ends[run[-1][1] + 1]))
+            run = []
+        run.append(sentence)
 
 
 def without_gaps(passage: Passage, first_row: int, peak: int, there: Int64Array) -> Passage | None:

@@ -1,7 +1,8 @@
 """Find the heads of a model that know which passage is meant, by asking questions.
 
 A few texts are read, and each head is asked alone: a question's tokens search its keys, and it is
-right if most of what they find is around the answer. The best few heads make the profile.
+right if most of what they find is around the answer. The best few heads make the profile, each of
+another part of the model: heads of neighbouring layers find much the same.
 
 Source: Wu et al., Retrieval Head (arXiv 2404.15574); choosing them by questions and answers, as in
 Zhang et al., QRHead (arXiv 2506.09944).
@@ -9,6 +10,7 @@ Zhang et al., QRHead (arXiv 2506.09944).
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,8 +34,10 @@ if TYPE_CHECKING:
 
 DISTANCE = 64  # tokens between a memory and who asks
 _NEAR = 48  # rows between the evidence and the answer, at most
-_MAX_HEADS = 8
+_MAX_HEADS = 5
+_COMPARED = 8
 _LEAST = 0.25  # of the best head's hit rate
+_APART = 16  # two heads are a sixteenth of all layers apart: closer ones find much the same
 # Prompts say more than a question does, and what they say is found nowhere or everywhere.
 _ENDINGS = ("", "\nAnswer in a few words.", "", "\nPlease answer briefly and say why.")
 _LONGEST_TEXT = 8000  # characters
@@ -46,8 +50,8 @@ class Ranked:
     Attributes:
         profile: of the best heads.
         hit_rates: (layer, head) -> share of the questions.
-        agreement: share of the best heads on one half of the questions that are among the best on
-            the other half, too.
+        agreement: share of the best 8 heads on one half of the questions that are among the best 8
+            on the other half, too.
         hit_rate: of the chosen heads together.
         num_questions: asked.
         num_rows: searched.
@@ -77,7 +81,7 @@ def profile_heads(
     *,
     name: str,
     source: str = "",
-    num_questions: int = 64,
+    num_questions: int = 128,
     num_texts: int = 16,
     seed: int = 0,
     on_step: Callable[[str], object] | None = None,
@@ -125,13 +129,13 @@ def profile_heads(
                 for of_head, question in zip(found, questions, strict=True)
             ]
     rates = {head: float(np.mean(right)) for head, right in hits.items()}
-    best = _best(rates)
+    best = _apart(_best(rates), max(_attached(memory).layout.layers) + 1)
     if not best:
         raise ConfigError(
             f"no head found the passage of any of {len(questions)} questions. Name other data."
         )
     halves = [
-        _best({head: float(np.mean(right[half::2])) for head, right in hits.items()})
+        _best({head: float(np.mean(right[half::2])) for head, right in hits.items()})[:_COMPARED]
         for half in (0, 1)
     ]
     shared = len(set(halves[0]) & set(halves[1])) / max(min(map(len, halves)), 1)
@@ -291,10 +295,20 @@ def _is_right(hits: Hits, question: _Question) -> bool:
 
 
 def _best(rates: dict[tuple[int, int], float]) -> list[tuple[int, int]]:
-    """Return the few heads that do best."""
+    """Return the heads that do well, best first."""
     least = _LEAST * max(rates.values())
     order = sorted(rates, key=lambda head: (-rates[head], head))
-    return [head for head in order if rates[head] > 0 and rates[head] >= least][:_MAX_HEADS]
+    return [head for head in order if rates[head] > 0 and rates[head] >= least]
+
+
+def _apart(heads: Sequence[tuple[int, int]], num_layers: int) -> list[tuple[int, int]]:
+    """Return the first few heads, none in the same layer as one before it, or near that."""
+    apart = math.ceil(num_layers / _APART)
+    chosen: list[tuple[int, int]] = []
+    for head in heads:
+        if all(abs(head[0] - other[0]) >= apart for other in chosen):
+            chosen.append(head)
+    return chosen[:_MAX_HEADS]
 
 
 def _together(

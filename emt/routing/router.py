@@ -19,7 +19,7 @@ from emt.attached import living
 from emt.recall_positions import Angles
 from emt.recall_rows import Passage
 from emt.rope import Unrotation
-from emt.routing.choosing import fused, passage_around, without_gaps
+from emt.routing.choosing import fused, passages_around, without_gaps
 from emt.routing.evidence import Hits, Window, windows_of
 from emt.routing.profile import HeadProfile
 from emt.routing.prompt import Question, prompt_ids, question_of
@@ -262,37 +262,20 @@ def _relevance_of(hits: Hits, score: float, num_asking: int, relevance: Relevanc
 def _passages(
     windows: Sequence[Window], backend: MemoryBackend, num_rows: int, num_passages: int
 ) -> list[RoutedPassage]:
-    """Turn places into passages that share no rows, best first, within the budget.
-
-    Of the rows that are left for n passages the best one may have 2 in n + 1, so that three have
-    about three, two and one sixth of all: the best place is nearly always the right one, and a
-    longer passage reaches an answer that stands some sentences away from the question's words.
-    """
-    if not windows:
-        return []
+    """Turn places into passages that share no rows, best first, within the budget."""
     owners = backend.catalog.document_of_rows(window.peak for window in windows)
+    # Some are between documents, or were removed meanwhile.
+    windows = [window for window in windows if window.peak in owners][:num_passages]
+    documents = [backend.catalog.document(owners[window.peak]) for window in windows]
+    places = [
+        (document, window.peak - document.first_row)
+        for document, window in zip(documents, windows, strict=True)
+    ]
     there = backend.catalog.searchable_rows("all")
-    chosen: list[RoutedPassage] = []
-    left = num_rows
-    for window in windows:
-        if len(chosen) == num_passages or left < 1:
-            break
-        if window.peak not in owners:  # between documents, or removed meanwhile
-            continue
-        document = backend.catalog.document(owners[window.peak])
-        length = max(2 * left // (num_passages - len(chosen) + 1), 1)
-        passage = passage_around(document, window.peak - document.first_row, length)
-        kept = without_gaps(passage, document.first_row, window.peak, there)
-        if kept is None:
-            continue
-        passage = kept
-        if any(_overlap(passage, other.passage) for other in chosen):
-            continue
-        chosen.append(RoutedPassage(passage, round(window.share, 4)))
-        left -= passage.stop - passage.first
+    chosen = []
+    for rank, passage in passages_around(places, num_rows):
+        window = windows[rank]
+        kept = without_gaps(passage, documents[rank].first_row, window.peak, there)
+        if kept is not None:
+            chosen.append(RoutedPassage(kept, round(window.share, 4)))
     return chosen
-
-
-def _overlap(one: Passage, other: Passage) -> bool:
-    is_same = one.document == other.document
-    return is_same and one.first < other.stop and other.first < one.stop

@@ -18,7 +18,7 @@ _MAX_SELECTIONS = 64  # a bit a row each
 # Lists of an IVF index that a search of named heads looks into, at least. Those are few and ask
 # what no stored token has asked, so the calibration, on stored tokens' queries, is too hopeful:
 # it loses passages that these find (benchmarks/quality.md).
-_THOROUGH = 256
+_THOROUGH = 192
 
 
 class SearchParameters:

@@ -1,15 +1,15 @@
-"""Passages around a row: whole sentences, within the budget, without removed rows."""
+"""Passages around rows: whole sentences, within the budget, without removed rows."""
 
 import numpy as np
 import pytest
 
 from emt.recall_rows import Passage
-from emt.routing.choosing import fused, passage_around, without_gaps
+from emt.routing.choosing import fused, passages_around, without_gaps
 from emt.routing.evidence import Window
 from memory_backends import StoredDocument
 
 
-def of_sentences(lengths):
+def of_sentences(lengths, name="d"):
     """Return a document of sentences with so many words, a token and a row a word."""
     words, spans, at = [], [], 0
     for number, length in enumerate(lengths):
@@ -20,7 +20,7 @@ def of_sentences(lengths):
             at += len(word) + 1
     count = len(words)
     return StoredDocument(
-        "d",
+        name,
         np.arange(count, dtype=np.int32),
         " ".join(words),
         np.array(spans, dtype=np.int32),
@@ -32,6 +32,12 @@ def of_sentences(lengths):
 def ids_only(count, dropped=()):
     kept = np.setdiff1d(np.arange(count), dropped).astype(np.int32)
     return StoredDocument("d", np.arange(count, dtype=np.int32), row_tokens=kept)
+
+
+def passage_around(document, peak, num_rows):
+    ((rank, passage),) = passages_around([(document, peak)], num_rows)
+    assert rank == 0
+    return passage
 
 
 LENGTHS = [5, 7, 3, 9, 6, 20, 4]
@@ -73,6 +79,56 @@ def test_documents_of_ids_have_runs_for_sentences():
     assert passage_around(ids_only(100, range(10)), 0, 32) == Passage("d", 0, 22)
     assert passage_around(ids_only(100, range(10)), 22, 32) == Passage("d", 22, 54)
     assert passage_around(ids_only(1), 0, 5) == Passage("d", 0, 1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("num_rows", [6, 20, 60, 200])
+def test_passages_of_several_places(seed, num_rows):
+    rng = np.random.default_rng(seed)
+    lengths = {name: rng.integers(1, 15, 40).tolist() for name in "ab"}
+    documents = {name: of_sentences(of_one, name) for name, of_one in lengths.items()}
+    places = [
+        (documents[name], int(rng.integers(sum(lengths[name]))))
+        for name in rng.choice(["a", "b"], 3).tolist()
+    ]
+    found = passages_around(places, num_rows)
+    rows = [(p.document, row) for _, p in found for row in range(p.first, p.stop)]
+    assert len(set(rows)) == len(rows) <= num_rows
+    ranks = [rank for rank, _ in found]
+    assert ranks[0] == 0
+    assert ranks == sorted(set(ranks))
+    for rank, passage in found:
+        document, peak = places[rank]
+        assert passage.document == document.name
+        assert passage.first <= peak < passage.stop
+    bounds = {name: set(np.cumsum([0, *of_one]).tolist()) for name, of_one in lengths.items()}
+    (document, peak), best = places[0], found[0][1]
+    if {best.first, best.stop} <= bounds[document.name]:
+        for _, passage in found:
+            assert {passage.first, passage.stop} <= bounds[passage.document]
+    else:  # the best place's sentence is too long, and nothing else is taken
+        assert len(found) == 1
+        assert best.stop - best.first == num_rows
+        assert not bounds[document.name] & set(range(best.first + 1, best.stop))
+
+
+def test_places_near_each_other_are_joined():
+    sentences = of_sentences([10] * 40)
+    found = passages_around([(sentences, 105), (sentences, 145)], 100)
+    assert found == [(0, Passage("d", 70, 170))]
+    # Far from each other, the better one has more rows.
+    found = passages_around([(sentences, 55), (sentences, 305)], 100)
+    assert [rank for rank, _ in found] == [0, 1]
+    first, second = (passage.stop - passage.first for _, passage in found)
+    assert (first, second) == (60, 40)
+
+
+def test_the_best_place_has_its_sentence_though_others_are_nearer():
+    long, short = of_sentences([4, 60, 4], "long"), of_sentences([5] * 20, "short")
+    assert passages_around([(long, 5), (short, 50)], 60) == [(0, Passage("long", 4, 64))]
+    found = passages_around([(long, 5), (short, 50)], 70)
+    assert found[0] == (0, Passage("long", 0, 64))
+    assert found[1] == (1, Passage("short", 50, 55))
 
 
 @pytest.mark.parametrize("seed", range(5))

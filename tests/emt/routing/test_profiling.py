@@ -8,7 +8,7 @@ import pytest
 from emt import MemoryConfig, attach
 from emt.errors import ConfigError, MemoryUseError
 from emt.routing.examples import Example, made_from, read_examples
-from emt.routing.profiling import profile_heads
+from emt.routing.profiling import _apart, profile_heads
 from tests.emt.routing.worlds import tokens
 from tests.emt.words import word_tokenizer
 from tests.families import build
@@ -46,7 +46,11 @@ def test_a_profile_is_made_and_fits():
     assert len(ranked.hit_rates) == 12
     rates = list(ranked.hit_rates.values())
     assert rates == sorted(rates, reverse=True)
-    assert [head.hit_rate for head in profile.heads] == rates[: len(profile.heads)]
+    # of three layers, each gives its best head
+    of_layer = {layer: rate for (layer, _), rate in reversed(ranked.hit_rates.items())}
+    best = sorted((rate for rate in of_layer.values() if rate >= rates[0] / 4), reverse=True)
+    assert [head.hit_rate for head in profile.heads] == best
+    assert len({head.layer for head in profile.heads}) == len(best) > 1
     assert 1 <= len(profile.heads) <= 8
     assert min(head.hit_rate for head in profile.heads) >= 0.25 * rates[0] > 0
     assert 0 <= ranked.agreement <= 1
@@ -176,3 +180,12 @@ def test_made_questions_leave_the_answer_out():
     assert "castle above river built" in found[0].question
     assert found[1].question.startswith("Which number")
     assert made_from([text]) == found
+
+
+def test_heads_of_neighbouring_layers_are_not_both_chosen():
+    heads = [(9, 0), (10, 0), (9, 1), (11, 1), (30, 0), (29, 0)]
+    assert _apart(heads, 32) == [(9, 0), (11, 1), (30, 0)]
+    assert _apart(heads, 16) == [(9, 0), (10, 0), (11, 1), (30, 0), (29, 0)]
+    assert _apart(heads, 64) == [(9, 0), (30, 0)]
+    heads += [(layer, 1) for layer in (0, 1, 2, 4, 6)]
+    assert _apart(heads, 32) == [(9, 0), (11, 1), (30, 0), (0, 1), (2, 1)]
