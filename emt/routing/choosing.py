@@ -66,8 +66,8 @@ def passages_around(
     own: dict[tuple[str, int], int] = {}  # the sentence of each place
     order: list[tuple[float, int, str]] = []
     for name, ranks in by_name.items():
-        bounds[name] = found = _bounds(places[ranks[0]][0])
         peaks = np.array([[places[rank][1]] for rank in ranks])
+        bounds[name] = found = _bounds(places[ranks[0]][0], sorted(peaks[:, 0]), num_rows)
         index = np.searchsorted(found, peaks[:, 0], side="right") - 1
         for rank, sentence in zip(ranks, index.clip(0, len(found) - 2).tolist(), strict=True):
             own.setdefault((name, sentence), rank)
@@ -93,10 +93,29 @@ def passages_around(
     return sorted(_runs(taken, own, bounds), key=lambda run: run[0])
 
 
-def _bounds(document: StoredDocument) -> Int64Array:
-    """Return the rows at which a document's sentences begin, and its number of rows."""
-    ends = np.searchsorted(document.row_tokens, passages_of(document)[:, 1])
-    return np.unique([0, *ends.tolist(), len(document.row_tokens)])
+def _bounds(document: StoredDocument, peaks: Sequence[int], num_rows: int) -> Int64Array:
+    """Return the rows at which sentences begin that are near some rows, and the number of rows.
+
+    What is farther away than `num_rows` counts as one sentence: a book has ten thousand.
+
+    Args:
+        document: the document.
+        peaks: rows of it, ascending.
+        num_rows: how far to look.
+    """
+    tokens, total = document.row_tokens, len(document.row_tokens)
+    spans: list[tuple[int, int]] = []
+    for peak in peaks:
+        low, high = max(peak - num_rows, 0), min(peak + num_rows + 1, total)
+        if spans and low <= spans[-1][1]:
+            low = spans.pop()[0]
+        spans.append((low, high))
+    found = [0, total]
+    for low, high in spans:
+        first, stop = int(tokens[low]), int(tokens[high - 1]) + 1
+        ends = passages_of(document, first, stop)[:, 1]
+        found += [low, *np.searchsorted(tokens, ends).tolist()]
+    return np.unique(found)
 
 
 def _runs(

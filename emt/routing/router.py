@@ -266,16 +266,15 @@ def _passages(
     owners = backend.catalog.document_of_rows(window.peak for window in windows)
     # Some are between documents, or were removed meanwhile.
     windows = [window for window in windows if window.peak in owners][:num_passages]
-    documents = [backend.catalog.document(owners[window.peak]) for window in windows]
-    places = [
-        (document, window.peak - document.first_row)
-        for document, window in zip(documents, windows, strict=True)
-    ]
+    names = {owners[window.peak] for window in windows}
+    documents = {name: backend.catalog.document(name) for name in names}  # books are long to read
+    asked = [(documents[owners[window.peak]], window.peak) for window in windows]
+    places = [(document, peak - document.first_row) for document, peak in asked]
     there = backend.catalog.searchable_rows("all")
     chosen = []
     for rank, passage in passages_around(places, num_rows):
-        window = windows[rank]
-        kept = without_gaps(passage, documents[rank].first_row, window.peak, there)
+        document, peak = asked[rank]
+        kept = without_gaps(passage, document.first_row, peak, there)
         if kept is not None:
-            chosen.append(RoutedPassage(kept, round(window.share, 4)))
+            chosen.append(RoutedPassage(kept, round(windows[rank].share, 4)))
     return chosen
