@@ -140,7 +140,7 @@ def places(
                 if sinks is None:  # a later passage may have them
                     kept = np.array([row for row in kept if not _has(chosen[1:], passage, row)])
                 sink_ids = first + kept.astype(np.int64)
-                ids += sink_ids[_are_among(sink_ids, there)].tolist()
+                ids += sink_ids[are_among(sink_ids, there)].tolist()
             ids += range(first + passage.first, first + passage.stop)
         if len(set(ids)) < len(ids):
             raise ConfigError(
@@ -165,7 +165,7 @@ def _check_range(passage: Passage, document: StoredDocument) -> None:
         )
 
 
-def _are_among(ids: Int64Array, there: Int64Array) -> npt.NDArray[np.bool_]:
+def are_among(ids: Int64Array, there: Int64Array) -> npt.NDArray[np.bool_]:
     """Tell which ids (n,) are among others, ascending: there may be millions of those."""
     if not len(there):
         return np.zeros(len(ids), dtype=bool)
@@ -176,7 +176,7 @@ def _are_among(ids: Int64Array, there: Int64Array) -> npt.NDArray[np.bool_]:
 
 def _check_there(there: Int64Array, found: list[Place]) -> None:
     wanted = np.array(sorted({idx for place in found for idx in place.ids}), dtype=np.int64)
-    gone = wanted[~_are_among(wanted, there)]
+    gone = wanted[~are_among(wanted, there)]
     if len(gone):
         raise DocumentError(
             f"{len(gone)} rows of these passages were removed, the first of them row "

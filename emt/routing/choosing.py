@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -44,52 +45,65 @@ def fused(lists: Sequence[Sequence[Window]], *, apart: int) -> list[Window]:
 
 def passages_around(
     places: Sequence[tuple[StoredDocument, int]], num_rows: int
-) -> list[tuple[int, Passage]]:
+) -> list[tuple[list[int], Passage]]:
     """Return the sentences nearest to some rows of documents: at most `num_rows` rows.
 
     A sentence is as far away as its farthest row is from the nearest place, and each place is a
-    tenth of `num_rows` farther away than the one before it. The nearest sentences are taken that
-    fit and that lie side by side with others, so that places close to each other are joined. Of a
-    first sentence that is too long, the rows around its place are taken.
+    tenth of `num_rows` farther away than the one before it; or less if they are more than three, so
+    that the last of n has about 0.4 / n of the rows, and the best 1.6 / n. The nearest sentences
+    are taken that fit, and that have a place in them or lie beside one that was taken: places close
+    to each other are joined. Of a first sentence that is too long, the rows around its place are
+    taken.
 
     Args:
         places: documents, and rows counted from their first, best first.
         num_rows: how many rows all passages together may have.
 
     Returns:
-        Passages that share no rows, and the number of the best place in each; best first.
+        Passages that share no rows, and the numbers of the places in each, best first.
     """
+    step = num_rows / max(10, len(places) * (len(places) - 1) / 0.6)
     by_name: dict[str, list[int]] = {}
     for rank, (document, _) in enumerate(places):
         by_name.setdefault(document.name, []).append(rank)
     bounds: dict[str, Int64Array] = {}
-    own: dict[tuple[str, int], int] = {}  # the sentence of each place
-    order: list[tuple[float, int, str]] = []
+    away: dict[str, list[float]] = {}  # of each sentence
+    own: dict[tuple[str, int], list[int]] = {}  # the sentence of each place
     for name, ranks in by_name.items():
         peaks = np.array([[places[rank][1]] for rank in ranks])
         bounds[name] = found = _bounds(places[ranks[0]][0], sorted(peaks[:, 0]), num_rows)
         index = np.searchsorted(found, peaks[:, 0], side="right") - 1
         for rank, sentence in zip(ranks, index.clip(0, len(found) - 2).tolist(), strict=True):
-            own.setdefault((name, sentence), rank)
+            own.setdefault((name, sentence), []).append(rank)
         farthest = np.maximum(np.abs(found[:-1] - peaks), np.abs(found[1:] - 1 - peaks))
-        away = (farthest + np.array(ranks)[:, None] * num_rows / 10).min(axis=0)
-        near = np.flatnonzero(away <= 2 * num_rows).tolist()
-        order += [(float(away[sentence]), -sentence, name) for sentence in near]
+        away[name] = (farthest + np.array(ranks)[:, None] * step).min(axis=0).tolist()
     # Of two as far away the later sentence; but first of all that of the best place.
-    nearest = [(name, -negative) for _, negative, name in sorted(order)]
-    nearest = [one for one, rank in own.items() if rank == 0] + nearest
+    reached = [
+        (-1.0 if 0 in ranks else away[name][sentence], -sentence, name)
+        for (name, sentence), ranks in own.items()
+    ]
+    heapq.heapify(reached)
+    seen = set(own)
     taken: set[tuple[str, int]] = set()
     left = num_rows
-    for name, sentence in nearest:
+    while reached and left:
+        _, negative, name = heapq.heappop(reached)
+        sentence = -negative
         first, stop = bounds[name][sentence : sentence + 2].tolist()
         if not taken and stop - first > num_rows:
             first = min(max(places[0][1] - num_rows // 2, first), stop - num_rows)
-            return [(0, Passage(name, first, first + num_rows))]
-        is_beside = {(name, sentence - 1), (name, sentence + 1)} & taken
-        is_wanted = (name, sentence) in own or is_beside
-        if is_wanted and (name, sentence) not in taken and stop - first <= left:
-            taken.add((name, sentence))
-            left -= stop - first
+            inside = [
+                rank for rank in own[name, sentence] if 0 <= places[rank][1] - first < num_rows
+            ]
+            return [(inside, Passage(name, first, first + num_rows))]
+        if stop - first > left:
+            continue
+        taken.add((name, sentence))
+        left -= stop - first
+        for beside in (sentence - 1, sentence + 1):
+            if 0 <= beside < len(away[name]) and (name, beside) not in seen:
+                seen.add((name, beside))
+                heapq.heappush(reached, (away[name][beside], -beside, name))
     return sorted(_runs(taken, own, bounds), key=lambda run: run[0])
 
 
@@ -120,16 +134,16 @@ def _bounds(document: StoredDocument, peaks: Sequence[int], num_rows: int) -> In
 
 def _runs(
     taken: Collection[tuple[str, int]],
-    own: Mapping[tuple[str, int], int],
+    own: Mapping[tuple[str, int], Sequence[int]],
     bounds: Mapping[str, Int64Array],
-) -> Iterator[tuple[int, Passage]]:
-    """Yield the runs of sentences side by side, and the best place in each."""
+) -> Iterator[tuple[list[int], Passage]]:
+    """Yield the runs of sentences side by side, and the places in each."""
     run: list[tuple[str, int]] = []
     for sentence in [*sorted(taken), ("", -1)]:
         if run and sentence != (run[-1][0], run[-1][1] + 1):
             name, ends = run[0][0], bounds[run[0][0]]
-            rank = min(own[one] for one in run if one in own)
-            yield rank, Passage(name, int(ends[run[0][1]]), int(ends[run[-1][1] + 1]))
+            ranks = sorted(rank for one in run for rank in own.get(one, ()))
+            yield ranks, Passage(name, int(ends[run[0][1]]), int(ends[run[-1][1] + 1]))
             run = []
         run.append(sentence)
 

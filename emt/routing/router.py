@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from emt.attached import living
 from emt.recall_positions import Angles
-from emt.recall_rows import Passage
+from emt.recall_rows import Passage, are_among
 from emt.rope import Unrotation
 from emt.routing.choosing import fused, passages_around, without_gaps
 from emt.routing.evidence import Hits, Window, windows_of
@@ -26,7 +26,7 @@ from emt.routing.prompt import Question, prompt_ids, question_of
 from emt.routing.queries import unit_queries
 from emt.routing.relevance import PROBES, Relevance, measured, runs_of
 from emt.routing.words import Words
-from memory_backends import MemoryBackend, Scope
+from memory_backends import MemoryBackend, Scope, StoredDocument
 
 Routing = Literal["heads", "words", "both"]
 
@@ -42,7 +42,7 @@ class RoutedPassage:
 
     Attributes:
         passage: its rows.
-        score: the share of the heads' evidence that is in it, 0 to 1.
+        score: the largest share of the heads' evidence that a place in it has, 0 to 1.
     """
 
     passage: Passage
@@ -262,19 +262,39 @@ def _relevance_of(hits: Hits, score: float, num_asking: int, relevance: Relevanc
 def _passages(
     windows: Sequence[Window], backend: MemoryBackend, num_rows: int, num_passages: int
 ) -> list[RoutedPassage]:
-    """Turn places into passages that share no rows, best first, within the budget."""
+    """Turn places into passages that share no rows, best first, within the budget.
+
+    Of the first `num_passages` places; of more if documents are so short that a quarter of the
+    budget is left.
+    """
     owners = backend.catalog.document_of_rows(window.peak for window in windows)
-    # Some are between documents, or were removed meanwhile.
-    windows = [window for window in windows if window.peak in owners][:num_passages]
-    names = {owners[window.peak] for window in windows}
-    documents = {name: backend.catalog.document(name) for name in names}  # books are long to read
-    asked = [(documents[owners[window.peak]], window.peak) for window in windows]
-    places = [(document, peak - document.first_row) for document, peak in asked]
     there = backend.catalog.searchable_rows("all")
-    chosen = []
-    for rank, passage in passages_around(places, num_rows):
-        document, peak = asked[rank]
-        kept = without_gaps(passage, document.first_row, peak, there)
-        if kept is not None:
-            chosen.append(RoutedPassage(kept, round(windows[rank].share, 4)))
-    return chosen
+    # Some are between documents, or were removed meanwhile.
+    kept = are_among(np.array([window.peak for window in windows], dtype=np.int64), there)
+    windows = [one for one, is_kept in zip(windows, kept, strict=True) if is_kept]
+    documents: dict[str, StoredDocument] = {}
+    places: list[tuple[StoredDocument, int]] = []
+    found: list[tuple[list[int], Passage]] = []
+    for window in windows:
+        name = owners[window.peak]
+        if name not in documents:
+            documents[name] = backend.catalog.document(name)
+        places.append((documents[name], window.peak - documents[name].first_row))
+        if len(places) < min(num_passages, len(windows)):
+            continue
+        found = passages_around(places, num_rows)
+        num_taken = sum(passage.stop - passage.first for _, passage in found)
+        if len(found) >= num_passages or num_taken > num_rows * 3 // 4:
+            break
+    chosen: dict[Passage, list[int]] = {}  # and the places in each
+    for ranks, passage in found:
+        for rank in ranks:
+            first_row = places[rank][0].first_row
+            whole = without_gaps(passage, first_row, windows[rank].peak, there)
+            if whole is not None:
+                chosen.setdefault(whole, []).append(rank)
+    best_first = sorted(chosen.items(), key=lambda one: one[1])[:num_passages]
+    return [
+        RoutedPassage(passage, round(max(windows[rank].share for rank in ranks), 4))
+        for passage, ranks in best_first
+    ]

@@ -35,8 +35,8 @@ def ids_only(count, dropped=()):
 
 
 def passage_around(document, peak, num_rows):
-    ((rank, passage),) = passages_around([(document, peak)], num_rows)
-    assert rank == 0
+    ((ranks, passage),) = passages_around([(document, peak)], num_rows)
+    assert ranks == [0]
     return passage
 
 
@@ -94,15 +94,17 @@ def test_passages_of_several_places(seed, num_rows):
     found = passages_around(places, num_rows)
     rows = [(p.document, row) for _, p in found for row in range(p.first, p.stop)]
     assert len(set(rows)) == len(rows) <= num_rows
-    ranks = [rank for rank, _ in found]
-    assert ranks[0] == 0
-    assert ranks == sorted(set(ranks))
-    for rank, passage in found:
-        document, peak = places[rank]
-        assert passage.document == document.name
-        assert passage.first <= peak < passage.stop
+    assert found[0][0][0] == 0
+    assert [ranks for ranks, _ in found] == sorted(ranks for ranks, _ in found)
+    for ranks, passage in found:
+        inside = [
+            rank
+            for rank, (document, peak) in enumerate(places)
+            if document.name == passage.document and passage.first <= peak < passage.stop
+        ]
+        assert ranks == inside != []
     bounds = {name: set(np.cumsum([0, *of_one]).tolist()) for name, of_one in lengths.items()}
-    (document, peak), best = places[0], found[0][1]
+    document, best = places[0][0], found[0][1]
     if {best.first, best.stop} <= bounds[document.name]:
         for _, passage in found:
             assert {passage.first, passage.stop} <= bounds[passage.document]
@@ -115,20 +117,48 @@ def test_passages_of_several_places(seed, num_rows):
 def test_places_near_each_other_are_joined():
     sentences = of_sentences([10] * 40)
     found = passages_around([(sentences, 105), (sentences, 145)], 100)
-    assert found == [(0, Passage("d", 70, 170))]
+    assert found == [([0, 1], Passage("d", 70, 170))]
     # Far from each other, the better one has more rows.
     found = passages_around([(sentences, 55), (sentences, 305)], 100)
-    assert [rank for rank, _ in found] == [0, 1]
+    assert [ranks for ranks, _ in found] == [[0], [1]]
     first, second = (passage.stop - passage.first for _, passage in found)
     assert (first, second) == (60, 40)
 
 
 def test_the_best_place_has_its_sentence_though_others_are_nearer():
     long, short = of_sentences([4, 60, 4], "long"), of_sentences([5] * 20, "short")
-    assert passages_around([(long, 5), (short, 50)], 60) == [(0, Passage("long", 4, 64))]
+    assert passages_around([(long, 5), (short, 50)], 60) == [([0], Passage("long", 4, 64))]
     found = passages_around([(long, 5), (short, 50)], 70)
-    assert found[0] == (0, Passage("long", 0, 64))
-    assert found[1] == (1, Passage("short", 50, 55))
+    assert found[0] == ([0], Passage("long", 0, 64))
+    assert found[1] == ([1], Passage("short", 50, 55))
+
+
+def test_a_place_at_the_end_of_a_long_sentence_has_what_follows():
+    far, near = of_sentences([10] * 40, "far"), of_sentences([10, 50, 10, 10, 50], "near")
+    found = passages_around([(far, 205), (near, 58)], 200)
+    # The sentences after it are nearer than the beginning of its own, and come after that.
+    assert found == [([0], Passage("far", 140, 270)), ([1], Passage("near", 10, 80))]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 8])
+def test_every_one_of_several_places_has_rows_and_the_best_has_most(count):
+    sentences = of_sentences([1] * 4000)
+    found = passages_around([(sentences, 250 + 400 * i) for i in range(count)], 400)
+    assert [ranks for ranks, _ in found] == [[i] for i in range(count)]
+    lengths = [passage.stop - passage.first for _, passage in found]
+    assert sum(lengths) == 400
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] == pytest.approx(400 * (0.6 if count == 2 else 1.6 / count), abs=3)
+
+
+def test_places_in_one_sentence_are_one_passage():
+    sentences = of_sentences([6] * 9)
+    assert passages_around([(sentences, 26), (sentences, 24), (sentences, 29)], 6) == [
+        ([0, 1, 2], Passage("d", 24, 30))
+    ]
+    long = of_sentences([100])
+    found = passages_around([(long, 50), (long, 90), (long, 47)], 10)
+    assert found == [([0, 2], Passage("d", 45, 55))]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from emt.errors import ConfigError
+from emt.recall_rows import Passage
 from emt.routing import words as words_module
-from emt.routing.evidence import Hits, windows_of
+from emt.routing.evidence import Hits, Window, windows_of
 from emt.routing.known_relevance import KnownRelevance
 from emt.routing.relevance import Relevance
-from emt.routing.router import TOPK
+from emt.routing.router import TOPK, _passages
 from emt.routing.words import Words
 from memory_backends import Scope
 from tests.emt.routing.worlds import BACKENDS, NAMES, asked, build, document, routing, tokens
@@ -96,6 +97,41 @@ def test_what_stands_too_little_above_others_is_told_and_nothing_recalled():
         assert routed.passages == passages
         assert routed.score == free.score
         assert routed.relevance == (None if least is None else pytest.approx(2, abs=1e-5))
+
+
+def passages_of_places(memory, peaks, num_rows=64, num_passages=2):
+    """Return what is recalled around rows of a memory's documents, best first."""
+    first = {name: memory.backend.catalog.document(name).first_row for name in NAMES}
+    windows = [Window(first[name] + row, share) for name, row, share in peaks]
+    found = _passages(windows, memory.backend, num_rows, num_passages)
+    return [(one.passage, one.score) for one in found]
+
+
+def test_a_place_that_was_removed_gives_way_to_the_next():
+    memory = routing(build("llama"))
+    memory.backend.remove([40])
+    found = passages_of_places(memory, [("one", 40, 0.5), ("one", 20, 0.2)], num_passages=1)
+    assert found == [(Passage("one", 0, 40), 0.2)]
+
+
+def test_removed_rows_between_places_part_them_and_both_are_recalled():
+    memory = routing(build("llama"))
+    peaks = [("two", 20, 0.1), ("two", 50, 0.3)]
+    assert passages_of_places(memory, peaks) == [(Passage("two", 0, 64), 0.3)]
+    start = memory.backend.catalog.document("two").first_row
+    memory.backend.remove([start + 40])
+    parts = [(Passage("two", 0, 40), 0.1), (Passage("two", 41, 64), 0.3)]
+    assert passages_of_places(memory, peaks) == parts
+    assert passages_of_places(memory, peaks, num_passages=1) == parts[:1]
+
+
+def test_more_places_where_documents_are_short():
+    memory = routing(build("llama"))
+    peaks = [("one", 20, 0.5), ("one", 60, 0.4), ("two", 30, 0.3), ("three", 40, 0.2)]
+    one, two = Passage("one", 0, 70), Passage("two", 0, 79)
+    # All of the first, which both places are in, is 70 rows: too little of 160, but not of 80.
+    assert passages_of_places(memory, peaks, 160) == [(one, 0.5), (two, 0.3)]
+    assert passages_of_places(memory, peaks, 80) == [(one, 0.5)]
 
 
 def with_words():
