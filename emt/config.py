@@ -31,7 +31,7 @@ class MemoryConfig:
             layer attend to their rows in order. "auto" is "token" up to 16,384 rows, as published,
             and "passage" beyond, if there is a head profile of the model (`emt profile`).
         recall_rows: rows of all passages of a prompt together, at most.
-        recall_passages: passages of a prompt, at most; the best is the longest.
+        recall_passages: passages of a prompt, at most; places near each other make one.
         routing: what finds passages: "heads", "words" (BM25 over the stored text; needs bm25s) or
             "both".
         relevance: how far a prompt's evidence must stand above that of prompts about nothing in

@@ -568,6 +568,7 @@ class Memory:
         except BaseException:
             backend.close()
             raise
+        self.passages.say_what_takes_long(backend)
         return backend
 
     def _reader(self) -> DocumentReader:

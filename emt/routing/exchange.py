@@ -28,15 +28,16 @@ def exchanged(
 
     Returns:
         As many rows as the prompt has, and the passages they are of. None if it keeps what it has:
-        nothing is relevant, or the best passage is recalled already, or not enough rows are around
-        the new passages.
+        nothing is relevant, or half of the best passage is recalled already, or not enough rows are
+        around the new passages.
     """
     count, at = int(rows.lengths[prompt]), int(rows.at[prompt])
     if not routed.passages or not count:
         return None
     best = [one.passage for one in routed.passages]
     kept = set(rows.ids[prompt, :count].tolist())
-    if kept.intersection(places(backend, [best[:1]], [at], False)[0].ids):
+    wanted = places(backend, [best[:1]], [at], False)[0].ids
+    if 2 * len(kept.intersection(wanted)) >= min(len(wanted), count):
         return None
     sizes = {one.document: len(backend.catalog.document(one.document).row_tokens) for one in best}
     num_sinks = 0

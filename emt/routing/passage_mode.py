@@ -47,6 +47,11 @@ _MAKES_PROFILE = (
     "which takes about as long as reading 30,000 tokens. To avoid it, make one beforehand with "
     "`emt profile` and set profile to its file, or set mode to token."
 )
+_LACKS_FILES = (
+    "the store has no FAISS files of some heads that this memory searches: it was saved with "
+    "another head profile, or in another mode. Their indexes are made in RAM at the first search, "
+    "in each process again, which takes long for %d rows. save() writes the files."
+)
 _uncompiled = cast(Callable[[Callable[..., Any]], Callable[..., Any]], torch.compiler.disable)
 
 
@@ -190,6 +195,16 @@ class PassageMode:
                 model = self._memory.attached_model("index")
                 heads = profile.key_value_heads(model.query_heads, backend.layout)
         backend.index_heads(heads)
+
+    def say_what_takes_long(self, backend: MemoryBackend) -> None:
+        """Log that searches of a store which was just opened need indexes that it does not have.
+
+        An index without training is made as fast as its rows are read.
+        """
+        if not isinstance(backend, VectorDBBackend) or backend.factory == "Flat":
+            return
+        if backend.lacks_files:
+            _logger.warning(_LACKS_FILES, len(backend))
 
     def measure_relevance(self) -> None:
         """Keep in the memory's store what prompts about nothing in particular find in it.

@@ -200,6 +200,12 @@ class VectorDBBackend(MemoryBackend):
         super().close()
 
     @property
+    def lacks_files(self) -> bool:
+        """Whether the store has FAISS files, but not of all heads that are to have them."""
+        cache = self._indexes.cache
+        return cache is not None and not cache.covers(self._indexed_heads)
+
+    @property
     def factory(self) -> str:
         """The factory string that the indexes are built with now."""
         return self._indexes.factory

@@ -13,7 +13,15 @@ from emt.routing import passage_mode
 from emt.routing.known_relevance import RELEVANCE
 from emt.routing.relevance import PROBES
 from memory_backends import ManualBackend, verify
-from tests.emt.routing.worlds import BACKENDS, NAMES, asked, chosen, document, routing
+from tests.emt.routing.worlds import (
+    BACKENDS,
+    NAMES,
+    asked,
+    chosen,
+    document,
+    profile_of,
+    routing,
+)
 from tests.emt.words import word_tokenizer
 from tests.families import build
 from tests.read_only import forbid_writing
@@ -94,6 +102,35 @@ def test_the_log_says_that_relevance_is_measured(world, caplog):
     memory.remove("two", "three")
     memory.route(asked(1))
     assert len(caplog.records) == 1  # too few rows to measure anything
+
+
+@pytest.mark.parametrize(("index", "takes_long"), [("IVF4,Flat", True), ("Flat", False)])
+def test_the_log_says_that_heads_of_another_profile_have_no_files(
+    tmp_path, caplog, monkeypatch, index, takes_long
+):
+    model = build("llama")
+    path, settings = tmp_path / "store", {"index": index, "relevance": None}
+    memory = routing(model, "vector_db", path=str(path), **{**settings, "heads": ((0, 1),)})
+    memory.save()
+    memory.open(path)
+    memory.passages.keep(profile_of(build("llama"), ((0, 1), (2, 3))))
+    assert not caplog.records
+    with monkeypatch.context() as patch:
+        forbid_writing(patch, path)
+        memory.open(path)
+        found = memory.route(asked(1)).passages
+        assert {one.passage.document for one in found} <= set(NAMES)
+        assert found
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * takes_long
+    if takes_long:
+        said = caplog.records[0].getMessage()
+        assert "no FAISS files of some heads" in said
+        assert "for 237 rows. save() writes the files" in said
+    caplog.clear()
+    memory.save()
+    memory.open(path)
+    assert memory.route(asked(1)).passages == found
+    assert not caplog.records
 
 
 # -- a model that is gone ---------------------------------------------------------------------
