@@ -270,6 +270,7 @@ def _passages(
     owners = backend.catalog.document_of_rows(window.peak for window in windows)
     there = backend.catalog.searchable_rows("all")
     # Some are between documents, or were removed meanwhile.
+    windows = [window for window in windows if window.peak in owners]
     kept = are_among(np.array([window.peak for window in windows], dtype=np.int64), there)
     windows = [one for one, is_kept in zip(windows, kept, strict=True) if is_kept]
     documents: dict[str, StoredDocument] = {}
