@@ -302,13 +302,19 @@ def _best(rates: dict[tuple[int, int], float]) -> list[tuple[int, int]]:
 
 
 def _apart(heads: Sequence[tuple[int, int]], num_layers: int) -> list[tuple[int, int]]:
-    """Return the first few heads, none in the same layer as one before it, or near that."""
+    """Return a few heads, best first: of the same layer or close ones only if there are no others.
+
+    Args:
+        heads: best first.
+        num_layers: of the model.
+    """
     apart = math.ceil(num_layers / _APART)
     chosen: list[tuple[int, int]] = []
     for head in heads:
         if all(abs(head[0] - other[0]) >= apart for other in chosen):
             chosen.append(head)
-    return chosen[:_MAX_HEADS]
+    chosen += [head for head in heads if head not in chosen]
+    return sorted(chosen[:_MAX_HEADS], key=heads.index)
 
 
 def _together(
