@@ -156,11 +156,11 @@ def cite_tokens(
 
 
 def content_layers(memory: Memory) -> list[int]:
-    """Return the upper half of the layers that read memories.
+    """Return the upper half of the layers that read memories: those that see the whole context.
 
-    Early layers attend to a few function words whatever is asked; in the sum over all layers these
-    outweigh what later layers attend to for its content. Seen on the ten facts of `scripts/demo`
-    with SmolLM2, and not yet elsewhere.
+    Early layers attend to a few function words whatever is asked, and layers with a window to what
+    is near; in the sum over all layers these outweigh what others attend to for its content. Seen
+    on SmolLM2 and Gemma-3-270M.
     """
     return memory.layers[len(memory.layers) // 2 :]
 

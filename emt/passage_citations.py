@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import numpy as np
 
-from emt.citations import check_numbers, mass_of, quoted, steps_of
+from emt.citations import check_numbers, content_layers, mass_of, quoted, steps_of
 from emt.memory import Memory
 from emt.recall_rows import Recalled
 from emt.recording import Recording, Step
@@ -64,8 +64,8 @@ def cite_passages(
         sequence: as in `cite`.
         num_tokens: as in `cite`.
         beam_indices: as in `cite`.
-        layers: whose attention counts; if None, the upper half of those that recalled, for early
-            ones attend to what is near, whatever is asked.
+        layers: whose attention counts; if None, `content_layers`, for early layers and those with a
+            window attend to what is near, whatever is asked.
 
     Returns:
         The passages, by the attention they received, highest first; none if nothing was recalled.
@@ -78,9 +78,8 @@ def cite_passages(
     if not steps:
         return []
     if layers is None:
-        known = sorted({layer_idx for step in steps for layer_idx in step})
-        upper = known[len(known) // 2 :]
-        steps = [{idx: step[idx] for idx in upper if idx in step} for step in steps]
+        content = set(content_layers(memory))
+        steps = [{idx: step[idx] for idx in step if idx in content} or step for step in steps]
     received = [_received(step) for step in steps]
     recorded = {row for shares in received for row in shares}
     rows = [sequence] if beam_indices is None else [int(row) for row in beam_indices if row >= 0]
