@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any, Self
 
 import numpy as np
@@ -141,6 +142,18 @@ def runs_of(num_asking: int) -> list[range]:
         return [range(num_asking)]
     starts = range(0, num_asking - _RUN // 2, _RUN // 2)
     return [range(start, min(start + _RUN, num_asking)) for start in starts]
+
+
+def best_by_chance(num_runs: int) -> float:
+    """Return how far the best of some runs stands above chance by chance alone, in deviations.
+
+    Source:
+        Blom, Statistical Estimates and Transformed Beta-Variables (1958): the expected largest of n
+        normal numbers.
+    """
+    if num_runs < 2:
+        return 0.0
+    return NormalDist().inv_cdf((num_runs - 0.375) / (num_runs + 0.25))
 
 
 def measured(ask: Callable[[str], tuple[float, int]], num_rows: int) -> Relevance | None:

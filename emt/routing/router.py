@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from emt.routing.evidence import Hits, Window, windows_of
 from emt.routing.profile import HeadProfile
 from emt.routing.prompt import Question, prompt_ids, question_of
 from emt.routing.queries import unit_queries
-from emt.routing.relevance import PROBES, Relevance, measured, runs_of
+from emt.routing.relevance import PROBES, Relevance, best_by_chance, measured, runs_of
 from emt.routing.words import Words
 from memory_backends import MemoryBackend, Scope, StoredDocument
 
@@ -246,17 +245,14 @@ class Router:
 
 
 def _relevance_of(hits: Hits, score: float, num_asking: int, relevance: Relevance) -> float:
-    """Return how far the tokens of a prompt that say most of a memory stand above chance.
-
-    The best of n runs stands about sqrt(2 ln n) deviations above chance by chance alone.
-    """
+    """Return how far the tokens of a prompt that say most of a memory stand above chance."""
     runs = runs_of(num_asking)
     if len(runs) == 1:
         return relevance.of(score, num_asking)
     best = [windows_of(hits.of_tokens(run, num_asking), 1, apart=1) for run in runs]
     shares = [found[0].share if found else 0.0 for found in best]
     best_of_runs = max(map(relevance.of, shares, map(len, runs)))
-    return best_of_runs - math.sqrt(2 * math.log(len(runs)))
+    return best_of_runs - best_by_chance(len(runs))
 
 
 def _passages(

@@ -16,7 +16,7 @@ from emt.errors import MemoryUseError
 from emt.routing.evidence import Hits, windows_of
 from emt.routing.known_relevance import RELEVANCE, KnownRelevance
 from emt.routing.prompt import prompt_ids
-from emt.routing.relevance import PROBES, Relevance, measured, runs_of
+from emt.routing.relevance import PROBES, Relevance, best_by_chance, measured, runs_of
 from emt.routing.router import Router
 from memory_backends import ManualBackend
 from tests.emt.routing.worlds import asked, chosen, document, routing, tokens
@@ -73,7 +73,7 @@ def test_what_is_asked_among_other_words_counts():
             mine = [place for place, token in enumerate(hits.askers % len(prompt)) if token in run]
             part = Hits(hits.rows[mine], hits.askers[mine], hits.excess[mine], hits.num_askers)
             shares.append(line.of(windows_of(part, 1, apart=1)[0].share, len(run)))
-        by_chance = math.sqrt(2 * math.log(len(shares)))
+        by_chance = best_by_chance(len(shares))
         assert found.relevance == pytest.approx(max(shares) - by_chance)
 
 
@@ -266,3 +266,10 @@ def test_probes_are_routed_as_prompts_are():
     assert found.num_rows == 237
     assert -5 < found.intercept + found.slope * math.log(10) < 0  # the logarithm of a share
     assert found.deviation >= 0.05
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 30])
+def test_the_best_of_several_is_what_normal_numbers_give(count):
+    rng = np.random.default_rng(count)
+    expected = rng.standard_normal((100_000, count)).max(axis=1).mean()
+    assert best_by_chance(count) == pytest.approx(expected, abs=0.03)
