@@ -78,8 +78,8 @@ def cite_passages(
     if not steps:
         return []
     if layers is None:
-        content = set(content_layers(memory))
-        steps = [{idx: step[idx] for idx in step if idx in content} or step for step in steps]
+        telling = set(content_layers(memory))
+        steps = [{idx: step[idx] for idx in step if idx in telling} or step for step in steps]
     received = [_received(step) for step in steps]
     recorded = {row for shares in received for row in shares}
     rows = [sequence] if beam_indices is None else [int(row) for row in beam_indices if row >= 0]
