@@ -44,6 +44,9 @@ _NAMED_DIFFERENTLY = (
 )
 
 
+_built: list[PreTrainedModel] = []
+
+
 @dataclass(frozen=True)
 class Family:
     """A tiny model of one family.
@@ -68,7 +71,8 @@ class Family:
         config = AutoConfig.for_model(self.model_type, **{**small, **self.options, **more})
         torch.manual_seed(0)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-        return model.to(dtype).eval()
+        _built.append(model.to(dtype).eval())
+        return model
 
 
 FAMILIES = [
@@ -306,6 +310,14 @@ def _placed(
     finally:
         for module in modules:
             hook.bind(module, memory)
+
+
+def let_go_of_models() -> None:
+    """Keep no model any more; without it, models live as long as the test that built them.
+
+    Memories do not keep their models, and many tests have no other use for one.
+    """
+    _built.clear()
 
 
 def build(model_type: str, **options: Any) -> PreTrainedModel:

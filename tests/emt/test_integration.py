@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, LlamaForC
 
 from emt import MemoryConfig, attach, detach
 from emt.errors import ConfigError, MemoryUseError, StoreError, UnsupportedModelError
-from tests.families import FAMILIES, REFUSED, build
+from tests.families import FAMILIES, REFUSED, build, let_go_of_models
 
 IDS = torch.tensor([[3, 60, 22, 41, 7, 80, 15, 9], [0, 0, 0, 33, 12, 4, 71, 50]])
 MASK = (IDS > 0).long()
@@ -278,6 +278,7 @@ def test_an_attached_model_can_be_collected():
     memory.write(DOCUMENT, document="d")
     gone = weakref.ref(model)
     del model
+    let_go_of_models()
     gc.collect()
     assert gone() is None
     assert len(memory) == 60

@@ -23,7 +23,7 @@ from tests.emt.routing.worlds import (
     routing,
 )
 from tests.emt.words import word_tokenizer
-from tests.families import build
+from tests.families import build, let_go_of_models
 from tests.read_only import forbid_writing
 
 KINDS = pytest.mark.parametrize("memory_type", BACKENDS)
@@ -151,6 +151,7 @@ def test_a_deleted_model_is_collected_while_its_memory_is_kept(model_type, memor
     angles, router = memory.angles, memory.passages.finder.router()
     decoder = weakref.ref(model.base_model)
     del model
+    let_go_of_models()
     gc.collect()
     assert decoder() is None
     gone = "cannot {}: the model is gone. Keep a reference to it."

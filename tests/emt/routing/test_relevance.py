@@ -21,7 +21,7 @@ from emt.routing.router import Router
 from memory_backends import ManualBackend
 from tests.emt.routing.worlds import asked, chosen, document, routing, tokens
 from tests.emt.words import word_tokenizer
-from tests.families import build
+from tests.families import build, let_go_of_models
 
 
 def test_the_line_is_that_of_least_squares():
@@ -218,6 +218,7 @@ def test_without_its_model_a_memory_is_saved_all_the_same(memory_type, tmp_path)
     decoder = weakref.ref(model.model)
     detach(model)
     del model
+    let_go_of_models()
     gc.collect()
     assert decoder() is None  # what routed does not keep it
     memory.save()
