@@ -135,12 +135,7 @@ def is_heard(module: nn.Module) -> bool:
 
 
 def is_watched() -> bool:
-    """Tell whether this thread runs a model only to see its attention calls."""
-    return _watched.get() is not None
-
-
-def is_watching() -> bool:
-    """Tell whether this thread's forwards are watched: they read, and nobody listens."""
+    """Tell whether this thread runs a model only to see its attention calls: nobody listens."""
     return _watched.get() is not None
 
 

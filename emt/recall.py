@@ -31,7 +31,7 @@ from transformers.cache_utils import Cache
 
 from emt.attached import living
 from emt.errors import MemoryUseError
-from emt.hook import AttentionCall, is_watching
+from emt.hook import AttentionCall, is_watched
 from emt.placement import input_device
 from emt.precision import no_autocast
 from emt.recall_frame import Frame, Reach, reach_of
@@ -173,12 +173,12 @@ class Recall:
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], *keywords: Any) -> Any:
         # A deep copy of the decoder has our hooks, but is not attached.
-        if not keywords or not self._is_on or is_watching() or module is not self._decoder():
+        if not keywords or not self._is_on or is_watched() or module is not self._decoder():
             return None
         return self.begin(module, args, keywords[0])
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], *keywords_and_output: Any) -> None:
-        if not is_watching() and module is self._decoder():
+        if not is_watched() and module is self._decoder():
             end_of_forward(keywords_and_output[-1])
 
     def begin(

@@ -27,7 +27,7 @@ from torch import nn
 
 from emt.config import MemoryConfig
 from emt.errors import ConfigError, MemoryUseError
-from emt.hook import is_watching
+from emt.hook import is_watched
 from emt.recall import end_of_forward, forget_recall, recall_of
 from emt.recall_tokens import NewTokens
 from emt.routing.finding import PassageFinder, all_tokens
@@ -259,7 +259,7 @@ class PassageMode:
 
     def _is_ours(self, module: nn.Module) -> bool:
         # A deep copy of the decoder has our hooks, but is not attached.
-        return not is_watching() and module is self._memory.decoder_or_none()
+        return not is_watched() and module is self._memory.decoder_or_none()
 
     # Torch may call hooks that are being put in or taken out, then without keywords.
 
