@@ -1,18 +1,18 @@
 """Give any Hugging Face causal language model a memory of millions of tokens, with no training."""
 
-from emt.attention import memory_attention
+from emt.attach import attach, detach
+from emt.attention.softmax import memory_attention
+from emt.citations.passages import cite_passages
 from emt.config import MemoryConfig
-from emt.integration import attach, detach
-from emt.memory import Memory
-from emt.modeling import (
+from emt.memory.memory import Memory
+from emt.passage import Passage, RoutedPassage
+from emt.profiles.ranking import profile_heads
+from emt.published import (
     ExtendedLlamaForCausalLM,
     ExtendedMindForCausalLM,
     ExtendedMptForCausalLM,
 )
-from emt.passage_citations import cite_passages
-from emt.recall_rows import Passage
-from emt.routing import HeadProfile, RoutedPassage
-from emt.routing.profiling import profile_heads
+from emt.routing.head_profile import HeadProfile
 from memory_backends import MemoryBackend
 
 __all__ = [

@@ -20,7 +20,7 @@ from bench_decode import machine
 
 import emt
 from emt.cli import quiet
-from emt.loading import LoadedModel, load
+from emt.model.loading import LoadedModel, load
 from memory_backends import Document, ManualBackend, MemoryLayout, Rows, SearchResult
 from memory_backends.codecs import row_codec
 

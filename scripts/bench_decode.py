@@ -26,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import emt
 from emt.cli import quiet
-from emt.loading import load
+from emt.model.loading import load
 from memory_backends import MemoryBackend
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 import emt
 from emt.cli import quiet
-from emt.loading import load
+from emt.model.loading import load
 
 STRIDE, MAX_LENGTH = 512, 1024
 DOCUMENT_TOKENS = 200

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 from experiment import one_line_errors, remembering
+from experiments.about import about
+from experiments.items import load_items
+from experiments.retrieval.conditions import text_of
 
 import emt
-from emt.experiments.about import about
-from emt.experiments.items import load_items
-from emt.experiments.retrieval.conditions import text_of
-from emt.loading import DEFAULT_MODEL
-from emt.routing.prompt import prompt_ids
+from emt.model.loading import DEFAULT_MODEL
+from emt.routing.question import prompt_ids
 
 _QUESTIONS = Path("configs/experiments/data/counterfactual.jsonl")
 

@@ -16,7 +16,7 @@ from bench_decode import ROOT, machine, token_ids
 
 import emt
 from emt.cli import quiet
-from emt.loading import load
+from emt.model.loading import load
 from memory_backends import MemoryBackend
 from memory_backends.vector_db.building import add_rows, calibrate
 from memory_backends.vector_db.calibration import Effort

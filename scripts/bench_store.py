@@ -47,7 +47,7 @@ from transformers import PreTrainedModel
 
 from emt import attach, detach
 from emt.cli import quiet
-from emt.loading import LoadedModel, load
+from emt.model.loading import LoadedModel, load
 from memory_backends import ManualBackend, VectorDBBackend
 from memory_backends.codecs import row_codec
 from memory_backends.vector_db.index import bytes_per_key, factory_for

@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import sys
 
+from experiments.builder.builder import BuildSettings, build, write_items
+from experiments.settings import load_settings
+
 from emt.cli.session import quiet
 from emt.errors import EMTError
-from emt.experiments.builder.builder import BuildSettings, build, write_items
-from emt.experiments.settings import load_settings
 
 
 def main() -> None:

@@ -9,10 +9,10 @@ import argparse
 from pathlib import Path
 
 from experiment import one_line_errors
+from experiments.results import read_results
+from experiments.statistics import paired_difference
 
 from emt.errors import ConfigError
-from emt.experiments.results import read_results
-from emt.experiments.statistics import paired_difference
 
 _METRICS = {"right": "right", "preferred": "preferred", "log_prob": "log-probability, nats a token"}
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from experiment import one_line_errors, remembering
+from experiments.about import about
+from experiments.statistics import mean_interval, paired_difference
+from experiments.texts import read_texts
 
 from emt.errors import ConfigError
-from emt.experiments.about import about
-from emt.experiments.statistics import mean_interval, paired_difference
-from emt.experiments.texts import read_texts
-from emt.loading import DEFAULT_MODEL
+from emt.model.loading import DEFAULT_MODEL
 
 _DATA = Path("scripts/data/the_prince.txt")
 

@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
+from experiments.results import Results
+from experiments.settings import load_settings
+
+from emt.attach import attach
 from emt.cli import quiet
 from emt.config import MemoryConfig
 from emt.errors import ConfigError, EMTError
-from emt.experiments.results import Results
-from emt.experiments.settings import load_settings
-from emt.integration import attach
-from emt.loading import LoadedModel, load
-from emt.memory import Memory
+from emt.memory.memory import Memory
+from emt.model.loading import LoadedModel, load
 
 T = TypeVar("T")
 M = TypeVar("M", bound="_OfModel")

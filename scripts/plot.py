@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from experiment import one_line_errors
+from experiments.interpretability import report as interpretability
+from experiments.perplexity import report as perplexity
+from experiments.results import read_results
+from experiments.retrieval import plots, report
+from experiments.timing import report as timing
 
 from emt.errors import ConfigError
-from emt.experiments.interpretability import report as interpretability
-from emt.experiments.perplexity import report as perplexity
-from emt.experiments.results import read_results
-from emt.experiments.retrieval import plots, report
-from emt.experiments.timing import report as timing
 
 Header = Mapping[str, Any]
 Items = Mapping[str, Mapping[str, Any]]

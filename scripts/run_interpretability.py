@@ -12,10 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiment import run
-
-from emt.experiments.interpretability.experiment import run_interpretability
-from emt.experiments.interpretability.report import draw, summary
-from emt.experiments.interpretability.settings import InterpretabilitySettings
+from experiments.interpretability.experiment import run_interpretability
+from experiments.interpretability.report import draw, summary
+from experiments.interpretability.settings import InterpretabilitySettings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

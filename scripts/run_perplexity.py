@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiment import run
-
-from emt.experiments.perplexity.experiment import run_perplexity
-from emt.experiments.perplexity.report import draw, summary
-from emt.experiments.perplexity.settings import PerplexitySettings
+from experiments.perplexity.experiment import run_perplexity
+from experiments.perplexity.report import draw, summary
+from experiments.perplexity.settings import PerplexitySettings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiment import one_line_errors, options, report, settings
+from experiments.retrieval.answering import Responder
+from experiments.retrieval.experiment import loaded, run_retrieval
+from experiments.retrieval.plots import draw
+from experiments.retrieval.report import summary
+from experiments.retrieval.settings import RetrievalSettings
 
 from emt.cli import quiet
-from emt.experiments.retrieval.answering import Responder
-from emt.experiments.retrieval.experiment import loaded, run_retrieval
-from emt.experiments.retrieval.plots import draw
-from emt.experiments.retrieval.report import summary
-from emt.experiments.retrieval.settings import RetrievalSettings
 
 
 def load_quietly(asked: RetrievalSettings) -> Responder:

@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiment import run
-
-from emt.experiments.routing.experiment import run_routing
-from emt.experiments.routing.report import draw, summary
-from emt.experiments.routing.settings import RoutingSettings
+from experiments.routing.experiment import run_routing
+from experiments.routing.report import draw, summary
+from experiments.routing.settings import RoutingSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiment import run
-
-from emt.experiments.timing.experiment import run_timing
-from emt.experiments.timing.report import draw, summary
-from emt.experiments.timing.settings import TimingSettings
+from experiments.timing.experiment import run_timing
+from experiments.timing.report import draw, summary
+from experiments.timing.settings import TimingSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

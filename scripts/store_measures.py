@@ -24,8 +24,8 @@ from transformers import PreTrainedModel
 
 import emt
 from emt.cli import quiet
-from emt.hook import watching
-from emt.loading import load
+from emt.model.hook import watching
+from emt.model.loading import load
 from memory_backends import MemoryBackend, SearchResult, VectorDBBackend
 from memory_backends.base import Precision
 from memory_backends.vector_db.calibration import Nearest

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from emt import hook
-from emt.encode import encode
-from emt.memory import Memory
+from emt.ingest.encode import encode
+from emt.memory.memory import Memory
+from emt.model import hook
 from memory_backends import Document
 
 VOCAB_SIZE = 97

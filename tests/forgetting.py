@@ -22,8 +22,8 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
-from emt.encode import encode
-from emt.memory import Memory
+from emt.ingest.encode import encode
+from emt.memory.memory import Memory
 from memory_backends import Document
 
 NUM_PREFIX, NUM_REST, NUM_AT_ONCE, NUM_PADDING = 40, 12, 8, 5

@@ -10,11 +10,11 @@ import torch
 from transformers import PreTrainedModel
 
 import emt
-from emt.batch import encode_batch
-from emt.carry import read_carrying
-from emt.encode import encode
 from emt.errors import ConfigError, EMTError, UnsupportedModelError
-from emt.reading import Reader
+from emt.ingest.batch import encode_batch
+from emt.ingest.carry import read_carrying
+from emt.ingest.encode import encode
+from emt.ingest.rows import Reader
 from memory_backends import Rows
 from tests.families import oracle_error
 from tests.forgetting import Found, forget_and_remember

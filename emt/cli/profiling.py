@@ -11,16 +11,16 @@ from typing import Any
 
 from tqdm import tqdm
 
+from emt.attach import attach
 from emt.cli.printing import count
 from emt.cli.session import Session, quiet
 from emt.errors import ConfigError
-from emt.integration import attach
-from emt.loading import DEFAULT_MODEL, load
-from emt.memory import Memory
-from emt.routing.examples import Example, read_examples
-from emt.routing.profile import HeadProfile, shipped_profiles
-from emt.routing.profile_choice import PROFILE
-from emt.routing.profiling import Ranked, profile_from_text, profile_heads
+from emt.memory.memory import Memory
+from emt.model.loading import DEFAULT_MODEL, load
+from emt.profiles.choice import PROFILE
+from emt.profiles.examples import Example, read_examples
+from emt.profiles.ranking import Ranked, profile_from_text, profile_heads
+from emt.routing.head_profile import HeadProfile, shipped_profiles
 from memory_backends.catalog import Catalog
 
 _SHOWN = 12  # heads of the ranking

@@ -10,15 +10,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from emt.citations import Citation
+from emt.answer import Answer, generate
+from emt.citations.citing import Citation
+from emt.citations.passages import CitedPassage
 from emt.cli.printing import bytes_used, count, duration, print_json, size
 from emt.cli.profiling import profile_if_needed
 from emt.cli.session import Session
-from emt.corpus import Corpus
-from emt.generation import Answer, generate
-from emt.indexing import estimate
-from emt.loading import DEFAULT_MODEL
-from emt.passage_citations import CitedPassage
+from emt.ingest.corpus import Corpus
+from emt.ingest.estimate import estimate
+from emt.model.loading import DEFAULT_MODEL
 
 
 def index(options: argparse.Namespace) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from emt.passages import passages_of
-from emt.recall_rows import Passage
+from emt.citations.sentences import passages_of
+from emt.passage import Passage
 from emt.routing.evidence import Window
 from memory_backends import StoredDocument
 from memory_backends.layout import Int64Array

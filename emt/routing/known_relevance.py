@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import NamedTuple
 
-from emt.routing.profile import HeadProfile
+from emt.routing.head_profile import HeadProfile
 from emt.routing.relevance import Relevance
 from emt.routing.router import Router
 from memory_backends import MemoryBackend

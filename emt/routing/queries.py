@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from emt.hook import AttentionCall, watching
-from emt.placement import input_device
-from emt.precision import no_autocast
-from emt.recall_positions import Angles
-from emt.rope import Unrotation, as_cos_sin
+from emt.model.devices import input_device
+from emt.model.hook import AttentionCall, watching
+from emt.model.positions import Angles
+from emt.model.precision import no_autocast
+from emt.model.rope import Unrotation, as_cos_sin
 
 
 class _EnoughError(Exception):

@@ -6,7 +6,6 @@ import logging
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,15 +13,15 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from emt.attached import living
-from emt.recall_positions import Angles
-from emt.recall_rows import Passage, are_among
-from emt.rope import Unrotation
+from emt.model.attached import living
+from emt.model.positions import Angles
+from emt.model.rope import Unrotation
+from emt.passage import Passage, Routed, RoutedPassage, are_among
 from emt.routing.choosing import fused, passages_around, without_gaps
 from emt.routing.evidence import Hits, Window, windows_of
-from emt.routing.profile import HeadProfile
-from emt.routing.prompt import Question, prompt_ids, question_of
+from emt.routing.head_profile import HeadProfile
 from emt.routing.queries import unit_queries
+from emt.routing.question import prompt_ids, question_of
 from emt.routing.relevance import PROBES, Relevance, best_by_chance, measured, runs_of
 from emt.routing.words import Words
 from memory_backends import MemoryBackend, Scope, StoredDocument
@@ -33,37 +32,6 @@ TOPK = 64  # rows that each token finds, in each head
 _CANDIDATES = 8
 _SAID = 32  # generated tokens that ask beside the question
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RoutedPassage:
-    """A passage that a prompt is about.
-
-    Attributes:
-        passage: its rows.
-        score: the largest share of the heads' evidence that a place in it has, 0 to 1.
-    """
-
-    passage: Passage
-    score: float
-
-
-@dataclass(frozen=True)
-class Routed:
-    """What a prompt is about.
-
-    Attributes:
-        question: where it asks.
-        passages: best first; empty if nothing in the memory is relevant.
-        score: the best share of the heads' evidence, even of what is not relevant.
-        relevance: how far that stands above what prompts about nothing in particular find, in
-            standard deviations; None if it was not measured.
-    """
-
-    question: Question
-    passages: tuple[RoutedPassage, ...]
-    score: float
-    relevance: float | None = None
 
 
 class Router:

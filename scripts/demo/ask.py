@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 from emt import MemoryConfig, attach
+from emt.answer import generate
 from emt.cli import quiet
-from emt.generation import generate
-from emt.loading import load
+from emt.model.loading import load
 from memory_backends.catalog import Catalog
 
 HERE = Path(__file__).resolve().parent

@@ -8,7 +8,7 @@ from transformers import LogitsProcessor
 
 from emt import MemoryConfig, attach, detach
 from emt.errors import MemoryMismatchError, MemoryUseError, UnsupportedModelError
-from emt.identity import weights_fingerprint
+from emt.model.identity import weights_fingerprint
 from tests.families import build
 
 peft = pytest.importorskip("peft")

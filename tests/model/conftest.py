@@ -9,7 +9,7 @@ import pytest
 
 from emt import MemoryConfig, attach, detach
 from emt.cli import quiet
-from emt.loading import load
+from emt.model.loading import load
 from tests.model.continuing import SETTINGS
 
 GEMMA_PARTS = ("", "_part1", "_part2", "_part3", "_part4")

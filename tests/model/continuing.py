@@ -10,7 +10,7 @@ import torch
 
 from emt import MemoryConfig, attach
 from emt.cli import quiet
-from emt.loading import load
+from emt.model.loading import load
 
 SETTINGS = {"sinks": "one", "topk": 4, "index": "Flat"}
 

@@ -3,7 +3,7 @@
 import pytest
 
 from emt import MemoryConfig, Passage, attach, cite_passages, detach
-from emt.citations import cite, content_layers
+from emt.citations.citing import cite, content_layers
 from tests.model.test_gemma3 import DOCUMENTS, FACTS
 
 pytestmark = pytest.mark.model

@@ -4,12 +4,12 @@ By default its shorter document alone.
 """
 
 import pytest
+from experiments.retrieval.answering import LocalModel
+from experiments.retrieval.experiment import run_retrieval
+from experiments.retrieval.report import of, summary, values
+from experiments.retrieval.settings import RetrievalSettings
+from experiments.settings import load_settings
 
-from emt.experiments.retrieval.answering import LocalModel
-from emt.experiments.retrieval.experiment import run_retrieval
-from emt.experiments.retrieval.report import of, summary, values
-from emt.experiments.retrieval.settings import RetrievalSettings
-from emt.experiments.settings import load_settings
 from tests.model.conftest import DEMO
 
 pytestmark = pytest.mark.model

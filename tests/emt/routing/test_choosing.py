@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from emt.recall_rows import Passage
+from emt.passage import Passage
 from emt.routing.choosing import fused, passages_around, without_gaps
 from emt.routing.evidence import Window
 from memory_backends import StoredDocument

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from emt.errors import ConfigError
-from emt.recall_rows import Passage
+from emt.passage import Passage
 from emt.routing import words as words_module
 from emt.routing.evidence import Hits, Window, windows_of
 from emt.routing.known_relevance import KnownRelevance

@@ -3,8 +3,8 @@
 import torch
 
 from emt import MemoryConfig, attach, detach
-from emt.routing import HeadProfile, ProfiledHead
-from tests.emt.test_recall import BACKENDS, left_padded, tokens
+from emt.routing.head_profile import HeadProfile, ProfiledHead
+from tests.emt.modes.passage.test_recall import BACKENDS, left_padded, tokens
 from tests.families import build
 
 NEW = 6

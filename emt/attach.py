@@ -1,0 +1,297 @@
+"""`attach` and `detach`: put a memory into a model, prove that it works, take it out."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import types
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import nn
+from transformers import (
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from emt.config import MemoryConfig
+from emt.errors import ConfigError, MemoryUseError, UnsupportedModelError
+from emt.memory.memory import Memory
+from emt.model import adapters
+from emt.model.adapters import Adapted
+from emt.model.attached import AttachedModel
+from emt.model.devices import input_device
+from emt.model.hook import (
+    EAGER_IMPLEMENTATION,
+    IMPLEMENTATION,
+    bind,
+    is_bound,
+    unbind,
+)
+from emt.model.identity import identity_of
+from emt.model.precision import no_autocast
+from emt.model.probe import dry_run, layout_of
+from emt.modes.token.redo import check_can_redo, redoing
+
+
+@dataclass(frozen=True)
+class _Attachment:
+    """What `detach` needs to put everything back."""
+
+    memory: Memory
+    modules: list[nn.Module]
+    implementations: list[tuple[PreTrainedConfig, str | None]]
+    adapted: list[Adapted]
+    generate: Callable[..., Any] | None  # the model's own, if it is not its class's
+
+
+_attached: weakref.WeakKeyDictionary[PreTrainedModel, _Attachment] = weakref.WeakKeyDictionary()
+
+
+def attach(
+    model: PreTrainedModel,
+    config: MemoryConfig | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Memory:
+    """Give a model a memory. Until something is written, the model computes what it always did.
+
+    A deep copy of the model has no memory until it is attached itself.
+
+    Args:
+        model: a causal language model as `from_pretrained` gives it, any dtype, any device;
+            what `torch.compile` made of one, or a PEFT model around one, adapters included.
+        config: the memory's settings; if None, those that the model was loaded with
+            (`emt.ExtendedMindForCausalLM`), or the published method's.
+        tokenizer: needed to write text (ids need none), to find the special ids, and to cite.
+
+    Returns:
+        The memory, opened from `config.path` if there is a store.
+
+    Raises:
+        UnsupportedModelError: the model's attention cannot be reached, naming the layers; or a
+            PEFT model puts tokens of its own before a prompt.
+        MemoryUseError: the model has a memory already.
+        ConfigError: `config.layers` names layers that the model does not have.
+        MemoryMismatchError: the store at `config.path` was written by another model.
+        StoreError: the store at `config.path` is damaged.
+        IndexFactoryError: FAISS rejects `config.index`.
+    """
+    if config is None:
+        config = getattr(model, "memory_settings", None) or MemoryConfig()
+    model = _unwrapped(model)
+    decoder = _decoder_of(model)
+    if any(is_bound(module) for module in decoder.modules()):
+        raise MemoryUseError(
+            "this model already has a memory. "
+            "Use the Memory that attach() returned, or detach() first."
+        )
+    adapted = adapters.install(decoder)
+    # An inline family reads its implementation to choose masks and code paths: leave it alone.
+    implementations = [] if adapted else _replace_implementations(decoder)
+    try:
+        with no_autocast(input_device(decoder)):
+            layers = dry_run(decoder)
+        modules = [layer.call.module for layer in layers.values()]
+        layout = layout_of(layers)
+        memory = Memory(
+            AttachedModel(
+                model=weakref.ref(model),
+                decoder=weakref.ref(decoder),
+                config=decoder.config,
+                layout=layout,
+                unrotations={idx: layer.unrotation for idx, layer in layers.items()},
+                query_heads={idx: layer.call.query.shape[1] for idx, layer in layers.items()},
+                full_attention_layers=tuple(
+                    idx for idx, layer in layers.items() if not layer.is_sliding
+                ),
+                identity=identity_of(model, decoder.config, layout, tokenizer),
+            ),
+            config,
+            tokenizer,
+        )
+    except BaseException:
+        adapters.remove(adapted)
+        _restore_implementations(implementations)
+        raise
+    for module in modules:
+        bind(module, memory)
+    own = vars(model).get("generate")
+    if getattr(own, "__func__", None) is _generate:  # a copy of an attached model
+        own = None
+    _attached[model] = _Attachment(memory, modules, implementations, adapted, own)
+    if isinstance(model, GenerationMixin) and not getattr(model, "guards_generate", False):
+        vars(model)["generate"] = types.MethodType(_generate, model)
+    return memory
+
+
+def detach(model: PreTrainedModel) -> None:
+    """Undo `attach`: the model computes bit for bit what it did before. Its memory stays readable.
+
+    Raises:
+        MemoryUseError: the model has no memory, or is generating.
+    """
+    model = _unwrapped(model)
+    attachment = _attached.get(model)
+    if attachment is None:
+        raise MemoryUseError("this model has no memory to detach. Call attach() first.")
+    with attachment.memory.activity.alone("detach"):
+        attachment.memory.forget_model()
+        del _attached[model]
+        for module in attachment.modules:
+            unbind(module)
+        vars(model).pop("generate", None)
+        if attachment.generate is not None:
+            vars(model)["generate"] = attachment.generate
+        adapters.remove(attachment.adapted)
+        _restore_implementations(attachment.implementations)
+
+
+def _unwrapped(model: Any) -> PreTrainedModel:
+    """Return the model inside a compiled or a PEFT model, with the adapters that are in it."""
+    if hasattr(model, "_orig_mod"):  # torch.compile's
+        return _unwrapped(model._orig_mod)
+    if isinstance(model, PreTrainedModel) or not hasattr(model, "get_base_model"):
+        return cast(PreTrainedModel, model)
+    if model.active_peft_config.is_prompt_learning:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} puts trained tokens before every prompt, which documents are "
+            "not read with. Attach to a model with adapters in its weights, such as LoRA's."
+        )
+    return _unwrapped(model.get_base_model())
+
+
+def _decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    decoder: object = None
+    if isinstance(model, PreTrainedModel) and not model.config.is_encoder_decoder:
+        get_decoder = cast(Callable[[], object], model.get_decoder)
+        decoder = get_decoder()
+        if not isinstance(decoder, PreTrainedModel):  # ModernBERT's `decoder` is its output layer
+            decoder = model.base_model
+    if not isinstance(decoder, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"expected a decoder-only causal language model; got {type(model).__name__}. "
+            "Load the checkpoint with AutoModelForCausalLM."
+        )
+    return decoder
+
+
+def _replace_implementations(
+    decoder: PreTrainedModel,
+) -> list[tuple[PreTrainedConfig, str | None]]:
+    """Select our attention in every config the decoder's modules read; return what was there."""
+    found = (getattr(module, "config", None) for module in decoder.modules())
+    configs = {id(config): config for config in found if isinstance(config, PreTrainedConfig)}
+    before = [(config, _own_implementation(config)) for config in configs.values()]
+    for config, implementation in before:
+        eager = implementation == "eager"
+        config._attn_implementation = EAGER_IMPLEMENTATION if eager else IMPLEMENTATION
+    return before
+
+
+def _own_implementation(config: PreTrainedConfig) -> str | None:
+    """Return what a config selects, or did before another model that shares it was attached."""
+    for attachment in _attached.values():
+        for shared, implementation in attachment.implementations:
+            if shared is config:
+                return implementation
+    selected: str | None = config._attn_implementation
+    if selected == IMPLEMENTATION:
+        return "sdpa"
+    return "eager" if selected == EAGER_IMPLEMENTATION else selected
+
+
+def _restore_implementations(before: list[tuple[PreTrainedConfig, str | None]]) -> None:
+    in_use = {
+        id(config) for attachment in _attached.values() for config, _ in attachment.implementations
+    }
+    for config, implementation in before:
+        if id(config) not in in_use:
+            config._attn_implementation = implementation
+
+
+@functools.wraps(GenerationMixin.generate)
+def _generate(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+    """Let the memory know while `generate` runs, so that nobody writes meanwhile.
+
+    A bound method in the attached model's `__dict__`: a deep copy binds it to the copy, which is
+    not attached.
+    """
+    attachment = _attached.get(model)
+    generate: Callable[..., Any] | None = None if attachment is None else attachment.generate
+    if generate is None:
+        generate = functools.partial(cast(Any, type(model)).generate, model)
+    if attachment is None:
+        return generate(*args, **kwargs)
+    positional = dict(zip(("inputs", "generation_config"), args, strict=False))
+    with generating(model, {**positional, **kwargs}):
+        return generate(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def generating(model: PreTrainedModel, options: Mapping[str, Any]) -> Iterator[None]:
+    """Keep an attached model's memory from being changed while it generates, and redo its steps.
+
+    Args:
+        model: it.
+        options: keywords of `generate`.
+
+    Raises:
+        ConfigError: attention weights are asked for, and `generate` would cut them wrongly; or
+            steps are to be redone where `options` have no steps that can be; or passages would be
+            found by a part of a prompt.
+        MemoryUseError: the memory is being changed, or the model's attention was set to another.
+    """
+    check_attention(model)
+    _check_weights(model, options)
+    memory = _attached[model].memory
+    redone: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if memory.in_force.uncertainty is not None:
+        check_can_redo(model, options)
+        redone = redoing(model, memory)
+    with memory.activity.shared("generate"), redone, memory.passages.generating(options):
+        yield
+
+
+def check_attention(model: PreTrainedModel) -> None:
+    """Refuse to run an attached model that would not read its memory.
+
+    Raises:
+        MemoryUseError: the model's attention was set to another.
+    """
+    for config, _ in _attached[model].implementations:
+        if config._attn_implementation not in (IMPLEMENTATION, EAGER_IMPLEMENTATION):
+            raise MemoryUseError(
+                f"the model's attention was set to '{config._attn_implementation}' after attach(), "
+                "which takes its memory away. Call detach() and attach() again."
+            )
+
+
+def _check_weights(model: PreTrainedModel, options: Mapping[str, Any]) -> None:
+    """Refuse attention weights of drafted tokens: `generate` cuts them by columns of local keys.
+
+    Raises:
+        ConfigError: weights are asked for, and tokens are drafted.
+    """
+    config = options.get("generation_config") or getattr(model, "generation_config", None)
+
+    def given(name: str) -> Any:
+        return options[name] if name in options else getattr(config, name, None)
+
+    drafts = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
+    found = [name for name in drafts if given(name) is not None]
+    if found and given("output_attentions"):
+        raise ConfigError(
+            f"output_attentions cannot be combined with {found[0]} and a memory. "
+            "Leave one of them out."
+        )
+
+
+def memory_of(model: PreTrainedModel) -> Memory | None:
+    """Return the memory that is attached to a model, or None."""
+    attachment = _attached.get(model)
+    return None if attachment is None else attachment.memory

@@ -1,0 +1,1 @@
+"""Attention over memories as tensor functions. Knows torch, and no model."""

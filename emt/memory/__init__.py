@@ -1,0 +1,3 @@
+"""`Memory`: what a model remembers."""
+
+from emt.memory.memory import Memory as Memory

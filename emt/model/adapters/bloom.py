@@ -1,0 +1,115 @@
+"""Bloom: ALiBi, multi-head attention.
+
+Source: `BloomAttention.forward` in transformers' models/bloom/modeling_bloom.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from emt.attention.alibi import Alibi
+from emt.errors import UnsupportedModelError
+from emt.model.hook import AttentionCall, dispatch
+
+ATTENTION = "transformers.models.bloom.modeling_bloom.BloomAttention"
+
+
+def forward(
+    self: Any,
+    hidden_states: Tensor,
+    residual: Tensor,
+    alibi: Tensor,
+    attention_mask: Tensor,
+    layer_past: Cache | None = None,
+    use_cache: bool = False,
+    output_attentions: bool = False,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Compute one layer's attention and add the residual.
+
+    Args:
+        self: the attention module.
+        hidden_states: (B, Q, hidden_size).
+        residual: (B, Q, hidden_size).
+        alibi: (B * H, 1, S), 0 at the first visible key and rising.
+        attention_mask: (B, 1, Q, S), additive.
+        layer_past: the cache.
+        use_cache: ignored, as by the family.
+        output_attentions: whether weights are wanted; the family's own are returned anyway.
+        **kwargs: ignored, as by the family.
+
+    Raises:
+        UnsupportedModelError: the output projection is to be computed in slices.
+    """
+    if self.pretraining_tp > 1 and self.slow_but_exact:
+        raise UnsupportedModelError(
+            f"bloom: slow_but_exact with pretraining_tp={self.pretraining_tp} cannot be combined "
+            "with memories. Set slow_but_exact to false in the model's config."
+        )
+    batch, num_queries, _ = hidden_states.shape
+    mixed = self.query_key_value(hidden_states)
+    mixed = mixed.view(batch, num_queries, self.num_heads, 3, self.head_dim)
+    query, key, value = (mixed[..., part, :].transpose(1, 2) for part in range(3))
+    if layer_past is not None:
+        key, value = layer_past.update(key, value, self.layer_idx)
+    output, weights = dispatch(
+        AttentionCall(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            {"scaling": self.inv_norm_factor, "output_attentions": output_attentions},
+            functools.partial(_own, alibi=alibi),
+            alibi=Alibi(alibi.view(batch, self.num_heads, 1, -1), slopes_of(self, alibi)),
+        )
+    )
+    output = self.dense(output.reshape(batch, num_queries, -1))
+    output = nn.functional.dropout(output, p=self.hidden_dropout, training=self.training)
+    return residual + output, weights
+
+
+def _own(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    alibi: Tensor,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """Compute the family's own attention, bit for bit."""
+    batch, num_heads, num_queries, _ = query.shape
+    flat = [part.reshape(batch * num_heads, -1, part.shape[-1]) for part in (query, key, value)]
+    logits = alibi.baddbmm(flat[0], flat[1].transpose(1, 2), beta=module.beta, alpha=scaling)
+    logits = logits.view(batch, num_heads, num_queries, -1)
+    if attention_mask is not None:
+        logits = logits + attention_mask
+    weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = module.attention_dropout(weights)
+    output = torch.bmm(weights.view(batch * num_heads, num_queries, -1), flat[2])
+    return output.view(batch, num_heads, num_queries, -1).transpose(1, 2), weights
+
+
+def slopes_of(module: Any, alibi: Tensor) -> Tensor:
+    """Return (H,), how much `alibi` rises from one key to the next, rounded as the family does."""
+    build = vars(sys.modules[type(module).__module__])["build_alibi_tensor"]
+    return _slopes(build, module.num_heads, alibi.dtype, alibi.device)
+
+
+@functools.lru_cache(maxsize=8)  # all layers share them
+def _slopes(
+    build: Callable[..., Tensor], num_heads: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    with torch.inference_mode(False):  # a later step may want gradients
+        two_keys = torch.ones(1, 2, dtype=torch.long, device=device)
+        return build(two_keys, num_heads, dtype)[:, 0, 1]

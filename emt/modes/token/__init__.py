@@ -1,0 +1,1 @@
+"""Token mode: each query attends to the memories that are nearest to it."""

@@ -1,0 +1,157 @@
+"""What the queries of one attention call search: all rows, or for each sequence its own scope."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from emt.attention.softmax import group_queries, ungroup
+from emt.config import MemoryConfig
+from emt.errors import MemoryUseError
+from memory_backends import MemoryBackend, Scope
+
+_NOTHING = (-torch.inf, -1, 0.0, 0.0)  # score, id, key and value where there is no row
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Sequences of a batch that search the same rows.
+
+    Attributes:
+        scope: the rows; None for all.
+        sequences: which of the batch; None for all.
+        topk: memories that each of their queries retrieves; 0 if there are none.
+    """
+
+    scope: Scope | None
+    sequences: list[int] | None
+    topk: int
+
+
+class Searched:
+    """Where the queries of a batch search.
+
+    Args:
+        backend: where the memories are.
+        config: the settings in force.
+        scopes: the rows that may be found, alike for all sequences, or of each prompt, which has
+            batch / len(scopes) consecutive sequences: its beams. None for all rows.
+        batch: how many sequences.
+
+    Attributes:
+        topk: memories that a query retrieves at most.
+
+    Raises:
+        MemoryUseError: the batch is not a multiple of the prompts that have scopes.
+    """
+
+    def __init__(
+        self,
+        backend: MemoryBackend,
+        config: MemoryConfig,
+        scopes: Scope | Sequence[Scope] | None,
+        batch: int,
+    ) -> None:
+        self._backend = backend
+        self._batch = batch
+        self._groups = [
+            _Group(scope, sequences, config.topk_of(backend.num_searchable(scope)))
+            for scope, sequences in _grouped(scopes, batch)
+        ]
+        self.topk = max(group.topk for group in self._groups)
+
+    @property
+    def without_memories(self) -> list[int]:
+        """Sequences with nothing to find."""
+        everyone = range(self._batch)
+        return [
+            at
+            for group in self._groups
+            if not group.topk
+            for at in (everyone if group.sequences is None else group.sequences)
+        ]
+
+    def retrieve(self, layer_idx: int, query: Tensor, num_kv_heads: int) -> list[Tensor]:
+        """Search for queries (B, H, Q, D), and fetch what was found.
+
+        Returns:
+            Scores and ids, (B, H, Q, k), and keys and values, (B, H, Q, k, D or Dv), of `topk`
+            memories, best first; -inf, -1 and zeros where a sequence has fewer.
+        """
+        if len(self._groups) == 1:
+            return self._of_group(self._groups[0], layer_idx, query, num_kv_heads)
+        found: list[list[Tensor]] = []
+        for group in self._groups:
+            parts = self._of_group(group, layer_idx, query[group.sequences], num_kv_heads)
+            found.append([self._filled(*part) for part in zip(parts, _NOTHING, strict=True)])
+        order = torch.tensor([at for group in self._groups for at in group.sequences or []])
+        place = order.argsort().to(query.device)
+        return [torch.cat(parts)[place] for parts in zip(*found, strict=True)]
+
+    def nearest(
+        self, layer_idx: int, query: Tensor, num_kv_heads: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return the keys and values that `retrieve` does, in any order.
+
+        Returns:
+            (B, H, Q, k, D) and (B, H, Q, k, Dv); None if fewer were found for some query.
+        """
+        if not self.topk or any(group.topk < self.topk for group in self._groups):
+            return None
+        batch, _, num_queries, _ = query.shape
+        if len(self._groups) > 1:
+            _, ids, keys, values = self.retrieve(layer_idx, query, num_kv_heads)
+            return None if bool((ids < 0).any()) else (keys, values)
+        grouped = group_queries(query, num_kv_heads)
+        found = self._backend.nearest(layer_idx, grouped, self.topk, scope=self._groups[0].scope)
+        if found is None:
+            return None
+        key, value = (ungroup(part.to(query.device), batch, num_queries) for part in found)
+        return key, value
+
+    def _of_group(
+        self, group: _Group, layer_idx: int, query: Tensor, num_kv_heads: int
+    ) -> list[Tensor]:
+        batch, num_heads, num_queries, _ = query.shape
+        if not group.topk:
+            layer, dtype = self._backend.layout.layers[layer_idx], self._backend.layout.dtype
+            shape = (batch, num_heads, num_queries, 0)
+            return [
+                query.new_empty(shape, dtype=torch.float32),
+                query.new_empty(shape, dtype=torch.int64),
+                query.new_empty(*shape, layer.head_dim, dtype=dtype),
+                query.new_empty(*shape, layer.value_head_dim, dtype=dtype),
+            ]
+        grouped = group_queries(query, num_kv_heads)
+        found = self._backend.retrieve(layer_idx, grouped, group.topk, scope=group.scope)
+        return [ungroup(part.to(query.device), batch, num_queries) for part in found]
+
+    def _filled(self, part: Tensor, nothing: float) -> Tensor:
+        """Append what stands for no row, up to `topk` of them: (B, H, Q, topk, ...)."""
+        missing = self.topk - part.shape[3]
+        sides: list[Any] = [0, 0] * (part.ndim - 4) + [0, missing]
+        return pad(part, sides, value=nothing) if missing else part
+
+
+def _grouped(
+    scopes: Scope | Sequence[Scope] | None, batch: int
+) -> list[tuple[Scope | None, list[int] | None]]:
+    if scopes is None or isinstance(scopes, Scope):
+        return [(scopes, None)]
+    if batch % len(scopes):
+        raise MemoryUseError(
+            f"documents were given for {len(scopes)} prompts; got a batch of {batch} sequences. "
+            "Give a list for each prompt of the batch, or one for all of them."
+        )
+    times = batch // len(scopes)
+    sequences: dict[Scope, list[int]] = {}
+    for at, scope in enumerate(scopes):
+        sequences.setdefault(scope, []).extend(range(at * times, (at + 1) * times))
+    if len(sequences) == 1:
+        return [(scopes[0], None)]
+    return list(sequences.items())

@@ -1,0 +1,1 @@
+"""Head profiles: which few heads of a model know the passage that a question is about."""

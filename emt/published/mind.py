@@ -1,0 +1,355 @@
+"""`ExtendedMind`: what makes a stock model one that is given its memories as token ids."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from emt.attach import attach, check_attention, generating, memory_of
+from emt.citations.recording import Recording, Step
+from emt.errors import ConfigError
+from emt.ingest.documents import Source, to_document
+from emt.memory.memory import Memory
+from emt.model.hook import is_watched, weighing
+from emt.published.indices import LayerIndices, memory_indices
+from emt.published.settings import absolute, memory_config
+from emt.turn import asking
+from memory_backends import StoredDocument
+
+DOCUMENT = "external_memories"  # the name that memory_ids are stored under
+
+_CALL_OPTIONS = ("topk", "use_external_mind", "output_retrieved_memory_idx")
+_making = threading.RLock()  # of two threads' first calls, one attaches and reads
+
+
+@dataclass(frozen=True)
+class _Generation:
+    """A `generate` that runs in this thread.
+
+    Attributes:
+        model: which generates.
+        steps: what each of its forwards retrieved, if somebody asks.
+    """
+
+    model: ExtendedMind
+    steps: list[LayerIndices] | None
+
+
+_generating: ContextVar[_Generation | None] = ContextVar("emt_generating", default=None)
+
+
+class ExtendedMind(PreTrainedModel):
+    """A causal language model with memories; comes before the stock class among a class's bases.
+
+    The memory is attached, and `memory_ids` are read, by the first `forward` or `generate`.
+
+    Args:
+        config: the stock model's, or an extended one; its `memory_config` has the memory settings.
+        external_memories: token ids to remember; see `memory_ids`.
+        **settings: memory settings under their published names, or those of `MemoryConfig`, which
+            count more than the config's.
+
+    Attributes:
+        memory_settings: the settings of the memory, all of them.
+
+    Raises:
+        ConfigError: a setting that is unknown or of a wrong value.
+
+    Source:
+        The published implementation, https://github.com/normal-computing/extended-mind-transformers
+    """
+
+    guards_generate = True  # itself: `attach` need not, and could not write before it closes
+
+    def __init__(
+        self, config: PreTrainedConfig, external_memories: Source | None = None, **settings: Any
+    ) -> None:
+        settings = {**(getattr(config, "memory_config", None) or {}), **absolute(settings)}
+        config = copy.copy(config)  # it may be shared with a model of other settings
+        config.memory_config = settings
+        super().__init__(config)
+        self.memory_settings = memory_config(
+            settings, self.memory_defaults(config), config.get_text_config()
+        )
+        self._memory_ids: list[int] | None = None
+        self._is_written = False
+        if external_memories is not None:
+            self.memory_ids = external_memories
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        cast(Any, super()).__init_subclass__(**kwargs)
+        cls.forward = _with_call_options(cls.forward)
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Say no: weights have the stock class's names, and are converted as its are."""
+        return False
+
+    @classmethod
+    def memory_defaults(cls, config: PreTrainedConfig) -> dict[str, Any]:
+        """Return the settings that hold where nothing is said, under their published names."""
+        return {}
+
+    # -- memories -------------------------------------------------------------------------------
+
+    @property
+    def memory(self) -> Memory:
+        """The model's memory, attached when it is first asked for."""
+        with _making:
+            found = memory_of(self)
+            return attach(self, self.memory_settings) if found is None else found
+
+    @property
+    def memory_ids(self) -> list[int] | None:
+        """The token ids that are remembered, or will be by the next call; None if there are none.
+
+        Assign token ids, (N,) or (1, N), as a list, an array or a tensor: they replace those
+        before. Documents that were written to the same store otherwise are left alone.
+        """
+        if self._memory_ids is None and self.memory_settings.path is not None:
+            document = self._document()
+            return None if document is None else [int(token) for token in document.token_ids]
+        return self._memory_ids
+
+    @memory_ids.setter
+    def memory_ids(self, ids: Source | None) -> None:
+        if ids is None:
+            self.clear_memories()
+            return
+        vocab_size = self.config.get_text_config().vocab_size
+        document = to_document(ids, DOCUMENT, None, vocab_size)
+        self._memory_ids = [int(token) for token in document.token_ids]
+        self._is_written = False
+
+    def clear_memories(self) -> None:
+        """Forget `memory_ids`. Documents that were written to the same store otherwise stay.
+
+        Raises:
+            MemoryUseError: while generating.
+        """
+        if DOCUMENT in self.memory.documents:
+            self.memory.remove(DOCUMENT)
+        self._memory_ids = None
+
+    clear_memory = clear_memories
+
+    def generate_cache(
+        self, input_ids: Source, stride: int | None = None, max_len: int | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return the keys and values that token ids would leave, and remember nothing.
+
+        Args:
+            input_ids: (N,) or (1, N).
+            stride: tokens between the starts of two windows; the model's setting if None.
+            max_len: tokens in a window; the model's setting if None.
+
+        Returns:
+            For each layer keys (1, Hkv, N, D), before RoPE, and values (1, Hkv, N, Dv), in the
+            model's dtype. Special ids have theirs, too.
+
+        Raises:
+            ConfigError: `max_len` is less than `stride`, or more than the model has positions.
+            DocumentError: `input_ids` are not token ids.
+        """
+        settings = {"stride": stride, "max_length": max_len}
+        given = {name: value for name, value in settings.items() if value is not None}
+        runs = list(self.memory.read(input_ids, **given))
+        return [
+            (
+                torch.cat([rows.keys[idx] for rows in runs], dim=1)[None],
+                torch.cat([rows.values[idx] for rows in runs], dim=1)[None],
+            )
+            for idx in sorted(runs[0].keys)
+        ]
+
+    def _document(self) -> StoredDocument | None:
+        """Return what is stored of `memory_ids`."""
+        catalog = self.memory.backend.catalog
+        return catalog.document(DOCUMENT) if catalog.has_document(DOCUMENT) else None
+
+    def _remember(self) -> Memory:
+        """Return the memory, with `memory_ids` in it; a copy of a model has to read them again."""
+        with _making:
+            memory = self.memory
+            if self._memory_ids is not None and not (
+                self._is_written and memory.backend.catalog.has_document(DOCUMENT)
+            ):
+                self._write(memory, self._memory_ids)
+                self._is_written = True
+        return memory
+
+    def _write(self, memory: Memory, ids: list[int]) -> None:
+        """Write `memory_ids`, unless the store has them as they would be read now."""
+        if memory.config.path is not None:
+            read_as = memory.read_as
+            catalog = memory.backend.catalog
+            if catalog.has_document(DOCUMENT) and catalog.setting(DOCUMENT) != read_as:
+                memory.remove(DOCUMENT)
+        memory.write_all([(DOCUMENT, ids)])
+        if memory.config.path is not None:
+            memory.backend.catalog.set_setting(DOCUMENT, read_as)
+
+    # -- calls ----------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        *args: Any,
+        topk: int | Literal["auto"] | None = None,
+        use_external_mind: bool | None = None,
+        uncertainty: Mapping[str, Any] | None = None,
+        output_retrieved_memory_idx: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate, as every model of transformers, with memories.
+
+        Args:
+            *args: as transformers' `generate`, like `kwargs`.
+            topk: memories each query attends to in this call; 0 for none.
+            use_external_mind: False for the plain model, in this call.
+            uncertainty: redo a step whose next-token entropy is above `entropy` with `topk`
+                memories; a mapping of these two, as in `MemoryConfig`.
+            output_retrieved_memory_idx: return which memories were retrieved; needs
+                `return_dict_in_generate`. Then `attentions` of the output has for each forward a
+                pair: attention weights or None, and what `memory_indices` gives; and `recording`
+                is what `emt.citations.citing` takes.
+
+        Raises:
+            ConfigError: `topk` is not a whole number, indices are asked for without a dict, or
+                `uncertainty` is wrong or with options that it cannot be combined with.
+            MemoryUseError: the memory is being changed.
+        """
+        if output_retrieved_memory_idx and not _returns_dict(self, kwargs):
+            raise ConfigError(
+                "output_retrieved_memory_idx needs return_dict_in_generate=True. Pass both."
+            )
+        memory = self._remember()
+        recording = Recording()
+        steps: list[LayerIndices] | None = [] if output_retrieved_memory_idx else None
+        token = _generating.set(_Generation(self, steps))
+        try:
+            with (
+                _asking(
+                    memory,
+                    topk,
+                    use_external_mind,
+                    [] if steps is None else [recording],
+                    uncertainty,
+                ),
+                generating(self, kwargs),
+            ):
+                if steps is not None and memory.in_force.uncertainty is not None:
+                    raise ConfigError(
+                        "output_retrieved_memory_idx cannot be combined with uncertainty, which "
+                        "redoes steps. Use memory.recording() instead."
+                    )
+                outputs = cast(Any, super()).generate(*args, **kwargs)
+        finally:
+            _generating.reset(token)
+        if steps is not None:
+            weights = outputs.attentions or ()
+            # Of a prompt in chunks only the last one's weights are returned.
+            weights = [None] * (len(steps) - len(weights)) + list(weights)
+            outputs["attentions"] = tuple(zip(weights, steps, strict=True))
+            outputs.recording = recording
+        return outputs
+
+    def _forward(
+        self,
+        stock: Callable[..., Any],
+        *args: Any,
+        topk: int | Literal["auto"] | None = None,
+        use_external_mind: bool | None = None,
+        output_retrieved_memory_idx: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the stock forward with memories; the options are those of `generate`."""
+        if is_watched():  # a family whose decoder is the whole model (Llama 4) is read by `attach`
+            return stock(self, *args, **kwargs)
+        generation = _generating.get()
+        is_within = generation is not None and generation.model is self
+        steps = generation.steps if generation is not None and is_within else None
+        is_recorded = steps is not None or output_retrieved_memory_idx
+        memory = self.memory if is_within else self._remember()
+        check_attention(self)
+        recording = Recording(whole_prompt=True)
+        weighed = weighing() if kwargs.get("output_attentions") else contextlib.nullcontext()
+        with (
+            weighed,
+            _asking(memory, topk, use_external_mind, [recording] if is_recorded else []),
+        ):
+            outputs = stock(self, *args, **kwargs)
+        if not is_recorded:
+            return outputs
+        indices = self._indices(recording[0] if len(recording) else {})
+        if steps is not None:
+            steps.append(indices)
+        if not output_retrieved_memory_idx:
+            return outputs
+        if not isinstance(outputs, ModelOutput):
+            raise ConfigError("output_retrieved_memory_idx needs return_dict=True. Pass both.")
+        outputs["attentions"] = (outputs.get("attentions"), indices)
+        return outputs
+
+    def _indices(self, step: Step) -> LayerIndices:
+        document = self._document() or StoredDocument(DOCUMENT, np.empty(0, dtype=np.int32))
+        return memory_indices(step, document, self.config.get_text_config().num_hidden_layers)
+
+
+def _with_call_options(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a forward that takes memory options, too, and says so: `generate` looks."""
+
+    @functools.wraps(stock)
+    def forward(self: ExtendedMind, *args: Any, **kwargs: Any) -> Any:
+        return self._forward(stock, *args, **kwargs)
+
+    signature = inspect.signature(stock)
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
+        for name in _CALL_OPTIONS
+        if name not in signature.parameters
+    ]
+    known = list(signature.parameters.values())
+    at = len(known) - (known[-1].kind is inspect.Parameter.VAR_KEYWORD)
+    known[at:at] = options
+    # torch.compile would trace how memories are made; what it may compile is inside `stock`.
+    uncompiled = cast(Callable[..., Any], torch.compiler.disable(forward))
+    vars(uncompiled)["__signature__"] = signature.replace(parameters=known)
+    return uncompiled
+
+
+def _asking(
+    memory: Memory,
+    topk: int | Literal["auto"] | None,
+    use_external_mind: bool | None,
+    recordings: Sequence[Recording],
+    uncertainty: Mapping[str, Any] | None = None,
+) -> contextlib.AbstractContextManager[None]:
+    """Put the options of one call into force, for this thread."""
+    settings: dict[str, Any] = {} if uncertainty is None else {"uncertainty": uncertainty}
+    if use_external_mind is not None:
+        settings["enabled"] = use_external_mind
+    if topk is not None and not isinstance(topk, bool) and topk == 0:
+        settings["enabled"] = False
+    elif topk is not None:
+        settings["topk"] = topk
+    return asking(memory, memory.in_force.replace(**settings) if settings else None, recordings)
+
+
+def _returns_dict(model: Any, options: dict[str, Any]) -> bool:
+    """Tell whether a `generate` call returns a dict."""
+    config = options.get("generation_config") or model.generation_config
+    given = options.get("return_dict_in_generate")
+    return bool(config.return_dict_in_generate if given is None else given)

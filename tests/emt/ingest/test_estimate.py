@@ -1,0 +1,144 @@
+"""Estimates against what writing the corpus then makes, and what stops a run before it starts."""
+
+import time
+
+import pytest
+
+from emt import MemoryConfig, attach
+from emt.errors import ConfigError, DocumentError, MemoryUseError
+from emt.ingest.corpus import Corpus
+from emt.ingest.estimate import estimate
+from tests.emt.bytes import BYTES_VOCAB_SIZE, byte_tokenizer
+from tests.emt.words import word_tokenizer
+from tests.families import build
+
+
+def bytes_in(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Documents of very different lengths, and of characters of one to four bytes."""
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "long.txt").write_text("A sentence of some words. " * 150, encoding="utf-8")
+    (folder / "short.txt").write_text("Hi.", encoding="utf-8")
+    (folder / "other.md").write_text("日本語のテキスト。\U0001f600" * 40, encoding="utf-8")
+    return Corpus([folder])
+
+
+@pytest.mark.parametrize("memory_type", ["manual", "vector_db"])
+@pytest.mark.parametrize(
+    ("model_type", "settings"),
+    [
+        ("llama", {}),
+        ("llama", {"layers": [1], "index": "Flat", "stride": 100, "max_length": 400}),
+        ("llama", {"remove_special_ids": False}),
+        ("llama", {"row_codec": "int4"}),
+        ("gemma3_text", {}),  # one of its three layers reads memories
+    ],
+)
+def test_estimates_are_what_is_written(tmp_path, corpus, model_type, settings, memory_type):
+    model = build(model_type, vocab_size=BYTES_VOCAB_SIZE)
+    store = tmp_path / "store"
+    config = MemoryConfig(memory_type=memory_type, path=store, **settings)
+    memory = attach(model, config, tokenizer=byte_tokenizer())
+    expected = estimate(model, memory, corpus)
+    assert not store.exists()
+    memory.write_all((document.name, document.text) for document in corpus)
+    sizes = memory.backend.catalog.document_sizes()
+    assert expected.tokens == sum(tokens for _, tokens, _ in sizes)
+    assert expected.rows == sum(rows for _, _, rows in sizes) == len(memory)
+    if memory.config.row_codec == "exact":  # beside few rows, what a codec learned is much
+        assert expected.bytes == pytest.approx(bytes_in(store), rel=0.2)
+    index = bytes_in(store / "index") if memory_type == "vector_db" else 0
+    assert expected.bytes == pytest.approx(bytes_in(store / "rows") + index, rel=0.05)
+
+
+def test_seconds_grow_with_what_is_read(tmp_path, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))  # a second between two
+    (tmp_path / "d.txt").write_text("x" * 298)  # 300 tokens with <bos> and <eos>
+    model = build("llama", vocab_size=BYTES_VOCAB_SIZE)
+    for stride, max_length, carry, read in (
+        (300, 300, False, 300),
+        (100, 100, False, 300),
+        (100, 200, False, 400),
+        (100, 200, True, 300),
+    ):
+        memory = attach(
+            build("llama", vocab_size=BYTES_VOCAB_SIZE),
+            MemoryConfig(stride=stride, max_length=max_length, carry_context=carry),
+            tokenizer=byte_tokenizer(),
+        )
+        assert estimate(model, memory, Corpus([tmp_path])).seconds == pytest.approx(read / 128)
+
+
+def test_models_of_few_positions_are_timed_within_them(tmp_path):
+    (tmp_path / "d.txt").write_text("w5 w6 w7")
+    model = build("gpt2", n_positions=16)
+    memory = attach(model, MemoryConfig(stride=16, max_length=16), tokenizer=word_tokenizer())
+    found = estimate(model, memory, Corpus([tmp_path]))
+    assert (found.tokens, found.rows) == (4, 3)
+    assert found.seconds > 0
+
+
+def test_timing_does_not_read_the_memory(tmp_path, monkeypatch):
+    (tmp_path / "d.txt").write_text("w5 w6 w7")
+    model = build("llama")
+    memory = attach(model, tokenizer=word_tokenizer())
+    memory.write("w5 w6", document="before")
+    monkeypatch.setattr(memory.backend, "search", None)
+    assert estimate(model, memory, Corpus([tmp_path])).rows == 3
+    assert memory.layers == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "error", "message"),
+    [
+        ("long.txt", "w5 " * 40, ConfigError, r"max_length \(40\) must be at most the model's 32"),
+        ("other.txt", "what is this", DocumentError, "'other.txt' has nothing but special tokens"),
+        ("big.txt", "w96", DocumentError, "token ids of document 'big.txt' must be 0 to 95"),
+    ],
+)
+def test_what_cannot_be_written_is_found_before_the_start(tmp_path, name, text, error, message):
+    (tmp_path / "a.txt").write_text("w5 w6")
+    (tmp_path / name).write_text(text)
+    model = build("llama", max_position_embeddings=32, vocab_size=96)
+    config = MemoryConfig(stride=20, max_length=40)
+    memory = attach(model, config, tokenizer=word_tokenizer())
+    with pytest.raises(error, match=message):
+        estimate(model, memory, Corpus([tmp_path]))
+    with pytest.raises(error):  # the same that writing would have found
+        memory.write(text, document=name)
+
+
+def test_only_what_is_new_or_changed_costs(tmp_path):
+    for name, text in {"same": "w5 w6", "changed": "w5 w6 w7", "new": "w8"}.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    model = build("llama")
+    memory = attach(model, tokenizer=word_tokenizer())
+    memory.write("w5 w6", document="same.txt")
+    memory.write("w5", document="changed.txt")
+    corpus = Corpus([tmp_path])
+    found = estimate(model, memory, corpus)
+    assert (found.tokens, found.rows) == (4 + 2, 3 + 1)
+    memory.write_all((document.name, document.text) for document in corpus)
+    assert estimate(model, memory, corpus) == (0, 0, 0, 0.0)
+
+
+def test_context_that_cannot_be_carried_is_found_before_the_start(tmp_path):
+    (tmp_path / "a.txt").write_text("w5 w6")
+    model = build("llama")
+    config = MemoryConfig(stride=20, max_length=20, carry_context=True)
+    memory = attach(model, config, tokenizer=word_tokenizer())
+    with pytest.raises(ConfigError, match=r"max_length \(20\) must be at least stride \(20\) \+ 5"):
+        estimate(model, memory, Corpus([tmp_path]))
+
+
+def test_it_needs_a_tokenizer(tmp_path):
+    (tmp_path / "a.txt").write_text("w5 w6")
+    model = build("llama")
+    with pytest.raises(MemoryUseError, match="needs a tokenizer"):
+        estimate(model, attach(model), Corpus([tmp_path]))

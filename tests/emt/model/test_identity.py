@@ -1,0 +1,82 @@
+import json
+
+import torch
+import pytest
+
+from emt import attach
+from emt.model.identity import identity_of
+from tests.emt.words import word_tokenizer
+from tests.families import build
+
+
+def identity(model, tokenizer=None):
+    memory = attach(model)
+    return identity_of(model, model.config, memory.backend.layout, tokenizer)
+
+
+def test_describes_a_model_in_plain_types():
+    found = identity(build("llama"), word_tokenizer())
+    assert json.loads(json.dumps(found)) == found
+    assert {key: value for key, value in found.items() if key not in ("weights", "tokenizer")} == {
+        "model_type": "llama",
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "dtype": "float32",
+        "rope": {"rope_theta": 10000.0, "rope_type": "default"},
+    }
+    assert len(found["weights"]) == len(found["tokenizer"]) == 16
+
+
+def test_the_same_model_twice_is_the_same():
+    assert identity(build("llama")) == identity(build("llama"))
+    assert identity(build("gpt2")) == identity(build("gpt2"))
+
+
+@pytest.mark.parametrize(
+    ("other", "differs"),
+    [
+        ({"num_hidden_layers": 2}, {"num_hidden_layers", "weights"}),
+        ({"num_key_value_heads": 4}, {"num_key_value_heads", "weights"}),
+        ({"head_dim": 8}, {"head_dim", "weights"}),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, {"rope"}),
+        ({"dtype": torch.bfloat16}, {"dtype", "weights"}),
+    ],
+    ids=["layers", "heads", "head_dim", "rope", "dtype"],
+)
+def test_every_difference_shows_in_its_field(other, differs):
+    one, two = identity(build("llama")), identity(build("llama", **other))
+    assert {key for key in one if one[key] != two[key]} == differs
+
+
+def test_families_differ_in_type():
+    assert identity(build("qwen2"))["model_type"] == "qwen2"
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens", "model.layers.1.mlp.up_proj", "lm_head"])
+def test_a_small_step_of_training_shows(name):
+    model = build("llama")
+    before = identity(model)
+    with torch.no_grad():
+        model.get_submodule(name).weight.mul_(1.001)
+    after = identity_of(model, model.config, layout_of(model), None)
+    assert {key for key in before if before[key] != after[key]} == {"weights"}
+
+
+def layout_of(model):
+    from memory_backends import LayerLayout, MemoryLayout
+
+    layer = LayerLayout(2, 16, 16)
+    return MemoryLayout(dict.fromkeys(range(3), layer), model.dtype)
+
+
+def test_another_vocabulary_shows():
+    one = identity(build("llama"), word_tokenizer())
+    two = identity(build("llama"), word_tokenizer(shift=1))
+    assert {key for key in one if one[key] != two[key]} == {"tokenizer"}
+
+
+def test_offloaded_weights_leave_the_field_out():
+    model = build("llama")
+    layout = layout_of(model)
+    assert "weights" not in identity_of(model.to("meta"), model.config, layout, None)

@@ -1,0 +1,128 @@
+"""Head profiles: to JSON and back, and what is refused."""
+
+import json
+
+import torch
+import pytest
+
+from emt import attach
+from emt.errors import ConfigError
+from emt.routing.head_profile import HeadProfile, ProfiledHead, shipped_profiles
+from tests.emt.routing.worlds import profile_of
+from tests.families import build
+
+HEADS = (ProfiledHead(2, 3, 0.75), ProfiledHead(0, 1, 0.5), ProfiledHead(2, 0, 0.25))
+
+
+def profile(**changes):
+    torch.manual_seed(2)
+    known = {"model": "m", "weights": "w", "heads": HEADS, "means": torch.randn(3, 16) / 4}
+    return HeadProfile(**{**known, "distance": 64, "source": "s", **changes})
+
+
+def test_there_and_back(tmp_path):
+    mine = profile()
+    mine.write(tmp_path / "p.json")
+    found = HeadProfile.read(tmp_path / "p.json")
+    assert found.to_json() == mine.to_json() == json.loads((tmp_path / "p.json").read_text())
+    assert (found.model, found.weights, found.heads) == ("m", "w", HEADS)
+    assert (found.distance, found.source) == (64, "s")
+    assert (found.means - mine.means).abs().max() <= 5.01e-5
+    assert found.layers == (0, 2)
+
+
+def test_the_key_value_heads_that_are_searched():
+    memory = attach(build("llama"))  # 4 query heads and 2 KV heads a layer
+    model = memory.attached_model("test")
+    profile().check(model.query_heads, model.layout)
+    assert profile().key_value_heads(model.query_heads, model.layout) == {0: [0], 2: [0, 1]}
+
+
+BAD = {
+    "no mapping": lambda data: [data],
+    "nothing": lambda data: None,
+    "no heads": lambda data: {**data, "heads": []},
+    "heads of another kind": lambda data: {**data, "heads": 3},
+    "no layer": lambda data: {**data, "heads": [{"head": 1, "hit_rate": 1, "mean": [0.0]}]},
+    "means of two lengths": lambda data: {
+        **data,
+        "heads": [{**data["heads"][0], "mean": [0.0] * n} for n in (3, 4)],
+    },
+    "means of words": lambda data: {**data, "heads": [{**data["heads"][0], "mean": ["a"]}]},
+    "means that are no numbers": lambda data: {
+        **data,
+        "heads": [{**data["heads"][0], "mean": [float("nan")]}],
+    },
+    "an endless distance": lambda data: {**data, "distance": float("inf")},
+    "a distance before": lambda data: {**data, "distance": -1},
+    "no version": lambda data: {key: value for key, value in data.items() if key != "version"},
+    "no distance": lambda data: {key: data[key] for key in data if key != "distance"},
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_is_no_profile(what, tmp_path):
+    data = BAD[what](profile().to_json())
+    with pytest.raises(ConfigError, match=r"^this is no head profile \(\w+: .*emt profile"):
+        HeadProfile.from_json(data)
+    (tmp_path / "p.json").write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match=r"p\.json': this is no head profile"):
+        HeadProfile.read(tmp_path / "p.json")
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match=r"a\.json' cannot be read"):
+        HeadProfile.read(tmp_path / "a.json")
+    for content in (b"{", b"\xff\xfe", b""):
+        (tmp_path / "b.json").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"b\.json' cannot be read"):
+            HeadProfile.read(tmp_path / "b.json")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        profile().write(tmp_path / "no" / "p.json")
+
+
+def test_another_version():
+    data = {**profile().to_json(), "version": 2}
+    with pytest.raises(ConfigError, match=r"^expected a head profile of version 1; got 2\. "):
+        HeadProfile.from_json(data)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heads": (ProfiledHead(7, 0, 0.5),) * 3}, "names layer 7, head 0"),
+        ({"heads": (ProfiledHead(0, 4, 0.5),) * 3}, "names layer 0, head 4"),
+        ({"heads": (ProfiledHead(0, -1, 0.5),) * 3}, "names layer 0, head -1"),
+        ({"means": torch.zeros(3, 8)}, "heads with 8 dims; this model's have 16"),
+    ],
+)
+def test_profiles_of_models_of_another_shape(changes, message):
+    model = attach(build("llama")).attached_model("test")
+    with pytest.raises(ConfigError, match=message):
+        profile(**changes).check(model.query_heads, model.layout)
+
+
+def test_those_that_come_with_emt_can_be_read():
+    found = shipped_profiles()
+    assert found
+    for weights, one in found.items():
+        assert one.weights == weights
+        assert HeadProfile.from_json(one.to_json()).to_json() == one.to_json()
+
+
+def test_a_store_keeps_its_profile(tmp_path):
+    from emt import MemoryConfig, detach
+
+    model = build("llama")
+    mine = profile_of(model)
+    memory = attach(model, MemoryConfig(path=tmp_path / "m"))
+    memory.write(torch.arange(3, 30), document="d")
+    memory.passages.keep(mine)
+    detach(model)
+    memory = attach(model, MemoryConfig(path=tmp_path / "m"))
+    assert memory.passages.profile.to_json() == mine.to_json()
+    other = tmp_path / "other.json"
+    profile().write(other)
+    detach(model)
+    memory = attach(model, MemoryConfig(path=tmp_path / "m", profile=other))
+    assert memory.passages.profile.to_json() == profile().to_json()
