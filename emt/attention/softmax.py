@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from emt.attention.alibi import HIDDEN
+
 
 class MemoryAttentionOutput(NamedTuple):
     """What extended-mind attention computes.
@@ -89,38 +91,71 @@ def memory_attention(
     if is_causal:
         num_keys = key.shape[2]
         attention_mask = visible_to(num_keys - num_queries, num_keys, num_keys, key.device)
-    grouped = scaled.reshape(batch, key.shape[1], -1, dim)  # (B, Hkv, G * Q, D)
-    local = grouped @ key.float().transpose(-1, -2)
-    local = local.view(batch, num_heads, num_queries, -1)  # (B, H, Q, S)
-    remembered = (memory_keys.float() @ scaled.unsqueeze(-1)).squeeze(-1)  # (B, H, Q, k)
-    if softcap is not None:
-        local = softcap * torch.tanh(local / softcap)
-        remembered = softcap * torch.tanh(remembered / softcap)
-    if attention_mask is not None:
-        if attention_mask.dtype == torch.bool:
-            local = local.masked_fill(~attention_mask, -torch.inf)
-        else:
-            local = local + attention_mask
+    local = capped(key_products(scaled, key), softcap)  # (B, H, Q, S)
+    remembered = capped((memory_keys.float() @ scaled.unsqueeze(-1)).squeeze(-1), softcap)
     if memory_bias is not None:
-        remembered = remembered + memory_bias
+        remembered = remembered + memory_bias  # (B, H, Q, k)
     if memory_mask is not None:
         remembered = remembered.masked_fill(~memory_mask, -torch.inf)
-    parts = [remembered, local]
-    if sinks is not None:
-        parts.append(sinks.float().view(1, -1, 1, 1).expand(batch, -1, num_queries, 1))
-    logits = torch.cat(parts, dim=-1)  # (B, H, Q, k + S [+ 1])
-    weights = torch.softmax(logits, dim=-1)
-    if attention_mask is not None:  # a padded query may see nothing at all
-        weights = weights.masked_fill(logits.amax(dim=-1, keepdim=True) == -torch.inf, 0.0)
-    num_memories, num_keys = remembered.shape[-1], local.shape[-1]
-    memory_weights = weights[..., :num_memories]
-    local_weights = weights[..., num_memories : num_memories + num_keys]
-    grouped = local_weights.reshape(batch, key.shape[1], -1, num_keys)  # (B, Hkv, G * Q, S)
-    output = (grouped @ value.float()).view(batch, num_heads, num_queries, -1)
+    logits = torch.cat([remembered, masked(local, attention_mask)], dim=-1)
+    weights = masked_softmax(logits, sinks=sinks, sees_all=attention_mask is None)
+    num_memories = remembered.shape[-1]
+    memory_weights, local_weights = weights[..., :num_memories], weights[..., num_memories:]
+    output = weighted_values(local_weights, value)
     output = output + (memory_weights.unsqueeze(-2) @ memory_values.float()).squeeze(-2)
     return MemoryAttentionOutput(
         output.to(query.dtype), memory_weights, local_weights if need_weights else None
     )
+
+
+def key_products(query: Tensor, key: Tensor) -> Tensor:
+    """Multiply queries (B, H, Q, D) with the keys (B, Hkv, S, D) of their group: (B, H, Q, S)."""
+    batch, num_heads, num_queries, dim = query.shape
+    grouped = query.float().reshape(batch, key.shape[1], -1, dim)  # (B, Hkv, G * Q, D)
+    products = grouped @ key.float().transpose(-1, -2)
+    return products.view(batch, num_heads, num_queries, -1)
+
+
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """Return softcap * tanh(logits / softcap); the logits themselves without a cap."""
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def masked(logits: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Hide keys: logits (B, H, Q, S), and a mask that is bool (True is visible) or added."""
+    if attention_mask is None:
+        return logits
+    if attention_mask.dtype == torch.bool:
+        return logits.masked_fill(~attention_mask, -torch.inf)
+    return logits + attention_mask
+
+
+def masked_softmax(logits: Tensor, *, sinks: Tensor | None, sees_all: bool = False) -> Tensor:
+    """Turn logits into weights, in float32.
+
+    Args:
+        logits: (B, H, Q, n) float32, hidden keys below `HIDDEN`.
+        sinks: (H,) logits that take part in the softmax and carry no value.
+        sees_all: whether it is certain that each query sees something.
+
+    Returns:
+        (B, H, Q, n): zeros for a query that sees nothing at all, such as one of padding.
+    """
+    num_keys = logits.shape[-1]
+    if sinks is not None:
+        size = (*logits.shape[:-1], 1)
+        logits = torch.cat([logits, sinks.float().view(1, -1, 1, 1).expand(size)], dim=-1)
+    weights = torch.softmax(logits, dim=-1)
+    if not sees_all:
+        weights = weights.masked_fill(logits.amax(dim=-1, keepdim=True) < HIDDEN, 0.0)
+    return weights[..., :num_keys]
+
+
+def weighted_values(weights: Tensor, value: Tensor) -> Tensor:
+    """Sum values (B, Hkv, S, Dv) by weights (B, H, Q, S): (B, H, Q, Dv) float32."""
+    batch, num_heads, num_queries, num_keys = weights.shape
+    grouped = weights.reshape(batch, value.shape[1], -1, num_keys)  # (B, Hkv, G * Q, S)
+    return (grouped @ value.float()).view(batch, num_heads, num_queries, -1)
 
 
 def joint_weights(memory_weights: Tensor, local_weights: Tensor) -> Tensor:
@@ -294,8 +329,8 @@ def group_queries(query: Tensor, num_kv_heads: int) -> Tensor:
     return grouped.transpose(0, 1).reshape(num_kv_heads, -1, dim)
 
 
-def ungroup(found: Tensor, batch: int, num_queries: int) -> Tensor:
-    """Undo `group_queries` on anything found for the queries: (Hkv, N, ...) to (B, H, Q, ...)."""
-    num_kv_heads, _, *rest = found.shape
-    split = found.view(num_kv_heads, batch, -1, num_queries, *rest)  # (Hkv, B, G, Q, ...)
+def ungroup(results: Tensor, batch: int, num_queries: int) -> Tensor:
+    """Undo `group_queries` on results for the queries: (Hkv, N, ...) to (B, H, Q, ...)."""
+    num_kv_heads, _, *rest = results.shape
+    split = results.view(num_kv_heads, batch, -1, num_queries, *rest)  # (Hkv, B, G, Q, ...)
     return split.transpose(0, 1).reshape(batch, -1, num_queries, *rest)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import Any
 from weakref import ReferenceType
 
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from emt.config import MemoryConfig
-from emt.errors import ConfigError, MemoryUseError
+from emt.errors import ConfigError
+from emt.model.devices import input_device, living
+from emt.model.positions import Angles
+from emt.model.precision import no_autocast
 from emt.model.rope import Unrotation
 from memory_backends import MemoryLayout
-
-_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,18 @@ class AttachedModel:
     full_attention_layers: tuple[int, ...]
     identity: Mapping[str, Any]
 
+    @cached_property
+    def angles(self) -> Angles:
+        """The model's cosines and sines, found when they are first needed.
+
+        Raises:
+            MemoryUseError: the model is gone.
+        """
+        decoder = living(self.decoder, "recall")
+        rotated = [idx for idx, unrotation in self.unrotations.items() if unrotation is not None]
+        with no_autocast(input_device(decoder)):
+            return Angles(decoder, rotated)
+
 
 def reading_layers(model: AttachedModel, config: MemoryConfig) -> frozenset[int]:
     """Return the layers that read memories.
@@ -63,19 +76,3 @@ def reading_layers(model: AttachedModel, config: MemoryConfig) -> frozenset[int]
             f"layers must be layers with attention, 0 to {known[-1]}; got {wrong[0]}."
         )
     return frozenset(config.layers)
-
-
-def living(module: ReferenceType[_Module], what: str) -> _Module:
-    """Return a model, or a part of one, that its memory does not keep alive.
-
-    Args:
-        module: it.
-        what: is wanted of it, for the error.
-
-    Raises:
-        MemoryUseError: it is gone.
-    """
-    found = module()
-    if found is None:
-        raise MemoryUseError(f"cannot {what}: the model is gone. Keep a reference to it.")
-    return found

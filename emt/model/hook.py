@@ -18,7 +18,7 @@ import contextlib
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
@@ -26,17 +26,21 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from emt.attention.alibi import Alibi
 from emt.errors import UnsupportedModelError
+from emt.model.forward import Forward
 
 IMPLEMENTATION = "extended_mind"
 EAGER_IMPLEMENTATION = "extended_mind_eager"
 
+_CHUNK_BYTES = 64 * 2**20  # what one chunk of queries may take for its logits or its memories
+
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
+_uncompiled = cast(Callable[[Callable[..., Any]], Callable[..., Any]], torch.compiler.disable)
 
 
 @dataclass(frozen=True)
@@ -83,13 +87,35 @@ class AttentionCall:
     @property
     def layer_idx(self) -> int:
         """The layer, as the module itself numbers it."""
-        found = getattr(self.module, "layer_idx", None)
-        if not isinstance(found, int):
+        layer_idx = getattr(self.module, "layer_idx", None)
+        if not isinstance(layer_idx, int):
             raise UnsupportedModelError(
-                f"{type(self.module).__name__} must have an integer layer_idx; got {found!r}. "
+                f"{type(self.module).__name__} must have an integer layer_idx; got {layer_idx!r}. "
                 "Its layers cannot be told apart."
             )
-        return found
+        return layer_idx
+
+    @property
+    def scaling(self) -> float:
+        """The factor on the layer's logits."""
+        scaling = self.options.get("scaling")
+        return float(self.query.shape[-1] ** -0.5 if scaling is None else scaling)
+
+    @property
+    def softcap(self) -> float | None:
+        """The layer's soft cap on logits."""
+        return self.options.get("softcap")
+
+    @property
+    def sinks(self) -> Tensor | None:
+        """Logits (H,) that take part in the softmax and carry no value (GPT-OSS)."""
+        return self.options.get("s_aux")
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The mask of the keys that are there; a cache of fixed size may mask more."""
+        mask = self.attention_mask
+        return None if mask is None else mask[..., : self.key.shape[2]]
 
 
 def check_options(call: AttentionCall) -> None:
@@ -106,19 +132,39 @@ def check_options(call: AttentionCall) -> None:
             )
 
 
+def chunk_length(call: AttentionCall, topk: int) -> int:
+    """Return how many queries to attend with at once, each to `topk` memories and its context."""
+    batch, num_heads, num_queries, dim = call.query.shape
+    memory_size = topk * (dim + call.value.shape[-1])
+    per_query = 4 * batch * num_heads * max(call.key.shape[2], memory_size)
+    return max(min(_CHUNK_BYTES // per_query, num_queries), 1)
+
+
 class Listener(Protocol):
-    """What a module can be bound to."""
+    """What the forwards of an attached model are reported to."""
+
+    def begin(self, forward: Forward) -> Forward:
+        """Decide what holds for a forward of the decoder; return the call to make instead."""
 
     def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         """Compute a layer's attention: output (B, Q, H, Dv) and weights or None."""
+
+    def end(self, output: Any) -> None:
+        """Take notice of what the decoder returned; None if it failed."""
 
 
 _listeners: WeakKeyDictionary[nn.Module, Listener] = WeakKeyDictionary()
 
 
-def bind(module: nn.Module, listener: Listener) -> None:
-    """Send an attention module's calls to a listener."""
-    _listeners[module] = listener
+def bind(decoder: nn.Module, modules: Iterable[nn.Module], listener: Listener) -> None:
+    """Report a decoder's forwards, and its attention modules' calls, to a listener."""
+    for module in (decoder, *modules):
+        _listeners[module] = listener
+    if not _hooks_of(decoder):  # a copy of a decoder has them already
+        decoder.register_forward_pre_hook(_before_forward, with_kwargs=True)
+        decoder.register_forward_hook(_after_forward, with_kwargs=True, always_call=True)
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()  # what was compiled before does not call hooks
 
 
 def is_bound(module: nn.Module) -> bool:
@@ -126,9 +172,45 @@ def is_bound(module: nn.Module) -> bool:
     return module in _listeners
 
 
-def unbind(module: nn.Module) -> None:
+def unbind(decoder: nn.Module, modules: Iterable[nn.Module]) -> None:
     """Undo `bind`."""
-    _listeners.pop(module, None)
+    for hooks, key in _hooks_of(decoder):
+        del hooks[key]
+    for module in (decoder, *modules):
+        _listeners.pop(module, None)
+
+
+def _hooks_of(decoder: nn.Module) -> list[tuple[dict[int, Any], int]]:
+    """Return where a module keeps our hooks: torch's own handles do not survive a deep copy."""
+    ours = (_before_forward, _after_forward)
+    return [
+        (hooks, key)
+        for hooks in (decoder._forward_pre_hooks, decoder._forward_hooks)
+        for key, hook in list(hooks.items())
+        if hook in ours
+    ]
+
+
+# Functions of the module, not methods: a copied or pickled decoder keeps them, and finds no listener.
+# Torch may call a hook that is being put in or taken out without keywords: the forward of another
+# thread, which has begun without us.
+
+
+@_uncompiled
+def _before_forward(module: nn.Module, args: tuple[Any, ...], *keywords: Any) -> Any:
+    listener = _listeners.get(module)
+    if listener is None or not keywords or _watched.get() is not None:
+        return None
+    given = Forward(cast(PreTrainedModel, module), args, keywords[0])
+    forward = listener.begin(given)
+    return None if forward is given else (forward.args, forward.options)
+
+
+@_uncompiled
+def _after_forward(module: nn.Module, args: tuple[Any, ...], *keywords_and_output: Any) -> None:
+    listener = _listeners.get(module)
+    if listener is not None and _watched.get() is None:
+        listener.end(keywords_and_output[-1])
 
 
 @dataclass
@@ -178,24 +260,6 @@ def watching(
             hook.remove()
 
 
-_weighing: ContextVar[bool] = ContextVar("emt_weighing", default=False)
-
-
-@contextlib.contextmanager
-def weighing() -> Iterator[None]:
-    """Ask for attention weights where a family does not tell its attention that they are wanted."""
-    token = _weighing.set(True)
-    try:
-        yield
-    finally:
-        _weighing.reset(token)
-
-
-def wants_weights(call: AttentionCall) -> bool:
-    """Tell whether the caller of a model wants this call's attention weights."""
-    return bool(call.options.get("output_attentions")) or _weighing.get()
-
-
 def _signature(module: nn.Module) -> inspect.Signature:
     """Return what a module's forward takes; looked up once, for it is asked at every forward."""
     if "forward" in vars(module):  # one of its own, such as accelerate's
@@ -205,8 +269,8 @@ def _signature(module: nn.Module) -> inspect.Signature:
 
 @functools.cache
 def _signature_of(forward: Callable[..., Any]) -> inspect.Signature:
-    found = inspect.signature(forward)
-    return found.replace(parameters=list(found.parameters.values())[1:])  # without self
+    signature = inspect.signature(forward)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])  # without self
 
 
 def _keep_embeddings(seen: Watched) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
@@ -225,19 +289,19 @@ def own_eager(module: nn.Module) -> AttentionFunction:
     Raises:
         UnsupportedModelError: the file has none.
     """
-    found: AttentionFunction | None = vars(sys.modules[type(module).__module__]).get(
+    eager: AttentionFunction | None = vars(sys.modules[type(module).__module__]).get(
         "eager_attention_forward"
     )
-    if found is None:
+    if eager is None:
         raise UnsupportedModelError(
             f"expected an eager_attention_forward beside {type(module).__name__}; found none. "
             'Load the model with attn_implementation="sdpa".'
         )
-    return found
+    return eager
 
 
 def dispatch(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
-    """Send a call to who watches, to who listens to its module, or to its own attention."""
+    """Dispatch a call: to the active watcher, else to the module's listener, else to the model."""
     seen = _watched.get()
     if seen is not None:
         seen.calls.append(call)
@@ -250,6 +314,7 @@ def dispatch(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
     return listener.attend(call)
 
 
+@_uncompiled
 def _over_sdpa(
     module: nn.Module,
     query: Tensor,
@@ -263,6 +328,7 @@ def _over_sdpa(
     )
 
 
+@_uncompiled
 def _over_eager(
     module: nn.Module,
     query: Tensor,
@@ -276,8 +342,7 @@ def _over_eager(
     )
 
 
-_uncompiled = cast(Callable[[AttentionFunction], AttentionFunction], torch.compiler.disable)
-AttentionInterface.register(IMPLEMENTATION, _uncompiled(_over_sdpa))
+AttentionInterface.register(IMPLEMENTATION, _over_sdpa)
 AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
-AttentionInterface.register(EAGER_IMPLEMENTATION, _uncompiled(_over_eager))
+AttentionInterface.register(EAGER_IMPLEMENTATION, _over_eager)
 AttentionMaskInterface.register(EAGER_IMPLEMENTATION, eager_mask)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from emt.model.attached import living
+from emt.model.devices import living
 from emt.model.devices import input_device
 from emt.model.hook import AttentionCall, Watched, watching
 from emt.model.rope import PositionEmbeddings, as_cos_sin

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from emt.model.attached import living
+from emt.model.devices import living
 from emt.model.positions import Angles
 from emt.model.rope import Unrotation
 from emt.passage import Passage, Routed, RoutedPassage, are_among

@@ -8,7 +8,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from emt.errors import ConfigError, DocumentError
-from emt.modes.passage.rows import Place, RecalledRows, places
+from emt.modes.passage.locate import Placement, locate
+from emt.modes.passage.rows import PlacedRows
 from emt.passage import Passage, Routed, RoutedPassage
 from memory_backends import MemoryBackend
 
@@ -16,13 +17,13 @@ _TRIES = 4  # a passage that has grown may need other attention sinks before it
 
 
 def exchanged(
-    rows: RecalledRows, prompt: int, routed: Routed, backend: MemoryBackend
-) -> tuple[Place, Routed] | None:
+    rows: PlacedRows, prompt: int, routed: Routed, backend: MemoryBackend
+) -> tuple[Placement, Routed] | None:
     """Fit passages into the place of those that a prompt has.
 
     Args:
-        rows: what is recalled.
-        prompt: which of its prompts.
+        rows: the rows of several prompts.
+        prompt: which of the prompts.
         routed: what the prompt is about now.
         backend: where the rows are.
 
@@ -34,26 +35,28 @@ def exchanged(
     count, at = int(rows.lengths[prompt]), int(rows.at[prompt])
     if not routed.passages or not count:
         return None
-    best = [one.passage for one in routed.passages]
-    kept = set(rows.ids[prompt, :count].tolist())
-    wanted = places(backend, [best[:1]], [at], False)[0].ids
-    if 2 * len(kept.intersection(wanted)) >= min(len(wanted), count):
+    best = [candidate.passage for candidate in routed.passages]
+    present = set(rows.ids[prompt, :count].tolist())
+    wanted = locate(backend, [best[:1]], [at], sinks=False)[0].ids
+    if 2 * len(present.intersection(wanted)) >= min(len(wanted), count):
         return None
-    sizes = {one.document: len(backend.catalog.document(one.document).row_tokens) for one in best}
+    sizes = {
+        passage.document: len(backend.catalog.document(passage.document).row_tokens)
+        for passage in best
+    }
     num_sinks = 0
     for _ in range(_TRIES):
         fitted = _fitted(best, sizes, count - num_sinks)
         if fitted is None:
             return None
         try:
-            (place,) = places(backend, [fitted[::-1]], [at], None)
+            (placement,) = locate(backend, [fitted[::-1]], [at])
         except (ConfigError, DocumentError):  # it has grown into sinks, or rows that were removed
             return None
-        if len(place.ids) == count:
-            scores = [one.score for one in routed.passages]
-            found = map(RoutedPassage, fitted, scores)
-            return place, replace(routed, passages=tuple(found))
-        num_sinks += len(place.ids) - count
+        if len(placement.ids) == count:
+            scores = [candidate.score for candidate in routed.passages]
+            return placement, replace(routed, passages=tuple(map(RoutedPassage, fitted, scores)))
+        num_sinks += len(placement.ids) - count
     return None
 
 
@@ -67,27 +70,29 @@ def _fitted(
         sizes: rows of each document.
         count: rows of all together.
     """
-    found: list[Passage] = []
+    fitted: list[Passage] = []
     left = count
     for passage in passages:
         length = min(passage.stop - passage.first, left)
         if length > 0:
-            found.append(replace(passage, stop=passage.first + length))
+            fitted.append(replace(passage, stop=passage.first + length))
             left -= length
-    for index, passage in enumerate(found):
-        others = [one for one in found if one.document == passage.document and one != passage]
-        above = [one.first for one in others if one.first >= passage.stop]
-        below = [one.stop for one in others if one.stop <= passage.first]
+    for index, passage in enumerate(fitted):
+        others = [
+            other for other in fitted if other.document == passage.document and other != passage
+        ]
+        above = [other.first for other in others if other.first >= passage.stop]
+        below = [other.stop for other in others if other.stop <= passage.first]
         stop = min(passage.stop + left, *above, sizes[passage.document])
         left -= stop - passage.stop
         first = max(passage.first - left, *below, 0)
         left -= passage.first - first
-        found[index] = replace(passage, first=first, stop=stop)
-    return found if found and not left else None
+        fitted[index] = replace(passage, first=first, stop=stop)
+    return fitted if fitted and not left else None
 
 
-def with_others(rows: RecalledRows, others: Mapping[int, RecalledRows]) -> RecalledRows:
-    """Return recalled rows in which some prompts have others.
+def with_others(rows: PlacedRows, others: Mapping[int, PlacedRows]) -> PlacedRows:
+    """Return placed rows in which some prompts have others.
 
     Args:
         rows: of n prompts.
@@ -95,15 +100,15 @@ def with_others(rows: RecalledRows, others: Mapping[int, RecalledRows]) -> Recal
     """
 
     def put(
-        parts: Mapping[int, Tensor], new: Mapping[int, Mapping[int, Tensor]]
+        layers: Mapping[int, Tensor], new: Mapping[int, Mapping[int, Tensor]]
     ) -> dict[int, Tensor]:
-        found = {}
-        for layer_idx, part in parts.items():
-            found[layer_idx] = part.clone()
-            for prompt, layers in new.items():
-                count = layers[layer_idx].shape[2]
-                found[layer_idx][prompt, :, :count] = layers[layer_idx][0]
-        return found
+        changed = {}
+        for layer_idx, part in layers.items():
+            changed[layer_idx] = part.clone()
+            for prompt, new_layers in new.items():
+                count = new_layers[layer_idx].shape[2]
+                changed[layer_idx][prompt, :, :count] = new_layers[layer_idx][0]
+        return changed
 
     ids = rows.ids.clone()
     for prompt, other in others.items():
@@ -114,4 +119,5 @@ def with_others(rows: RecalledRows, others: Mapping[int, RecalledRows]) -> Recal
         keys=put(rows.keys, {prompt: other.keys for prompt, other in others.items()}),
         values=put(rows.values, {prompt: other.values for prompt, other in others.items()}),
         _repeated={},
+        _key_lengths={},
     )

@@ -1,68 +1,30 @@
-"""One forward with recalled rows: where its tokens stand, and what they see.
+"""One forward with passages in it: where its tokens and their rows stand, and what queries see.
 
-Rows stand at positions at, at + 1, ..., as if the prompt had R more tokens there. Tokens from `at`
+The rows stand at positions at, at + 1, ..., as if the prompt had R more tokens there. Tokens from `at`
 on are R positions further back and see the rows; those before neither move nor see them. A window
 or a chunk of a layer is measured in these positions, too: what the model's own mask hides stays
 hidden, and what the rows have pushed out of a window is hidden as well.
 
 Shapes: **B** batch, or 1 where all sequences are alike; **Q** query length; **S** local key length;
-**R** recalled rows.
+**R** rows of passages.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from emt.attention.alibi import Alibi
 from emt.attention.softmax import visible_to
-from emt.errors import UnsupportedModelError
+from emt.model.forward import Forward
 from emt.model.hook import AttentionCall
-from emt.modes.passage.rows import RecalledRows
-
-
-@dataclass(frozen=True)
-class Reach:
-    """How far the queries of a layer see.
-
-    Attributes:
-        size: positions; None for all.
-        is_chunked: they see those of their own chunk of `size` positions, not the last `size`.
-    """
-
-    size: int | None = None
-    is_chunked: bool = False
-
-
-def reach_of(config: PreTrainedConfig, call: AttentionCall) -> Reach:
-    """Return how far a layer sees.
-
-    Raises:
-        UnsupportedModelError: it does not see everything, and nothing says how far.
-    """
-    kinds = getattr(config, "layer_types", None)
-    kind = kinds[call.layer_idx] if kinds and call.layer_idx < len(kinds) else ""
-    size: Any
-    if "chunked" in kind:
-        size = getattr(config, "attention_chunk_size", None)
-    elif "sliding" in kind or not kind:
-        size = call.options.get("sliding_window")
-        size = getattr(config, "sliding_window", None) if size is None and kind else size
-    elif "window" in kind:
-        size = None
-    else:
-        return Reach()
-    if size is None and kind:
-        raise UnsupportedModelError(
-            f"{config.model_type}: layer {call.layer_idx} is of the kind '{kind}' and does not say "
-            "how many tokens it sees, so passages cannot be put into its context."
-        )
-    return Reach(size, "chunked" in kind)
+from emt.modes.passage.attend import attend_inline
+from emt.modes.passage.reach import Reach
+from emt.modes.passage.rows import PlacedRows, sequences_per_prompt
 
 
 @dataclass
@@ -70,33 +32,55 @@ class Frame:
     """Where the tokens of one forward stand.
 
     Attributes:
-        rows: what is recalled.
+        rows: the rows of the passages.
         index: (B, Q) int64, each query's token of the prompt, padding not counted.
         num_tokens: tokens of the cache and of this forward, padding counted.
         padding: (B, num_tokens), 0 where there is a token of padding; None if not known or none.
-        is_bare: no sequence is padded: `index` is the same for all.
+        is_unpadded: no sequence is padded: `index` is the same for all.
         sliding_offset: the first token that layers with a window still have.
     """
 
-    rows: RecalledRows
+    rows: PlacedRows
     index: Tensor
     num_tokens: int
     padding: Tensor | None
-    is_bare: bool
+    is_unpadded: bool
     sliding_offset: int = 0
     _masks: dict[Any, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
     _scratch: dict[Any, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        device, (n, num_rows) = self.index.device, self.rows.ids.shape
-        self._at = self.rows.at.to(device)[:, None]  # (n, 1)
-        self._lengths = self.rows.lengths.to(device)[:, None]
-        if n > 1:
-            times = len(self.index) // n
-            self._at = self._at.repeat_interleave(times, 0)
-            self._lengths = self._lengths.repeat_interleave(times, 0)
-        self._order = torch.arange(num_rows, device=device)
+        device, rows = self.index.device, self.rows
+        batch = len(self.index)
+        self._at = self._of_sequences(rows.at, batch).to(device)[:, None]  # (B or 1, 1)
+        self._lengths = self._of_sequences(rows.lengths, batch).to(device)[:, None]
+        self._order = torch.arange(rows.ids.shape[1], device=device)
         self.positions = self._moved(self.index)
+
+    @classmethod
+    def of(cls, rows: PlacedRows, forward: Forward) -> Self:
+        """Return the frame of a forward.
+
+        Raises:
+            ConfigError, UnsupportedModelError: as `NewTokens.of`.
+            MemoryUseError: the batch is not a multiple of the prompts that have rows.
+        """
+        tokens, index = forward.tokens, forward.tokens.index
+        if len(rows.ids) > 1:
+            sequences_per_prompt(tokens.batch, len(rows.ids))
+            index = index.expand(tokens.batch, -1)
+        offset = _sliding_offset(forward.cache, tokens.num_new)
+        return cls(rows, index, tokens.num_tokens, tokens.padding, tokens.is_unpadded, offset)
+
+    @staticmethod
+    def _of_sequences(part: Tensor, batch: int) -> Tensor:
+        """Return what n prompts have, (n,), for each sequence, (B,); (1,) where all are alike."""
+        return part if len(part) == 1 else part.repeat_interleave(batch // len(part), 0)
+
+    @property
+    def first_place(self) -> Tensor:
+        """The token of each sequence that its rows are put before, (B or 1, 1) int64."""
+        return self._at
 
     def _moved(self, index: Tensor) -> Tensor:
         """Return positions (B, n) of tokens (B, n)."""
@@ -114,12 +98,11 @@ class Frame:
             reach = Reach()  # nothing is out of it yet
         is_windowed = call.key.shape[2] < self.num_tokens
         offset = self.sliding_offset if is_windowed else 0
-        known = (reach, call.query.shape[2], call.key.shape[2], offset)
+        kind = (reach, call.query.shape[2], call.key.shape[2], offset)
         given = call.attention_mask
-        cached = self._masks.get(known)
-        if cached is None or cached[0] is not given:  # layers of a kind share one
-            mask = self._mask(call, reach, offset)
-            self._masks[known] = cached = given, mask
+        cached = self._masks.get(kind)
+        if cached is None or cached[0] is not given:  # layers of a kind share one mask
+            self._masks[kind] = cached = given, self._mask(call, reach, offset)
         placed = replace(
             call,
             key=self._joined("keys", keys, call.key),
@@ -138,7 +121,7 @@ class Frame:
             alibi = Alibi(from_last * slopes.view(1, -1, 1, 1), slopes)
         return replace(placed, own=attend_inline, alibi=alibi, options=_bias(call, alibi))
 
-    def _joined(self, what: str, rows: Tensor, local: Tensor) -> Tensor:
+    def _joined(self, name: str, rows: Tensor, local: Tensor) -> Tensor:
         """Return rows and local ones, (B, Hkv, R + S, D), good until the next layer asks.
 
         All layers of a forward write to the same memory: it stays in the processor's caches, which
@@ -148,14 +131,14 @@ class Frame:
             return torch.cat([rows, local], dim=2)
         batch, num_heads, num_keys, dim = local.shape
         shape = (batch, num_heads, rows.shape[2] + num_keys, dim)
-        known = (what, shape, local.dtype, local.device)
-        if known not in self._scratch:
-            self._scratch[known] = local.new_empty(shape)
-        return torch.cat([rows, local], dim=2, out=self._scratch[known])
+        buffer = (name, shape, local.dtype, local.device)
+        if buffer not in self._scratch:
+            self._scratch[buffer] = local.new_empty(shape)
+        return torch.cat([rows, local], dim=2, out=self._scratch[buffer])
 
     def _row_positions(self) -> Tensor:
-        found = self._at + self._order  # (n, R)
-        return found.expand(len(self.positions), -1) if len(found) == 1 else found
+        positions = self._at + self._order  # (B or 1, R)
+        return positions.expand(len(self.positions), -1) if len(positions) == 1 else positions
 
     def _key_index(self, call: AttentionCall, offset: int) -> Tensor:
         """Return each local key's token of the prompt, (B, S); beyond the last, any number."""
@@ -193,8 +176,8 @@ class Frame:
                 place = torch.arange(offset, offset + num_keys, device=self.index.device)
                 last = torch.arange(num_queries, device=self.index.device)[:, None]
                 last = last + (self.num_tokens - num_queries)
-                there = (index >= 0) & self._is_token(place)
-                local = ((place <= last) & there[:, None])[:, None]
+                is_token = (index >= 0) & self._is_token(place)
+                local = ((place <= last) & is_token[:, None])[:, None]
                 local = local & (keys // reach.size == queries // reach.size)[:, None]
                 remembered = remembered & (rows // reach.size == queries // reach.size)
             else:
@@ -231,8 +214,8 @@ class Frame:
             call.attention_mask is None
             and call.query.shape[2] == 1
             and reach.size is None
-            and self.is_bare
-            and self.rows.fills
+            and self.is_unpadded
+            and self.rows.are_full
             and self.num_tokens > self.rows.last_at
         )
 
@@ -241,43 +224,9 @@ def _bias(call: AttentionCall, alibi: Alibi | None) -> dict[str, Any]:
     return {**call.options, "bias": None if alibi is None else alibi.keys}
 
 
-def attend_inline(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    bias: Tensor | None,
-    **_: Any,
-) -> tuple[Tensor, Tensor]:
-    """Attend as families without transformers' attention functions do.
-
-    Their own code has keys and biases of its own at hand and takes no others.
-
-    Args:
-        module: ignored.
-        query: (B, H, Q, D).
-        key: (B, Hkv, S, D).
-        value: (B, Hkv, S, Dv).
-        attention_mask: (B or 1, 1, Q, S), bool (True is visible) or additive; None if all is seen.
-        scaling: factor on logits.
-        bias: (B or 1, H, 1, S) float32, added to logits; or None.
-
-    Returns:
-        Output (B, Q, H, Dv) and weights (B, H, Q, S), computed in float32.
-    """
-    batch, num_heads, num_queries, dim = query.shape
-    grouped = (query.float() * scaling).reshape(batch, key.shape[1], -1, dim)  # (B, Hkv, G * Q, D)
-    logits = (grouped @ key.float().transpose(-1, -2)).view(batch, num_heads, num_queries, -1)
-    if bias is not None:
-        logits = logits + bias.to(logits.device)
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        logits = logits.masked_fill(~attention_mask, torch.finfo(logits.dtype).min)
-    elif attention_mask is not None:
-        logits = logits + attention_mask.float()
-    weights = torch.softmax(logits, dim=-1)
-    spread = weights.view(batch, key.shape[1], -1, weights.shape[-1])  # (B, Hkv, G * Q, S)
-    output = (spread @ value.float()).view(batch, num_heads, num_queries, -1)
-    return output.transpose(1, 2).to(query.dtype), weights.to(query.dtype)
+def _sliding_offset(cache: Any, num_queries: int) -> int:
+    """Return the first token that layers with a window still have."""
+    sliding = getattr(cache, "is_sliding", None)
+    if not sliding or True not in sliding:
+        return 0
+    return int(cache.get_mask_sizes(num_queries, list(sliding).index(True))[1])

@@ -1,312 +1,169 @@
-"""Passage mode: a prompt's passages are found and recalled by the forward that reads it.
+"""`PassageMode`: every layer attends to rows of passages, as if their text stood in the prompt.
 
-A hook before the decoder sees each new prompt (a forward whose cache is empty), asks the router for
-the passages it is about, and puts their rows in front of the question. The cache remembers what it
-was computed with, so the steps of `generate` that follow, beams and copies of the cache included,
-attend to the same rows, whatever the settings are by then; nothing else of `generate` changes. A
-prompt that nothing in the memory is relevant for is the plain model's, bit for bit.
+A source says which passages a forward has. Before the decoder runs, its tokens are moved back by as
+many positions as there are rows; each layer then attends to the rows and its local keys with the
+model's own attention function. The cache holds the prompt and the answer, nothing else, and
+remembers its passages: `generate` runs unchanged, and the rows are read and turned once.
 
-A message that is added to a cached chat is routed, too: its passages stand before it if the cache
-has none, and else take the place of those it has, as many rows as these. So do the passages found
-by the setting `reroute` while an answer is generated.
+Source: the rows are those of Klett and Ahle, Extended Mind Transformers (arXiv 2406.02332). Keys
+stored without their rotation and turned to a place in the prompt: Xiao et al., Efficient Streaming
+Language Models with Attention Sinks (arXiv 2309.17453), and Liu et al., ReAttention (2407.15176).
 """
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-import itertools
-import logging
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-import torch
-from torch import nn
+from torch import Tensor
 
+from emt.calls import GenerateOptions
 from emt.config import MemoryConfig
-from emt.errors import ConfigError, MemoryUseError
-from emt.model.forward import NewTokens
-from emt.model.hook import is_watched
-from emt.modes.passage.generate_calls import call_of, calling, check_can_route
-from emt.modes.passage.recall import end_of_forward, forget_recall, recall_of
-from emt.modes.passage.source import PassageFinder, all_tokens
-from emt.profiles.choice import PROFILE, ProfileChoice
-from emt.profiles.ranking import profile_from_text
-from emt.routing.head_profile import HeadProfile
-from memory_backends import MemoryBackend, VectorDBBackend
+from emt.errors import MemoryUseError
+from emt.model.attached import AttachedModel
+from emt.model.forward import Forward
+from emt.model.hook import AttentionCall
+from emt.modes.guard import refuse_weights_of_drafts
+from emt.modes.passage.attend import joined, shares_of_rows
+from emt.modes.passage.frame import Frame
+from emt.modes.passage.reach import Reach, reach_of
+from emt.modes.passage.rows import check_end
+from emt.modes.passage.sources import PassageSource
+from emt.modes.passage.state import PassageState, state_of
+from emt.turn import Attended, Mode, Turn
+from memory_backends import MemoryBackend
 
-if TYPE_CHECKING:
-    from emt.memory.memory import Memory
 
-LARGE = 16_384  # rows: the longest document that the token mode was published with
-_logger = logging.getLogger(__name__)
-_MAKES_PROFILE = (
-    "this model has no head profile: one is made of the memory's own text and kept in its store, "
-    "which takes about as long as reading 30,000 tokens. To avoid it, make one beforehand with "
-    "`emt profile` and set profile to its file, or set mode to token."
-)
-_LACKS_FILES = (
-    "the store has no FAISS files of some heads that this memory searches: it was saved with "
-    "another head profile, or in another mode. Their indexes are made in RAM at the first search, "
-    "in each process again, which takes long for %d rows. save() writes the files."
-)
-_uncompiled = cast(Callable[[Callable[..., Any]], Callable[..., Any]], torch.compiler.disable)
+class _Placed(NamedTuple):
+    """The passages of one forward, where its tokens stand, and what its cache will hold."""
+
+    state: PassageState
+    frame: Frame
+    tokens: Tensor | None
 
 
 class PassageMode:
-    """Finds and recalls passages for the prompts of one memory's model.
+    """Recalls passages into prompts.
 
     Args:
-        memory: whose model.
-
-    Attributes:
-        finder: finds the passages.
+        model: the model.
+        source: which passages a forward has.
+        inner: the mode that attends to single memories beside the rows; None for the layer's own
+            attention.
     """
 
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
-        self._hooks: list[Any] = []
-        self._profiles = ProfileChoice(memory)
-        self.finder = PassageFinder(memory, self._profiles)
-        self._signature: inspect.Signature | None = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> PassageMode:
-        """Return itself: a copy of the decoder has its hooks, but is not attached."""
-        return self
-
-    # -- which mode -----------------------------------------------------------------------------
+    def __init__(
+        self, model: AttachedModel, source: PassageSource, inner: Mode | None = None
+    ) -> None:
+        self._model = model
+        self._source = source
+        self._inner = inner
+        self._reaches: dict[int, Reach] = {}  # of each layer
 
     @property
-    def mode(self) -> Literal["token", "passage"]:
-        """The mode of this thread's calls, with "auto" decided.
+    def retrieves(self) -> bool:
+        """Whether queries retrieve single memories, too."""
+        return self._inner is not None
+
+    def check(self, turn: Turn, options: GenerateOptions) -> None:
+        """Refuse options that passages, or the inner mode, cannot be combined with."""
+        refuse_weights_of_drafts(options)
+        self._source.check(turn, options)
+        if self._inner is not None:
+            self._inner.check(turn, options)
+
+    def begin(self, turn: Turn, forward: Forward) -> Forward:
+        """Move the tokens of a forward behind the rows of its passages.
 
         Raises:
-            ConfigError: as `ProfileChoice.find`.
+            MemoryUseError: the model is in training mode, its cache was filled without the rows, or
+                the batch does not fit the prompts that have passages.
+            ConfigError: tokens would stand beyond the model's positions.
+            UnsupportedModelError: it cannot be told where tokens stand.
         """
-        memory = self._memory
-        return self._mode_of(memory.in_force, memory.backend)
+        state = self._source.passages_of(turn, forward)
+        if state is None:
+            return forward
+        if forward.decoder.training:  # layers that are run again for their gradients have no rows
+            raise MemoryUseError(
+                "passages are recalled in evaluation mode; the model is in training mode. Call "
+                "model.eval()."
+            )
+        frame = Frame.of(state.rows, forward)
+        longest = self._model.angles.longest
+        if longest is not None and frame.end > longest:
+            check_end(int(frame.positions.max()) + 1, longest)
+        if forward.tokens.num_past:
+            _check_cache(state, frame, forward)
+        cached = state_of(forward)
+        tokens = (cached or state).all_tokens(forward)
+        turn.state[self] = _Placed(state, frame, tokens)
+        for recording in turn.recordings:
+            recording.recall(state.passages)
+        return _moved(forward, frame)
 
-    def _mode_of(self, config: MemoryConfig, backend: MemoryBackend) -> Literal["token", "passage"]:
-        if config.mode != "auto":
-            return config.mode
-        is_large = len(backend) > LARGE and self._profiles.find(config, backend) is not None
-        return "passage" if is_large else "token"
+    def attend(self, turn: Turn, call: AttentionCall) -> Attended:
+        """Attend to the rows and to the local context, and to single memories if there are any."""
+        placed: _Placed | None = turn.state.get(self)
+        if placed is not None:
+            call = placed.frame.place(call, self._reach(call))
+        if self._inner is not None and any(turn.num_searchable):
+            attended = self._inner.attend(turn, call)
+        else:
+            output, weights = call.compute()
+            attended = Attended(output, None, weights)
+        if placed is None or not turn.recordings:
+            return attended
+        first = turn.first_recorded(call.query.shape[2])
+        rows = shares_of_rows(call, placed.state.rows, first)
+        return attended._replace(retrieved=joined(attended.retrieved, rows, first))
 
-    @property
-    def profile(self) -> HeadProfile:
-        """The head profile in force.
+    def _reach(self, call: AttentionCall) -> Reach:
+        reach = self._reaches.get(call.layer_idx)
+        if reach is None:
+            reach = self._reaches[call.layer_idx] = reach_of(self._model.config, call)
+        return reach
 
-        Raises:
-            ConfigError: there is none.
-            MemoryUseError: the memory was closed.
-        """
-        self._memory.check_open("look for a head profile")
-        return self._profiles.in_force
+    def end(self, turn: Turn, output: Any) -> None:
+        """Let the caches in what the decoder returned remember their passages."""
+        placed: _Placed | None = turn.state.get(self)
+        if placed is not None and placed.frame.num_tokens > int(placed.state.rows.at.min()):
+            placed.state.keep(output, placed.tokens)
 
-    @property
-    def lacks_profile(self) -> bool:
-        """Whether this memory would be read in passages if its model had a head profile.
+    def heads_to_index(
+        self, config: MemoryConfig, backend: MemoryBackend
+    ) -> Mapping[int, Sequence[int]] | None:
+        """Return the KV heads that the source searches, by layer; None for all."""
+        return self._source.heads_to_index(config, backend)
 
-        Raises:
-            ConfigError: as `ProfileChoice.find`.
-            MemoryUseError: the memory was closed.
-        """
-        self._memory.check_open("look for a head profile")
-        config, backend = self._memory.config, self._memory.backend
-        is_large = config.mode == "auto" and len(backend) > LARGE
-        if config.mode != "passage" and not is_large:
-            return False
-        return self._profiles.find(config, backend) is None
+    def after_save(self, config: MemoryConfig, backend: MemoryBackend) -> None:
+        """Add what the source keeps in a store."""
+        self._source.after_save(config, backend)
 
-    def make_profile(self, *, on_step: Callable[[str], object] | None = None) -> HeadProfile:
-        """Make a head profile from the memory's own text, and keep it with the memory.
 
-        It takes about as long as reading 30,000 tokens.
+def _moved(forward: Forward, frame: Frame) -> Forward:
+    """Return the forward with its tokens at their positions behind the rows."""
+    if not forward.takes_positions:
+        return forward
+    tokens = forward.tokens
+    if not tokens.is_unpadded or tokens.num_new == 1:
+        return forward.replacing(position_ids=frame.positions)
+    # Without a mask, positions with a gap are taken for several prompts in one.
+    mask = frame.index.new_ones(tokens.batch, tokens.num_tokens)
+    return forward.replacing(position_ids=frame.positions, attention_mask=mask)
 
-        Args:
-            on_step: told what is being done.
 
-        Raises:
-            ConfigError: too few questions can be made from the text, or no head finds anything.
-            MemoryUseError: there is no tokenizer, or no model any more; or the memory was closed.
-            StoreError: the store cannot be written.
-        """
-        self._memory.check_open("make a head profile")
-        model = self._memory.attached_model("make a head profile").model()
-        name = "" if model is None else model.config.name_or_path or model.config.model_type
-        ranked = profile_from_text(self._memory, name=Path(str(name)).name, on_step=on_step)
-        self.keep(ranked.profile)
-        return ranked.profile
-
-    def make_profile_if_needed(self) -> None:
-        """Make a head profile as `make_profile` does, if one is lacking, and can be made and kept.
-
-        Raises:
-            ConfigError: as `ProfileChoice.find`.
-            StoreError: the store cannot be written.
-        """
-        if self._memory.tokenizer is None or not self._can_ask or not self.lacks_profile:
-            return
-        if self._memory.backend.is_read_only:
-            return
-        steps = itertools.count()
-
-        def say(step: str) -> None:
-            if not next(steps):  # the text was found to be enough
-                _logger.warning(_MAKES_PROFILE)
-
-        with contextlib.suppress(ConfigError, MemoryUseError):  # a prompt says what is missing
-            self.make_profile(on_step=say)
-
-    @property
-    def _can_ask(self) -> bool:
-        """Whether the model is there, and would find twice the same."""
-        decoder = self._memory.decoder_or_none()
-        return decoder is not None and not decoder.training
-
-    def keep(self, profile: HeadProfile) -> None:
-        """Keep a profile in the memory's store, for all who open it.
-
-        Raises:
-            ConfigError: it is of a model of another shape.
-            MemoryUseError: the model was detached, or the memory closed.
-            StoreError: the store cannot be written.
-        """
-        self._memory.check_open("keep a head profile")
-        model = self._memory.attached_model("keep a head profile")
-        profile.check(model.query_heads, model.layout)
-        self._memory.backend.set_setting(PROFILE, profile.to_json())
-        self.settle(anew=True)
-
-    def prepare(self, backend: MemoryBackend, config: MemoryConfig) -> None:
-        """Let a backend index what is searched, and no more.
-
-        Raises:
-            ConfigError: as `ProfileChoice.find`.
-        """
-        if not isinstance(backend, VectorDBBackend):
-            return
-        heads = None
-        if self._mode_of(config, backend) == "passage":
-            profile = self._profiles.find(config, backend)
-            if profile is not None:
-                model = self._memory.attached_model("index")
-                heads = profile.key_value_heads(model.query_heads, backend.layout)
-        backend.index_heads(heads)
-
-    def say_what_takes_long(self, backend: MemoryBackend) -> None:
-        """Log that searches of a store which was just opened need indexes that it does not have.
-
-        An index without training is made as fast as its rows are read.
-        """
-        if not isinstance(backend, VectorDBBackend) or backend.factory == "Flat":
-            return
-        if backend.lacks_files:
-            _logger.warning(_LACKS_FILES, len(backend))
-
-    def measure_relevance(self) -> None:
-        """Keep in the memory's store what prompts about nothing in particular find in it.
-
-        Without a model, with one in training mode, or without the permission to write, the store
-        stays as it is.
-
-        Raises:
-            ConfigError: as `ProfileChoice.find`.
-            StoreError: the store cannot be written.
-        """
-        memory = self._memory
-        if not self._can_ask or self._mode_of(memory.config, memory.backend) != "passage":
-            return
-        if memory.backend.is_read_only:  # whoever reads it measures it for himself
-            return
-        if self._profiles.find(memory.config, memory.backend) is not None:
-            self.finder.keep_relevance()
-
-    # -- hooks ----------------------------------------------------------------------------------
-
-    def settle(self, *, anew: bool = False) -> None:
-        """Watch the model's forwards once they may be given passages.
-
-        From then on they are watched until the model is detached: caches may hold prompts that were
-        read with passages, and another thread's forward may be running.
-
-        Args:
-            anew: the memory has changed, and with it perhaps its profile.
-        """
-        decoder = self._memory.decoder_or_none()
-        if decoder is None:
-            for hook in self._hooks:
-                hook.remove()
-            self._hooks = []
-            self.finder.forget_model()
-            return
-        config, backend = self._memory.config, self._memory.backend
-        if not self._memory.is_open:
-            return
-        if anew:
-            self._profiles.look_again(config, backend)
-        if not self._hooks and self._mode_of(config, backend) == "passage":
-            self._signature = inspect.signature(decoder.forward)
-            before, after = map(_uncompiled, (self._before, self._after))
-            self._hooks = [
-                decoder.register_forward_pre_hook(before, with_kwargs=True),
-                decoder.register_forward_hook(after, with_kwargs=True, always_call=True),
-            ]
-            if "torch._dynamo" in sys.modules:
-                torch.compiler.reset()  # what was compiled before does not know of hooks
-
-    def _is_ours(self, module: nn.Module) -> bool:
-        # A deep copy of the decoder has our hooks, but is not attached.
-        return not is_watched() and module is self._memory.decoder_or_none()
-
-    # Torch may call hooks that are being put in or taken out, then without keywords.
-
-    def _before(self, module: nn.Module, args: tuple[Any, ...], *keywords: Any) -> Any:
-        if not keywords or not self._is_ours(module) or self._memory.is_recalling:
-            return None  # a block has hooks of its own
-        assert self._signature is not None
-        given = {**self._signature.bind_partial(*args, **keywords[0]).arguments, **keywords[0]}
-        cache, may = given.get("past_key_values"), self._memory.recalls_passages
-        recall = recall_of(cache)
-        if recall is None and not may:
-            return None
-        new = NewTokens.of(self._signature, args, keywords[0])
-        call = call_of(self._memory)
-        is_first = call is None or not call.has_begun
-        if call is not None:
-            call.has_begun = True
-        if new.num_tokens == new.num_new:
-            forget_recall(cache)  # what a cache of fixed size held before
-            recall = self.finder.for_prompts(new, given) if may else None
-        elif may and new.num_new > 1 and is_first:
-            recall = self.finder.for_messages(recall, new, given)
-        elif may and new.num_new == 1 and recall is not None:
-            recall = self.finder.for_answers(recall, new, given)
-        if recall is None:
-            return None
-        return recall.begin(module, args, keywords[0], tokens=all_tokens(new, given))
-
-    def _after(self, module: nn.Module, args: tuple[Any, ...], *keywords_and_output: Any) -> None:
-        if self._is_ours(module):
-            end_of_forward(keywords_and_output[-1])
-
-    @contextlib.contextmanager
-    def generating(self, options: Mapping[str, Any]) -> Iterator[None]:
-        """Know in a `with` block what the prompts of a `generate` call are.
-
-        Args:
-            options: its keywords.
-
-        Raises:
-            ConfigError: it reads prompts in parts; or cannot be given other passages on the way,
-                and the setting `reroute` asks for it.
-        """
-        memory = self._memory
-        if memory.recalls_passages:
-            model = memory.attached_model("generate").model()
-            assert model is not None  # it generates
-            check_can_route(model, options, memory.in_force)
-        with calling(memory, options):
-            yield
+def _check_cache(state: PassageState, frame: Frame, forward: Forward) -> None:
+    """Refuse a cache with keys that were computed without these rows, or with others."""
+    cached = state_of(forward)
+    if cached is not None and cached.origin is state.origin:
+        return
+    first = frame.index[:, :1]
+    if cached is None and not bool((first > frame.first_place).any()):
+        return
+    raise MemoryUseError(
+        f"passages are put before token {int(frame.first_place.min())} of the prompt, and the cache "
+        "holds tokens from there on that were computed without them. Begin with an empty cache "
+        "inside this recalling() block, or put the passages after what is cached: at="
+        f"{int(first.max())}."
+    )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -17,37 +14,20 @@ from emt.attention.softmax import (
     visible_to,
 )
 from emt.config import MemoryConfig
-from emt.model.hook import AttentionCall, check_options
+from emt.model.hook import AttentionCall, check_options, chunk_length
 from emt.model.precision import no_autocast
-from emt.modes.token.search import Searched
+from emt.modes.token.search import MemorySearch
 from emt.passage import Retrieved
-from memory_backends import MemoryBackend, Scope
-
-_CHUNK_BYTES = 64 * 2**20  # what one chunk of queries may take for its logits or its memories
+from emt.turn import Attended
 
 
-class Attended(NamedTuple):
-    """What a layer's attention over memories and local context gives.
-
-    Attributes:
-        output: (B, Q, H, Dv), as transformers wants it.
-        retrieved: what was retrieved, if asked for.
-        weights: (B, H, Q, Q * k + S), as `joint_weights` lays them out, if asked for.
-    """
-
-    output: Tensor
-    retrieved: Retrieved | None
-    weights: Tensor | None
-
-
-def attend_with_memories(
+def attend_to_memories(
     call: AttentionCall,
-    backend: MemoryBackend,
+    search: MemorySearch,
     config: MemoryConfig,
     *,
-    recorded: bool = True,
-    weighed: bool = False,
-    scope: Scope | Sequence[Scope] | None = None,
+    is_recorded: bool = True,
+    needs_weights: bool = False,
 ) -> Attended:
     """Compute a layer's attention over its local context and each query's own memories.
 
@@ -55,12 +35,12 @@ def attend_with_memories(
 
     Args:
         call: the layer's attention call.
-        backend: where the memories are.
+        search: what its queries search. A sequence that has nothing to find gets the layer's own
+            attention, bit for bit.
         config: the settings in force.
-        recorded: False if nobody asks what was retrieved, which lets a decode step be quicker.
-        weighed: return attention weights.
-        scope: the rows that may be found, or those of each prompt of the batch; None for all. A
-            sequence without any gets the layer's own attention, bit for bit.
+        is_recorded: False if nobody asks what was retrieved, which lets a decode step be quicker.
+        needs_weights: return attention weights, (B, H, Q, Q * k + S), as `joint_weights` lays them
+            out.
 
     Raises:
         UnsupportedModelError: the call has a feature that cannot be merged with memories.
@@ -68,10 +48,9 @@ def attend_with_memories(
     """
     check_options(call)
     with no_autocast(call.query.device):
-        searched = Searched(backend, config, scope, len(call.query))
-        attended = _attend(call, searched, config, recorded=recorded, weighed=weighed)
-    plain = searched.without_memories
-    if plain:
+        attended = _attend(call, search, config, is_recorded, needs_weights)
+    if search.without_memories:
+        plain = search.without_memories
         attended.output[plain] = call.compute()[0][plain]
     return attended
 
@@ -101,11 +80,11 @@ def with_local_weights(call: AttentionCall) -> tuple[Tensor, Tensor]:
                 value,
                 nothing,
                 nothing[..., :1].expand(-1, -1, -1, -1, value.shape[3]),
-                scaling=scaling_of(call),
+                scaling=call.scaling,
                 attention_mask=mask,
                 is_causal=is_causal,
-                softcap=call.options.get("softcap"),
-                sinks=call.options.get("s_aux"),
+                softcap=call.softcap,
+                sinks=call.sinks,
                 need_weights=True,
             )
             if attended.local_weights is not None:
@@ -120,26 +99,25 @@ def _padded(weights: Tensor, num_keys: int) -> Tensor:
 
 def _attend(
     call: AttentionCall,
-    searched: Searched,
+    search: MemorySearch,
     config: MemoryConfig,
-    *,
-    recorded: bool,
-    weighed: bool,
+    is_recorded: bool,
+    needs_weights: bool,
 ) -> Attended:
     num_queries = call.query.shape[2]
-    if num_queries == 1 and not (recorded or weighed) and _is_plain(call, config):
-        output = _decode(call, searched)
-        if output is not None:
-            return Attended(output.transpose(1, 2), None, None)  # (B, 1, H, Dv)
-    step = chunk_length(call, searched.topk)
+    if num_queries == 1 and not (is_recorded or needs_weights) and _is_plain(call, config):
+        decoded = _decode(call, search)
+        if decoded is not None:
+            return Attended(decoded.transpose(1, 2), None, None)  # (B, 1, H, Dv)
+    step = chunk_length(call, search.topk)
     parts = [
-        _attend_chunk(call, searched, config, start, min(start + step, num_queries), weighed)
+        _attend_chunk(call, search, config, start, min(start + step, num_queries), needs_weights)
         for start in range(0, num_queries, step)
     ]
     output = _cat([part.output for part, _ in parts])  # (B, H, Q, Dv)
-    retrieved = _joined([found for _, found in parts])
+    retrieved = _joined([chunk for _, chunk in parts])
     weights = None
-    if weighed:
+    if needs_weights:
         num_keys = call.key.shape[2]
         local = [
             _padded(part.local_weights, num_keys)
@@ -154,29 +132,29 @@ def _is_plain(call: AttentionCall, config: MemoryConfig) -> bool:
     """Tell whether a decode step does nothing but attend to all it finds."""
     mask = call.attention_mask
     return (
-        call.options.get("softcap") is None
-        and call.options.get("s_aux") is None
+        call.softcap is None
+        and call.sinks is None
         and not config.mask_by_sim
         and (mask is None or mask.shape[1] == 1)
         and (call.alibi is None or call.alibi.distance is None)
     )
 
 
-def _decode(call: AttentionCall, searched: Searched) -> Tensor | None:
+def _decode(call: AttentionCall, search: MemorySearch) -> Tensor | None:
     """Compute one token's attention, (B, H, 1, Dv); None if not all memories were found."""
     query, key = call.query, call.key
-    found = searched.nearest(call.layer_idx, query, key.shape[1])
-    if found is None:
+    nearest = search.nearest(call.layer_idx, query, key.shape[1])
+    if nearest is None:
         return None
-    memory_keys, memory_values = found
-    mask = _mask(call)
+    memory_keys, memory_values = nearest
+    mask = call.mask
     return decode_attention(
         query,
         key,
         call.value,
         memory_keys,
         memory_values,
-        scaling=scaling_of(call),
+        scaling=call.scaling,
         attention_mask=mask if call.alibi is None else call.alibi.of_keys(mask),
         memory_bias=None if call.alibi is None else call.alibi.of_memories(mask),
     )
@@ -184,7 +162,7 @@ def _decode(call: AttentionCall, searched: Searched) -> Tensor | None:
 
 def _attend_chunk(
     call: AttentionCall,
-    searched: Searched,
+    search: MemorySearch,
     config: MemoryConfig,
     start: int,
     stop: int,
@@ -192,8 +170,7 @@ def _attend_chunk(
 ) -> tuple[MemoryAttentionOutput, Retrieved]:
     query = call.query[:, :, start:stop]
     key, value, mask, is_causal = _local_context(call, start, stop)
-    found = searched.retrieve(call.layer_idx, query, key.shape[1])
-    scores, ids, memory_keys, memory_values = found
+    scores, ids, memory_keys, memory_values = search.retrieve(call.layer_idx, query, key.shape[1])
     usable = scores > (config.sim_threshold if config.mask_by_sim else -torch.inf)
     attended = memory_attention(
         query,
@@ -201,15 +178,15 @@ def _attend_chunk(
         value,
         memory_keys,
         memory_values,
-        scaling=scaling_of(call),
+        scaling=call.scaling,
         attention_mask=mask,
         is_causal=is_causal,
         memory_mask=usable,
         memory_bias=None
         if call.alibi is None
         else call.alibi.of_memories(call.attention_mask, ids),
-        softcap=call.options.get("softcap"),
-        sinks=call.options.get("s_aux"),
+        softcap=call.softcap,
+        sinks=call.sinks,
         need_weights=weighed,
     )
     return attended, Retrieved(call.layer_idx, ids, scores, attended.memory_weights)
@@ -219,7 +196,7 @@ def _local_context(
     call: AttentionCall, start: int, stop: int
 ) -> tuple[Tensor, Tensor, Tensor | None, bool]:
     """Return keys, values and mask of queries `start` to `stop`, and if they see causally."""
-    mask = _mask(call)
+    mask = call.mask
     if mask is not None:
         mask = mask[:, :, start:stop]
     if call.alibi is not None:
@@ -235,30 +212,9 @@ def _local_context(
     return call.key[:, :, :stop], call.value[:, :, :stop], None, True
 
 
-def _mask(call: AttentionCall) -> Tensor | None:
-    """Return the mask of the keys that are there; a cache of fixed size may mask more."""
-    mask = call.attention_mask
-    return None if mask is None else mask[..., : call.key.shape[2]]
-
-
 def _is_causal(call: AttentionCall) -> bool:
-    given = call.options.get("is_causal")
-    return bool(getattr(call.module, "is_causal", True) if given is None else given)
-
-
-def scaling_of(call: AttentionCall) -> float:
-    """Return the factor on a layer's logits."""
-    given = call.options.get("scaling")
-    return float(call.query.shape[-1] ** -0.5 if given is None else given)
-
-
-def chunk_length(call: AttentionCall, topk: int) -> int:
-    """Return how many queries to attend with at once, each to `topk` memories and its context."""
-    batch, num_heads, num_queries, dim = call.query.shape
-    local = call.key.shape[2]
-    remembered = topk * (dim + call.value.shape[-1])
-    per_query = 4 * batch * num_heads * max(local, remembered)
-    return max(min(_CHUNK_BYTES // per_query, num_queries), 1)
+    is_causal = call.options.get("is_causal")
+    return bool(getattr(call.module, "is_causal", True) if is_causal is None else is_causal)
 
 
 def _cat(parts: list[Tensor]) -> Tensor:

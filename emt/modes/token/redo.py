@@ -1,9 +1,9 @@
 """Active retrieval: a step of `generate` that is uncertain is redone with more memories.
 
 A forward hook looks at the next-token entropy of each step. Where it is above the threshold, the
-last token leaves the cache again and its forward is run once more with a larger topk; the token is
-then chosen from the new logits, and later steps see its new keys and values. Each sequence of a
-batch decides for itself: one that is certain keeps its logits, keys and values bit for bit.
+last token leaves the cache again and its forward is run once more, a turn with a larger topk; the
+token is then chosen from the new logits, and later steps see its new keys and values. Each sequence
+of a batch decides for itself: one that is certain keeps its logits, keys and values bit for bit.
 
 The first tokens of a prompt are never redone, only its last one, which chooses a token.
 
@@ -13,73 +13,60 @@ Source: Klett and Ahle, Extended Mind Transformers (arXiv 2406.02332), active re
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from emt.citations.recording import Recording
+from emt.calls import GenerateOptions, Generation, overrides_of, overriding
 from emt.config import MemoryConfig
 from emt.errors import ConfigError
-from emt.turn import asking
-from emt.uncertainty import Uncertainty, next_token_entropy
+from emt.modes.guard import DRAFTS, refuse
+from emt.turn import Turn
+from emt.uncertainty import next_token_entropy
 
-if TYPE_CHECKING:
-    from emt.memory.memory import Memory
-
-_redoing: ContextVar[object] = ContextVar("emt_redoing", default=None)
-
-_UNTOLD = ("output_attentions", "output_hidden_states")
-_SEVERAL_TOKENS = (
-    "assistant_model",
-    "prompt_lookup_num_tokens",
-    "assistant_early_exit",
-    "prefill_chunk_size",
-    "custom_generate",
-)
+_WITHOUT_REDO = "memory.using(uncertainty=None)"
 
 
-def check_can_redo(model: PreTrainedModel, options: Mapping[str, Any]) -> None:
+def check_can_redo(options: GenerateOptions) -> None:
     """Refuse a call of `generate` whose steps cannot be redone.
 
     Raises:
         ConfigError: naming the option.
     """
-    config = options.get("generation_config") or getattr(model, "generation_config", None)
-
-    def asked(name: str) -> Any:
-        given = options.get(name)
-        return getattr(config, name, None) if given is None else given
-
-    wrong = [name for name in (*_SEVERAL_TOKENS, *_UNTOLD) if asked(name)]
-    if wrong:
-        raise ConfigError(
-            f"the setting uncertainty redoes steps of one token; got {wrong[0]}. "
-            "Generate without it, or with memory.using(uncertainty=None)."
-        )
-    if asked("use_cache") is False:  # the default of some families
+    several_tokens = options.chosen(*DRAFTS, "prefill_chunk_size", "custom_generate")
+    not_redone = options.chosen("output_attentions", "output_hidden_states")
+    refuse(
+        "the setting uncertainty redoes steps of one token",
+        [*several_tokens, *not_redone],
+        _WITHOUT_REDO,
+    )
+    if options.get("use_cache") is False:  # the default of some families
         raise ConfigError(
             "the setting uncertainty takes a token back from the cache; got use_cache=False. "
-            "Pass use_cache=True, or generate with memory.using(uncertainty=None)."
+            f"Pass use_cache=True, or generate with {_WITHOUT_REDO}."
         )
 
 
 @contextlib.contextmanager
-def redoing(model: PreTrainedModel, memory: Memory) -> Iterator[None]:
-    """Redo the uncertain steps of what this thread generates in a `with` block."""
-    mine = _Redo(memory)
+def redoing(model: PreTrainedModel, memory: object, generation: Generation) -> Iterator[None]:
+    """Redo the uncertain steps of a `generate()` call in a `with` block.
+
+    Args:
+        model: the causal language model.
+        memory: whose turns its forwards are.
+        generation: the call.
+    """
+    redo = _Redo(memory, generation)
     hooks = [
-        model.register_forward_pre_hook(mine.before, with_kwargs=True),
-        model.register_forward_hook(mine.after, with_kwargs=True),
+        model.register_forward_pre_hook(redo.before, with_kwargs=True),
+        model.register_forward_hook(redo.after, with_kwargs=True),
     ]
-    token = _redoing.set(mine)
     try:
         yield
     finally:
-        _redoing.reset(token)
         for hook in hooks:
             hook.remove()
 
@@ -91,56 +78,53 @@ class _Redo:
     being put in or taken out, then without keywords. So who calls is asked first.
     """
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: object, generation: Generation) -> None:
         self._memory = memory
-        self._rewound: list[DynamicSlidingWindowLayer] = []
-        self._recordings: list[Recording] = []
+        self._generation = generation
+        self._recording_past: list[DynamicSlidingWindowLayer] = []
+
+    @property
+    def _is_ours(self) -> bool:
+        """Whether it is our call that this thread runs."""
+        return overrides_of(self._memory).generation is self._generation
 
     def before(self, module: nn.Module, args: tuple[Any, ...], *keywords: Any) -> None:
         """Let sliding layers keep the key that the next one pushes out of the window."""
-        if _redoing.get() is not self:
+        if not self._is_ours:
             return
-        (options,) = keywords
-        cache = _checked(options.get("past_key_values"))
-        self._recordings = self._memory.recordings
-        self._rewound = [
+        cache = _checked(keywords[0].get("past_key_values"))
+        self._recording_past = [
             layer
             for layer in cache.layers
             if isinstance(layer, DynamicSlidingWindowLayer) and not layer.record_past
         ]
-        for layer in self._rewound:
+        for layer in self._recording_past:
             layer.record_past = True
 
     def after(self, module: nn.Module, args: tuple[Any, ...], *keywords_and_output: Any) -> None:
         """Redo the step if it is uncertain, and change its output in place."""
-        if _redoing.get() is not self:
+        if not self._is_ours:
             return
         options, output = keywords_and_output
-        uncertainty = self._memory.in_force.uncertainty
-        config = None if uncertainty is None else self._config_of_redo(uncertainty)
+        turn: Turn = self._generation.last_turn
+        uncertainty, config = turn.config.uncertainty, _config_of_redo(turn)
         if uncertainty is not None and config is not None:
-            uncertain = next_token_entropy(output.logits[:, -1]) > uncertainty.entropy
-            if uncertain.any():
-                self._redo(module, options, output, uncertain, config)
-        for layer in self._rewound:
+            is_uncertain = next_token_entropy(output.logits[:, -1]) > uncertainty.entropy
+            if is_uncertain.any():
+                self._redo(module, options, output, is_uncertain, config, turn)
+        for layer in self._recording_past:
             if layer.is_initialized:  # a layer that shares another's keys is not
                 layer.crop(0)  # to the window's size again
             layer.record_past = False
-
-    def _config_of_redo(self, uncertainty: Uncertainty) -> MemoryConfig | None:
-        """Return what a step is redone with; None if it would find nothing more."""
-        memory, config = self._memory, self._memory.in_force
-        more = config.replace(topk=uncertainty.topk, uncertainty=None)
-        finds_more = any(more.topk_of(n) > config.topk_of(n) for n in memory.num_in_scope)
-        return more if finds_more and memory.is_read else None
 
     def _redo(
         self,
         module: nn.Module,
         options: dict[str, Any],
         output: Any,
-        uncertain: Tensor,
+        is_uncertain: Tensor,
         config: MemoryConfig,
+        turn: Turn,
     ) -> None:
         cache: Any = options["past_key_values"]
         before = [
@@ -150,15 +134,25 @@ class _Redo:
         ]
         for layer, _, _ in before:
             layer.crop(-1)
-        with asking(self._memory, config):
-            again = module.forward(**_last_token(options))
-        output.logits[uncertain, -1] = again.logits[uncertain, -1]
+        with overriding(self._memory, config=config):
+            again = module.forward(**_last_token(options))  # without our own hooks
+        output.logits[is_uncertain, -1] = again.logits[is_uncertain, -1]
         for layer, keys, values in before:
-            certain = ~uncertain.to(keys.device)
-            layer.keys[certain, :, -1:] = keys[certain]
-            layer.values[certain, :, -1:] = values[certain]
-        for recording in self._recordings:
-            recording.redone(uncertain)
+            is_certain = ~is_uncertain.to(keys.device)
+            layer.keys[is_certain, :, -1:] = keys[is_certain]
+            layer.values[is_certain, :, -1:] = values[is_certain]
+        for recording in turn.recordings:
+            recording.redone(is_uncertain)
+
+
+def _config_of_redo(turn: Turn) -> MemoryConfig | None:
+    """Return what a step is redone with; None if it would retrieve nothing more."""
+    config = turn.config
+    if config.uncertainty is None or turn.mode is None or not turn.mode.retrieves:
+        return None
+    more = config.replace(topk=config.uncertainty.topk, uncertainty=None)
+    retrieves_more = any(more.topk_of(n) > config.topk_of(n) for n in turn.num_searchable)
+    return more if retrieves_more else None
 
 
 def _checked(cache: Any) -> Any:
@@ -174,7 +168,7 @@ def _checked(cache: Any) -> Any:
         raise ConfigError(
             "the setting uncertainty takes a token back from a DynamicCache, not offloaded; got "
             f"{type(cache).__name__}{layers}. Generate without cache_implementation, or with "
-            "memory.using(uncertainty=None)."
+            f"{_WITHOUT_REDO}."
         )
     return cache
 

@@ -1,4 +1,4 @@
-"""What the queries of one attention call search: all rows, or for each sequence its own scope."""
+"""What the queries of a forward search: all rows, or for each sequence its own scope."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Group:
     topk: int
 
 
-class Searched:
+class MemorySearch:
     """Where the queries of a batch search.
 
     Args:
@@ -45,6 +45,7 @@ class Searched:
 
     Attributes:
         topk: memories that a query retrieves at most.
+        without_memories: sequences of the batch with nothing to find.
 
     Raises:
         MemoryUseError: the batch is not a multiple of the prompts that have scopes.
@@ -58,26 +59,20 @@ class Searched:
         batch: int,
     ) -> None:
         self._backend = backend
-        self._batch = batch
         self._groups = [
             _Group(scope, sequences, config.topk_of(backend.num_searchable(scope)))
             for scope, sequences in _grouped(scopes, batch)
         ]
         self.topk = max(group.topk for group in self._groups)
-
-    @property
-    def without_memories(self) -> list[int]:
-        """Sequences with nothing to find."""
-        everyone = range(self._batch)
-        return [
-            at
+        self.without_memories = [
+            sequence
             for group in self._groups
             if not group.topk
-            for at in (everyone if group.sequences is None else group.sequences)
+            for sequence in (range(batch) if group.sequences is None else group.sequences)
         ]
 
     def retrieve(self, layer_idx: int, query: Tensor, num_kv_heads: int) -> list[Tensor]:
-        """Search for queries (B, H, Q, D), and fetch what was found.
+        """Search for queries (B, H, Q, D), and fetch the rows that are nearest.
 
         Returns:
             Scores and ids, (B, H, Q, k), and keys and values, (B, H, Q, k, D or Dv), of `topk`
@@ -85,13 +80,13 @@ class Searched:
         """
         if len(self._groups) == 1:
             return self._of_group(self._groups[0], layer_idx, query, num_kv_heads)
-        found: list[list[Tensor]] = []
+        results: list[list[Tensor]] = []
         for group in self._groups:
             parts = self._of_group(group, layer_idx, query[group.sequences], num_kv_heads)
-            found.append([self._filled(*part) for part in zip(parts, _NOTHING, strict=True)])
-        order = torch.tensor([at for group in self._groups for at in group.sequences or []])
-        place = order.argsort().to(query.device)
-        return [torch.cat(parts)[place] for parts in zip(*found, strict=True)]
+            results.append([self._filled(*part) for part in zip(parts, _NOTHING, strict=True)])
+        sequences = [sequence for group in self._groups for sequence in group.sequences or []]
+        order = torch.tensor(sequences).argsort().to(query.device)
+        return [torch.cat(parts)[order] for parts in zip(*results, strict=True)]
 
     def nearest(
         self, layer_idx: int, query: Tensor, num_kv_heads: int
@@ -108,10 +103,10 @@ class Searched:
             _, ids, keys, values = self.retrieve(layer_idx, query, num_kv_heads)
             return None if bool((ids < 0).any()) else (keys, values)
         grouped = group_queries(query, num_kv_heads)
-        found = self._backend.nearest(layer_idx, grouped, self.topk, scope=self._groups[0].scope)
-        if found is None:
+        rows = self._backend.nearest(layer_idx, grouped, self.topk, scope=self._groups[0].scope)
+        if rows is None:
             return None
-        key, value = (ungroup(part.to(query.device), batch, num_queries) for part in found)
+        key, value = (ungroup(part.to(query.device), batch, num_queries) for part in rows)
         return key, value
 
     def _of_group(
@@ -128,8 +123,8 @@ class Searched:
                 query.new_empty(*shape, layer.value_head_dim, dtype=dtype),
             ]
         grouped = group_queries(query, num_kv_heads)
-        found = self._backend.retrieve(layer_idx, grouped, group.topk, scope=group.scope)
-        return [ungroup(part.to(query.device), batch, num_queries) for part in found]
+        retrieval = self._backend.retrieve(layer_idx, grouped, group.topk, scope=group.scope)
+        return [ungroup(part.to(query.device), batch, num_queries) for part in retrieval]
 
     def _filled(self, part: Tensor, nothing: float) -> Tensor:
         """Append what stands for no row, up to `topk` of them: (B, H, Q, topk, ...)."""
@@ -150,8 +145,8 @@ def _grouped(
         )
     times = batch // len(scopes)
     sequences: dict[Scope, list[int]] = {}
-    for at, scope in enumerate(scopes):
-        sequences.setdefault(scope, []).extend(range(at * times, (at + 1) * times))
+    for prompt, scope in enumerate(scopes):
+        sequences.setdefault(scope, []).extend(range(prompt * times, (prompt + 1) * times))
     if len(sequences) == 1:
         return [(scopes[0], None)]
     return list(sequences.items())
