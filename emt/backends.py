@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from emt.attached import AttachedModel, reading_layers
 from emt.config import MemoryConfig
-from memory_backends import ManualBackend, MemoryBackend, VectorDBBackend
+from memory_backends import MemoryBackend
 
 
 def make_backend(model: AttachedModel, config: MemoryConfig) -> MemoryBackend:
@@ -17,7 +17,7 @@ def make_backend(model: AttachedModel, config: MemoryConfig) -> MemoryBackend:
     """
     layers = reading_layers(model, config)
     if config.memory_type == "manual":
-        return ManualBackend(
+        return MemoryBackend(
             model.layout,
             path=config.path,
             identity=model.identity,
@@ -25,8 +25,8 @@ def make_backend(model: AttachedModel, config: MemoryConfig) -> MemoryBackend:
             row_codec=config.row_codec,
             device=config.memory_device,
         )
-    return VectorDBBackend(
-        model.layout,
+    return MemoryBackend(
+        model.layout, "vector_db",
         path=config.path,
         identity=model.identity,
         sinks=config.sinks,

@@ -17,7 +17,7 @@ from emt.errors import DocumentError, MemoryUseError
 from emt.memory import Memory
 from emt.placement import input_device
 from memory_backends import Document, content_hash
-from memory_backends.vector_db.index import bytes_per_key, factory_for
+from memory_backends.faiss.index import bytes_per_key, factory_for
 
 _TIMED_TOKENS = 128
 

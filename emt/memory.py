@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from memory_backends.validation import check_directory, has_no_store
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from emt.activity import Activity
@@ -33,7 +34,6 @@ from emt.using import Scopes, UsingBlocks, changes_scope
 from emt.writing import Changes, Written, reported
 from memory_backends import MemoryBackend, Rows
 from memory_backends.layout import Metadata
-from memory_backends.validation import check_directory, has_no_store
 
 
 class Memory:

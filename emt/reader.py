@@ -15,8 +15,8 @@ from emt.encode import check_max_length
 from emt.errors import MemoryUseError
 from emt.identity import weights_fingerprint
 from memory_backends import Document
+from memory_backends.catalog.metadata import check_metadata
 from memory_backends.layout import Metadata
-from memory_backends.metadata import check_metadata
 
 
 @dataclass(frozen=True)

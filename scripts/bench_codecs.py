@@ -21,8 +21,14 @@ from bench_decode import machine
 import emt
 from emt.cli import quiet
 from emt.loading import LoadedModel, load
-from memory_backends import Document, ManualBackend, MemoryLayout, Rows, SearchResult
-from memory_backends.codecs import row_codec
+from memory_backends import (
+    Document,
+    MemoryBackend,
+    MemoryLayout,
+    Rows,
+    SearchResult,
+)
+from memory_backends.rows.codecs import row_codec
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = 128
@@ -44,17 +50,17 @@ NOTES = (
 )
 
 
-class ChosenByOthers(ManualBackend):
+class ChosenByOthers(MemoryBackend):
     """Rows that another backend's search chooses, whatever their own keys are."""
 
-    chooser: ManualBackend
+    chooser: MemoryBackend
 
     def search(self, layer_idx: int, queries: torch.Tensor, k: int) -> SearchResult:
         """Search elsewhere."""
         return self.chooser.search(layer_idx, queries, k)
 
 
-class Recorder(ManualBackend):
+class Recorder(MemoryBackend):
     """Keep the queries of some layers' first search."""
 
     def search(self, layer_idx: int, queries: torch.Tensor, k: int) -> SearchResult:
@@ -99,8 +105,8 @@ def backend_of(
     layout: MemoryLayout,
     rows: LayerRows,
     lengths: list[int],
-    kind: type[ManualBackend] = ManualBackend,
-) -> ManualBackend:
+    kind: type[MemoryBackend] = MemoryBackend,
+) -> MemoryBackend:
     """Return a memory of these rows, of documents of these lengths."""
     backend, start = kind(layout, sinks="one"), 0
     for number, length in enumerate(lengths):

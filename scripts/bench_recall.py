@@ -18,9 +18,9 @@ import emt
 from emt.cli import quiet
 from emt.loading import load
 from memory_backends import MemoryBackend
-from memory_backends.vector_db.building import add_rows, calibrate
-from memory_backends.vector_db.calibration import Effort
-from memory_backends.vector_db.index import factory_for, new_index
+from memory_backends.faiss.building import add_rows, calibrate
+from memory_backends.faiss.calibration import Effort
+from memory_backends.faiss.index import factory_for, new_index
 
 LAYERS = [1, 3, 6, 10, 14, 17, 18, 22, 26, 29]
 DOCUMENT = 512

@@ -26,9 +26,9 @@ import emt
 from emt.cli import quiet
 from emt.hook import watching
 from emt.loading import load
-from memory_backends import MemoryBackend, SearchResult, VectorDBBackend
-from memory_backends.base import Precision
-from memory_backends.vector_db.calibration import Nearest
+from memory_backends import MemoryBackend, SearchResult
+from memory_backends.backend import Precision
+from memory_backends.faiss.calibration import Nearest
 
 K = 10
 CONFIG = emt.MemoryConfig(topk=K, sinks="one", stride=LENGTH, max_length=LENGTH)
@@ -203,7 +203,7 @@ def serve(path: Path, held_out: list[int], cache_bytes: int | None, rounds: int)
     run(model)  # what the model alone takes
     before = resident_bytes()
     started = time.perf_counter()
-    backend = VectorDBBackend.open(path, sinks="one", cache_bytes=cache_bytes)
+    backend = MemoryBackend.open(path, "vector_db", sinks="one", cache_bytes=cache_bytes)
     opened = time.perf_counter() - started
     with using(model, backend), torch.no_grad():
         started = time.perf_counter()

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from emt.cli import profiling, reading, stores
 from emt.errors import EMTError
-from memory_backends.metadata import is_value
+from memory_backends.catalog.metadata import is_value
 
 Command = Callable[[argparse.Namespace], int | None]
 

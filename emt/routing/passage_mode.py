@@ -35,7 +35,7 @@ from emt.routing.generate_calls import call_of, calling, check_can_route
 from emt.routing.profile import HeadProfile
 from emt.routing.profile_choice import PROFILE, ProfileChoice
 from emt.routing.profiling import profile_from_text
-from memory_backends import MemoryBackend, VectorDBBackend
+from memory_backends import MemoryBackend
 
 if TYPE_CHECKING:
     from emt.memory import Memory
@@ -186,7 +186,7 @@ class PassageMode:
         Raises:
             ConfigError: as `ProfileChoice.find`.
         """
-        if not isinstance(backend, VectorDBBackend):
+        if not isinstance(backend, MemoryBackend):
             return
         heads = None
         if self._mode_of(config, backend) == "passage":
@@ -201,7 +201,7 @@ class PassageMode:
 
         An index without training is made as fast as its rows are read.
         """
-        if not isinstance(backend, VectorDBBackend) or backend.factory == "Flat":
+        if not isinstance(backend, MemoryBackend) or backend.factory == "Flat":
             return
         if backend.lacks_files:
             _logger.warning(_LACKS_FILES, len(backend))

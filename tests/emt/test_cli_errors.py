@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from memory_backends.row_files import RowFiles
-from memory_backends.vector_db import index as faiss_index
+from memory_backends.rows.files import RowFiles
+from memory_backends.faiss import index as faiss_index
 from tests.emt.commands import ROOT, emt, emt_process, make_documents, make_model
 from tests.emt.words import word_tokenizer
 from tests.families import REFUSED

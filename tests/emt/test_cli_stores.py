@@ -12,8 +12,8 @@ import memory_backends
 from emt import MemoryConfig, attach
 from emt.cli import printing
 from emt.loading import load
-from memory_backends import StoreError, VectorDBBackend
-from memory_backends.catalog import FORMAT_VERSION, Catalog
+from memory_backends import MemoryBackend, StoreError
+from memory_backends.catalog.catalog import FORMAT_VERSION, Catalog
 from tests.emt.commands import TEXTS, emt, make_documents, make_model
 from tests.torture.promises import made_up
 from tests.torture.version_1 import write_version_1
@@ -151,7 +151,7 @@ def test_info_says_which_heads_are_indexed_and_what_that_saves(store):
         ({1: [0], 2: [1]}, "2 of 6 heads (1.0, 2.1)"),
         ({0: [1], 2: [0, 1]}, "3 of 6 heads (0.1, 2.0-1)"),
     ):
-        with contextlib.closing(VectorDBBackend.open(store, indexed_heads=heads)) as backend:
+        with contextlib.closing(MemoryBackend.open(store, "vector_db", indexed_heads=heads)) as backend:
             backend.rebuild()
         indexed = sum(map(len, heads.values()))
         found = json.loads(emt("info", store, "--json").out)["index"]
@@ -166,7 +166,7 @@ def test_info_says_which_heads_are_indexed_and_what_that_saves(store):
         ) in emt("info", store).out
         emt("rebuild", store)
         assert json.loads(emt("info", store, "--json").out)["index"]["heads"] == found["heads"]
-    with contextlib.closing(VectorDBBackend.open(store, indexed_heads={})) as backend:
+    with contextlib.closing(MemoryBackend.open(store, "vector_db", indexed_heads={})) as backend:
         backend.rebuild()
     assert "heads      0 of 6 heads\n" in emt("info", store).out
 
@@ -252,7 +252,7 @@ def test_verify_finds_a_flipped_byte(store, pattern):
 
 
 def test_compact_says_what_it_gave_back(store, monkeypatch):
-    monkeypatch.setattr(VectorDBBackend, "compact", lambda self: 2_345_678, raising=False)
+    monkeypatch.setattr(MemoryBackend, "compact", lambda self: 2_345_678, raising=False)
     done = emt("compact", store)
     size = printing.size(on_disk(store))
     assert done.out == f"gave back 2.3 MB; '{store}' has {size}\n"
@@ -278,7 +278,7 @@ def test_rebuild_keeps_the_heads_and_the_settings_of_the_index(store, monkeypatc
         seen.update(index=self._index_option, heads=self._indexed_heads, sinks=self.sinks)
         set_index(store, factory="SQ8", num_rows=87)
 
-    monkeypatch.setattr(VectorDBBackend, "rebuild", fake, raising=False)
+    monkeypatch.setattr(MemoryBackend, "rebuild", fake, raising=False)
     size = printing.size(on_disk(store / "index"))
     assert emt("rebuild", store).out == f"rebuilt SQ8 over 87 rows; the index has {size}\n"
     assert seen == {"index": "SQ8", "heads": heads, "sinks": "one"}

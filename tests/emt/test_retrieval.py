@@ -9,10 +9,9 @@ from emt.retrieval import attend_with_memories
 from memory_backends import (
     Document,
     LayerLayout,
-    ManualBackend,
+    MemoryBackend,
     MemoryLayout,
     Rows,
-    VectorDBBackend,
 )
 from tests.emt.brute_force import extended_attention
 from tests.families import VOCAB_SIZE, build
@@ -24,7 +23,7 @@ def backend(memory_type, num_rows=ROWS):
     """Return a backend with one layer of random rows, and those rows."""
     layout = MemoryLayout({LAYER: LayerLayout(HKV, D, DV)}, torch.float32)
     made = (
-        ManualBackend(layout) if memory_type == "manual" else VectorDBBackend(layout, index="Flat")
+        MemoryBackend(layout) if memory_type == "manual" else MemoryBackend(layout, "vector_db", index="Flat")
     )
     keys, values = torch.randn(HKV, num_rows, D), torch.randn(HKV, num_rows, DV)
     made.add(

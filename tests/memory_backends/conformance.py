@@ -19,16 +19,14 @@ from memory_backends import (
     Document,
     DocumentError,
     LayerLayout,
-    ManualBackend,
     MemoryBackend,
     MemoryLayout,
     MemoryMismatchError,
     Rows,
     StoreError,
-    VectorDBBackend,
     verify,
 )
-from memory_backends.catalog import Catalog
+from memory_backends.catalog.catalog import Catalog
 from tests.memory_backends.reference import (
     IDENTITY,
     LAYERS,
@@ -638,8 +636,8 @@ class BackendConformance:
         left = [row for row in range(17) if row not in (2, 11)]
         backend.save(tmp_path / "copy")
         backend.clear()  # of which the copy knows nothing
-        for backend_class in (type(backend), ManualBackend, VectorDBBackend):
-            reopened = backend_class.open(tmp_path / "copy")
+        for backend_class in (type(backend), MemoryBackend, MemoryBackend):
+            reopened = MemoryBackend.open(tmp_path / "copy", kind)
             assert reopened.catalog.identity == IDENTITY
             assert reopened.layout == LAYOUT
             assert_finds(reopened, runs, left)
@@ -647,41 +645,46 @@ class BackendConformance:
 
     def test_an_empty_memory_is_kept(self, make: Make, tmp_path: Path) -> None:
         make().save(tmp_path / "copy")
-        reopened = type(make()).open(tmp_path / "copy")
+        reopened = MemoryBackend.open(tmp_path, make().memory_type / "copy")
         assert_finds(reopened, [make_rows(0, seed=1)], [])
         assert reopened.add(make_document("a", 10), [self.runs[0]]) == range(10)
 
     def test_writing_goes_on_after_opening(self, make: Make, store: Path) -> None:
         more = make_rows(4, seed=5)
-        backend = type(make()).open(store)
+        backend = MemoryBackend.open(store, make().memory_type)
         assert backend.add(make_document("c", 4), [more]) == range(17, 21)
         assert_finds(backend, [*self.runs, more], range(21))
         backend.remove_document("b")
         backend.close()
         left = [*range(10), *range(17, 21)]
-        assert_finds(type(make()).open(store), [*self.runs, more], left)
+        assert_finds(MemoryBackend.open(store, make().memory_type), [*self.runs, more], left)
 
-    @pytest.mark.parametrize("writer_class", [ManualBackend, VectorDBBackend])
+    @pytest.mark.parametrize("writer_kind", ["manual", "vector_db"])
     def test_two_writers_in_turn_keep_each_others_rows(
-        self, make: Make, store: Path, writer_class: type[MemoryBackend]
+        self, make: Make, store: Path, writer_kind: str
     ) -> None:
-        first, second = type(make()).open(store), writer_class.open(store)
+        first, second = (
+            MemoryBackend.open(store, make().memory_type),
+            MemoryBackend.open(store, writer_kind),
+        )
         runs = [*self.runs, make_rows(4, seed=5), make_rows(3, seed=6)]
         assert second.add(make_document("c", 4), [runs[2]]) == range(17, 21)
         assert first.add(make_document("d", 3), [runs[3]]) == range(21, 24)
         assert_finds(first, runs, range(24))
         assert_fetches(first, runs)
-        assert_fetches(writer_class.open(store), runs)
+        assert_fetches(MemoryBackend.open(store, writer_kind), runs)
 
     def test_a_reader_is_safe_from_a_writer(self, make: Make, store: Path) -> None:
-        reader, writer = (type(make()).open(store, sinks="one") for _ in range(2))
+        reader, writer = (
+            MemoryBackend.open(store, make().memory_type, sinks="one") for _ in range(2)
+        )
         writer.add(make_document("c", 10), [make_rows(10, seed=5, sinks=[0])])
         writer.save()
         assert_finds(reader, self.runs, [row for row in range(17) if row != 10])
         assert_fetches(reader, self.runs)
 
     def test_a_reader_keeps_its_snapshot_until_it_refreshes(self, make: Make, store: Path) -> None:
-        reader, writer = (type(make()).open(store) for _ in range(2))
+        reader, writer = (MemoryBackend.open(store, make().memory_type) for _ in range(2))
         more, again = make_rows(4, seed=5), make_rows(4, seed=6)
         writer.add(make_document("c", 4), [more])
         writer.remove_document("a")
@@ -714,7 +717,7 @@ class BackendConformance:
 
     def test_a_refresh_finds_a_store_made_meanwhile(self, make: Make, tmp_path: Path) -> None:
         backend_class = type(make())
-        reader, writer = (backend_class(LAYOUT, path=tmp_path / "new") for _ in range(2))
+        reader, writer = (MemoryBackend(LAYOUT, kind, path=tmp_path / "new") for _ in range(2))
         reader.refresh()
         writer.add(make_document("a", 10), [self.runs[0]])
         assert len(reader) == 0
@@ -723,7 +726,7 @@ class BackendConformance:
         assert_fetches(reader, self.runs[:1])
 
     def test_a_second_writer_is_refused(self, make: Make, store: Path) -> None:
-        backend = type(make()).open(store)
+        backend = MemoryBackend.open(store, make().memory_type)
         with filelock.FileLock(store / "write.lock"):
             for write in (
                 lambda: backend.add(make_document("c", 10), [self.runs[0]]),
@@ -743,7 +746,7 @@ class BackendConformance:
     def test_a_full_disk_leaves_the_store_as_it_was(
         self, make: Make, store: Path, monkeypatch: pytest.MonkeyPatch, step: str
     ) -> None:
-        backend = type(make()).open(store)
+        backend = MemoryBackend.open(store, make().memory_type)
         before = _files(store)
         full = OSError(errno.ENOSPC, "No space left on device")
 
@@ -770,7 +773,7 @@ class BackendConformance:
         for file in (store / "rows").iterdir():
             with file.open("ab") as tail:
                 tail.write(b"\xff" * 1000)
-        backend = type(make()).open(store)
+        backend = MemoryBackend.open(store, make().memory_type)
         assert_finds(backend, self.runs, range(17))
         more = make_rows(4, seed=5)
         backend.add(make_document("c", 4), [more])
@@ -793,13 +796,15 @@ class BackendConformance:
         backend_class = type(make())
         other = {"architecture": "huge", "layers": 5, "tokenizer": "only here"}
         with pytest.raises(MemoryMismatchError) as caught:
-            backend_class(LAYOUT, path=store, identity=other)
+            MemoryBackend(LAYOUT, kind, path=store, identity=other)
         message = str(caught.value)
         assert f"memory at '{store}'" in message
         assert "architecture: the memory has 'tiny', this model 'huge'" in message
         assert "layers: the memory has 4, this model 5" in message
         assert "tokenizer" not in message
-        same = backend_class(LAYOUT, path=store, identity={"layers": 4, "tokenizer": "only here"})
+        same = MemoryBackend(
+            LAYOUT, kind, path=store, identity={"layers": 4, "tokenizer": "only here"}
+        )
         assert_finds(same, self.runs, range(17))
 
     def test_another_layouts_store_is_refused(self, make: Make, store: Path) -> None:
@@ -821,11 +826,11 @@ class BackendConformance:
             (folder, f"expected a memory store with a catalog.sqlite at '{folder}'; found none"),
         ):
             with pytest.raises(StoreError, match=re.escape(message)):
-                backend_class(LAYOUT, path=path)
+                MemoryBackend(LAYOUT, kind, path=path)
             with pytest.raises(StoreError, match=re.escape(message)):
-                backend_class.open(path)
+                MemoryBackend.open(path, kind)
         with pytest.raises(StoreError, match=r"expected a memory store .* found none"):
-            backend_class.open(tmp_path / "nowhere")
+            MemoryBackend.open(tmp_path / "nowhere", kind)
         assert not (tmp_path / "nowhere").exists()
         assert (folder / "thesis.tex").read_text() == "hello"
 
@@ -858,17 +863,17 @@ class BackendConformance:
     def test_missing_and_truncated_rows_are_found(self, make: Make, store: Path, file: str) -> None:
         path = store / file
         size = path.stat().st_size
-        codec = type(make()).open(store).catalog.row_codec
+        codec = MemoryBackend.open(store, make().memory_type).catalog.row_codec
         sizes = {"exact": (2 * 16 * 4, 10 * 4), "int8": (2 * (16 + 2), 10 + 2)}[codec]
         assert size == 17 * sizes["003" in file]
         os.truncate(path, size - 1)
         message = f"'{path}' is truncated to {size - 1} bytes; expected at least {size} bytes"
         with pytest.raises(StoreError, match=re.escape(message)):
-            type(make()).open(store)
+            MemoryBackend.open(store, make().memory_type)
         path.unlink()
         message = f"'{path}' is missing; expected at least {size} bytes for 17 rows"
         with pytest.raises(StoreError, match=re.escape(message)):
-            type(make()).open(store)
+            MemoryBackend.open(store, make().memory_type)
 
     @pytest.mark.parametrize(
         ("damage", "message"),
@@ -879,7 +884,7 @@ class BackendConformance:
     ) -> None:
         (store / "catalog.sqlite").write_bytes(damage)
         with pytest.raises(StoreError, match=f"{re.escape(str(store))}.*{message}"):
-            type(make()).open(store)
+            MemoryBackend.open(store, make().memory_type)
 
 
 def _files(store: Path) -> dict[str, bytes]:
