@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from memory_backends.validation import check_directory, has_no_store
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from emt.activity import Activity
@@ -34,6 +33,7 @@ from emt.using import Scopes, UsingBlocks, changes_scope
 from emt.writing import Changes, Written, reported
 from memory_backends import MemoryBackend, Rows
 from memory_backends.layout import Metadata
+from memory_backends.store.directory import check_directory, has_no_store
 
 
 class Memory:

@@ -29,7 +29,6 @@ from store_measures import (
     QUERY_TOKENS,
     SCORE_ERROR,
     K,
-    Scan,
     Setup,
     Timing,
     available_bytes,
@@ -112,7 +111,12 @@ def write_store(book: Book, path: Path, rows: int) -> float:
     started, codec = time.perf_counter(), codec_for(rows)
     with contextlib.closing(
         MemoryBackend(
-            book.layout, "vector_db", path=path, identity=book.identity, sinks="one", row_codec=codec
+            book.layout,
+            "vector_db",
+            path=path,
+            identity=book.identity,
+            sinks="one",
+            row_codec=codec,
         )
     ) as backend:
         numbers = range(len(backend.catalog.document_names()), -(-rows // LENGTH))
@@ -177,20 +181,20 @@ def search_cells(
         contextlib.closing(
             MemoryBackend.open(path, "vector_db", sinks="one", cache_bytes=cache_bytes)
         ) as backend,
-        contextlib.closing(Scan.open(path, sinks="one")) as scan,
+        contextlib.closing(MemoryBackend.open(path, "scan", sinks="one")) as scan,
     ):
         rows, layers = len(backend), len(backend.layout.layers)
         stats = faiss.cvar.indexIVF_stats
         stats.reset()
         timing = timed(model, backend, decoding(held_out), rounds)
         scanned = stats.ndis / (stats.nq * rows) if stats.nq else 1.0
-        efforts = [e for some in backend.efforts.values() for e in some if e is not None]
+        efforts = [e for some in backend.searcher.efforts.values() for e in some if e is not None]
         expected = float(np.mean([e.scanned for e in efforts])) if efforts else 1.0
         prefill = timed(model, backend, prefilling(held_out), rounds)
         found, content = recall(backend, scan, queries)
         prompts = held_out[PREFILL : PREFILL + FORCED[0] * FORCED[1]].view(FORCED)
         agreed = likeliest(model, backend, prompts) == likeliest(model, scan, prompts)
-        factory, kv_heads = backend.factory, backend.layout.layers[0].num_key_value_heads
+        factory, kv_heads = backend.searcher.factory, backend.layout.layers[0].num_key_value_heads
     asked = layers * model.config.num_attention_heads / 1e6  # queries a token, in millions
     lists = re.match(r"IVF(\d+)", factory)
     work = asked * ((int(lists[1]) if lists else 0) + expected * rows)

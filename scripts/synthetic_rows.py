@@ -161,7 +161,7 @@ def write_empty_store(layout: MemoryLayout, path: Path, num_rows: int) -> None:
 
     backend = MemoryBackend(layout, "vector_db", path=path, sinks="one")
     with backend._writing():
-        rows = backend._rows
+        rows = backend._store.rows
         assert isinstance(rows, RowFiles)
         rows.skip(num_rows)
         rows.flush()

@@ -20,7 +20,6 @@ _STORE_COMMANDS: dict[str, tuple[Command, str]] = {
     "verify": (stores.verify, "read every file of a store and name those that are damaged"),
     "compact": (stores.compact, "give back the space of removed documents"),
     "rebuild": (stores.rebuild, "make the FAISS files anew from the rows"),
-    "upgrade": (stores.upgrade, "bring a store of an older emt to this one's format"),
 }
 
 

@@ -21,7 +21,7 @@ from emt.routing.examples import Example, read_examples
 from emt.routing.profile import HeadProfile, shipped_profiles
 from emt.routing.profile_choice import PROFILE
 from emt.routing.profiling import Ranked, profile_from_text, profile_heads
-from memory_backends.catalog.catalog import Catalog
+from memory_backends.catalog import Catalog
 
 _SHOWN = 12  # heads of the ranking
 

@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from memory_backends.validation import check_directory, has_no_store
-
 from emt.config import MemoryConfig
 from emt.errors import StoreError
 from emt.integration import attach
 from emt.loading import DEFAULT_MODEL, load
-from memory_backends.catalog.catalog import FILE_NAME as CATALOG_FILE_NAME
-from memory_backends.catalog.catalog import Catalog
+from memory_backends.catalog import FILE_NAME as CATALOG_FILE_NAME
+from memory_backends.catalog import Catalog
+from memory_backends.store.directory import check_directory, has_no_store
 
 
 class Session:

@@ -18,7 +18,7 @@ from emt.errors import ConfigError
 from emt.integration import attach, memory_of
 from emt.loading import DEFAULT_MODEL, _default_file
 from emt.memory import Memory
-from memory_backends.catalog.catalog import Catalog
+from memory_backends.catalog import Catalog
 
 _SETTINGS = (  # of `MemoryConfig`: those that reading a store goes by; `max_length` is lm_eval's
     "memory_type",

@@ -186,8 +186,6 @@ class PassageMode:
         Raises:
             ConfigError: as `ProfileChoice.find`.
         """
-        if not isinstance(backend, MemoryBackend):
-            return
         heads = None
         if self._mode_of(config, backend) == "passage":
             profile = self._profiles.find(config, backend)
@@ -201,9 +199,7 @@ class PassageMode:
 
         An index without training is made as fast as its rows are read.
         """
-        if not isinstance(backend, MemoryBackend) or backend.factory == "Flat":
-            return
-        if backend.lacks_files:
+        if backend.lacks_files and not backend.searches_exactly:
             _logger.warning(_LACKS_FILES, len(backend))
 
     def measure_relevance(self) -> None:

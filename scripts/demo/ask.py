@@ -13,7 +13,7 @@ from emt import MemoryConfig, attach
 from emt.cli import quiet
 from emt.generation import generate
 from emt.loading import load
-from memory_backends.catalog.catalog import Catalog
+from memory_backends.catalog import Catalog
 
 HERE = Path(__file__).resolve().parent
 MAX_NEW_TOKENS = 4

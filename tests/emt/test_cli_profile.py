@@ -17,7 +17,7 @@ from emt.routing.examples import made_from, read_examples
 from emt.routing.profile import ProfiledHead
 from emt.routing.router import Router
 from emt.routing.stored_text import stored_texts
-from memory_backends.catalog.catalog import Catalog
+from memory_backends.catalog import Catalog
 from tests.emt.bytes import BYTES_VOCAB_SIZE, byte_tokenizer
 from tests.emt.commands import emt
 from tests.emt.commands import make_model as make_word_model

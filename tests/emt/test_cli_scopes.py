@@ -10,7 +10,7 @@ from emt import MemoryConfig, attach
 from emt.corpus import Corpus
 from emt.errors import CorpusError
 from emt.loading import load
-from memory_backends.catalog.catalog import Catalog
+from memory_backends.catalog import Catalog
 from tests.emt.commands import TEXTS, emt, make_model
 
 PROMPT = "w5 w9 w33"

@@ -22,9 +22,7 @@ B, H, HKV, Q, S, D, DV, ROWS, LAYER = 2, 6, 2, 5, 9, 8, 4, 30, 3
 def backend(memory_type, num_rows=ROWS):
     """Return a backend with one layer of random rows, and those rows."""
     layout = MemoryLayout({LAYER: LayerLayout(HKV, D, DV)}, torch.float32)
-    made = (
-        MemoryBackend(layout) if memory_type == "manual" else MemoryBackend(layout, "vector_db", index="Flat")
-    )
+    made = MemoryBackend(layout, memory_type)
     keys, values = torch.randn(HKV, num_rows, D), torch.randn(HKV, num_rows, DV)
     made.add(
         Document("d", np.arange(num_rows, dtype=np.int32)),

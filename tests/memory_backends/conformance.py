@@ -26,7 +26,7 @@ from memory_backends import (
     StoreError,
     verify,
 )
-from memory_backends.catalog.catalog import Catalog
+from memory_backends.catalog import Catalog
 from tests.memory_backends.reference import (
     IDENTITY,
     LAYERS,

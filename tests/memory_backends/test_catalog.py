@@ -19,7 +19,7 @@ from memory_backends import (
     StoreError,
     content_hash,
 )
-from memory_backends.catalog.catalog import Catalog
+from memory_backends.catalog import Catalog
 from memory_backends.catalog.records import NewDocument
 from memory_backends.catalog.schema import read_removed
 from memory_backends.rows.query_samples import SampledLayer, Segment

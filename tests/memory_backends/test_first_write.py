@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from memory_backends import MemoryBackend, Rows
-from memory_backends.catalog.catalog import Catalog
+from memory_backends.catalog import Catalog
 from tests.memory_backends.reference import IDENTITY, LAYOUT, make_document, make_rows
 
 KINDS = pytest.mark.parametrize("kind", ["manual", "vector_db"])

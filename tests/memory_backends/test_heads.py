@@ -26,7 +26,7 @@ from memory_backends import (
     StoreError,
     verify,
 )
-from memory_backends.catalog.catalog import Catalog
+from memory_backends.catalog import Catalog
 from memory_backends.faiss.coverage import coverage_of
 from tests.memory_backends.reference import make_document, make_rows, nearest
 

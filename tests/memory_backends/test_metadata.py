@@ -18,7 +18,7 @@ from memory_backends import (
     StoreError,
     verify,
 )
-from memory_backends.catalog.catalog import Catalog
+from memory_backends.catalog import Catalog
 from memory_backends.catalog.schema import SCHEMA
 from tests.memory_backends.reference import LAYOUT, make_rows
 

@@ -23,7 +23,7 @@ from memory_backends import (
     StoreError,
     verify,
 )
-from memory_backends.catalog.catalog import Catalog
+from memory_backends.catalog import Catalog
 from memory_backends.rows.codecs import CODEC_NAMES, row_codec
 from memory_backends.rows.coding import RowCoding, record_bytes
 from memory_backends.rows.files import ROWS_TO_LEARN, RowFiles

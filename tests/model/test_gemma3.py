@@ -157,7 +157,7 @@ def test_both_backends_give_the_same_tokens(gemma3, store):
         memory = attached(gemma3, store, memory_type)
         found[memory_type] = continuations(gemma3, list(FACTS), NEW)
         if memory_type == "vector_db":
-            assert memory.backend.factory == "Flat"
+            assert memory.backend.searcher.factory == "Flat"
             with memory.using(enabled=False):
                 without = continuations(gemma3, list(FACTS), NEW)
         detach(gemma3.model)

@@ -16,7 +16,7 @@ import numpy as np
 
 import memory_backends
 from memory_backends import EMTError, MemoryBackend
-from memory_backends.catalog.catalog import Catalog
+from memory_backends.catalog import Catalog
 from tests.torture.made_up import IDENTITY, LAYOUT, document, runs_of, say
 
 INDEX = "IVF4,SQ8"  # lists, ids, centroids, ranges and codes: every part that a FAISS file can have
