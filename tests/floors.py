@@ -34,7 +34,9 @@ def violations(package: Path, floors: Sequence[str]) -> list[str]:
 
 def _modules(package: Path) -> dict[str, Path]:
     """Return the files of a package by dotted name, relative to it."""
-    parts = {path: path.relative_to(package).with_suffix("").parts for path in package.rglob("*.py")}
+    parts = {
+        path: path.relative_to(package).with_suffix("").parts for path in package.rglob("*.py")
+    }
     return {".".join(name).removesuffix("__init__").rstrip("."): p for p, name in parts.items()}
 
 

@@ -18,7 +18,7 @@ from memory_backends import (
     verify,
 )
 from memory_backends.rows.coding import record_bytes
-from tests.memory_backends.reference import make_document, make_rows
+from memory_backends.testing.rows import make_document, make_rows
 
 LAYOUT = MemoryLayout({0: LayerLayout(2, 32, 32), 3: LayerLayout(1, 64, 64)}, torch.float32)
 BYTES_PER_ROW = sum(record_bytes(LAYOUT, "exact").values())

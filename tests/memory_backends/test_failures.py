@@ -15,8 +15,8 @@ import filelock
 import pytest
 
 from memory_backends import MemoryBackend, Rows, StoreError, verify
-from tests.memory_backends.conformance import assert_fetches, assert_finds
-from tests.memory_backends.reference import LAYOUT, make_document, make_rows
+from memory_backends.testing.checks import assert_fetches, assert_finds
+from memory_backends.testing.rows import LAYOUT, make_document, make_rows
 from tests.memory_backends.test_queries import with_queries
 from tests.read_only import forbid_writing
 

@@ -9,7 +9,7 @@ import pytest
 
 from memory_backends import MemoryBackend, Rows
 from memory_backends.catalog import Catalog
-from tests.memory_backends.reference import IDENTITY, LAYOUT, make_document, make_rows
+from memory_backends.testing.rows import IDENTITY, LAYOUT, make_document, make_rows
 
 KINDS = pytest.mark.parametrize("kind", ["manual", "vector_db"])
 

@@ -26,8 +26,10 @@ from memory_backends import (
 )
 from memory_backends.faiss import gpu as gpu_module
 from memory_backends.faiss.gpu import GPU, bytes_on_gpu, gpu_of, layers_that_fit
-from tests.memory_backends.conformance import BackendConformance, Make, assert_finds
-from tests.memory_backends.reference import (
+from memory_backends.testing.checks import assert_finds
+from memory_backends.testing import BackendConformance
+from memory_backends.testing.suite import Make
+from memory_backends.testing.rows import (
     LAYERS,
     LAYOUT,
     make_document,

@@ -28,7 +28,7 @@ from memory_backends import (
 )
 from memory_backends.catalog import Catalog
 from memory_backends.faiss.coverage import coverage_of
-from tests.memory_backends.reference import make_document, make_rows, nearest
+from memory_backends.testing.rows import make_document, make_rows, nearest
 
 LAYOUT = MemoryLayout({0: LayerLayout(3, 8, 8), 2: LayerLayout(2, 4, 6)}, torch.float32)
 EVERY = {0: (0, 1, 2), 2: (0, 1)}

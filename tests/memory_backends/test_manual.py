@@ -9,8 +9,10 @@ import torch
 import pytest
 
 from memory_backends import MemoryBackend, StoreError
-from tests.memory_backends.conformance import BackendConformance, Make, assert_finds
-from tests.memory_backends.reference import LAYOUT, make_document, make_queries, make_rows
+from memory_backends.testing.checks import assert_finds
+from memory_backends.testing import BackendConformance
+from memory_backends.testing.suite import Make
+from memory_backends.testing.rows import LAYOUT, make_document, make_queries, make_rows
 
 
 class TestInRAM(BackendConformance):

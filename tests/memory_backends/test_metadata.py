@@ -20,7 +20,7 @@ from memory_backends import (
 )
 from memory_backends.catalog import Catalog
 from memory_backends.catalog.schema import SCHEMA
-from tests.memory_backends.reference import LAYOUT, make_rows
+from memory_backends.testing.rows import LAYOUT, make_rows
 
 KNOWN = {
     "a": {"year": 1999, "language": "en", "draft": False},

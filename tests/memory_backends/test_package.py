@@ -9,7 +9,7 @@ from pathlib import Path
 
 import memory_backends
 from memory_backends import MemoryBackend
-from tests.memory_backends.reference import LAYOUT, make_document, make_rows
+from memory_backends.testing.rows import LAYOUT, make_document, make_rows
 
 SOURCES = sorted(Path(memory_backends.__file__).parent.rglob("*.py"))
 

@@ -14,15 +14,15 @@ import torch
 import pytest
 
 from memory_backends import MemoryBackend, verify
-from tests.memory_backends.conformance import assert_fetches, assert_finds
-from tests.memory_backends.reference import LAYERS, make_document, make_rows
+from memory_backends.testing.checks import assert_fetches, assert_finds
+from memory_backends.testing.rows import LAYERS, make_document, make_rows
 
 # Does what it is told, a line at a time, and says when it is done.
 WORKER = """
 import sys
 from pathlib import Path
 from memory_backends import MemoryBackend
-from tests.memory_backends.reference import LAYOUT, make_document, make_rows
+from memory_backends.testing.rows import LAYOUT, make_document, make_rows
 backend = MemoryBackend(LAYOUT, path=Path(sys.argv[1]))
 for line in sys.stdin:
     what, *arguments = line.split()

@@ -12,7 +12,7 @@ import pytest
 
 from memory_backends import MemoryBackend, MemoryMismatchError, Rows, StoreError
 from memory_backends.rows.query_samples import sampled_rows
-from tests.memory_backends.reference import LAYERS, LAYOUT, make_document, make_rows
+from memory_backends.testing.rows import LAYERS, LAYOUT, make_document, make_rows
 
 HEADS = {0: 6, 3: 2}  # query heads, of layers with 2 and 1 KV heads
 

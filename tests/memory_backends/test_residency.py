@@ -14,7 +14,7 @@ import pytest
 from memory_backends import MemoryBackend, StoreError, verify
 from memory_backends.faiss import index as faiss_index
 from memory_backends.faiss.residency import ResidentLimit, file_bytes
-from tests.memory_backends.reference import LAYOUT, make_document, make_queries, make_rows
+from memory_backends.testing.rows import LAYOUT, make_document, make_queries, make_rows
 
 linux_only = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="only Linux tells and lets go of resident pages"

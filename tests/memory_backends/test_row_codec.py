@@ -28,8 +28,8 @@ from memory_backends.rows.codecs import CODEC_NAMES, row_codec
 from memory_backends.rows.coding import RowCoding, record_bytes
 from memory_backends.rows.files import ROWS_TO_LEARN, RowFiles
 from memory_backends.rows.storage import interleave
-from tests.memory_backends.conformance import assert_fetches, assert_finds
-from tests.memory_backends.reference import IDENTITY, LAYERS, LAYOUT, make_document, make_rows
+from memory_backends.testing.checks import assert_fetches, assert_finds
+from memory_backends.testing.rows import IDENTITY, LAYERS, LAYOUT, make_document, make_rows
 
 KINDS = pytest.mark.parametrize("kind", ["manual", "vector_db"])
 LEARNING = pytest.mark.parametrize("codec", ["int8", "int4"])

@@ -22,7 +22,7 @@ from memory_backends import (
 )
 from memory_backends.faiss import selection
 from memory_backends.search.scope_cache import ScopeCache
-from tests.memory_backends.reference import (
+from memory_backends.testing.rows import (
     LAYERS,
     keys_of,
     make_document,

@@ -13,8 +13,8 @@ import pytest
 
 from memory_backends import MemoryBackend, StoreError, verify
 from memory_backends.rows.storage import interleave
-from tests.memory_backends.conformance import assert_fetches, assert_finds
-from tests.memory_backends.reference import IDENTITY, LAYOUT, make_rows
+from memory_backends.testing.checks import assert_fetches, assert_finds
+from memory_backends.testing.rows import IDENTITY, LAYOUT, make_rows
 
 VERSION_1 = """
 CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;

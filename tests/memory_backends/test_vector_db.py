@@ -24,8 +24,10 @@ from memory_backends import (
     MemoryMismatchError,
     StoreError,
 )
-from tests.memory_backends.conformance import BackendConformance, Make, assert_fetches, assert_finds
-from tests.memory_backends.reference import (
+from memory_backends.testing.checks import assert_fetches, assert_finds
+from memory_backends.testing import BackendConformance
+from memory_backends.testing.suite import Make
+from memory_backends.testing.rows import (
     LAYOUT,
     keys_of,
     make_document,

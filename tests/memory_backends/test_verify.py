@@ -26,7 +26,7 @@ from memory_backends import (
     verify,
 )
 from memory_backends.catalog.records import record_crc32
-from tests.memory_backends.reference import IDENTITY, LAYERS, LAYOUT, make_queries, make_rows
+from memory_backends.testing.rows import IDENTITY, LAYERS, LAYOUT, make_queries, make_rows
 from tests.memory_backends.test_queries import with_queries
 
 NUM_FLIPS = 400

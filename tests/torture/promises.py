@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 import memory_backends
 from memory_backends import MemoryBackend
-from tests.memory_backends.reference import nearest
+from memory_backends.testing.rows import nearest
 from tests.torture.made_up import document, rows_of
 
 Float32Array = npt.NDArray[np.float32]

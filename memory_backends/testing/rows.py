@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import numpy as np
+import numpy.typing as npt
 
-from memory_backends import Document, LayerLayout, MemoryLayout, Rows
+from memory_backends.layout import Document, LayerLayout, MemoryLayout, Rows
 
 # Layers of different shapes, with a gap, and values wider than keys.
 LAYERS = {0: LayerLayout(2, 8, 8), 3: LayerLayout(1, 4, 6)}
 LAYOUT = MemoryLayout(LAYERS, torch.float32)
 IDENTITY = {"architecture": "tiny", "layers": 4}
 
+Array = npt.NDArray[Any]
+
 
 def make_document(name: str, num_tokens: int) -> Document:
+    """Return a document without a text."""
     return Document(name, np.arange(num_tokens, dtype=np.int32))
 
 
@@ -44,19 +49,20 @@ def make_rows(
 
 
 def make_queries(layer_idx: int, num_queries: int, seed: int = 100) -> torch.Tensor:
+    """Return seeded queries of a layer of `LAYOUT`, (Hkv, N, head_dim)."""
     layer = LAYERS[layer_idx]
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(layer.num_key_value_heads, num_queries, layer.head_dim, generator=generator)
 
 
-def keys_of(runs: Iterable[Rows], layer_idx: int) -> np.ndarray:
+def keys_of(runs: Iterable[Rows], layer_idx: int) -> Array:
     """Return the keys of runs written one after another, (Hkv, M, D) float64."""
     return np.concatenate([run.keys[layer_idx].double().numpy() for run in runs], axis=1)
 
 
 def nearest(
-    keys: np.ndarray, queries: torch.Tensor, k: int, searchable: Iterable[int]
-) -> tuple[np.ndarray, np.ndarray]:
+    keys: Array, queries: torch.Tensor, k: int, searchable: Iterable[int]
+) -> tuple[Array, Array]:
     """Return cosine similarities and ids of the k nearest, (Hkv, N, k), as a search must."""
     rows = np.array(sorted(searchable), dtype=np.int64)
     scores = np.full((*queries.shape[:2], k), -np.inf)
