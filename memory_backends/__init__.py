@@ -1,6 +1,12 @@
-"""Where memories are stored and searched. Knows torch, numpy and FAISS; no language model."""
+"""Where memories are stored and searched. Knows torch, numpy and FAISS; no language model.
 
-from memory_backends.base import MemoryBackend, SearchResult
+A backend is a store and a searcher. `MemoryBackend(layout, memory_type=...)` takes the searcher of
+that name from a registry, to which `register_searcher` adds others; `memory_backends.testing` is
+the suite that a backend with any searcher has to pass.
+"""
+
+from memory_backends.backend import MemoryBackend
+from memory_backends.catalog.records import content_hash
 from memory_backends.errors import (
     DocumentError,
     EMTError,
@@ -9,12 +15,11 @@ from memory_backends.errors import (
     StoreError,
 )
 from memory_backends.layout import Document, LayerLayout, MemoryLayout, Rows, StoredDocument
-from memory_backends.manual import ManualBackend
-from memory_backends.migration import upgrade
-from memory_backends.records import content_hash
+from memory_backends.registry import memory_types, option_names, register_searcher
 from memory_backends.scope import Scope
-from memory_backends.vector_db import VectorDBBackend
-from memory_backends.verify import Damage, verify
+from memory_backends.search.scores import SearchResult
+from memory_backends.search.searcher import Searcher
+from memory_backends.store.verify import Damage, verify
 
 __all__ = [
     "Damage",
@@ -23,17 +28,18 @@ __all__ = [
     "EMTError",
     "IndexFactoryError",
     "LayerLayout",
-    "ManualBackend",
     "MemoryBackend",
     "MemoryLayout",
     "MemoryMismatchError",
     "Rows",
     "Scope",
     "SearchResult",
+    "Searcher",
     "StoreError",
     "StoredDocument",
-    "VectorDBBackend",
     "content_hash",
-    "upgrade",
+    "memory_types",
+    "option_names",
+    "register_searcher",
     "verify",
 ]

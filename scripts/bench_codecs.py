@@ -13,6 +13,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import numpy as np
@@ -21,8 +22,15 @@ from bench_decode import machine
 import emt
 from emt.cli import quiet
 from emt.model.loading import LoadedModel, load
-from memory_backends import Document, ManualBackend, MemoryLayout, Rows, SearchResult
-from memory_backends.codecs import row_codec
+from memory_backends import (
+    Document,
+    MemoryBackend,
+    MemoryLayout,
+    Rows,
+    register_searcher,
+)
+from memory_backends.rows.codecs import row_codec
+from memory_backends.search.manual import ManualSearcher
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = 128
@@ -44,24 +52,30 @@ NOTES = (
 )
 
 
-class ChosenByOthers(ManualBackend):
+class ChosenByOthers(ManualSearcher):
     """Rows that another backend's search chooses, whatever their own keys are."""
 
-    chooser: ManualBackend
+    chooser: MemoryBackend
 
-    def search(self, layer_idx: int, queries: torch.Tensor, k: int) -> SearchResult:
+    def search(self, layer_idx: int, queries: torch.Tensor, k: int, *_: Any, **__: Any) -> Any:
         """Search elsewhere."""
         return self.chooser.search(layer_idx, queries, k)
 
 
-class Recorder(ManualBackend):
+class Recorder(ManualSearcher):
     """Keep the queries of some layers' first search."""
 
-    def search(self, layer_idx: int, queries: torch.Tensor, k: int) -> SearchResult:
+    seen: dict[int, torch.Tensor]
+
+    def search(self, layer_idx: int, queries: torch.Tensor, k: int, *_: Any, **__: Any) -> Any:
         """Note the queries, then search."""
         if layer_idx in RECALL_LAYERS:
             vars(self).setdefault("seen", {}).setdefault(layer_idx, queries.clone())
         return super().search(layer_idx, queries, k)
+
+
+register_searcher("chosen by others", ChosenByOthers)
+register_searcher("recorder", Recorder)
 
 
 def coded(name: str) -> RoundTrip:
@@ -99,10 +113,10 @@ def backend_of(
     layout: MemoryLayout,
     rows: LayerRows,
     lengths: list[int],
-    kind: type[ManualBackend] = ManualBackend,
-) -> ManualBackend:
+    memory_type: str = "manual",
+) -> MemoryBackend:
     """Return a memory of these rows, of documents of these lengths."""
-    backend, start = kind(layout, sinks="one"), 0
+    backend, start = MemoryBackend(layout, memory_type, sinks="one"), 0
     for number, length in enumerate(lengths):
         keys, values = {}, {}
         for idx, layer in layout.layers.items():
@@ -182,10 +196,10 @@ def main() -> None:
     layout = memory.backend.layout
     exact = {}
     for topk in (4, 10):
-        memory.backend = recorder = backend_of(layout, rows, lengths, Recorder)
+        memory.backend = recorder = backend_of(layout, rows, lengths, "recorder")
         with memory.using(topk=topk):
             exact[topk] = log_probs(loaded, memory, prompts)
-    queries = vars(recorder)["seen"]
+    queries = recorder.searcher.seen
     cells: dict[str, list[str]] = {}
     for name, round_trip in KINDS.items():
         found = round_trip(layout, rows)
@@ -194,9 +208,8 @@ def main() -> None:
             memory.backend = backend_of(layout, found, lengths)
             with memory.using(topk=topk):
                 cells[name].append(compare(exact[topk], log_probs(loaded, memory, prompts)))
-        others = backend_of(layout, found, lengths, ChosenByOthers)
-        assert isinstance(others, ChosenByOthers)
-        others.chooser = chooser = backend_of(layout, rows, lengths)
+        others = backend_of(layout, found, lengths, "chosen by others")
+        others.searcher.chooser = chooser = backend_of(layout, rows, lengths)
         memory.backend = others
         cells[name].append(compare(exact[4], log_probs(loaded, memory, prompts)))
         searched, hits = backend_of(layout, found, lengths), []

@@ -4,7 +4,7 @@
 
 Compares three ways to make the inverted lists of the same keys: plain k-means, k-means in the
 metric of the queries, and the latter with lists ranked by their best key, which is what `auto` does
-(`memory_backends/vector_db/lists.py`). Writes `benchmarks/recall.md`.
+(`memory_backends/faiss/lists.py`). Writes `benchmarks/recall.md`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import emt
 from emt.cli import quiet
 from emt.model.loading import load
 from memory_backends import MemoryBackend
-from memory_backends.vector_db.building import add_rows, calibrate
-from memory_backends.vector_db.calibration import Effort
-from memory_backends.vector_db.index import factory_for, new_index
+from memory_backends.faiss.building import add_rows, calibrate
+from memory_backends.faiss.calibration import Effort
+from memory_backends.faiss.index import factory_for, new_index
 
 LAYERS = [1, 3, 6, 10, 14, 17, 18, 22, 26, 29]
 DOCUMENT = 512
@@ -37,7 +37,7 @@ class LayerRows:
 
     def __init__(self, backend: MemoryBackend, layer_idx: int, *, has_queries: bool = True) -> None:
         num_rows, dim = backend.catalog.num_rows, backend.layout.layers[layer_idx].head_dim
-        span = backend._rows.span(layer_idx, 0, num_rows)[..., :dim]
+        span = backend._store.rows.span(layer_idx, 0, num_rows)[..., :dim]
         self._keys = span.float().transpose(0, 1).numpy()  # (Hkv, M, D)
         self._queries = backend.sampled_queries(layer_idx).numpy()
         if not has_queries:

@@ -29,7 +29,6 @@ from store_measures import (
     QUERY_TOKENS,
     SCORE_ERROR,
     K,
-    Scan,
     Setup,
     Timing,
     available_bytes,
@@ -48,9 +47,9 @@ from transformers import PreTrainedModel
 from emt import attach, detach
 from emt.cli import quiet
 from emt.model.loading import LoadedModel, load
-from memory_backends import ManualBackend, VectorDBBackend
-from memory_backends.codecs import row_codec
-from memory_backends.vector_db.index import bytes_per_key, factory_for
+from memory_backends import MemoryBackend
+from memory_backends.faiss.index import bytes_per_key, factory_for
+from memory_backends.rows.codecs import row_codec
 
 HELD_OUT = 2048  # the book's last tokens: prompts and queries, and no store has them
 FORCED = (2, 128)  # prompts and their tokens
@@ -104,15 +103,20 @@ def write_book(model: PreTrainedModel, ids: torch.Tensor, path: Path) -> Book:
         memory.write_all(documents, on_rows=bar.update)
     memory.close()
     detach(model)
-    return Book(VectorDBBackend.open(path, index_files=False))
+    return Book(MemoryBackend.open(path, "vector_db", index_files=False))
 
 
 def write_store(book: Book, path: Path, rows: int) -> float:
     """Bring a store up to its number of rows and its index up to date; return the minutes."""
     started, codec = time.perf_counter(), codec_for(rows)
     with contextlib.closing(
-        VectorDBBackend(
-            book.layout, path=path, identity=book.identity, sinks="one", row_codec=codec
+        MemoryBackend(
+            book.layout,
+            "vector_db",
+            path=path,
+            identity=book.identity,
+            sinks="one",
+            row_codec=codec,
         )
     ) as backend:
         numbers = range(len(backend.catalog.document_names()), -(-rows // LENGTH))
@@ -133,7 +137,7 @@ def open_empty(book: Book, folder: Path) -> float:
     write_empty_store(book.layout, path, EMPTY_ROWS)
     for _ in range(3):
         started = time.perf_counter()
-        VectorDBBackend.open(path, sinks="one").close()
+        MemoryBackend.open(path, "vector_db", sinks="one").close()
         times.append(time.perf_counter() - started)
     shutil.rmtree(path)
     return statistics.median(times)
@@ -159,9 +163,9 @@ def exact_timings(setup: Setup, book: Book, path: Path, rows: int) -> dict[str, 
         if layers == []:
             continue
         with contextlib.closing(
-            ManualBackend.open(path, sinks="one")
+            MemoryBackend.open(path, sinks="one")
             if kind == "manual"
-            else VectorDBBackend.open(path, sinks="one", index="Flat")
+            else MemoryBackend.open(path, "vector_db", sinks="one", index="Flat")
         ) as backend:
             run = decoding(setup.held_out)
             timings[kind] = timed(setup.model, backend, run, setup.rounds, layers)
@@ -175,22 +179,22 @@ def search_cells(
     model, held_out, queries, rounds = setup
     with (
         contextlib.closing(
-            VectorDBBackend.open(path, sinks="one", cache_bytes=cache_bytes)
+            MemoryBackend.open(path, "vector_db", sinks="one", cache_bytes=cache_bytes)
         ) as backend,
-        contextlib.closing(Scan.open(path, sinks="one")) as scan,
+        contextlib.closing(MemoryBackend.open(path, "scan", sinks="one")) as scan,
     ):
         rows, layers = len(backend), len(backend.layout.layers)
         stats = faiss.cvar.indexIVF_stats
         stats.reset()
         timing = timed(model, backend, decoding(held_out), rounds)
         scanned = stats.ndis / (stats.nq * rows) if stats.nq else 1.0
-        efforts = [e for some in backend.efforts.values() for e in some if e is not None]
+        efforts = [e for some in backend.searcher.efforts.values() for e in some if e is not None]
         expected = float(np.mean([e.scanned for e in efforts])) if efforts else 1.0
         prefill = timed(model, backend, prefilling(held_out), rounds)
         found, content = recall(backend, scan, queries)
         prompts = held_out[PREFILL : PREFILL + FORCED[0] * FORCED[1]].view(FORCED)
         agreed = likeliest(model, backend, prompts) == likeliest(model, scan, prompts)
-        factory, kv_heads = backend.factory, backend.layout.layers[0].num_key_value_heads
+        factory, kv_heads = backend.searcher.factory, backend.layout.layers[0].num_key_value_heads
     asked = layers * model.config.num_attention_heads / 1e6  # queries a token, in millions
     lists = re.match(r"IVF(\d+)", factory)
     work = asked * ((int(lists[1]) if lists else 0) + expected * rows)

@@ -26,9 +26,9 @@ import emt
 from emt.cli import quiet
 from emt.model.hook import watching
 from emt.model.loading import load
-from memory_backends import MemoryBackend, SearchResult, VectorDBBackend
-from memory_backends.base import Precision
-from memory_backends.vector_db.calibration import Nearest
+from memory_backends import MemoryBackend, Searcher, SearchResult, register_searcher
+from memory_backends.faiss.calibration import Nearest
+from memory_backends.search.scores import Precision
 
 K = 10
 CONFIG = emt.MemoryConfig(topk=K, sinks="one", stride=LENGTH, max_length=LENGTH)
@@ -101,21 +101,21 @@ class Setup(NamedTuple):
     rounds: int
 
 
-class Scan(MemoryBackend):
+class Scan(Searcher):
     """Exact search that reads the stored keys each time, so that memory stays flat."""
 
     @property
-    def _precision(self) -> Precision:
+    def precision(self) -> Precision:
         return "coarse"  # so the stored keys are compared again, in float64
 
-    def _candidates(
+    def candidates(
         self, layer_idx: int, unit_queries: torch.Tensor, k: int, heads: Sequence[int] | None
     ) -> SearchResult:
-        ids, dim = self._searchable_rows(), unit_queries.shape[-1]
+        ids, dim = self.rows.ids, unit_queries.shape[-1]
         nearest = [Nearest(np.ascontiguousarray(part), k) for part in unit_queries.numpy()]
-        for first in range(0, self._rows.num_rows, _SCANNED_AT_ONCE):
-            last = min(first + _SCANNED_AT_ONCE, self._rows.num_rows)
-            rows = self._rows.span(layer_idx, first, last, heads)
+        for first in range(0, self.rows.stored.num_rows, _SCANNED_AT_ONCE):
+            last = min(first + _SCANNED_AT_ONCE, self.rows.stored.num_rows)
+            rows = self.rows.stored.span(layer_idx, first, last, heads)
             start, stop = np.searchsorted(ids, (first, first + len(rows)))
             keys = rows[torch.from_numpy(ids[start:stop] - first)][..., :dim].float()
             unit = torch.nn.functional.normalize(keys, dim=-1).transpose(0, 1).contiguous()
@@ -123,6 +123,9 @@ class Scan(MemoryBackend):
                 one.look_at(some, int(start))
         found = torch.from_numpy(np.stack([ids[one.positions] for one in nearest]))
         return SearchResult(torch.zeros(found.shape), found)
+
+
+register_searcher("scan", Scan)
 
 
 def resident_bytes() -> int:
@@ -203,7 +206,7 @@ def serve(path: Path, held_out: list[int], cache_bytes: int | None, rounds: int)
     run(model)  # what the model alone takes
     before = resident_bytes()
     started = time.perf_counter()
-    backend = VectorDBBackend.open(path, sinks="one", cache_bytes=cache_bytes)
+    backend = MemoryBackend.open(path, "vector_db", sinks="one", cache_bytes=cache_bytes)
     opened = time.perf_counter() - started
     with using(model, backend), torch.no_grad():
         started = time.perf_counter()
@@ -238,7 +241,7 @@ def real_queries(model: PreTrainedModel, held_out: torch.Tensor) -> Queries:
     return found
 
 
-def recall(backend: MemoryBackend, scan: Scan, queries: Queries) -> tuple[float, float]:
+def recall(backend: MemoryBackend, scan: MemoryBackend, queries: Queries) -> tuple[float, float]:
     """Return the share of the nearest rows that is found: of all rows, and of all but sinks."""
     sinks = torch.from_numpy(scan.catalog.sink_rows())
     hits, wanted = np.zeros(2), np.zeros(2)

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 import numpy as np
 
-from memory_backends import Document, MemoryBackend, MemoryLayout, Rows, VectorDBBackend
-from memory_backends.queries import sampled_rows
-from memory_backends.records import NewDocument
-from memory_backends.row_files import RowFiles
+from memory_backends import Document, MemoryBackend, MemoryLayout, Rows
+from memory_backends.catalog.records import NewDocument
+from memory_backends.rows.files import RowFiles
+from memory_backends.rows.query_samples import sampled_rows
 
 LENGTH = 512  # rows of a document
 SINKS = 4  # of them
@@ -159,9 +159,9 @@ def write_empty_store(layout: MemoryLayout, path: Path, num_rows: int) -> None:
             document = Document(f"{first:09d}", tokens)
             yield NewDocument(document, tokens, tokens[:SINKS], {}, crc32)
 
-    backend = VectorDBBackend(layout, path=path, sinks="one")
+    backend = MemoryBackend(layout, "vector_db", path=path, sinks="one")
     with backend._writing():
-        rows = backend._rows
+        rows = backend._store.rows
         assert isinstance(rows, RowFiles)
         rows.skip(num_rows)
         rows.flush()

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from emt.cli import profiling, reading, stores
 from emt.errors import EMTError
-from memory_backends.metadata import is_value
+from memory_backends.catalog.metadata import is_value
 
 Command = Callable[[argparse.Namespace], int | None]
 
@@ -20,7 +20,6 @@ _STORE_COMMANDS: dict[str, tuple[Command, str]] = {
     "verify": (stores.verify, "read every file of a store and name those that are damaged"),
     "compact": (stores.compact, "give back the space of removed documents"),
     "rebuild": (stores.rebuild, "make the FAISS files anew from the rows"),
-    "upgrade": (stores.upgrade, "bring a store of an older emt to this one's format"),
 }
 
 

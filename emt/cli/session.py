@@ -17,7 +17,7 @@ from emt.errors import StoreError
 from emt.model.loading import DEFAULT_MODEL, load
 from memory_backends.catalog import FILE_NAME as CATALOG_FILE_NAME
 from memory_backends.catalog import Catalog
-from memory_backends.validation import check_directory, has_no_store
+from memory_backends.store.directory import check_directory, has_no_store
 
 
 class Session:

@@ -1,4 +1,4 @@
-"""The subcommands without a model: info, remove, verify, compact, rebuild, upgrade."""
+"""The subcommands without a model: info, remove, verify, compact, rebuild."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from emt.cli import profiling
 from emt.cli.printing import bytes_used, count, print_json, size
 from emt.cli.session import existing
 from emt.errors import DocumentError, StoreError
-from memory_backends import VectorDBBackend
+from memory_backends import MemoryBackend
 from memory_backends.catalog import Catalog
+from memory_backends.faiss.coverage import IndexedHeads, coverage_of
 from memory_backends.layout import MemoryLayout
-from memory_backends.vector_db.coverage import IndexedHeads, coverage_of
 
 _INDEX_FACTS = ("factory", "num_rows", "recall", "attention", "scanned")
 _LAYERS_NAMED = 8
@@ -83,7 +83,7 @@ def remove(options: argparse.Namespace) -> None:
             "`emt info` lists the documents."
         )
     names = dict.fromkeys(options.document)
-    with contextlib.closing(VectorDBBackend.open(store, index_files=False)) as backend:
+    with contextlib.closing(MemoryBackend.open(store, "vector_db", index_files=False)) as backend:
         rows = sum(backend.remove_document(name) for name in names)
     print(
         f"removed {count(len(names), 'document')}, {count(rows, 'row')}, from '{store}'; "
@@ -128,25 +128,14 @@ def rebuild(options: argparse.Namespace) -> None:
     print(f"rebuilt {_in_words(index)}; the index has {size(bytes_used(store / 'index'))}")
 
 
-def upgrade(options: argparse.Namespace) -> None:
-    """Bring a store of an older emt to this one's format."""
-    store = existing(options.store)
-    was_older = memory_backends.upgrade(store)
-    with contextlib.closing(Catalog.open(store)) as catalog:
-        version = catalog.setting("format_version")
-    if was_older:
-        print(f"'{store}' has format version {version} now, and {size(bytes_used(store))}")
-    else:
-        print(f"'{store}' has format version {version} already")
-
-
-def _opened(store: Path) -> VectorDBBackend:
+def _opened(store: Path) -> MemoryBackend:
     """Open a store as it was indexed: with the settings and for the heads it has."""
     with contextlib.closing(Catalog.open(store)) as catalog:
         config = catalog.setting("config") or {}
         heads = _heads_to_index(catalog)
-    return VectorDBBackend.open(
+    return MemoryBackend.open(
         store,
+        "vector_db",
         index=config.get("index", "auto"),
         sinks=config.get("sinks", "all"),
         recall=config.get("recall", 0.95),

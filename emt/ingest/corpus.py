@@ -13,8 +13,8 @@ from pathlib import Path
 
 from emt.errors import CorpusError, DocumentError
 from emt.ingest.documents import is_utf8
+from memory_backends.catalog.metadata import check_metadata
 from memory_backends.layout import Metadata
-from memory_backends.metadata import check_metadata
 
 SUFFIXES = (".txt", ".md", ".jsonl")
 

@@ -18,7 +18,7 @@ from emt.memory.memory import Memory
 from emt.model.devices import input_device
 from emt.model.positions import max_positions
 from memory_backends import Document, content_hash
-from memory_backends.vector_db.index import bytes_per_key, factory_for
+from memory_backends.faiss.index import bytes_per_key, factory_for
 
 _TIMED_TOKENS = 128
 

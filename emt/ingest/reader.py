@@ -15,8 +15,8 @@ from emt.ingest.encode import check_max_length
 from emt.model.attached import AttachedModel
 from emt.model.identity import weights_fingerprint
 from memory_backends import Document
+from memory_backends.catalog.metadata import check_metadata
 from memory_backends.layout import Metadata
-from memory_backends.metadata import check_metadata
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from emt.config import MemoryConfig
 from emt.model.attached import AttachedModel, reading_layers
-from memory_backends import ManualBackend, MemoryBackend, VectorDBBackend
+from memory_backends import MemoryBackend, option_names
 
 
 def make_backend(model: AttachedModel, config: MemoryConfig) -> MemoryBackend:
@@ -15,26 +15,20 @@ def make_backend(model: AttachedModel, config: MemoryConfig) -> MemoryBackend:
         MemoryMismatchError: another model wrote the store, or there is no such device.
         StoreError: the store is damaged.
     """
-    layers = reading_layers(model, config)
-    if config.memory_type == "manual":
-        return ManualBackend(
-            model.layout,
-            path=config.path,
-            identity=model.identity,
-            sinks=config.sinks,
-            row_codec=config.row_codec,
-            device=config.memory_device,
-        )
-    return VectorDBBackend(
+    settings = {
+        "device": config.memory_device,
+        "index": config.index,
+        "recall": config.recall,
+        "overfetch": config.overfetch,
+        "cache_bytes": config.cache_bytes,
+        "indexed_layers": reading_layers(model, config),
+    }
+    return MemoryBackend(
         model.layout,
+        config.memory_type,
         path=config.path,
         identity=model.identity,
         sinks=config.sinks,
         row_codec=config.row_codec,
-        index=config.index,
-        recall=config.recall,
-        overfetch=config.overfetch,
-        cache_bytes=config.cache_bytes,
-        indexed_layers=layers,
-        device=config.memory_device,
+        **{name: settings[name] for name in option_names(config.memory_type) if name in settings},
     )

@@ -33,7 +33,7 @@ from emt.passage import Passage, Recalled, Routed
 from emt.turn import asked_of
 from memory_backends import MemoryBackend, Rows
 from memory_backends.layout import Metadata
-from memory_backends.validation import check_directory, has_no_store
+from memory_backends.store.directory import check_directory, has_no_store
 
 
 class Memory:

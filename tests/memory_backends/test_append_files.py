@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from memory_backends import StoreError
-from memory_backends.append_files import AppendFile, AppendFiles
+from memory_backends.rows.append_files import AppendFile, AppendFiles
 
 
 def written(path: Path, data: bytes, record_bytes: int = 4) -> AppendFile:

@@ -20,10 +20,10 @@ from memory_backends import (
     content_hash,
 )
 from memory_backends.catalog import Catalog
-from memory_backends.queries import SampledLayer, Segment
-from memory_backends.records import NewDocument
-from memory_backends.schema import read_removed
-from tests.memory_backends.reference import IDENTITY, LAYOUT, make_document
+from memory_backends.catalog.records import NewDocument
+from memory_backends.catalog.schema import read_removed
+from memory_backends.rows.query_samples import SampledLayer, Segment
+from memory_backends.testing.rows import IDENTITY, LAYOUT, make_document
 
 
 def new_catalog(directory: Path) -> Catalog:

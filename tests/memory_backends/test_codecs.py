@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from memory_backends import LayerLayout, MemoryMismatchError, StoreError
-from memory_backends.codecs import CODEC_NAMES, row_codec
-from memory_backends.codecs.bits import (
+from memory_backends.rows.codecs import CODEC_NAMES, row_codec
+from memory_backends.rows.codecs.bits import (
     BitPacking,
     allocate,
     distortions,

@@ -12,27 +12,25 @@ import pytest
 
 from memory_backends import (
     LayerLayout,
-    ManualBackend,
     MemoryBackend,
     MemoryLayout,
     StoreError,
-    VectorDBBackend,
     verify,
 )
-from memory_backends.row_coding import record_bytes
-from tests.memory_backends.reference import make_document, make_rows
+from memory_backends.rows.coding import record_bytes
+from memory_backends.testing.rows import make_document, make_rows
 
 LAYOUT = MemoryLayout({0: LayerLayout(2, 32, 32), 3: LayerLayout(1, 64, 64)}, torch.float32)
 BYTES_PER_ROW = sum(record_bytes(LAYOUT, "exact").values())
 ROWS = 200  # a document: 100 KiB a layer
-KINDS = pytest.mark.parametrize("kind", [ManualBackend, VectorDBBackend])
+KINDS = pytest.mark.parametrize("kind", ["manual", "vector_db"])
 NAMES = "abcdef"
 RUNS = {name: make_rows(ROWS, seed=at, layout=LAYOUT) for at, name in enumerate(NAMES)}
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    backend = ManualBackend(LAYOUT, path=tmp_path / "store")
+    backend = MemoryBackend(LAYOUT, path=tmp_path / "store")
     for name in NAMES:
         backend.add(make_document(name, ROWS), [RUNS[name]])
     backend.close()
@@ -60,8 +58,8 @@ def disk_bytes(store: Path) -> int:
 
 
 @KINDS
-def test_space_is_given_back_and_ids_stay(kind: type[MemoryBackend], store: Path) -> None:
-    backend = kind.open(store)
+def test_space_is_given_back_and_ids_stay(kind: str, store: Path) -> None:
+    backend = MemoryBackend.open(store, kind)
     assert backend.compact() < 2**16  # there was nothing to give back
     for name in "bcd":
         backend.remove_document(name)
@@ -71,7 +69,7 @@ def test_space_is_given_back_and_ids_stay(kind: type[MemoryBackend], store: Path
     assert freed >= before - disk_bytes(store) > 0.9 * 3 * ROWS * BYTES_PER_ROW
     assert [file.stat().st_size for file in sorted((store / "rows").iterdir())] == sizes
     assert_has(backend, "aef")
-    assert_has(kind.open(store), "aef")
+    assert_has(MemoryBackend.open(store, kind), "aef")
     assert verify(store) == []
     rows = (store / "rows" / "layer-003.bin").read_bytes()
     assert not any(rows[ROWS * 512 : 4 * ROWS * 512])
@@ -81,10 +79,8 @@ def test_space_is_given_back_and_ids_stay(kind: type[MemoryBackend], store: Path
 
 
 @KINDS
-def test_an_open_reader_keeps_its_rows_until_it_refreshes(
-    kind: type[MemoryBackend], store: Path
-) -> None:
-    reader, writer = kind.open(store), kind.open(store)
+def test_an_open_reader_keeps_its_rows_until_it_refreshes(kind: str, store: Path) -> None:
+    reader, writer = MemoryBackend.open(store, kind), MemoryBackend.open(store, kind)
     writer.remove_document("b")
     writer.compact()
     found = reader.search(0, RUNS["b"].keys[0][:, 3:4], 1)
@@ -101,7 +97,7 @@ def test_a_crash_at_any_step_leaves_a_good_store(
     store: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """Steps: fsync of a file and of its folder for each of two layers, then the catalogue's."""
-    backend = ManualBackend.open(store)
+    backend = MemoryBackend.open(store)
     backend.remove_document("b")
     fsync, calls = os.fsync, iter(range(100))
 
@@ -119,22 +115,22 @@ def test_a_crash_at_any_step_leaves_a_good_store(
         with pytest.raises(StoreError, match=r"No space left|disk is full"):
             backend.compact()
     assert_has(backend, "acdef")
-    assert_has(ManualBackend.open(store), "acdef")
+    assert_has(MemoryBackend.open(store), "acdef")
     assert verify(store) == []
     assert {file.name for file in (store / "rows").iterdir()} == {"layer-000.bin", "layer-003.bin"}
     backend.compact()
-    assert_has(ManualBackend.open(store), "acdef")
+    assert_has(MemoryBackend.open(store), "acdef")
 
 
 def test_a_memory_in_ram_has_nothing_to_give_back() -> None:
-    backend = ManualBackend(LAYOUT)
+    backend = MemoryBackend(LAYOUT)
     backend.add(make_document("a", ROWS), [RUNS["a"]])
     backend.clear()
     assert backend.compact() == 0
 
 
 def test_an_empty_store_is_compacted(store: Path) -> None:
-    backend = ManualBackend.open(store)
+    backend = MemoryBackend.open(store)
     backend.clear()
     assert backend.compact() > 5 * ROWS * BYTES_PER_ROW
     assert len(backend) == 0

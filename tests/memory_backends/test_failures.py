@@ -14,27 +14,20 @@ from pathlib import Path
 import filelock
 import pytest
 
-from memory_backends import (
-    ManualBackend,
-    MemoryBackend,
-    Rows,
-    StoreError,
-    VectorDBBackend,
-    verify,
-)
-from tests.memory_backends.conformance import assert_fetches, assert_finds
-from tests.memory_backends.reference import LAYOUT, make_document, make_rows
+from memory_backends import MemoryBackend, Rows, StoreError, verify
+from memory_backends.testing.checks import assert_fetches, assert_finds
+from memory_backends.testing.rows import LAYOUT, make_document, make_rows
 from tests.memory_backends.test_queries import with_queries
 from tests.read_only import forbid_writing
 
-KINDS = pytest.mark.parametrize("kind", [ManualBackend, VectorDBBackend])
+KINDS = pytest.mark.parametrize("kind", ["manual", "vector_db"])
 RUNS = [with_queries(make_rows(n, seed=n), n) for n in (70, 60, 80)]
 MORE = [with_queries(make_rows(n, seed=n), n) for n in (300, 100)]
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    backend = ManualBackend(LAYOUT, path=tmp_path / "store")
+    backend = MemoryBackend(LAYOUT, path=tmp_path / "store")
     for name, run in zip("abc", RUNS, strict=True):
         backend.add(make_document(name, len(run)), [run])
     backend.remove_document("b")
@@ -65,10 +58,8 @@ def assert_as_before(backend: MemoryBackend, store: Path) -> None:
 
 
 @KINDS
-def test_a_disk_full_at_any_byte_leaves_the_store_as_it_was(
-    kind: type[MemoryBackend], store: Path
-) -> None:
-    backend = kind.open(store)
+def test_a_disk_full_at_any_byte_leaves_the_store_as_it_was(kind: str, store: Path) -> None:
+    backend = MemoryBackend.open(store, kind)
     largest = max(file.stat().st_size for file in store.rglob("*") if file.is_file())
     failed = 0
     for limit in (*range(100, 3000, 700), *range(3000, largest + 60_000, 2741)):
@@ -85,16 +76,14 @@ def test_a_disk_full_at_any_byte_leaves_the_store_as_it_was(
         assert re.search(r"too large|disk I/O error|disk is full", error), error
         assert_as_before(backend, store)
     assert failed > 10
-    assert_fetches(kind.open(store), [*RUNS, *MORE])
+    assert_fetches(MemoryBackend.open(store, kind), [*RUNS, *MORE])
     assert verify(store) == []
 
 
 @KINDS
 @pytest.mark.parametrize("write", ["add", "remove", "remove_document", "clear"])
-def test_a_catalogue_without_room_stays_as_it_was(
-    kind: type[MemoryBackend], store: Path, write: str
-) -> None:
-    backend = kind.open(store)
+def test_a_catalogue_without_room_stays_as_it_was(kind: str, store: Path, write: str) -> None:
+    backend = MemoryBackend.open(store, kind)
     act = {
         "add": lambda: backend.add(make_document("x", 300), [MORE[0]]),
         "remove": lambda: backend.remove(range(0, 60, 2)),
@@ -110,7 +99,7 @@ def test_a_catalogue_without_room_stays_as_it_was(
 
 def test_what_was_published_before_the_disk_was_full_is_kept(tmp_path: Path) -> None:
     """Even in the write that made the store."""
-    backend = ManualBackend(LAYOUT, path=tmp_path / "store")
+    backend = MemoryBackend(LAYOUT, path=tmp_path / "store")
     runs = [RUNS[0], make_rows(4000, seed=1)]
     documents = [(make_document(str(at), len(run)), [run]) for at, run in enumerate(runs)]
     added: list[tuple[str, range]] = []
@@ -118,15 +107,13 @@ def test_what_was_published_before_the_disk_was_full_is_kept(tmp_path: Path) -> 
         added.extend(backend.add_many(documents, rows_per_commit=1))
     assert added == [("0", range(70))]
     assert_finds(backend, RUNS, range(70))
-    assert_fetches(ManualBackend.open(tmp_path / "store"), RUNS[:1])
+    assert_fetches(MemoryBackend.open(tmp_path / "store"), RUNS[:1])
     assert verify(tmp_path / "store") == []
 
 
 @KINDS
-def test_a_first_write_without_room_leaves_nothing(
-    kind: type[MemoryBackend], tmp_path: Path
-) -> None:
-    backend = kind(LAYOUT, path=tmp_path / "store")
+def test_a_first_write_without_room_leaves_nothing(kind: str, tmp_path: Path) -> None:
+    backend = MemoryBackend(LAYOUT, kind, path=tmp_path / "store")
     for limit in (0, 1000, 10_000, 30_000):
         with files_no_longer_than(limit), pytest.raises(StoreError):
             backend.add(make_document("a", 4000), [make_rows(4000, seed=1)])
@@ -138,9 +125,9 @@ def test_a_first_write_without_room_leaves_nothing(
 
 @KINDS
 def test_a_directory_that_cannot_be_written_is_named(
-    kind: type[MemoryBackend], store: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend = kind.open(store)
+    backend = MemoryBackend.open(store, kind)
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
@@ -160,7 +147,7 @@ def test_a_read_only_store_is_read(store: Path) -> None:
     for path in (store, store / "rows", store / "queries"):
         path.chmod(0o555)
     try:
-        backend = ManualBackend.open(store)
+        backend = MemoryBackend.open(store)
         assert_fetches(backend, RUNS)
         assert backend.is_read_only
         # Of the lock, or of the database if the file of a lock was left that can be written.
@@ -168,7 +155,7 @@ def test_a_read_only_store_is_read(store: Path) -> None:
             backend.remove([1])
         backend.save()
         backend.save(store.parent / "copy")
-        copy = ManualBackend.open(store.parent / "copy")
+        copy = MemoryBackend.open(store.parent / "copy")
         assert_finds(copy, RUNS, [*range(70), *range(130, 210)])
         assert verify(store.parent / "copy") == []
     finally:
@@ -178,9 +165,9 @@ def test_a_read_only_store_is_read(store: Path) -> None:
 
 @KINDS
 def test_a_store_that_cannot_be_written_is_copied_as_it_is_by_now(
-    kind: type[MemoryBackend], store: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader, writer = kind.open(store), ManualBackend.open(store)
+    reader, writer = MemoryBackend.open(store, kind), MemoryBackend.open(store)
     assert not reader.is_read_only
     writer.add(make_document("new", 300), [MORE[0]])
     copy = reader._store.copy_to
@@ -198,18 +185,18 @@ def test_a_store_that_cannot_be_written_is_copied_as_it_is_by_now(
         assert reader.is_read_only
         reader.save(store.parent / "copy")
     assert reader.catalog.document_names() == ["a", "c", "new"]
-    found = kind.open(store.parent / "copy")
+    found = MemoryBackend.open(store.parent / "copy", kind)
     assert found.catalog.document_names() == ["a", "c", "new"]
     left = [*range(70), *range(130, 510)]
     assert_finds(found, [*RUNS, MORE[0]], left)
     assert verify(store.parent / "copy") == []
-    assert_finds(ManualBackend.open(store), [*RUNS, MORE[0]], left)
+    assert_finds(MemoryBackend.open(store), [*RUNS, MORE[0]], left)
 
 
 def test_index_files_that_are_up_to_date_need_no_permission(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend = VectorDBBackend.open(store)
+    backend = MemoryBackend.open(store, "vector_db")
     with monkeypatch.context() as patch:
         forbid_writing(patch, store)
         with pytest.raises(StoreError, match="Permission denied"):
@@ -218,7 +205,7 @@ def test_index_files_that_are_up_to_date_need_no_permission(
     with monkeypatch.context() as patch:
         forbid_writing(patch, store)
         backend.save()
-        VectorDBBackend.open(store).save()
+        MemoryBackend.open(store, "vector_db").save()
     backend.remove([1])
     with monkeypatch.context() as patch:
         forbid_writing(patch, store)
@@ -227,7 +214,7 @@ def test_index_files_that_are_up_to_date_need_no_permission(
 
 
 def test_an_error_of_the_caller_stays_the_callers(store: Path) -> None:
-    backend = ManualBackend.open(store)
+    backend = MemoryBackend.open(store)
 
     def failing() -> Iterator[Rows]:
         yield MORE[0]

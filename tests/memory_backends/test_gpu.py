@@ -20,14 +20,16 @@ import pytest
 from memory_backends import (
     IndexFactoryError,
     LayerLayout,
+    MemoryBackend,
     MemoryLayout,
     MemoryMismatchError,
-    VectorDBBackend,
 )
-from memory_backends.vector_db import gpu as gpu_module
-from memory_backends.vector_db.gpu import GPU, bytes_on_gpu, gpu_of, layers_that_fit
-from tests.memory_backends.conformance import BackendConformance, Make, assert_finds
-from tests.memory_backends.reference import (
+from memory_backends.faiss import gpu as gpu_module
+from memory_backends.faiss.gpu import GPU, bytes_on_gpu, gpu_of, layers_that_fit
+from memory_backends.testing.checks import assert_finds
+from memory_backends.testing import BackendConformance
+from memory_backends.testing.suite import Make
+from memory_backends.testing.rows import (
     LAYERS,
     LAYOUT,
     make_document,
@@ -107,18 +109,18 @@ class TestOnAGPU(BackendConformance):
 
     @pytest.fixture
     def make(self, fake: FakeFaiss) -> Make:
-        return lambda layout=LAYOUT, **options: VectorDBBackend(
-            layout, index="Flat", device="cuda:0", **options
+        return lambda layout=LAYOUT, **options: MemoryBackend(
+            layout, "vector_db", index="Flat", device="cuda:0", **options
         )
 
 
-def _filled(num_rows: int = 17, **options: Any) -> VectorDBBackend:
-    backend = VectorDBBackend(LAYOUT, device="cuda:0", **options)
+def _filled(num_rows: int = 17, **options: Any) -> MemoryBackend:
+    backend = MemoryBackend(LAYOUT, "vector_db", device="cuda:0", **options)
     backend.add(make_document("a", num_rows), [make_rows(num_rows, seed=1)])
     return backend
 
 
-def _on_gpu(backend: VectorDBBackend) -> list[int]:
+def _on_gpu(backend: MemoryBackend) -> list[int]:
     layers = backend._gpu_layers
     assert layers is not None
     return [idx for idx in LAYERS if layers.get(idx) is not None]
@@ -130,7 +132,7 @@ def _on_gpu(backend: VectorDBBackend) -> list[int]:
 @pytest.mark.parametrize("device", [None, "cpu", torch.device("cpu")])
 def test_the_cpu_is_no_gpu(device: Any) -> None:
     assert gpu_of(device) is None
-    assert VectorDBBackend(LAYOUT, device=device)._gpu_layers is None
+    assert MemoryBackend(LAYOUT, "vector_db", device=device)._gpu_layers is None
 
 
 def test_faiss_without_gpu_support_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +142,7 @@ def test_faiss_without_gpu_support_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         match=r"^memory_device 'cuda:0' needs FAISS with GPU support; the installed faiss "
         r"\d+\.\d+\.\d+\S* has none\. `pip install 'emt\[gpu\]'`, or set memory_device: null\.$",
     ):
-        VectorDBBackend(LAYOUT, device="cuda:0")
+        MemoryBackend(LAYOUT, "vector_db", device="cuda:0")
 
 
 def test_a_device_that_torch_does_not_see_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,9 +169,9 @@ def test_other_devices_are_refused(fake: FakeFaiss, device: str) -> None:
     "index", ["HNSW16", "SQ8", "IVF2,PQ4", "IVF2_HNSW8,Flat", "PCA4,IVF2,Flat", "IVF2,SQ6"]
 )
 def test_indexes_without_a_gpu_are_refused(fake: FakeFaiss, index: str) -> None:
-    VectorDBBackend(LAYER, index=index)
+    MemoryBackend(LAYER, "vector_db", index=index)
     with pytest.raises(IndexFactoryError, match=rf"must be 'auto', 'Flat' .* got '{index}'"):
-        VectorDBBackend(LAYER, index=index, device="cuda:0")
+        MemoryBackend(LAYER, "vector_db", index=index, device="cuda:0")
 
 
 # -- which layers -----------------------------------------------------------------------------
@@ -326,7 +328,7 @@ def test_close_lets_go_of_the_gpu(fake: FakeFaiss) -> None:
 def test_both_devices_find_the_same(fake: FakeFaiss, tmp_path: Path, index: str) -> None:
     on_gpu = _filled(_ENOUGH, index=index, path=tmp_path / "store")
     on_gpu.save()
-    on_cpu = VectorDBBackend.open(tmp_path / "store", index=index)
+    on_cpu = MemoryBackend.open(tmp_path / "store", "vector_db", index=index)
     for layer_idx in LAYERS:
         queries = make_queries(layer_idx, 7)
         for ours, theirs in zip(
@@ -375,10 +377,10 @@ def test_one_thread_at_a_time_searches_the_gpu(fake: FakeFaiss) -> None:
 @pytest.mark.parametrize("index", ["Flat", "auto", "IVF64,Flat", "IVF64,SQ8"])
 def test_a_gpu_finds_what_the_cpu_finds(tmp_path: Path, index: str) -> None:
     rows = make_rows(10_000, seed=1)
-    on_cpu = VectorDBBackend(LAYOUT, path=tmp_path / "store", index=index)
+    on_cpu = MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "store", index=index)
     on_cpu.add(make_document("a", len(rows)), [rows])
     on_cpu.save()
-    on_gpu = VectorDBBackend.open(tmp_path / "store", index=index, device="cuda")
+    on_gpu = MemoryBackend.open(tmp_path / "store", "vector_db", index=index, device="cuda")
     for layer_idx in LAYERS:
         queries = make_queries(layer_idx, 50)
         ours, theirs = (each.retrieve(layer_idx, queries, 10) for each in (on_gpu, on_cpu))

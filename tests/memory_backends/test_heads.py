@@ -19,17 +19,16 @@ import pytest
 
 from memory_backends import (
     LayerLayout,
-    ManualBackend,
+    MemoryBackend,
     MemoryLayout,
     MemoryMismatchError,
     Rows,
     StoreError,
-    VectorDBBackend,
     verify,
 )
 from memory_backends.catalog import Catalog
-from memory_backends.vector_db.coverage import coverage_of
-from tests.memory_backends.reference import make_document, make_rows, nearest
+from memory_backends.faiss.coverage import coverage_of
+from memory_backends.testing.rows import make_document, make_rows, nearest
 
 LAYOUT = MemoryLayout({0: LayerLayout(3, 8, 8), 2: LayerLayout(2, 4, 6)}, torch.float32)
 EVERY = {0: (0, 1, 2), 2: (0, 1)}
@@ -48,9 +47,9 @@ def rows_with_queries(num_rows: int, seed: int) -> Rows:
     return dataclasses.replace(make_rows(num_rows, seed, layout=LAYOUT), queries=queries)
 
 
-def written(path: Path, num_rows: int = 30, **options: Any) -> VectorDBBackend:
+def written(path: Path, num_rows: int = 30, **options: Any) -> MemoryBackend:
     """Return a saved memory of one document."""
-    backend = VectorDBBackend(LAYOUT, path=path, **options)
+    backend = MemoryBackend(LAYOUT, "vector_db", path=path, **options)
     backend.add(make_document("a", num_rows), [rows_with_queries(num_rows, 1)])
     backend.save()
     return backend
@@ -86,7 +85,7 @@ def names(heads: Mapping[int, Sequence[int]]) -> set[str]:
     return {f"{idx}.{head}" for idx, found in heads.items() for head in found}
 
 
-def assert_finds(backend: VectorDBBackend, searchable: Sequence[int]) -> None:
+def assert_finds(backend: MemoryBackend, searchable: Sequence[int]) -> None:
     """Compare searches of every head alone, and of all, with brute force over the stored keys."""
     everything = torch.arange(max(searchable) + 1)
     for layer_idx, layer in LAYOUT.layers.items():
@@ -111,8 +110,8 @@ def test_only_indexed_heads_have_files(tmp_path: Path, heads: dict[int, Any]) ->
     store = tmp_path / "store"
     written(store, indexed_heads=heads)
     assert files_of(store).keys() == names(heads)
-    assert_finds(VectorDBBackend.open(store, indexed_heads=heads), range(30))
-    assert_finds(VectorDBBackend.open(store), range(30))
+    assert_finds(MemoryBackend.open(store, "vector_db", indexed_heads=heads), range(30))
+    assert_finds(MemoryBackend.open(store, "vector_db"), range(30))
     assert not verify(store)
 
 
@@ -169,7 +168,7 @@ def test_heads_that_are_not_there_are_refused(
     tmp_path: Path, heads: dict[int, list[int]], message: str
 ) -> None:
     with pytest.raises(MemoryMismatchError, match=message):
-        VectorDBBackend(LAYOUT, path=tmp_path / "store", indexed_heads=heads)
+        MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "store", indexed_heads=heads)
     assert not (tmp_path / "store").exists()
 
 
@@ -179,7 +178,7 @@ def test_heads_that_are_not_there_are_refused(
 def test_only_the_indexes_of_heads_that_are_searched_are_made_or_read(tmp_path: Path) -> None:
     store = tmp_path / "store"
     written(store, indexed_heads={0: [1, 2]})
-    backend = VectorDBBackend.open(store)
+    backend = MemoryBackend.open(store, "vector_db")
     (folder,) = (store / "index").iterdir()
     file = folder / "layer-000-head-002.faiss"
     file.write_bytes(b"pickle" + file.read_bytes()[6:])
@@ -196,7 +195,7 @@ def test_a_store_that_says_nothing_of_heads_has_all_those_of_its_layers(tmp_path
     store = tmp_path / "store"
     written(store, indexed_layers=[2])
     assert "heads" not in setting(store)
-    backend = VectorDBBackend.open(store, indexed_layers=[2])
+    backend = MemoryBackend.open(store, "vector_db", indexed_layers=[2])
     assert backend._indexes.cache is not None
     assert backend._indexes.cache.heads == {2: (0, 1)}
     assert_finds(backend, range(30))
@@ -224,10 +223,10 @@ def test_a_damaged_record_of_heads_is_found(tmp_path: Path, damage: dict[str, An
     written(store, indexed_heads=SOME)
     change_setting(store, **damage)
     with pytest.raises(StoreError, match=r"record of the index is damaged: .* Run `emt rebuild`"):
-        VectorDBBackend.open(store)
-    VectorDBBackend.open(store, index_files=False, indexed_heads=SOME).rebuild()
+        MemoryBackend.open(store, "vector_db")
+    MemoryBackend.open(store, "vector_db", index_files=False, indexed_heads=SOME).rebuild()
     assert files_of(store).keys() == names(SOME)
-    assert_finds(VectorDBBackend.open(store), range(30))
+    assert_finds(MemoryBackend.open(store, "vector_db"), range(30))
 
 
 # -- what changes -------------------------------------------------------------------------------
@@ -240,7 +239,9 @@ def test_a_layer_grows_of_which_some_heads_have_files(
 ) -> None:
     store, options = tmp_path / "store", {"index": factory, "recall": 1.0}
     written(store, 400, indexed_heads=SOME, **options)
-    backend = VectorDBBackend.open(store, indexed_heads=SOME, cache_bytes=cache_bytes, **options)
+    backend = MemoryBackend.open(
+        store, "vector_db", indexed_heads=SOME, cache_bytes=cache_bytes, **options
+    )
     backend.search(0, torch.ones(1, 2, 8), 3, heads=[2])  # made in RAM
     backend.search(0, torch.ones(1, 2, 8), 3, heads=[1])  # from its file
     backend.add(make_document("b", 20), [rows_with_queries(20, 2)])
@@ -249,13 +250,13 @@ def test_a_layer_grows_of_which_some_heads_have_files(
     assert [index.ntotal for index in found] == [420] * 3
     if factory == "Flat":
         assert_finds(backend, range(420))
-        assert_finds(VectorDBBackend.open(store), range(420))
+        assert_finds(MemoryBackend.open(store, "vector_db"), range(420))
     backend.remove(range(0, 100, 3))
     backend.save()
     assert files_of(store).keys() == names(SOME)
     assert not verify(store)
     left = [row for row in range(420) if row >= 100 or row % 3]
-    reopened = VectorDBBackend.open(store, **options)
+    reopened = MemoryBackend.open(store, "vector_db", **options)
     assert [index.ntotal for index in reopened._indexes.of_layer(0, [1]).heads] == [len(left)]
     if factory == "Flat":
         assert_finds(reopened, left)
@@ -270,7 +271,7 @@ def test_saving_writes_what_is_wanted_and_lacking(tmp_path: Path) -> None:
     store = tmp_path / "store"
     written(store, 1200, index="IVF4,SQfp16", indexed_heads={0: [1]})
     before = files_of(store)
-    other = VectorDBBackend.open(store, index="IVF4,SQfp16", indexed_heads=SOME)
+    other = MemoryBackend.open(store, "vector_db", index="IVF4,SQfp16", indexed_heads=SOME)
     other.save()
     after = files_of(store)
     assert generation(store) == "000002"
@@ -284,7 +285,7 @@ def test_saving_leaves_files_of_more_heads_until_there_is_something_to_write(
 ) -> None:
     store = tmp_path / "store"
     written(store)
-    backend = VectorDBBackend.open(store, indexed_heads=SOME)
+    backend = MemoryBackend.open(store, "vector_db", indexed_heads=SOME)
     with monkeypatch.context() as patch:
         patch.setattr(faiss, "write_index", pytest.fail)
         backend.save()
@@ -293,7 +294,7 @@ def test_saving_leaves_files_of_more_heads_until_there_is_something_to_write(
     backend.save()
     assert (generation(store), files_of(store).keys()) == ("000002", names(SOME))
     assert_finds(backend, range(40))
-    whole = VectorDBBackend.open(store)
+    whole = MemoryBackend.open(store, "vector_db")
     whole.save()
     assert (generation(store), files_of(store).keys()) == ("000003", names(EVERY))
     backend.rebuild()
@@ -303,16 +304,18 @@ def test_saving_leaves_files_of_more_heads_until_there_is_something_to_write(
 def test_a_copy_has_files_of_the_same_heads(tmp_path: Path) -> None:
     written(tmp_path / "store", indexed_heads=SOME).save(tmp_path / "copy")
     assert files_of(tmp_path / "copy") == files_of(tmp_path / "store")
-    in_ram = ManualBackend.open(tmp_path / "copy")
+    in_ram = MemoryBackend.open(tmp_path / "copy")
     found = in_ram.search(0, torch.ones(1, 2, 8), 3, heads=[2])
-    searched = VectorDBBackend.open(tmp_path / "copy").search(0, torch.ones(1, 2, 8), 3, heads=[2])
+    searched = MemoryBackend.open(tmp_path / "copy", "vector_db").search(
+        0, torch.ones(1, 2, 8), 3, heads=[2]
+    )
     assert torch.equal(found.ids, searched.ids)
 
 
 def test_threads_search_different_heads_of_a_layer_at_the_same_time(tmp_path: Path) -> None:
     written(tmp_path / "store", 400, indexed_heads=SOME)
-    expected = ManualBackend.open(tmp_path / "store")
-    backend = VectorDBBackend.open(tmp_path / "store")
+    expected = MemoryBackend.open(tmp_path / "store")
+    backend = MemoryBackend.open(tmp_path / "store", "vector_db")
     backend.add(make_document("b", 20), [rows_with_queries(20, 2)])
     expected.refresh()
     chosen = [[0], [1], [2], [2, 1], [0, 2], [1, 2, 0]] * 8
@@ -329,9 +332,9 @@ def test_threads_search_different_heads_of_a_layer_at_the_same_time(tmp_path: Pa
 def test_a_reader_of_single_heads_outlives_their_files(tmp_path: Path) -> None:
     store = tmp_path / "store"
     written(store, indexed_heads=SOME)
-    reader = VectorDBBackend.open(store)
+    reader = MemoryBackend.open(store, "vector_db")
     reader.search(0, torch.ones(1, 2, 8), 3, heads=[1])
-    written_again = VectorDBBackend.open(store, indexed_heads={0: [0]})
+    written_again = MemoryBackend.open(store, "vector_db", indexed_heads={0: [0]})
     written_again.save()
     assert files_of(store).keys() == {"0.0"}
     assert_finds(reader, range(30))

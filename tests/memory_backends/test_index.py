@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from memory_backends import IndexFactoryError, StoreError
-from memory_backends.vector_db import index as faiss_index
+from memory_backends.faiss import index as faiss_index
 
 DIM = 32
 

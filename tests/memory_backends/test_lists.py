@@ -6,10 +6,10 @@ import faiss
 import numpy as np
 import pytest
 
-from memory_backends.vector_db.building import add_rows, calibrate
-from memory_backends.vector_db.calibration import Nearest, efforts, least_effort
-from memory_backends.vector_db.index import new_index, search, search_parameters
-from memory_backends.vector_db.lists import (
+from memory_backends.faiss.building import add_rows, calibrate
+from memory_backends.faiss.calibration import Nearest, efforts, least_effort
+from memory_backends.faiss.index import new_index, search, search_parameters
+from memory_backends.faiss.lists import (
     ListBias,
     QueryMetric,
     lists_of,

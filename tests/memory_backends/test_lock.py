@@ -14,12 +14,12 @@ import filelock
 import pytest
 
 from memory_backends import StoreError
-from memory_backends.lock import write_lock
+from memory_backends.store.lock import write_lock
 
 HOLD = """
 import sys
 from pathlib import Path
-from memory_backends.lock import write_lock
+from memory_backends.store.lock import write_lock
 with write_lock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -8,15 +8,17 @@ from typing import Any
 import torch
 import pytest
 
-from memory_backends import ManualBackend, StoreError
-from tests.memory_backends.conformance import BackendConformance, Make, assert_finds
-from tests.memory_backends.reference import LAYOUT, make_document, make_queries, make_rows
+from memory_backends import MemoryBackend, StoreError
+from memory_backends.testing.checks import assert_finds
+from memory_backends.testing import BackendConformance
+from memory_backends.testing.suite import Make
+from memory_backends.testing.rows import LAYOUT, make_document, make_queries, make_rows
 
 
 class TestInRAM(BackendConformance):
     @pytest.fixture
     def make(self) -> Make:
-        return lambda layout=LAYOUT, **options: ManualBackend(layout, **options)
+        return lambda layout=LAYOUT, **options: MemoryBackend(layout, **options)
 
     def test_saving_without_a_path_is_refused(self, make: Make) -> None:
         with pytest.raises(StoreError, match="this memory has no path"):
@@ -31,7 +33,7 @@ class TestInRAM(BackendConformance):
         assert_finds(backend, self.runs, range(10))
 
     def test_a_search_of_some_heads_normalises_only_their_keys(self) -> None:
-        backend = ManualBackend(LAYOUT)
+        backend = MemoryBackend(LAYOUT)
         backend.add(make_document("a", 10), [self.runs[0]])
         queries = make_queries(0, 3)
         alone = backend.search(0, queries[1:], 4, heads=[1])
@@ -48,8 +50,8 @@ class TestWithAPath(BackendConformance):
     def make(self, tmp_path: Path) -> Make:
         made = iter(range(100))
 
-        def make_one(layout: Any = LAYOUT, **options: Any) -> ManualBackend:
-            return ManualBackend(layout, path=tmp_path / f"store-{next(made)}", **options)
+        def make_one(layout: Any = LAYOUT, **options: Any) -> MemoryBackend:
+            return MemoryBackend(layout, path=tmp_path / f"store-{next(made)}", **options)
 
         return make_one
 
@@ -58,13 +60,13 @@ class TestWithAPath(BackendConformance):
         assert backend.path is not None
         assert not backend.path.exists()
         backend.add(make_document("a", 10), [self.runs[0]])
-        assert_finds(ManualBackend.open(backend.path), self.runs, range(10))
+        assert_finds(MemoryBackend.open(backend.path), self.runs, range(10))
 
     def test_saving_an_empty_memory_makes_its_store(self, make: Make) -> None:
         backend = make()
         assert backend.path is not None
         backend.save()
-        assert_finds(ManualBackend.open(backend.path), [make_rows(0, seed=1)], [])
+        assert_finds(MemoryBackend.open(backend.path), [make_rows(0, seed=1)], [])
 
 
 class TestCoded(BackendConformance):
@@ -72,9 +74,9 @@ class TestCoded(BackendConformance):
     def make(self, tmp_path: Path) -> Make:
         made = iter(range(100))
 
-        def make_one(layout: Any = LAYOUT, **options: Any) -> ManualBackend:
+        def make_one(layout: Any = LAYOUT, **options: Any) -> MemoryBackend:
             path = tmp_path / f"store-{next(made)}"
-            return ManualBackend(layout, path=path, row_codec="int8", **options)
+            return MemoryBackend(layout, path=path, row_codec="int8", **options)
 
         return make_one
 
@@ -82,4 +84,4 @@ class TestCoded(BackendConformance):
 class TestCodedWhenSaved(BackendConformance):
     @pytest.fixture
     def make(self) -> Make:
-        return lambda layout=LAYOUT, **options: ManualBackend(layout, row_codec="int8", **options)
+        return lambda layout=LAYOUT, **options: MemoryBackend(layout, row_codec="int8", **options)

@@ -14,15 +14,13 @@ import pytest
 from memory_backends import (
     Document,
     DocumentError,
-    ManualBackend,
     MemoryBackend,
     StoreError,
-    VectorDBBackend,
     verify,
 )
 from memory_backends.catalog import Catalog
-from memory_backends.schema import SCHEMA
-from tests.memory_backends.reference import LAYOUT, make_rows
+from memory_backends.catalog.schema import SCHEMA
+from memory_backends.testing.rows import LAYOUT, make_rows
 
 KNOWN = {
     "a": {"year": 1999, "language": "en", "draft": False},
@@ -37,9 +35,9 @@ SPANS = {name: (at * SIZE, (at + 1) * SIZE) for at, name in enumerate(KNOWN)}
 @pytest.fixture(params=["manual", "manual, kept", "vector_db"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], MemoryBackend]:
     if request.param == "vector_db":
-        return lambda: VectorDBBackend(LAYOUT, path=tmp_path / "store")
+        return lambda: MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "store")
     path = tmp_path / "store" if "kept" in request.param else None
-    return lambda: ManualBackend(LAYOUT, path=path)
+    return lambda: MemoryBackend(LAYOUT, path=path)
 
 
 def add(backend: MemoryBackend, name: str, metadata: Any, **options: Any) -> None:
@@ -138,7 +136,7 @@ def test_metadata_can_be_set(backend: MemoryBackend) -> None:
 def test_a_copy_has_it(backend: MemoryBackend, tmp_path: Path) -> None:
     backend.save(tmp_path / "copy")
     assert verify(tmp_path / "copy") == []
-    copy = ManualBackend.open(tmp_path / "copy")
+    copy = MemoryBackend.open(tmp_path / "copy")
     assert copy.catalog.metadata("b") == KNOWN["b"]
     copy.compact()
     assert names_in(copy.catalog, where={"language": "en"}) == ["a", "d"]
@@ -187,17 +185,17 @@ def _connection(path: Path) -> sqlite3.Connection:
 def test_a_store_without_metadata_has_the_tables_it_had(tmp_path: Path) -> None:
     """So that stores from before open as they are, and an older emt opens these."""
     path = tmp_path / "store"
-    backend = ManualBackend(LAYOUT, path=path)
+    backend = MemoryBackend(LAYOUT, path=path)
     add(backend, "a", None)
     add(backend, "b", {})
     query = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL"
     with _connection(path) as connection:
         assert sorted(sql for (sql,) in connection.execute(query)) == sorted(SCHEMA)
-    reader = ManualBackend.open(path)
+    reader = MemoryBackend.open(path)
     add(backend, "c", {"year": 3})
     reader.refresh()
     assert reader.catalog.metadata("c") == {"year": 3}
-    assert ManualBackend.open(path).catalog.metadata("c") == {"year": 3}
+    assert MemoryBackend.open(path).catalog.metadata("c") == {"year": 3}
     backend.close()
     reader.close()
 
@@ -212,13 +210,13 @@ def test_a_store_without_metadata_has_the_tables_it_had(tmp_path: Path) -> None:
 )
 def test_damage_is_found(tmp_path: Path, damage: str, message: str) -> None:
     path = tmp_path / "store"
-    backend = ManualBackend(LAYOUT, path=path)
+    backend = MemoryBackend(LAYOUT, path=path)
     add(backend, "a", {"year": 3})
     backend.close()
     with _connection(path) as connection:
         connection.execute(damage)
     assert any(message in found.reason for found in verify(path))
-    opened = ManualBackend.open(path)
+    opened = MemoryBackend.open(path)
     with pytest.raises(StoreError, match=message):
         opened.catalog.scope(where={"year": 3})
     opened.close()
@@ -226,7 +224,7 @@ def test_damage_is_found(tmp_path: Path, damage: str, message: str) -> None:
 
 def test_metadata_of_no_document_is_found(tmp_path: Path) -> None:
     path = tmp_path / "store"
-    backend = ManualBackend(LAYOUT, path=path)
+    backend = MemoryBackend(LAYOUT, path=path)
     add(backend, "a", {"year": 3})
     with _connection(path) as connection:
         row = connection.execute("SELECT * FROM metadata").fetchone()

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import memory_backends
-from memory_backends import VectorDBBackend
-from tests.memory_backends.reference import LAYOUT, make_document, make_rows
+from memory_backends import MemoryBackend
+from memory_backends.testing.rows import LAYOUT, make_document, make_rows
 
 SOURCES = sorted(Path(memory_backends.__file__).parent.rglob("*.py"))
 
@@ -51,7 +51,7 @@ def test_the_public_names_are_sorted_and_there() -> None:
 
 
 def test_a_store_is_sqlite_faiss_and_raw_values(tmp_path: Path) -> None:
-    backend = VectorDBBackend(LAYOUT, path=tmp_path)
+    backend = MemoryBackend(LAYOUT, "vector_db", path=tmp_path)
     backend.add(make_document("a", 10), [make_rows(10, seed=1)])
     backend.save()
     backend.close()

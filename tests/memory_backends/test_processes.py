@@ -13,17 +13,17 @@ from typing import IO
 import torch
 import pytest
 
-from memory_backends import ManualBackend, VectorDBBackend, verify
-from tests.memory_backends.conformance import assert_fetches, assert_finds
-from tests.memory_backends.reference import LAYERS, make_document, make_rows
+from memory_backends import MemoryBackend, verify
+from memory_backends.testing.checks import assert_fetches, assert_finds
+from memory_backends.testing.rows import LAYERS, make_document, make_rows
 
 # Does what it is told, a line at a time, and says when it is done.
 WORKER = """
 import sys
 from pathlib import Path
-from memory_backends import ManualBackend
-from tests.memory_backends.reference import LAYOUT, make_document, make_rows
-backend = ManualBackend(LAYOUT, path=Path(sys.argv[1]))
+from memory_backends import MemoryBackend
+from memory_backends.testing.rows import LAYOUT, make_document, make_rows
+backend = MemoryBackend(LAYOUT, path=Path(sys.argv[1]))
 for line in sys.stdin:
     what, *arguments = line.split()
     if what == "add":
@@ -98,7 +98,7 @@ def test_a_reader_follows_a_writer_in_another_process(worker: Worker, tmp_path: 
     store = tmp_path / "store"
     runs = [make_rows(n, seed=n) for n in (10, 7, 4)]
     worker.do("add a 10")
-    readers = [kind.open(store) for kind in (ManualBackend, VectorDBBackend)]
+    readers = [MemoryBackend.open(store, kind) for kind in ("manual", "vector_db")]
     worker.do("add b 7")
     for reader in readers:
         assert_finds(reader, runs, range(10))
@@ -122,7 +122,7 @@ def test_a_store_is_verified_while_it_is_written(worker: Worker, tmp_path: Path)
     worker.start("churn")
     for _ in range(30):
         assert verify(tmp_path / "store") == []
-    reader = VectorDBBackend.open(tmp_path / "store")
+    reader = MemoryBackend.open(tmp_path / "store", "vector_db")
     for _ in range(30):  # every state is whole: no row that is found is one of zeros
         reader.refresh()
         names = reader.catalog.document_names()
@@ -144,7 +144,7 @@ def test_a_writer_killed_at_any_instant_leaves_a_good_store(tmp_path: Path) -> N
         time.sleep(generator.uniform(0, 0.5))
         said = [line.split() for line in (first + worker.kill()).splitlines()]
         assert verify(store) == []
-        backend = ManualBackend.open(store)
+        backend = MemoryBackend.open(store)
         names = backend.catalog.document_names()
         removed = {name for what, name, *_ in said if what == "removed"}
         for what, name, *_ in said:  # what was said to be done, is

@@ -10,16 +10,9 @@ import torch
 import numpy as np
 import pytest
 
-from memory_backends import (
-    ManualBackend,
-    MemoryBackend,
-    MemoryMismatchError,
-    Rows,
-    StoreError,
-    VectorDBBackend,
-)
-from memory_backends.queries import sampled_rows
-from tests.memory_backends.reference import LAYERS, LAYOUT, make_document, make_rows
+from memory_backends import MemoryBackend, MemoryMismatchError, Rows, StoreError
+from memory_backends.rows.query_samples import sampled_rows
+from memory_backends.testing.rows import LAYERS, LAYOUT, make_document, make_rows
 
 HEADS = {0: 6, 3: 2}  # query heads, of layers with 2 and 1 KV heads
 
@@ -65,8 +58,8 @@ def test_samples_get_rarer_with_each_doubling() -> None:
 @pytest.fixture(params=["manual in RAM", "manual", "vector_db"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> MemoryBackend:
     if request.param == "vector_db":
-        return VectorDBBackend(LAYOUT, path=tmp_path / "store")
-    return ManualBackend(LAYOUT, path=tmp_path / "store" if request.param == "manual" else None)
+        return MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "store")
+    return MemoryBackend(LAYOUT, path=tmp_path / "store" if request.param == "manual" else None)
 
 
 def test_queries_are_sampled_kept_and_copied(backend: MemoryBackend, tmp_path: Path) -> None:
@@ -85,7 +78,9 @@ def test_queries_are_sampled_kept_and_copied(backend: MemoryBackend, tmp_path: P
         memories = [backend]
         if layer_idx == 0:
             backend.save(tmp_path / "copy")
-        memories += [kind.open(tmp_path / "copy") for kind in (ManualBackend, VectorDBBackend)]
+        memories += [
+            MemoryBackend.open(tmp_path / "copy", kind) for kind in ("manual", "vector_db")
+        ]
         for memory in memories:
             found = memory.sampled_queries(layer_idx)
             assert found.dtype == torch.float32
@@ -96,13 +91,13 @@ def test_queries_are_sampled_kept_and_copied(backend: MemoryBackend, tmp_path: P
 def test_a_resumed_run_samples_the_same(tmp_path: Path) -> None:
     runs = [with_queries(make_rows(70, seed=n), n) for n in range(4)]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    ManualBackend(LAYOUT, path=whole).add(make_document("a", 70), runs)
+    MemoryBackend(LAYOUT, path=whole).add(make_document("a", 70), runs)
     for name, run in zip("abcd", runs, strict=True):
-        ManualBackend(LAYOUT, path=resumed).add(make_document(name, 70), [run])
+        MemoryBackend(LAYOUT, path=resumed).add(make_document(name, 70), [run])
     for file in ("layer-000.bin", "layer-003.bin"):
         expected = (whole / "queries" / file).read_bytes()
         assert (resumed / "queries" / file).read_bytes() == expected
-    assert ManualBackend.open(resumed).sampled_queries(3).shape == (1, 5, 2, 4)
+    assert MemoryBackend.open(resumed).sampled_queries(3).shape == (1, 5, 2, 4)
 
 
 def test_samples_of_a_document_that_fails_are_not_kept(backend: MemoryBackend) -> None:
@@ -157,7 +152,7 @@ def test_other_heads_than_before_are_refused(backend: MemoryBackend) -> None:
 
 
 def test_damaged_samples_are_refused(tmp_path: Path) -> None:
-    backend = VectorDBBackend(LAYOUT, path=tmp_path / "store")
+    backend = MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "store")
     backend.add(make_document("a", 130), [with_queries(make_rows(130, seed=1), seed=2)])
     backend.close()
     file = tmp_path / "store" / "queries" / "layer-000.bin"
@@ -165,4 +160,4 @@ def test_damaged_samples_are_refused(tmp_path: Path) -> None:
     damaged[0:2] = b"\xff\x7f"  # NaN
     file.write_bytes(damaged)
     with pytest.raises(StoreError, match="query samples of layer 0 must be finite"):
-        VectorDBBackend.open(tmp_path / "store").sampled_queries(0)
+        MemoryBackend.open(tmp_path / "store", "vector_db").sampled_queries(0)

@@ -11,10 +11,10 @@ import faiss
 import numpy as np
 import pytest
 
-from memory_backends import StoreError, VectorDBBackend, verify
-from memory_backends.vector_db import index as faiss_index
-from memory_backends.vector_db.residency import ResidentLimit, file_bytes
-from tests.memory_backends.reference import LAYOUT, make_document, make_queries, make_rows
+from memory_backends import MemoryBackend, StoreError, verify
+from memory_backends.faiss import index as faiss_index
+from memory_backends.faiss.residency import ResidentLimit, file_bytes
+from memory_backends.testing.rows import LAYOUT, make_document, make_queries, make_rows
 
 linux_only = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="only Linux tells and lets go of resident pages"
@@ -47,10 +47,14 @@ def test_pages_are_let_go_when_there_are_too_many(tmp_path: Path) -> None:
 @linux_only
 def test_a_store_serves_the_same_from_mapped_indexes(tmp_path: Path) -> None:
     rows = make_rows(600, seed=1)
-    with_ram = VectorDBBackend(LAYOUT, path=tmp_path / "store", index="IVF4,Flat", recall=1.0)
+    with_ram = MemoryBackend(
+        LAYOUT, "vector_db", path=tmp_path / "store", index="IVF4,Flat", recall=1.0
+    )
     with_ram.add(make_document("a", 600), [rows])
     with_ram.save()
-    mapped = VectorDBBackend.open(tmp_path / "store", index="IVF4,Flat", recall=1.0, cache_bytes=1)
+    mapped = MemoryBackend.open(
+        tmp_path / "store", "vector_db", index="IVF4,Flat", recall=1.0, cache_bytes=1
+    )
     for layer_idx in LAYOUT.layers:
         queries = make_queries(layer_idx, 5)
         expected = with_ram.search(layer_idx, queries, 7)
@@ -70,15 +74,17 @@ def test_a_store_serves_the_same_from_mapped_indexes(tmp_path: Path) -> None:
 FACTORIES = ["IVF4,Flat", "PCA4,IVF4,Flat"]
 
 
-def written(path: Path, factory: str = "IVF4,Flat", **options: object) -> VectorDBBackend:
-    backend = VectorDBBackend(LAYOUT, path=path, index=factory, recall=1.0, **options)
+def written(path: Path, factory: str = "IVF4,Flat", **options: object) -> MemoryBackend:
+    backend = MemoryBackend(LAYOUT, "vector_db", path=path, index=factory, recall=1.0, **options)
     backend.add(make_document("a", 600), [make_rows(600, seed=1)])
     backend.save()
     return backend
 
 
-def mapped(path: Path, factory: str = "IVF4,Flat", **options: object) -> VectorDBBackend:
-    return VectorDBBackend.open(path, index=factory, recall=1.0, cache_bytes=1, **options)
+def mapped(path: Path, factory: str = "IVF4,Flat", **options: object) -> MemoryBackend:
+    return MemoryBackend.open(
+        path, "vector_db", index=factory, recall=1.0, cache_bytes=1, **options
+    )
 
 
 @pytest.mark.parametrize("factory", FACTORIES)
@@ -89,7 +95,9 @@ def test_saving_mapped_indexes_writes_whole_files(tmp_path: Path, factory: str) 
     backend.search(0, make_queries(0, 5), 7)
     backend.save()
     assert verify(path) == []
-    found = VectorDBBackend.open(path, index=factory, recall=1.0).search(0, make_queries(0, 5), 7)
+    found = MemoryBackend.open(path, "vector_db", index=factory, recall=1.0).search(
+        0, make_queries(0, 5), 7
+    )
     assert torch.equal(found.ids, expected.ids)
 
 

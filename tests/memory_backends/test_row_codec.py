@@ -16,24 +16,22 @@ import pytest
 
 from memory_backends import (
     LayerLayout,
-    ManualBackend,
     MemoryBackend,
     MemoryLayout,
     MemoryMismatchError,
     Rows,
     StoreError,
-    VectorDBBackend,
     verify,
 )
 from memory_backends.catalog import Catalog
-from memory_backends.codecs import CODEC_NAMES, row_codec
-from memory_backends.row_coding import RowCoding, record_bytes
-from memory_backends.row_files import ROWS_TO_LEARN, RowFiles
-from memory_backends.rows import interleave
-from tests.memory_backends.conformance import assert_fetches, assert_finds
-from tests.memory_backends.reference import IDENTITY, LAYERS, LAYOUT, make_document, make_rows
+from memory_backends.rows.codecs import CODEC_NAMES, row_codec
+from memory_backends.rows.coding import RowCoding, record_bytes
+from memory_backends.rows.files import ROWS_TO_LEARN, RowFiles
+from memory_backends.rows.storage import interleave
+from memory_backends.testing.checks import assert_fetches, assert_finds
+from memory_backends.testing.rows import IDENTITY, LAYERS, LAYOUT, make_document, make_rows
 
-KINDS = pytest.mark.parametrize("kind", [ManualBackend, VectorDBBackend])
+KINDS = pytest.mark.parametrize("kind", ["manual", "vector_db"])
 LEARNING = pytest.mark.parametrize("codec", ["int8", "int4"])
 RUNS = [make_rows(10, seed=1, sinks=[0]), make_rows(7, seed=2, sinks=[0])]
 
@@ -75,10 +73,8 @@ def by_hand(codec_name: str, runs: list[Rows], learned_from: int) -> tuple[dict[
 
 @KINDS
 @pytest.mark.parametrize("codec", CODEC_NAMES)
-def test_files_have_what_the_codec_makes_of_rows(
-    kind: type[MemoryBackend], codec: str, tmp_path: Path
-) -> None:
-    backend = kind(LAYOUT, path=tmp_path / "m", row_codec=codec)
+def test_files_have_what_the_codec_makes_of_rows(kind: str, codec: str, tmp_path: Path) -> None:
+    backend = MemoryBackend(LAYOUT, kind, path=tmp_path / "m", row_codec=codec)
     fill(backend)
     assert_fetches(backend, RUNS)
     assert_finds(backend, RUNS, range(17))
@@ -93,18 +89,16 @@ def test_files_have_what_the_codec_makes_of_rows(
     assert verify(tmp_path / "m") == []
     before = fetched(backend)
     backend.close()
-    for other in (ManualBackend, VectorDBBackend):  # whatever is asked for
-        reopened = other.open(tmp_path / "m", row_codec="exact")
+    for other in ("manual", "vector_db"):  # whatever is asked for
+        reopened = MemoryBackend.open(tmp_path / "m", other, row_codec="exact")
         assert reopened.catalog.row_codec == codec
         assert fetched(reopened) == before
 
 
 @KINDS
 @pytest.mark.parametrize("codec", CODEC_NAMES)
-def test_retrieving_is_searching_and_fetching(
-    kind: type[MemoryBackend], codec: str, tmp_path: Path
-) -> None:
-    backend = kind(LAYOUT, path=tmp_path / "m", row_codec=codec)
+def test_retrieving_is_searching_and_fetching(kind: str, codec: str, tmp_path: Path) -> None:
+    backend = MemoryBackend(LAYOUT, kind, path=tmp_path / "m", row_codec=codec)
     fill(backend)
     for layer_idx, layer in LAYERS.items():
         queries = torch.randn(layer.num_key_value_heads, 3, layer.head_dim)
@@ -119,7 +113,7 @@ def test_retrieving_is_searching_and_fetching(
 def test_odd_dims_are_kept(codec: str, head_dim: int, value_head_dim: int, tmp_path: Path) -> None:
     layout = MemoryLayout({2: LayerLayout(3, head_dim, value_head_dim)}, torch.float16)
     rows = make_rows(300, seed=1, layout=layout)
-    backend = VectorDBBackend(layout, path=tmp_path / "m", row_codec=codec)
+    backend = MemoryBackend(layout, "vector_db", path=tmp_path / "m", row_codec=codec)
     backend.add(make_document("a", 300), [rows])
     ids = torch.arange(300).expand(3, -1)
     keys, values = backend.fetch(2, ids)
@@ -135,7 +129,7 @@ def test_odd_dims_are_kept(codec: str, head_dim: int, value_head_dim: int, tmp_p
 def test_small_documents_of_one_transaction_are_learned_from_together(
     codec: str, tmp_path: Path
 ) -> None:
-    backend = VectorDBBackend(LAYOUT, path=tmp_path / "m", row_codec=codec)
+    backend = MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "m", row_codec=codec)
     runs = [make_rows(50, seed=seed) for seed in range(60)]
     waiting = [(make_document(str(at), 50), [run]) for at, run in enumerate(runs)]
     ids = [found for _, found in backend.add_many(waiting)]
@@ -156,23 +150,23 @@ def interrupted(rows: Rows) -> Iterator[Rows]:
 @LEARNING
 @pytest.mark.parametrize("num_rows", [10, ROWS_TO_LEARN + 10])
 def test_a_first_write_that_fails_learns_nothing(
-    kind: type[MemoryBackend], codec: str, num_rows: int, tmp_path: Path
+    kind: str, codec: str, num_rows: int, tmp_path: Path
 ) -> None:
     path = tmp_path / "m"
-    kind(LAYOUT, path=path, row_codec=codec).save()  # a store without rows
-    backend = kind(LAYOUT, path=path)
+    MemoryBackend(LAYOUT, kind, path=path, row_codec=codec).save()  # a store without rows
+    backend = MemoryBackend(LAYOUT, kind, path=path)
     with pytest.raises(KeyboardInterrupt):
         backend.add(make_document("x", num_rows), interrupted(make_rows(num_rows, seed=9)))
     assert states_of(path) == {}
     assert verify(path) == []
     fill(backend)
     assert states_of(path) == by_hand(codec, RUNS, 10)[0]
-    assert_fetches(kind.open(path), RUNS)
+    assert_fetches(MemoryBackend.open(path, kind), RUNS)
 
 
 @LEARNING
 def test_documents_before_one_that_fails_are_kept(codec: str, tmp_path: Path) -> None:
-    backend = VectorDBBackend(LAYOUT, path=tmp_path / "m", row_codec=codec)
+    backend = MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "m", row_codec=codec)
     long = make_rows(ROWS_TO_LEARN, seed=9)
     documents: list[tuple[Any, Any]] = [
         (make_document("0", 10), [RUNS[0]]),
@@ -184,7 +178,7 @@ def test_documents_before_one_that_fails_are_kept(codec: str, tmp_path: Path) ->
     assert backend.catalog.document_names() == ["0", "1"]
     assert verify(tmp_path / "m") == []
     before = fetched(backend)
-    assert fetched(ManualBackend.open(tmp_path / "m")) == before
+    assert fetched(MemoryBackend.open(tmp_path / "m")) == before
     backend.add(make_document("y", 7), [RUNS[1]])
     assert fetched(backend) == before
 
@@ -192,11 +186,11 @@ def test_documents_before_one_that_fails_are_kept(codec: str, tmp_path: Path) ->
 @KINDS
 @LEARNING
 def test_a_commit_that_fails_publishes_no_state(
-    kind: type[MemoryBackend], codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "m"
-    kind(LAYOUT, path=path, row_codec=codec).save()
-    backend = kind(LAYOUT, path=path)
+    MemoryBackend(LAYOUT, kind, path=path, row_codec=codec).save()
+    backend = MemoryBackend(LAYOUT, kind, path=path)
 
     def fail(*_: Any) -> None:
         raise OSError("no room")
@@ -213,10 +207,10 @@ def test_a_commit_that_fails_publishes_no_state(
 @KINDS
 @LEARNING
 def test_a_reader_that_was_there_before_the_first_document_reads_it(
-    kind: type[MemoryBackend], codec: str, tmp_path: Path
+    kind: str, codec: str, tmp_path: Path
 ) -> None:
-    kind(LAYOUT, path=tmp_path / "m", row_codec=codec).save()
-    reader, writer = kind.open(tmp_path / "m"), ManualBackend.open(tmp_path / "m")
+    MemoryBackend(LAYOUT, kind, path=tmp_path / "m", row_codec=codec).save()
+    reader, writer = MemoryBackend.open(tmp_path / "m", kind), MemoryBackend.open(tmp_path / "m")
     assert_finds(reader, RUNS, [])
     fill(writer)
     assert_finds(reader, RUNS, [])
@@ -228,10 +222,10 @@ def test_a_reader_that_was_there_before_the_first_document_reads_it(
 
 @LEARNING
 def test_another_process_decodes_the_same_bytes(codec: str, tmp_path: Path) -> None:
-    backend = VectorDBBackend(LAYOUT, path=tmp_path / "m", row_codec=codec)
+    backend = MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "m", row_codec=codec)
     fill(backend)
     script = (
-        "import sys; from memory_backends import ManualBackend as M; "
+        "import sys; from memory_backends import MemoryBackend as M; "
         "from tests.memory_backends.test_row_codec import fetched; "
         "sys.stdout.buffer.write(b''.join(fetched(M.open(sys.argv[1]))))"
     )
@@ -244,15 +238,15 @@ def test_another_process_decodes_the_same_bytes(codec: str, tmp_path: Path) -> N
 @KINDS
 @pytest.mark.parametrize("codec", CODEC_NAMES)
 def test_copies_and_compaction_move_records_as_they_are(
-    kind: type[MemoryBackend], codec: str, tmp_path: Path
+    kind: str, codec: str, tmp_path: Path
 ) -> None:
-    backend = kind(LAYOUT, path=tmp_path / "m", row_codec=codec)
+    backend = MemoryBackend(LAYOUT, kind, path=tmp_path / "m", row_codec=codec)
     fill(backend)
     bytes_before, before = row_bytes(tmp_path / "m"), fetched(backend)
     backend.save(tmp_path / "copy")
     assert row_bytes(tmp_path / "copy") == bytes_before
     assert states_of(tmp_path / "copy") == states_of(tmp_path / "m")
-    assert fetched(kind.open(tmp_path / "copy")) == before
+    assert fetched(MemoryBackend.open(tmp_path / "copy", kind)) == before
     backend.remove_document("0")
     backend.compact()
     assert states_of(tmp_path / "copy") == states_of(tmp_path / "m")
@@ -266,7 +260,7 @@ def test_copies_and_compaction_move_records_as_they_are(
 
 @pytest.mark.parametrize("codec", CODEC_NAMES)
 def test_a_memory_in_ram_is_exact_until_it_is_saved(codec: str, tmp_path: Path) -> None:
-    backend = ManualBackend(LAYOUT, row_codec=codec)
+    backend = MemoryBackend(LAYOUT, row_codec=codec)
     fill(backend, [RUNS[1], *RUNS])
     backend.remove_document("0")
     ids = torch.arange(7, 17).expand(2, -1)
@@ -281,15 +275,15 @@ def test_a_memory_in_ram_is_exact_until_it_is_saved(codec: str, tmp_path: Path) 
 
 @LEARNING
 def test_a_memory_saved_when_all_is_removed_learns_later(codec: str, tmp_path: Path) -> None:
-    backend = ManualBackend(LAYOUT, row_codec=codec)
+    backend = MemoryBackend(LAYOUT, row_codec=codec)
     fill(backend)
     backend.clear()
     backend.save(tmp_path / "m")
     assert states_of(tmp_path / "m") == {}
     assert verify(tmp_path / "m") == []
-    for kind in (ManualBackend, VectorDBBackend):
-        assert_finds(kind.open(tmp_path / "m"), RUNS, [])
-    reopened = VectorDBBackend.open(tmp_path / "m")
+    for kind in ("manual", "vector_db"):
+        assert_finds(MemoryBackend.open(tmp_path / "m", kind), RUNS, [])
+    reopened = MemoryBackend.open(tmp_path / "m", "vector_db")
     reopened.add(make_document("c", 7), [RUNS[1]])
     assert states_of(tmp_path / "m").keys() == {0, 3}
     assert_finds(reopened, [*RUNS, RUNS[1]], range(17, 24))
@@ -297,7 +291,9 @@ def test_a_memory_saved_when_all_is_removed_learns_later(codec: str, tmp_path: P
 
 @pytest.fixture
 def coded(tmp_path: Path) -> Path:
-    backend = VectorDBBackend(LAYOUT, path=tmp_path / "m", identity=IDENTITY, row_codec="int4")
+    backend = MemoryBackend(
+        LAYOUT, "vector_db", path=tmp_path / "m", identity=IDENTITY, row_codec="int4"
+    )
     fill(backend)
     backend.save()
     backend.close()
@@ -321,8 +317,8 @@ def test_a_flip_anywhere_in_a_state_is_found(coded: Path) -> None:
         (damage,) = verify(coded)
         assert damage.file == "catalog.sqlite"
         assert "layer 3 is damaged: its checksum does not match" in damage.reason
-        for kind in (ManualBackend, VectorDBBackend):
-            backend = kind.open(coded)
+        for kind in ("manual", "vector_db"):
+            backend = MemoryBackend.open(coded, kind)
             with pytest.raises(StoreError, match="learned of layer 3 is damaged"):
                 backend.fetch(3, torch.tensor([[1]]))
             with pytest.raises(StoreError, match="learned of layer 3 is damaged"):
@@ -351,12 +347,12 @@ def test_damaged_records_are_found(coded: Path) -> None:
     path.write_bytes(data)
     assert [damage.file for damage in verify(coded)] == ["rows/layer-000.bin"]
     with pytest.raises(StoreError, match="their checksum does not match"):
-        ManualBackend.open(coded).save(coded.parent / "copy")
+        MemoryBackend.open(coded).save(coded.parent / "copy")
     assert not (coded.parent / "copy" / "catalog.sqlite").exists()
 
 
 def test_a_number_beyond_float16_is_refused_before_anything_changed(tmp_path: Path) -> None:
-    backend = ManualBackend(LAYOUT, path=tmp_path / "m", row_codec="float16")
+    backend = MemoryBackend(LAYOUT, path=tmp_path / "m", row_codec="float16")
     fill(backend)
     large = make_rows(5, seed=1)
     large.values[3][0, 2, 1] = 1e6
@@ -367,9 +363,9 @@ def test_a_number_beyond_float16_is_refused_before_anything_changed(tmp_path: Pa
 
 
 @KINDS
-def test_an_unknown_codec_is_refused(kind: type[MemoryBackend], tmp_path: Path) -> None:
+def test_an_unknown_codec_is_refused(kind: str, tmp_path: Path) -> None:
     with pytest.raises(MemoryMismatchError, match=r"row_codec must be one of .*; got 'int2'"):
-        kind(LAYOUT, path=tmp_path / "m", row_codec="int2")
+        MemoryBackend(LAYOUT, kind, path=tmp_path / "m", row_codec="int2")
 
 
 def test_a_codec_that_is_not_known_here_is_damage(coded: Path) -> None:

@@ -12,9 +12,9 @@ import pytest
 
 from memory_backends import LayerLayout, MemoryLayout, StoreError
 from memory_backends.layout import Rows
-from memory_backends.row_files import RowFiles
-from memory_backends.rows import RowStorage, RowTensors, interleave
-from tests.memory_backends.reference import LAYOUT, make_rows
+from memory_backends.rows.files import RowFiles
+from memory_backends.rows.storage import RowStorage, RowTensors, interleave
+from memory_backends.testing.rows import LAYOUT, make_rows
 
 
 @pytest.fixture(params=["tensors", "files"])

@@ -14,17 +14,15 @@ import pytest
 
 from memory_backends import (
     LayerLayout,
-    ManualBackend,
     MemoryBackend,
     MemoryLayout,
     MemoryMismatchError,
     Rows,
     Scope,
-    VectorDBBackend,
 )
-from memory_backends.scope_cache import ScopeCache
-from memory_backends.vector_db import selection
-from tests.memory_backends.reference import (
+from memory_backends.faiss import selection
+from memory_backends.search.scope_cache import ScopeCache
+from memory_backends.testing.rows import (
     LAYERS,
     keys_of,
     make_document,
@@ -48,7 +46,7 @@ BACKENDS = ("manual", "manual, few kept", "Flat", "Flat, selected", "IVF", "IVF,
 
 
 @pytest.fixture(params=BACKENDS)
-def kind(request: pytest.FixtureRequest) -> str:
+def MemoryBackend(request: pytest.FixtureRequest, kind) -> str:
     return str(request.param)
 
 
@@ -63,14 +61,14 @@ def make(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
     def backend(**options: Any) -> MemoryBackend:
         memory: MemoryBackend
         if name == "manual":
-            memory = ManualBackend(MemoryLayout(LAYERS, torch.float32), **options)
+            memory = MemoryBackend(MemoryLayout(LAYERS, torch.float32), **options)
             if how:
                 monkeypatch.setattr("memory_backends.scope_cache._ROWS_AT_ONCE", 32)
                 memory._scopes.num_bytes = 1
         else:
             # Every list is searched, so that what is found does not depend on the training.
             factory = {"IVF": "IVF4,Flat", "HNSW": "HNSW16"}.get(name, name)
-            memory = VectorDBBackend(
+            memory = MemoryBackend(
                 MemoryLayout(LAYERS, torch.float32),
                 path=tmp_path / f"store{len(made)}",
                 index=factory,
@@ -164,7 +162,7 @@ def test_a_scope_of_fewer_rows_than_k_is_found_whole(make: Any) -> None:
 
 def test_rows_that_are_not_in_the_files_yet_are_found(make: Any) -> None:
     backend = make()
-    if isinstance(backend, VectorDBBackend):
+    if isinstance(backend, MemoryBackend):
         backend.save()
     more = make_rows(50, seed=9)
     backend.add(make_document("more", 50), [more])
@@ -207,7 +205,7 @@ def test_rows_out_of_scope_are_never_read(
 
         monkeypatch.setattr(storage, method, call)
 
-    if isinstance(backend, VectorDBBackend):
+    if isinstance(backend, MemoryBackend):
         for method in ("gather", "take", "span"):
             spied(method)
         for layer_idx in LAYERS:
@@ -261,7 +259,7 @@ def test_lists_without_rows_of_the_scope_do_not_leave_it_unfound(
     near, far = (
         centre * sign + 0.3 * torch.randn(1, 2000, 8, generator=generator) for sign in (1, -1)
     )
-    backend = VectorDBBackend(layout, path=tmp_path / "store", index="IVF32,Flat")
+    backend = MemoryBackend(layout, "vector_db", path=tmp_path / "store", index="IVF32,Flat")
     for name, keys in (("near", near), ("far", far)):
         backend.add(make_document(name, 2000), [Rows.of({0: keys}, {0: keys})])
     queries = centre + 0.3 * torch.randn(1, 20, 8, generator=generator)
@@ -286,8 +284,8 @@ def test_a_scope_in_an_index_of_codes(
     monkeypatch.setattr(selection, "_EXACT_ROWS", 0)
     layout = MemoryLayout({0: LayerLayout(2, 8, 8)}, torch.float32)
     runs = [make_rows(500, seed=at, layout=layout, sinks=[0, 1]) for at in range(4)]
-    backend = VectorDBBackend(
-        layout, path=tmp_path / "store", index=factory, sinks="one", overfetch=8
+    backend = MemoryBackend(
+        layout, "vector_db", path=tmp_path / "store", index=factory, sinks="one", overfetch=8
     )
     for at, rows in enumerate(runs):
         backend.add(make_document(f"d{at}", 500), [rows])

@@ -10,7 +10,7 @@ import pytest
 PROGRAM = """
 import {first}
 import faiss, torch
-from memory_backends.vector_db import index
+from memory_backends.faiss import index
 torch.set_num_threads(2)
 faiss.omp_set_num_threads(2)
 with index._one_team():

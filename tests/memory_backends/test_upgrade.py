@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memory_backends import ManualBackend, StoreError, VectorDBBackend, upgrade, verify
-from memory_backends.rows import interleave
-from tests.memory_backends.conformance import assert_fetches, assert_finds
-from tests.memory_backends.reference import IDENTITY, LAYOUT, make_rows
+from memory_backends import MemoryBackend, StoreError, verify
+from memory_backends.rows.storage import interleave
+from memory_backends.testing.checks import assert_fetches, assert_finds
+from memory_backends.testing.rows import IDENTITY, LAYOUT, make_rows
 
 VERSION_1 = """
 CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -86,11 +86,11 @@ def store(tmp_path: Path) -> Path:
 
 
 def test_an_old_store_is_not_opened_but_upgraded(store: Path) -> None:
-    for kind in (ManualBackend, VectorDBBackend):
+    for kind in ("manual", "vector_db"):
         with pytest.raises(
             StoreError, match=f"version 1; .* Run `emt upgrade {re.escape(str(store))}`"
         ):
-            kind.open(store)
+            MemoryBackend.open(store, kind)
     with pytest.raises(StoreError, match="Run `emt upgrade"):
         verify(store)
     before = {file.name: file.read_bytes() for file in (store / "rows").iterdir()}
@@ -98,8 +98,8 @@ def test_an_old_store_is_not_opened_but_upgraded(store: Path) -> None:
     assert not upgrade(store)
     assert {file.name: file.read_bytes() for file in (store / "rows").iterdir()} == before
     assert verify(store) == []
-    for kind in (ManualBackend, VectorDBBackend):
-        backend = kind.open(store)
+    for kind in ("manual", "vector_db"):
+        backend = MemoryBackend.open(store, kind)
         assert_finds(backend, RUNS, LEFT)
         assert_fetches(backend, RUNS)
         document = backend.catalog.document("a")
@@ -115,12 +115,12 @@ def test_an_old_store_is_not_opened_but_upgraded(store: Path) -> None:
 
 def test_an_upgraded_store_can_index_a_few_heads(store: Path) -> None:
     upgrade(store)
-    backend = VectorDBBackend.open(store, indexed_heads={0: [1]})
+    backend = MemoryBackend.open(store, "vector_db", indexed_heads={0: [1]})
     backend.save()
     names = {file.name for file in (store / "index" / "000001").iterdir()}
     assert names == {"layer-000-head-001.faiss", "ids.bin"}
     assert verify(store) == []
-    assert_finds(VectorDBBackend.open(store), RUNS, LEFT)
+    assert_finds(MemoryBackend.open(store, "vector_db"), RUNS, LEFT)
 
 
 def test_an_upgrade_that_fails_leaves_the_old_version(

@@ -19,13 +19,15 @@ import pytest
 from memory_backends import (
     IndexFactoryError,
     LayerLayout,
+    MemoryBackend,
     MemoryLayout,
     MemoryMismatchError,
     StoreError,
-    VectorDBBackend,
 )
-from tests.memory_backends.conformance import BackendConformance, Make, assert_fetches, assert_finds
-from tests.memory_backends.reference import (
+from memory_backends.testing.checks import assert_fetches, assert_finds
+from memory_backends.testing import BackendConformance
+from memory_backends.testing.suite import Make
+from memory_backends.testing.rows import (
     LAYOUT,
     keys_of,
     make_document,
@@ -40,14 +42,14 @@ RUNS = [make_rows(10, seed=1), make_rows(7, seed=2)]
 class TestVectorDB(BackendConformance):
     @pytest.fixture
     def make(self) -> Make:
-        return lambda layout=LAYOUT, **options: VectorDBBackend(layout, index="Flat", **options)
+        return lambda layout=LAYOUT, **options: MemoryBackend(layout, "vector_db", index="Flat", **options)
 
 
 class TestCoded(BackendConformance):
     @pytest.fixture
     def make(self) -> Make:
-        return lambda layout=LAYOUT, **options: VectorDBBackend(
-            layout, index="Flat", row_codec="int8", **options
+        return lambda layout=LAYOUT, **options: MemoryBackend(
+            layout, "vector_db", index="Flat", row_codec="int8", **options
         )
 
 
@@ -55,7 +57,7 @@ class TestCoded(BackendConformance):
 def store(tmp_path: Path) -> Path:
     """A saved store with the documents 'a' (rows 0-9) and 'b' (rows 10-16)."""
     path = tmp_path / "store"
-    backend = VectorDBBackend(LAYOUT, path=path)
+    backend = MemoryBackend(LAYOUT, "vector_db", path=path)
     for name, rows in zip("ab", RUNS, strict=True):
         backend.add(make_document(name, len(rows)), [rows])
     backend.save()
@@ -83,10 +85,10 @@ def test_another_process_opens_the_store(store: Path) -> None:
     queries = make_queries(0, 3)
     code = (
         "import sys, torch\n"
-        "from memory_backends import VectorDBBackend\n"
+        "from memory_backends import MemoryBackend\n"
         "torch.set_num_threads(1)\n"
         f"queries = torch.tensor({queries.tolist()})\n"
-        "print(VectorDBBackend.open(sys.argv[1]).search(0, queries, 4).ids.tolist())\n"
+        "print(MemoryBackend.open(sys.argv[1], "vector_db").search(0, queries, 4).ids.tolist())\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(store)], capture_output=True, text=True, check=True
@@ -95,16 +97,16 @@ def test_another_process_opens_the_store(store: Path) -> None:
 
 
 def test_rows_written_after_saving_are_found(store: Path) -> None:
-    backend = VectorDBBackend.open(store)
+    backend = MemoryBackend.open(store, "vector_db")
     more = make_rows(4, seed=5)
     backend.add(make_document("c", 4), [more])
     assert_finds(backend, [*RUNS, more], range(21))
-    assert_finds(VectorDBBackend.open(store), [*RUNS, more], range(21))
+    assert_finds(MemoryBackend.open(store, "vector_db"), [*RUNS, more], range(21))
     assert len(np.fromfile(_generation(store) / "ids.bin", "<i8")) == 17
 
 
 def test_saving_drops_removed_rows_from_the_files(store: Path) -> None:
-    backend = VectorDBBackend.open(store)
+    backend = MemoryBackend.open(store, "vector_db")
     backend.remove([0, 12])
     backend.remove_document("b")
     assert_finds(backend, RUNS, range(1, 10))
@@ -113,25 +115,25 @@ def test_saving_drops_removed_rows_from_the_files(store: Path) -> None:
     assert np.fromfile(_generation(store) / "ids.bin", "<i8").tolist() == list(range(1, 10))
     index = faiss.read_index(str(_generation(store) / "layer-003-head-000.faiss"))
     assert index.ntotal == 9
-    for memory in (backend, VectorDBBackend.open(store)):
+    for memory in (backend, MemoryBackend.open(store, "vector_db")):
         assert_finds(memory, RUNS, range(1, 10))
         assert_fetches(memory, RUNS)
 
 
 def test_a_copy_has_its_own_files(store: Path, tmp_path: Path) -> None:
-    backend = VectorDBBackend.open(store)
+    backend = MemoryBackend.open(store, "vector_db")
     backend.remove_document("a")
     backend.save(tmp_path / "copy")
     assert np.fromfile(_generation(tmp_path / "copy") / "ids.bin", "<i8").tolist() == list(
         range(10, 17)
     )
     shutil.rmtree(store)
-    assert_finds(VectorDBBackend.open(tmp_path / "copy"), RUNS, range(10, 17))
+    assert_finds(MemoryBackend.open(tmp_path / "copy", "vector_db"), RUNS, range(10, 17))
 
 
 def test_rows_out_of_order_are_searched_as_they_are(tmp_path: Path) -> None:
     """A sink that another document's removal sets free is indexed after rows with higher ids."""
-    backend = VectorDBBackend(LAYOUT, path=tmp_path / "store", sinks="one")
+    backend = MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "store", sinks="one")
     runs = [
         make_rows(3, seed=1, sinks=[0]),
         make_rows(7, seed=2, sinks=[0]),
@@ -146,7 +148,7 @@ def test_rows_out_of_order_are_searched_as_they_are(tmp_path: Path) -> None:
     backend.add(make_document("d", 2), [runs[3]])  # rows 11, a sink, and 12
     assert_finds(backend, runs, [*range(3, 11), 12])  # the last three added are 10, 3, 12
     backend.save()
-    assert_finds(VectorDBBackend.open(tmp_path / "store", sinks="one"), runs, [*range(3, 11), 12])
+    assert_finds(MemoryBackend.open(tmp_path / "store", "vector_db", sinks="one"), runs, [*range(3, 11), 12])
 
 
 @pytest.mark.parametrize("name", ["layer-000-head-001.faiss", "layer-003-head-000.faiss"])
@@ -157,7 +159,7 @@ def test_a_damaged_or_missing_faiss_file_is_found(store: Path, name: str) -> Non
 
     def refused(message: str) -> None:
         with pytest.raises(StoreError, match=re.escape(message)):
-            VectorDBBackend.open(store).search(layer_idx, make_queries(layer_idx, 1), 3)
+            MemoryBackend.open(store, "vector_db").search(layer_idx, make_queries(layer_idx, 1), 3)
 
     file.write_bytes(whole[:-8])
     refused(f"'{file}' has {len(whole) - 8} bytes; expected {len(whole)} bytes")
@@ -165,15 +167,15 @@ def test_a_damaged_or_missing_faiss_file_is_found(store: Path, name: str) -> Non
     refused(f"'{file}' is damaged: its checksum differs. Run `emt rebuild`")
     file.unlink()
     refused(f"'{file}' is missing; expected {len(whole)} bytes")
-    VectorDBBackend.open(store, index_files=False).rebuild()  # as the messages advise
-    assert_finds(VectorDBBackend.open(store), RUNS, range(17))
+    MemoryBackend.open(store, "vector_db", index_files=False).rebuild()  # as the messages advise
+    assert_finds(MemoryBackend.open(store, "vector_db"), RUNS, range(17))
 
 
 @pytest.mark.parametrize("factory", ["SQfp16", "IVF4,SQfp16"])
 def test_half_precision_finds_the_nearest_and_no_removed_row(tmp_path: Path, factory: str) -> None:
     """The path of large memories: scores to 1e-3, `nearest` without scores."""
     run = make_rows(1000, seed=1)
-    backend = VectorDBBackend(LAYOUT, path=tmp_path / "store", index=factory, recall=1.0)
+    backend = MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "store", index=factory, recall=1.0)
     backend.add(make_document("a", 1000), [run])
     backend.remove(range(0, 1000, 3))
     kept = [row for row in range(1000) if row % 3]
@@ -203,22 +205,22 @@ def test_damaged_or_missing_ids_are_found(store: Path) -> None:
     ):
         damage.astype("<i8").tofile(file)
         with pytest.raises(StoreError, match=re.escape(message)):
-            VectorDBBackend.open(store)
+            MemoryBackend.open(store, "vector_db")
     file.unlink()
     with pytest.raises(StoreError, match=re.escape(f"'{file}' is missing; expected 136 bytes")):
-        VectorDBBackend.open(store)
+        MemoryBackend.open(store, "vector_db")
 
 
 def test_a_store_without_its_index_folder_makes_it_anew(store: Path) -> None:
     shutil.rmtree(store / "index")  # as the messages above advise
-    backend = VectorDBBackend.open(store)
+    backend = MemoryBackend.open(store, "vector_db")
     assert_finds(backend, RUNS, range(17))
     backend.save()
-    assert_finds(VectorDBBackend.open(store), RUNS, range(17))
+    assert_finds(MemoryBackend.open(store, "vector_db"), RUNS, range(17))
 
 
 def test_a_reader_outlives_the_files_it_was_going_to_read(store: Path) -> None:
-    reader, writer = VectorDBBackend.open(store), VectorDBBackend.open(store)
+    reader, writer = MemoryBackend.open(store, "vector_db"), MemoryBackend.open(store, "vector_db")
     writer.remove_document("a")
     writer.save()
     found = reader.search(0, make_queries(0, 6), 5)
@@ -230,7 +232,7 @@ def test_a_reader_outlives_the_files_it_was_going_to_read(store: Path) -> None:
 def test_a_full_disk_while_saving_leaves_the_files_as_they_were(
     store: Path, monkeypatch: pytest.MonkeyPatch, full: str
 ) -> None:
-    backend = VectorDBBackend.open(store)
+    backend = MemoryBackend.open(store, "vector_db")
     backend.remove([3])
 
     def fail(*_: Any) -> None:
@@ -247,16 +249,16 @@ def test_a_full_disk_while_saving_leaves_the_files_as_they_were(
     assert _generation(store).name == "000001"
     left = [row for row in range(17) if row != 3]
     assert_finds(backend, RUNS, left)
-    assert_finds(VectorDBBackend.open(store), RUNS, left)
+    assert_finds(MemoryBackend.open(store, "vector_db"), RUNS, left)
     backend.save()
-    assert_finds(VectorDBBackend.open(store), RUNS, left)
+    assert_finds(MemoryBackend.open(store, "vector_db"), RUNS, left)
 
 
 def test_auto_is_exact_while_small_and_then_ivf(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("memory_backends.vector_db.index.AUTO_IVF_ROWS", 700)
-    backend = VectorDBBackend(LAYOUT, path=tmp_path / "store")
+    backend = MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "store")
     runs = [make_rows(699, seed=1), make_rows(1801, seed=2)]
     backend.add(make_document("a", 699), [runs[0]])
     assert backend.factory == "Flat"
@@ -269,7 +271,7 @@ def test_auto_is_exact_while_small_and_then_ivf(
     index = faiss.downcast_index(faiss.read_index(str(file)))
     assert isinstance(index, faiss.IndexIVFScalarQuantizer)
     assert (index.nlist, index.ntotal) == (64, 2500)
-    reopened = VectorDBBackend.open(tmp_path / "store")
+    reopened = MemoryBackend.open(tmp_path / "store", "vector_db")
     assert reopened.factory == "IVF64,SQfp16"
     _assert_finds_itself(reopened, runs, 2500, tolerance=2e-3)
 
@@ -288,15 +290,15 @@ def test_auto_is_exact_while_small_and_then_ivf(
 )
 def test_a_factory_string_of_the_user(tmp_path: Path, factory: str, tolerance: float) -> None:
     runs = [make_rows(1100, seed=1), make_rows(400, seed=2)]
-    backend = VectorDBBackend(LAYOUT, path=tmp_path / "store", index=factory)
+    backend = MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "store", index=factory)
     for name, rows in zip("ab", runs, strict=True):
         backend.add(make_document(name, len(rows)), [rows])
         assert backend.factory == factory
     _assert_finds_itself(backend, runs, 1500, tolerance)
     backend.save()
     backend.remove_document("a")
-    reopened = VectorDBBackend.open(tmp_path / "store", index=factory)
-    for memory in (backend, reopened, VectorDBBackend.open(tmp_path / "store")):
+    reopened = MemoryBackend.open(tmp_path / "store", "vector_db", index=factory)
+    for memory in (backend, reopened, MemoryBackend.open(tmp_path / "store", "vector_db")):
         assert memory.factory == factory
         found = memory.search(0, make_queries(0, 50), 5).ids
         assert set(found.unique().tolist()) <= {-1, *range(1100, 1500)}
@@ -306,7 +308,7 @@ def test_a_factory_string_of_the_user(tmp_path: Path, factory: str, tolerance: f
 @pytest.mark.parametrize("factory", ["PCA4,Flat", "SQ8", "RaBitQ"])
 def test_scores_are_true_cosines_whatever_the_index_keeps(tmp_path: Path, factory: str) -> None:
     rows = make_rows(1100, seed=1)
-    backend = VectorDBBackend(LAYOUT, path=tmp_path / "store", index=factory)
+    backend = MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "store", index=factory)
     backend.add(make_document("a", 1100), [rows])
     queries = make_queries(0, 8)
     scores, ids = backend.search(0, queries, 5)
@@ -320,7 +322,7 @@ def test_scores_are_true_cosines_whatever_the_index_keeps(tmp_path: Path, factor
 
 
 def test_a_factory_that_needs_training_waits_for_enough_rows(tmp_path: Path) -> None:
-    backend = VectorDBBackend(LAYOUT, path=tmp_path / "store", index="IVF4,Flat")
+    backend = MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "store", index="IVF4,Flat")
     runs = [make_rows(155, seed=1), make_rows(1, seed=2)]
     backend.add(make_document("a", 155), [runs[0]])
     assert backend.factory == "Flat"  # below 4 lists of 39 points
@@ -331,11 +333,11 @@ def test_a_factory_that_needs_training_waits_for_enough_rows(tmp_path: Path) -> 
 
 
 def test_another_index_than_the_saved_one_is_made_anew(store: Path) -> None:
-    backend = VectorDBBackend.open(store, index="HNSW16")
+    backend = MemoryBackend.open(store, "vector_db", index="HNSW16")
     assert backend.factory == "HNSW16"
     assert_finds(backend, RUNS, range(17))
     backend.save()
-    assert VectorDBBackend.open(store).factory == "HNSW16"
+    assert MemoryBackend.open(store, "vector_db").factory == "HNSW16"
     file = _generation(store) / "layer-000-head-000.faiss"
     assert isinstance(faiss.downcast_index(faiss.read_index(str(file))), faiss.IndexHNSW)
 
@@ -358,23 +360,23 @@ def test_another_index_than_the_saved_one_is_made_anew(store: Path) -> None:
 def test_a_factory_that_cannot_serve_is_refused(tmp_path: Path, factory: str, message: str) -> None:
     layout = MemoryLayout({0: LayerLayout(1, 4, 4)}, torch.float32)
     with pytest.raises(IndexFactoryError, match=message):
-        VectorDBBackend(layout, path=tmp_path / "store", index=factory)
+        MemoryBackend(layout, "vector_db", path=tmp_path / "store", index=factory)
     assert not (tmp_path / "store").exists()
 
 
 def test_only_indexed_layers_have_files(tmp_path: Path) -> None:
-    backend = VectorDBBackend(LAYOUT, path=tmp_path / "store", indexed_layers=[3])
+    backend = MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "store", indexed_layers=[3])
     backend.add(make_document("a", 10), [RUNS[0]])
     backend.save()
     names = {file.name for file in _generation(tmp_path / "store").iterdir()}
     assert names == {"layer-003-head-000.faiss", "ids.bin"}
-    assert_finds(VectorDBBackend.open(tmp_path / "store"), RUNS, range(10))
+    assert_finds(MemoryBackend.open(tmp_path / "store", "vector_db"), RUNS, range(10))
     with pytest.raises(MemoryMismatchError, match=r"some of \[0, 3\]; got \[1, 3\]"):
-        VectorDBBackend(LAYOUT, indexed_layers=[3, 1])
+        MemoryBackend(LAYOUT, "vector_db", indexed_layers=[3, 1])
 
 
 def test_a_memory_without_a_path_leaves_nothing_behind(tmp_path: Path) -> None:
-    backend = VectorDBBackend(LAYOUT)
+    backend = MemoryBackend(LAYOUT, "vector_db")
     backend.add(make_document("a", 10), [RUNS[0]])
     folder = backend.path
     assert folder is not None
@@ -386,11 +388,11 @@ def test_a_memory_without_a_path_leaves_nothing_behind(tmp_path: Path) -> None:
     del backend
     gc.collect()
     assert not folder.parent.exists()
-    assert_finds(VectorDBBackend.open(tmp_path / "copy"), RUNS, range(10))
+    assert_finds(MemoryBackend.open(tmp_path / "copy", "vector_db"), RUNS, range(10))
 
 
 def _assert_finds_itself(
-    backend: VectorDBBackend, runs: list[Any], stop: int, tolerance: float, first: int = 0
+    backend: MemoryBackend, runs: list[Any], stop: int, tolerance: float, first: int = 0
 ) -> None:
     """Search with some keys: each must be its own nearest, at cosine 1, in any kind of index."""
     assert len(backend) == stop - first

@@ -20,14 +20,13 @@ from memory_backends import (
     Document,
     DocumentError,
     EMTError,
-    ManualBackend,
+    MemoryBackend,
     Rows,
     StoreError,
-    VectorDBBackend,
     verify,
 )
-from memory_backends.records import record_crc32
-from tests.memory_backends.reference import IDENTITY, LAYERS, LAYOUT, make_queries, make_rows
+from memory_backends.catalog.records import record_crc32
+from memory_backends.testing.rows import IDENTITY, LAYERS, LAYOUT, make_queries, make_rows
 from tests.memory_backends.test_queries import with_queries
 
 NUM_FLIPS = 400
@@ -37,7 +36,7 @@ NUM_FLIPS = 400
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of 27 rows: 'a', 'gone' (removed), 'b'; row 3 is removed, too."""
     path = tmp_path_factory.mktemp("original") / "store"
-    backend = VectorDBBackend(LAYOUT, path=path, identity=IDENTITY)
+    backend = MemoryBackend(LAYOUT, "vector_db", path=path, identity=IDENTITY)
     for at, (name, num_rows) in enumerate((("a", 10), ("gone", 8), ("b", 9))):
         spans = np.array([[i, i + 1] for i in range(num_rows)], dtype=np.int32)
         tokens = np.arange(num_rows, dtype=np.int32)
@@ -60,8 +59,8 @@ def store(original: Path, tmp_path: Path) -> Path:
 def answers(path: Path) -> list[Any]:
     """Return everything that a store answers, as plain Python types."""
     found: list[Any] = []
-    for kind in (ManualBackend, VectorDBBackend):
-        backend = kind.open(path, sinks="one")
+    for kind in ("manual", "vector_db"):
+        backend = MemoryBackend.open(path, kind, sinks="one")
         try:
             found += [len(backend), dict(backend.catalog.identity), backend.layout.to_json()]
             found.append(backend.catalog.document_sizes())
@@ -154,7 +153,7 @@ def test_every_truncation_is_found_when_opening(store: Path) -> None:
             assert str(file.relative_to(store)) in {one.file for one in damage}
         file.unlink()
         with pytest.raises(StoreError, match=file.name):
-            ManualBackend.open(store)
+            MemoryBackend.open(store)
         file.write_bytes(clean)
 
 
@@ -296,14 +295,14 @@ def test_a_copy_of_damaged_rows_is_refused(store: Path, tmp_path: Path) -> None:
     data = bytearray((store / "rows" / "layer-003.bin").read_bytes())
     data[-1] ^= 1
     (store / "rows" / "layer-003.bin").write_bytes(data)
-    backend = ManualBackend.open(store)
+    backend = MemoryBackend.open(store)
     with pytest.raises(StoreError, match=r"the rows of document 'b' in '.*' are damaged"):
         backend.save(tmp_path / "copy")
     assert not list((tmp_path / "copy").iterdir())
 
 
 def test_a_copy_has_no_damage_and_no_removed_documents(store: Path, tmp_path: Path) -> None:
-    ManualBackend.open(store).save(tmp_path / "copy")
+    MemoryBackend.open(store).save(tmp_path / "copy")
     assert verify(tmp_path / "copy") == []
     assert answers(tmp_path / "copy") == answers(store)
     rows = (tmp_path / "copy" / "rows" / "layer-000.bin").read_bytes()
@@ -316,7 +315,7 @@ def test_a_memory_from_ram_is_saved_with_checksums(tmp_path: Path) -> None:
         yield with_queries(make_rows(5, seed=1), 1)
         yield with_queries(make_rows(5, seed=2, first=5), 2)
 
-    backend = ManualBackend(LAYOUT)
+    backend = MemoryBackend(LAYOUT)
     for name in "ab":
         backend.add(Document(name, np.arange(10, dtype=np.int32)), runs())
     backend.remove_document("a")
@@ -328,4 +327,4 @@ def test_a_memory_from_ram_is_saved_with_checksums(tmp_path: Path) -> None:
     reason = "document 'b': the checksum does not match"
     assert verify(tmp_path / "copy") == [Damage("rows/layer-000.bin", reason)]
     with pytest.raises(DocumentError, match="no document 'a'"):
-        ManualBackend.open(tmp_path / "copy").catalog.document("a")
+        MemoryBackend.open(tmp_path / "copy").catalog.document("a")

@@ -36,7 +36,10 @@ def main():
     config = MemoryConfig(memory_type="vector_db", path=sys.argv[1], **SETTINGS)
     memory = attach(loaded.model, config, tokenizer=loaded.tokenizer)
     tokens = continuations(loaded.model, loaded.tokenizer, json.load(sys.stdin), int(sys.argv[2]))
-    json.dump({"rows": len(memory), "index": memory.backend.factory, "tokens": tokens}, sys.stdout)
+    json.dump(
+        {"rows": len(memory), "index": memory.backend.searcher.factory, "tokens": tokens},
+        sys.stdout,
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 
 from emt import MemoryConfig, attach, detach
 from emt.cli import session
-from memory_backends import ManualBackend
+from memory_backends import MemoryBackend
 from tests.emt.commands import emt as run
 from tests.model.test_smollm2 import answer_log_probability
 
@@ -104,7 +104,7 @@ def test_rows_are_the_normalised_keys_before_either_rotation(gemma3, store):
         gemma3.model(ids)
     for hook in hooks:
         hook.remove()
-    backend = ManualBackend.open(store)
+    backend = MemoryBackend.open(store)
     document = backend.catalog.document("harbour.txt")
     rows = torch.arange(document.first_row, document.first_row + len(document.row_tokens))
     assert document.row_tokens.tolist() == list(range(1, ids.shape[1]))
@@ -157,7 +157,7 @@ def test_both_backends_give_the_same_tokens(gemma3, store):
         memory = attached(gemma3, store, memory_type)
         found[memory_type] = continuations(gemma3, list(FACTS), NEW)
         if memory_type == "vector_db":
-            assert memory.backend.factory == "Flat"
+            assert memory.backend.searcher.factory == "Flat"
             with memory.using(enabled=False):
                 without = continuations(gemma3, list(FACTS), NEW)
         detach(gemma3.model)

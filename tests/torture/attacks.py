@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from memory_backends import EMTError
 from memory_backends.validation import has_no_store
+
+from memory_backends import EMTError
 from tests.torture.faults import Fault, Kind
 from tests.torture.forks import Ended, Forks
 from tests.torture.promises import Content, check_allowed, check_undamaged, contents, size_of

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from memory_backends import Document, VectorDBBackend
+from memory_backends import Document, MemoryBackend
 from tests.torture.made_up import IDENTITY, LAYOUT, document, rows_of, runs_of, say
 
 _NAMES = [f"d{number}" for number in range(8)]
@@ -35,7 +35,7 @@ def write(path: str, seconds: float, seed: int) -> None:
     rng = random.Random(seed)
     versions: dict[str, int] = {}
     with contextlib.closing(
-        VectorDBBackend(LAYOUT, path=path, identity=IDENTITY, index="Flat")
+        MemoryBackend(LAYOUT, "vector_db", path=path, identity=IDENTITY, index="Flat")
     ) as backend:
         versions = {name: _version_of(backend.catalog.document(name)) for name in _names(backend)}
         stop = time.monotonic() + seconds
@@ -64,7 +64,7 @@ def write(path: str, seconds: float, seed: int) -> None:
 def read(path: str, seconds: float, seed: int) -> None:
     """Look at the store again and again until the time is up; say what was there and when."""
     rng = random.Random(seed)
-    backend = VectorDBBackend.open(path, index="Flat")
+    backend = MemoryBackend.open(path, "vector_db", index="Flat")
     stop = time.monotonic() + seconds
     while time.monotonic() < stop:
         began = time.monotonic()
@@ -77,7 +77,7 @@ def read(path: str, seconds: float, seed: int) -> None:
     backend.close()
 
 
-def _seen(backend: VectorDBBackend, layer_idx: int, rng: random.Random) -> list[tuple[str, int]]:
+def _seen(backend: MemoryBackend, layer_idx: int, rng: random.Random) -> list[tuple[str, int]]:
     """Find all rows there are; return the versions of documents that they are all the rows of.
 
     Raises:
@@ -127,7 +127,7 @@ def _diary(action: str, name: str, version: int | None = None) -> Iterator[None]
     say(json.dumps([began, time.monotonic(), action, name, version]))
 
 
-def _names(backend: VectorDBBackend) -> list[str]:
+def _names(backend: MemoryBackend) -> list[str]:
     return backend.catalog.document_names()
 
 
@@ -139,7 +139,7 @@ def _version_of(stored: Document) -> int:
 def fill(path: str) -> None:
     """Make the store, with something in it."""
     with contextlib.closing(
-        VectorDBBackend(LAYOUT, path=path, identity=IDENTITY, index="Flat")
+        MemoryBackend(LAYOUT, "vector_db", path=path, identity=IDENTITY, index="Flat")
     ) as backend:
         for name in _NAMES[:3]:
             backend.add(document(name, 0), runs_of(name, 0))

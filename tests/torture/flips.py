@@ -15,7 +15,7 @@ import torch
 import numpy as np
 
 import memory_backends
-from memory_backends import EMTError, ManualBackend, MemoryBackend, VectorDBBackend
+from memory_backends import EMTError, MemoryBackend
 from memory_backends.catalog import Catalog
 from tests.torture.made_up import IDENTITY, LAYOUT, document, runs_of, say
 
@@ -27,7 +27,7 @@ _SPARE_MEMORY = 2**31  # bytes; a damaged size must not take the machine's
 def make(path: str) -> None:
     """Make a store that has had every kind of write: replaced, removed, single rows, two saves."""
     with contextlib.closing(
-        VectorDBBackend(LAYOUT, path=path, identity=IDENTITY, index=INDEX)
+        MemoryBackend(LAYOUT, "vector_db", path=path, identity=IDENTITY, index=INDEX)
     ) as backend:
         for number in range(_DOCUMENTS):
             backend.add(document(f"d{number}", 1), runs_of(f"d{number}", 1))
@@ -98,9 +98,9 @@ def observed(path: Path) -> str:
             see(name, stored.text, stored.token_ids, stored.offsets, stored.first_row)
             see(stored.row_tokens, stored.sink_rows)
     for make_backend, options in (
-        (ManualBackend, {}),
-        (ManualBackend, {"sinks": "one"}),
-        (VectorDBBackend, {"index": INDEX}),
+        (MemoryBackend, {}),
+        (MemoryBackend, {"sinks": "one"}),
+        (MemoryBackend, {"index": INDEX}),
     ):
         with contextlib.closing(make_backend.open(path, **options)) as backend:
             _see_rows(backend, see)

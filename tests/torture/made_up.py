@@ -22,9 +22,9 @@ from memory_backends import (
     DocumentError,
     EMTError,
     LayerLayout,
+    MemoryBackend,
     MemoryLayout,
     Rows,
-    VectorDBBackend,
 )
 
 # Layers of different shapes, with a gap, and values wider than keys.
@@ -102,7 +102,7 @@ def upgrade(path: str) -> int:
 
 
 def _index(path: Path, goal: Goal, index: str) -> None:
-    backend = VectorDBBackend(LAYOUT, path=path, identity=IDENTITY, index=index)
+    backend = MemoryBackend(LAYOUT, "vector_db", path=path, identity=IDENTITY, index=index)
     for name, version in goal.items():
         stored = backend.catalog.has_document(name)
         if version is None:
@@ -119,7 +119,7 @@ def _index(path: Path, goal: Goal, index: str) -> None:
 
 
 def _tidy(path: Path, method: str, index: str) -> None:
-    backend = VectorDBBackend.open(path, index=index)
+    backend = MemoryBackend.open(path, "vector_db", index=index)
     getattr(backend, method)()
     say("tidied")
     backend.close()

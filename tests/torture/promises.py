@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 import memory_backends
-from memory_backends import VectorDBBackend
-from tests.memory_backends.reference import nearest
+from memory_backends import MemoryBackend
+from memory_backends.testing.rows import nearest
 from tests.torture.made_up import document, rows_of
 
 Float32Array = npt.NDArray[np.float32]
@@ -66,7 +66,7 @@ def made_up(name: str, version: int) -> Content:
 
 def contents(path: Path, *, index: str = "Flat") -> dict[str, Content]:
     """Read a whole store, as another process would; check that it answers exactly."""
-    with contextlib.closing(VectorDBBackend.open(path, index=index)) as backend:
+    with contextlib.closing(MemoryBackend.open(path, "vector_db", index=index)) as backend:
         found = {name: _content(backend, name) for name in backend.catalog.document_names()}
         assert len(backend) == sum(len(content.row_tokens) for content in found.values())
         _check_search(backend, found)
@@ -83,7 +83,7 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def _content(backend: VectorDBBackend, name: str) -> Content:
+def _content(backend: MemoryBackend, name: str) -> Content:
     stored = backend.catalog.document(name)
     rows = {}
     for idx, layer in backend.layout.layers.items():
@@ -100,7 +100,7 @@ def _content(backend: VectorDBBackend, name: str) -> Content:
     )
 
 
-def _check_search(backend: VectorDBBackend, found: Mapping[str, Content]) -> None:
+def _check_search(backend: MemoryBackend, found: Mapping[str, Content]) -> None:
     """Hold the store's answers against brute force in float64."""
     if not found:
         assert not len(backend)
@@ -140,7 +140,7 @@ def _cosines(
     return cosines
 
 
-def _ids_of(backend: VectorDBBackend, name: str) -> npt.NDArray[np.int64]:
+def _ids_of(backend: MemoryBackend, name: str) -> npt.NDArray[np.int64]:
     stored = backend.catalog.document(name)
     return stored.first_row + np.arange(len(stored.row_tokens), dtype=np.int64)
 

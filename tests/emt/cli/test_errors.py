@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from memory_backends.row_files import RowFiles
-from memory_backends.vector_db import index as faiss_index
+from memory_backends.faiss import index as faiss_index
+from memory_backends.rows.files import RowFiles
 from tests.emt.commands import ROOT, emt, emt_process, make_documents, make_model
 from tests.emt.words import word_tokenizer
 from tests.families import REFUSED
@@ -172,7 +172,7 @@ def test_removing_what_is_not_there_removes_nothing(store):
 @pytest.mark.parametrize(
     "command",
     [
-        *((name, "{}") for name in ("info", "verify", "compact", "rebuild", "upgrade")),
+        *((name, "{}") for name in ("info", "verify", "compact", "rebuild")),
         ("remove", "{}", "a.txt"),
         ("generate", "--store", "{}", PROMPT),
     ],

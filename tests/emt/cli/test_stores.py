@@ -1,4 +1,4 @@
-"""The subcommands that need no model: info, remove, verify, compact, rebuild, upgrade."""
+"""The subcommands that need no model: info, remove, verify, compact, rebuild."""
 
 import contextlib
 import json
@@ -12,14 +12,11 @@ import memory_backends
 from emt import MemoryConfig, attach
 from emt.cli import printing
 from emt.model.loading import load
-from memory_backends import StoreError, VectorDBBackend
+from memory_backends import MemoryBackend, StoreError
 from memory_backends.catalog import FORMAT_VERSION, Catalog
 from tests.emt.commands import TEXTS, emt, make_documents, make_model
-from tests.torture.promises import made_up
-from tests.torture.version_1 import write_version_1
 
 PROMPT = "w5 w9 w33"
-FIRST = {"d0": 1, "d1": 1}
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +148,9 @@ def test_info_says_which_heads_are_indexed_and_what_that_saves(store):
         ({1: [0], 2: [1]}, "2 of 6 heads (1.0, 2.1)"),
         ({0: [1], 2: [0, 1]}, "3 of 6 heads (0.1, 2.0-1)"),
     ):
-        with contextlib.closing(VectorDBBackend.open(store, indexed_heads=heads)) as backend:
+        with contextlib.closing(
+            MemoryBackend.open(store, "vector_db", indexed_heads=heads)
+        ) as backend:
             backend.rebuild()
         indexed = sum(map(len, heads.values()))
         found = json.loads(emt("info", store, "--json").out)["index"]
@@ -166,7 +165,7 @@ def test_info_says_which_heads_are_indexed_and_what_that_saves(store):
         ) in emt("info", store).out
         emt("rebuild", store)
         assert json.loads(emt("info", store, "--json").out)["index"]["heads"] == found["heads"]
-    with contextlib.closing(VectorDBBackend.open(store, indexed_heads={})) as backend:
+    with contextlib.closing(MemoryBackend.open(store, "vector_db", indexed_heads={})) as backend:
         backend.rebuild()
     assert "heads      0 of 6 heads\n" in emt("info", store).out
 
@@ -248,11 +247,11 @@ def test_verify_finds_a_flipped_byte(store, pattern):
     assert any(name.endswith(file.relative_to(store).as_posix()) for name in named), done
 
 
-# -- compact, rebuild, upgrade ------------------------------------------------------------------
+# -- compact, rebuild ---------------------------------------------------------------------------
 
 
 def test_compact_says_what_it_gave_back(store, monkeypatch):
-    monkeypatch.setattr(VectorDBBackend, "compact", lambda self: 2_345_678, raising=False)
+    monkeypatch.setattr(MemoryBackend, "compact", lambda self: 2_345_678, raising=False)
     done = emt("compact", store)
     size = printing.size(on_disk(store))
     assert done.out == f"gave back 2.3 MB; '{store}' has {size}\n"
@@ -275,46 +274,14 @@ def test_rebuild_keeps_the_heads_and_the_settings_of_the_index(store, monkeypatc
     seen = {}
 
     def fake(self):
-        seen.update(index=self._index_option, heads=self._indexed_heads, sinks=self.sinks)
+        search = self.searcher
+        seen.update(index=search.options.index, heads=search._indexed_heads, sinks=self.sinks)
         set_index(store, factory="SQ8", num_rows=87)
 
-    monkeypatch.setattr(VectorDBBackend, "rebuild", fake, raising=False)
+    monkeypatch.setattr(MemoryBackend, "rebuild", fake, raising=False)
     size = printing.size(on_disk(store / "index"))
     assert emt("rebuild", store).out == f"rebuilt SQ8 over 87 rows; the index has {size}\n"
     assert seen == {"index": "SQ8", "heads": heads, "sinks": "one"}
-
-
-@pytest.mark.parametrize("was_older", [True, False])
-def test_upgrade_says_the_version(store, monkeypatch, was_older):
-    upgraded = []
-
-    def fake(path):
-        upgraded.append(path)
-        return was_older
-
-    monkeypatch.setattr(memory_backends, "upgrade", fake, raising=False)
-    version = f"'{store}' has format version {FORMAT_VERSION}"
-    said = (
-        f"{version} now, and {printing.size(on_disk(store))}" if was_older else f"{version} already"
-    )
-    assert emt("upgrade", store).out == said + "\n"
-    assert upgraded == [store]
-
-
-def test_an_upgraded_store_has_its_documents(tmp_path):
-    store = write_version_1(tmp_path / "old", FIRST)
-    done = emt("info", store, code=2)
-    assert done.err.startswith("emt: ")
-    assert "has format version 1" in done.err
-    assert emt("upgrade", store).out.startswith(
-        f"'{store}' has format version {FORMAT_VERSION} now"
-    )
-    documents = json.loads(emt("info", store, "--json").out)["documents"]
-    assert documents == [
-        {"name": name, "tokens": len(made_up(name, 1).token_ids), "rows": rows}
-        for name, rows in ((name, len(made_up(name, 1).row_tokens)) for name in FIRST)
-    ]
-    assert emt("upgrade", store).out == f"'{store}' has format version {FORMAT_VERSION} already\n"
 
 
 def test_removing_and_compacting_gives_space_back_and_changes_no_answer(tmp_path, model):
@@ -343,13 +310,12 @@ def test_rebuild_mends_damaged_faiss_files(store):
     assert emt("generate", "--store", store, PROMPT).out == answer
 
 
-@pytest.mark.parametrize("name", ["verify", "upgrade"])
-def test_an_error_of_the_library_is_one_line(store, monkeypatch, name):
+def test_an_error_of_the_library_is_one_line(store, monkeypatch):
     def fail(path):
         raise StoreError(f"another process is writing to '{path}'.")
 
-    monkeypatch.setattr(memory_backends, name, fail, raising=False)
-    done = emt(name, store, code=2)
+    monkeypatch.setattr(memory_backends, "verify", fail)
+    done = emt("verify", store, code=2)
     assert (done.out, done.err) == ("", f"emt: another process is writing to '{store}'.\n")
 
 

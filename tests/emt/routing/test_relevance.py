@@ -18,7 +18,7 @@ from emt.routing.known_relevance import RELEVANCE, KnownRelevance
 from emt.routing.question import prompt_ids
 from emt.routing.relevance import PROBES, Relevance, best_by_chance, measured, runs_of
 from emt.routing.router import Router
-from memory_backends import ManualBackend
+from memory_backends import MemoryBackend
 from tests.emt.routing.worlds import asked, chosen, document, routing, tokens
 from tests.emt.words import word_tokenizer
 from tests.families import build, let_go_of_models
@@ -137,7 +137,7 @@ def test_a_store_keeps_it_for_others(measurements, tmp_path):
     kept = memory.backend.catalog.setting(RELEVANCE)
     assert kept["num_rows"] == 237
     memory.close()
-    backend = ManualBackend.open(tmp_path / "store")
+    backend = MemoryBackend.open(tmp_path / "store")
     found = KnownRelevance().of(memory.passages.finder.router(), backend)
     assert found.to_json() == {key: kept[key] for key in kept if key not in ("profile", "written")}
     assert measurements == [237]
@@ -224,7 +224,7 @@ def test_without_its_model_a_memory_is_saved_all_the_same(memory_type, tmp_path)
     memory.save()
     assert memory.backend.catalog.setting(RELEVANCE) is None
     memory.close()
-    assert len(ManualBackend.open(tmp_path / "store")) == 237
+    assert len(MemoryBackend.open(tmp_path / "store")) == 237
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{{ '' }}"])

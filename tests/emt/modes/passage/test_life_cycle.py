@@ -12,7 +12,7 @@ from emt.errors import MemoryUseError, StoreError
 from emt.modes.passage import mode as passage_mode
 from emt.routing.known_relevance import RELEVANCE
 from emt.routing.relevance import PROBES
-from memory_backends import ManualBackend, verify
+from memory_backends import MemoryBackend, verify
 from tests.emt.routing.worlds import (
     BACKENDS,
     NAMES,
@@ -172,7 +172,7 @@ def test_a_deleted_model_is_collected_while_its_memory_is_kept(model_type, memor
     memory.remove("one")
     memory.save()
     memory.save(tmp_path / "copy")
-    assert ManualBackend.open(tmp_path / "copy").catalog.document_names() == ["two", "three"]
+    assert MemoryBackend.open(tmp_path / "copy").catalog.document_names() == ["two", "three"]
 
 
 # -- a memory that was closed -----------------------------------------------------------------

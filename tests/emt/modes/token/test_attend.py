@@ -10,10 +10,9 @@ from emt.modes.token.attend import attend_with_memories
 from memory_backends import (
     Document,
     LayerLayout,
-    ManualBackend,
+    MemoryBackend,
     MemoryLayout,
     Rows,
-    VectorDBBackend,
 )
 from tests.emt.brute_force import extended_attention
 from tests.families import VOCAB_SIZE, build
@@ -24,9 +23,7 @@ B, H, HKV, Q, S, D, DV, ROWS, LAYER = 2, 6, 2, 5, 9, 8, 4, 30, 3
 def backend(memory_type, num_rows=ROWS):
     """Return a backend with one layer of random rows, and those rows."""
     layout = MemoryLayout({LAYER: LayerLayout(HKV, D, DV)}, torch.float32)
-    made = (
-        ManualBackend(layout) if memory_type == "manual" else VectorDBBackend(layout, index="Flat")
-    )
+    made = MemoryBackend(layout, memory_type)
     keys, values = torch.randn(HKV, num_rows, D), torch.randn(HKV, num_rows, DV)
     made.add(
         Document("d", np.arange(num_rows, dtype=np.int32)),

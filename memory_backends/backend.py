@@ -1,0 +1,498 @@
+"""A memory backend: add, search, fetch, remove, save, open, len.
+
+A backend holds one row a token: at every layer, `num_key_value_heads` keys and values. A row has
+the same id in every layer and head, ids are never used again, and removing rows moves no other. The
+`Store` keeps rows and documents; a `Searcher`, chosen by `memory_type`, finds rows.
+
+Any number of threads may search one backend at a time, but not while it writes. Any number of
+processes may have a store open while one of them writes: the others find what was there when they
+opened it, until they `refresh`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, get_args
+
+import torch
+
+from memory_backends.catalog import Catalog
+from memory_backends.errors import MemoryMismatchError, StoreError, reported
+from memory_backends.layout import Document, MemoryLayout, Rows
+from memory_backends.registry import make_options, searcher_class
+from memory_backends.rows.codecs import CODEC_NAMES
+from memory_backends.scope import Scope
+from memory_backends.search.checks import check_heads, check_ids, check_search, checked_layer
+from memory_backends.search.scores import Retrieval, SearchResult
+from memory_backends.search.searchable import SearchableRows, Sinks
+from memory_backends.search.searcher import Searcher
+from memory_backends.store import Store
+from memory_backends.store.batch import written
+from memory_backends.store.compaction import compact
+from memory_backends.store.directory import check_directory, check_free
+
+_ROWS_PER_COMMIT = 8192
+
+
+class MemoryBackend:
+    """Rows of one memory, with their documents. See the module docstring for the contract.
+
+    Args:
+        layout: the shape of the rows. A store that is opened must have the same.
+        memory_type: how rows are searched: "manual", "vector_db", or a name that was given to
+            `register_searcher`.
+        path: the store's directory. It is opened if it exists; else the first `add` creates it.
+            None for a memory that is not kept.
+        identity: what the model that writes these rows looks like, as plain JSON types; a store
+            that another model wrote is refused.
+        sinks: which rows a search may find: "all", or all with only "one" set of attention sinks,
+            those of the first document that has some.
+        row_codec: how a new store keeps rows: "exact", "float16", "bfloat16", "int8" or "int4".
+            A store that is opened keeps the codec it has. Rows that are not in files are exact.
+        **options: of the searcher: see `ManualOptions` and `FaissOptions`.
+
+    Attributes:
+        layout: see above.
+        memory_type: see above.
+        sinks: see above.
+        path: where the memory is kept; None if it is not.
+        searcher: finds the rows.
+        num_changes: how often the rows that a search may find have changed, as far as this object
+            knows.
+
+    Raises:
+        MemoryMismatchError: the store at `path` has another layout or identity; there is no such
+            memory type, option, codec or device.
+        IndexFactoryError: an index that FAISS rejects.
+        StoreError: `path` is not a directory with a store, or a file in it is missing or truncated.
+    """
+
+    def __init__(
+        self,
+        layout: MemoryLayout,
+        memory_type: str = "manual",
+        *,
+        path: Path | str | None = None,
+        identity: Mapping[str, Any] | None = None,
+        sinks: Sinks = "all",
+        row_codec: str = "exact",
+        **options: Any,
+    ) -> None:
+        kind = searcher_class(memory_type)
+        search_options = make_options(memory_type, options)
+        if sinks not in get_args(Sinks):
+            raise MemoryMismatchError(f"sinks must be 'all' or 'one'; got {sinks!r}.")
+        if row_codec not in CODEC_NAMES:
+            raise MemoryMismatchError(f"row_codec must be one of {CODEC_NAMES}; got {row_codec!r}.")
+        self.layout = layout
+        self.memory_type = memory_type
+        self.sinks: Sinks = sinks
+        self.num_changes = 0
+        self._is_temporary = path is None and kind.keeps_files
+        if self._is_temporary:
+            path = Path(tempfile.mkdtemp(prefix="emt-")) / "store"
+            weakref.finalize(self, shutil.rmtree, path.parent, ignore_errors=True)
+        self.path = None if path is None else Path(path)
+        # Through JSON once, so that what is compared later is what a store gives back.
+        identity = json.loads(json.dumps(dict(identity or {})))
+        device = kind.rows_device(search_options)
+        self._store = Store(layout, self.path, identity, device, row_codec)
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(self._store.close)
+            self._rows = SearchableRows(self._store, sinks)
+            self.searcher: Searcher = kind(self._rows, search_options)
+            on_error.pop_all()
+
+    @classmethod
+    def open(cls, path: Path | str, memory_type: str = "manual", **options: Any) -> Self:
+        """Open an existing store with the layout it has.
+
+        Args:
+            path: the store's directory.
+            memory_type: see the class; every kind opens every store.
+            **options: further arguments of the class.
+
+        Raises:
+            StoreError: there is no store at `path`, or it is damaged.
+        """
+        directory = check_directory(Path(path))
+        with contextlib.closing(Catalog.open(directory)) as catalog:
+            layout = catalog.layout
+            options.setdefault("identity", catalog.identity)
+        return cls(layout, memory_type, path=directory, **options)
+
+    def close(self) -> None:
+        """Let go of files; the object is of no use afterwards."""
+        self.searcher.close()
+        self._store.close()
+
+    @property
+    def catalog(self) -> Catalog:
+        """The memory's documents and settings."""
+        return self._store.catalog
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether there is a store, and this process has no permission to write to it."""
+        return self._store.is_read_only
+
+    # -- searching ------------------------------------------------------------------------------
+
+    def search(
+        self,
+        layer_idx: int,
+        queries: torch.Tensor,
+        k: int,
+        *,
+        heads: Sequence[int] | None = None,
+        scope: Scope | None = None,
+    ) -> SearchResult:
+        """Find the rows with the highest cosine similarity to each query, for each KV head.
+
+        The searcher finds a few more rows than asked for. Where float32 cannot tell the order of
+        two of them, or the index keeps its vectors coarsely, they are ranked by their exact cosine,
+        computed from the stored rows in float64, equal ones by id. So exact searchers agree to the
+        last id, unless more rows than the spare ones are exactly equal; scores of half-precision
+        indexes are good to 1e-3.
+
+        Args:
+            layer_idx: the model's layer.
+            queries: (Hkv, N, head_dim), any floating dtype, need not be normalised.
+            k: how many rows to return for each query; at most `num_searchable(scope)` are found.
+            heads: the KV heads to search, in the order of `queries`, which are then
+                (len(heads), N, head_dim); all of them if None. The others cost nothing.
+            scope: rows that may be found; others are not looked at. With sinks "one", those of the
+                first document in the scope that has some are there. None for all rows.
+
+        Returns:
+            Scores and ids, each (Hkv, N, k), or (len(heads), N, k), on the device of the rows.
+
+        Raises:
+            MemoryMismatchError: a shape, layer or head that is not the layout's, or k < 1.
+        """
+        layer = checked_layer(self.layout, layer_idx)
+        chosen = None if heads is None else check_heads(layer, layer_idx, heads)
+        check_search(layer, queries, k, chosen)
+        return self.searcher.search(layer_idx, queries, k, chosen, scope)
+
+    def retrieve(
+        self, layer_idx: int, queries: torch.Tensor, k: int, *, scope: Scope | None = None
+    ) -> Retrieval:
+        """Search all KV heads, and fetch the rows; arguments and errors as for `search`."""
+        check_search(checked_layer(self.layout, layer_idx), queries, k)
+        return self.searcher.retrieve(layer_idx, queries, k, scope)
+
+    def nearest(
+        self, layer_idx: int, queries: torch.Tensor, k: int, *, scope: Scope | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the keys and values that `retrieve` does, in any order and without scores.
+
+        Arguments and errors as for `search`.
+
+        Returns:
+            Keys (Hkv, N, k, head_dim) and values (Hkv, N, k, value_head_dim); None if there are
+            fewer than k rows for some query.
+        """
+        check_search(checked_layer(self.layout, layer_idx), queries, k)
+        return self.searcher.nearest(layer_idx, queries, k, scope)
+
+    def fetch(self, layer_idx: int, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys and values of rows, one set of ids for each KV head.
+
+        Args:
+            layer_idx: the model's layer.
+            ids: (Hkv, ...) int64; an id of -1 gives some finite numbers, for the caller to mask.
+
+        Returns:
+            Keys (Hkv, ..., head_dim) and values (Hkv, ..., value_head_dim), in the layout's dtype.
+
+        Raises:
+            MemoryMismatchError: an id that was never given out, or a wrong shape.
+        """
+        layer = checked_layer(self.layout, layer_idx)
+        check_ids(layer, ids, self._store.rows.num_rows)
+        rows = self.searcher.gather(layer_idx, ids)
+        return rows[..., : layer.head_dim], rows[..., layer.head_dim :]
+
+    def sampled_queries(self, layer_idx: int) -> torch.Tensor:
+        """Return the kept sample of the stored tokens' queries.
+
+        Args:
+            layer_idx: the model's layer.
+
+        Returns:
+            (Hkv, s, G, head_dim) float32 on the CPU, as the model compares them with keys; the
+            G = H / Hkv query heads of a group share a KV head. (Hkv, 0, 1, head_dim) if none are
+            kept.
+
+        Raises:
+            MemoryMismatchError: a layer that is not the layout's.
+            StoreError: samples are damaged.
+        """
+        checked_layer(self.layout, layer_idx)
+        return self._store.sampled_queries(layer_idx)
+
+    def __len__(self) -> int:
+        """Rows that a search may find."""
+        return len(self._rows)
+
+    def num_searchable(self, scope: Scope | None = None) -> int:
+        """Return how many rows a search of a scope may find."""
+        return self._rows.count(scope)
+
+    # -- writing --------------------------------------------------------------------------------
+
+    def add(self, document: Document, rows: Iterable[Rows], *, replace: bool = False) -> range:
+        """Store a document and its rows, all or nothing.
+
+        Args:
+            document: its name must be new, or `replace` True.
+            rows: runs of consecutive rows, in order; read one at a time, so a generator that
+                encodes as it goes needs memory for one run only.
+            replace: remove the document of that name in the same transaction.
+
+        Returns:
+            The ids of the rows, consecutive.
+
+        Raises:
+            DocumentError: the name is taken, there are no rows, or ids and offsets do not fit.
+            MemoryMismatchError: rows of another shape or dtype, or of tokens that the document does
+                not have; a key or value that is NaN or infinite, or a key that is zero.
+            StoreError: the store cannot be written, or another process or thread is writing to it.
+
+            Whatever is raised, by `rows` too, the memory is as it was before.
+        """
+        ((_, ids),) = self.add_many([(document, rows)], replace=replace)
+        return ids
+
+    def add_many(
+        self,
+        documents: Iterable[tuple[Document, Iterable[Rows]]],
+        *,
+        replace: bool = False,
+        rows_per_commit: int = _ROWS_PER_COMMIT,
+    ) -> Iterator[tuple[str, range]]:
+        """Store documents, many short ones with one flush and one transaction.
+
+        Nothing is written before the first step of the iterator, and the memory is locked for
+        writing until its end. Each document is all or nothing. Searches of this object find the new
+        rows when the iterator has ended, or is closed.
+
+        Args:
+            documents: each with its rows, as for `add`.
+            replace: as for `add`; a later document also takes the place of an earlier one.
+            rows_per_commit: commit as soon as so many rows wait.
+
+        Yields:
+            Name and row ids of each document, after it was committed.
+
+        Raises:
+            As `add`, and whatever `documents` raises. The documents complete before the one that
+            failed are committed, and yielded before the error is raised.
+        """
+        committed = False
+        with self._writing(), contextlib.ExitStack() as at_end:
+            at_end.callback(lambda: self._changed() if committed else None)
+            for added in written(self._store, documents, rows_per_commit, replace=replace):
+                committed = True
+                yield from added
+
+    def remove(self, ids: Iterable[int]) -> None:
+        """Remove single rows; no other row changes its id.
+
+        Raises:
+            MemoryMismatchError: an id that was never given out.
+        """
+        with self._writing():
+            self.catalog.remove_rows(ids)
+            self._changed()
+
+    def remove_document(self, name: str) -> int:
+        """Remove a document and its rows; return how many rows it had.
+
+        Raises:
+            DocumentError: there is none of that name.
+        """
+        with self._writing():
+            removed = self.catalog.remove_document(name)
+            self._changed()
+        return removed
+
+    def clear(self) -> None:
+        """Remove everything. Ids are not used again."""
+        with self._writing():
+            self.catalog.remove_all()
+            self._changed()
+
+    def set_setting(self, key: str, value: Any) -> None:
+        """Keep a setting of the caller's in the store, beside the memory's own.
+
+        Args:
+            key: a name that the store itself does not use.
+            value: plain JSON types.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        with self._writing():
+            self.catalog.set_setting(key, value)
+
+    # -- keeping --------------------------------------------------------------------------------
+
+    def save(self, path: Path | str | None = None) -> None:
+        """Write the memory to a store directory that every backend opens, with its index files.
+
+        A copy can be written of a store that cannot.
+
+        Args:
+            path: a directory that does not exist or is empty; None for the memory's own path.
+
+        Raises:
+            StoreError: there is no path, it is taken, or it cannot be written; the memory serves
+                as before.
+        """
+        target = self._copy_target(path)
+        if target is not None:
+            self._save_copy(target)
+        elif self.searcher.keeps_files and not (self.is_read_only and self.searcher.has_written):
+            with self._writing():
+                self._changed()  # another process may have written
+                self.searcher.write_files()
+        elif self.catalog.path is None:
+            with self._writing():  # makes the store, which has nothing in it yet
+                pass
+
+    def refresh(self) -> None:
+        """See what other processes have committed by now: new documents, and removed ones.
+
+        Raises:
+            StoreError: the store is damaged or gone, or a thread is writing to this memory.
+        """
+        self._store.check_idle()
+        self._refresh()
+
+    def compact(self) -> int:
+        """Give the space of removed documents back to the disk. No row changes its id.
+
+        Returns:
+            Bytes given back, as the file system counts them: 0 for a memory in RAM, and on file
+            systems without sparse files, whose files keep their size.
+
+        Raises:
+            StoreError: the disk is full, or another process or thread is writing; the store is as
+                good as before.
+        """
+        if self.catalog.path is None:
+            return 0
+        with self._writing(), reported(self.path):
+            return compact(self._store)
+
+    # -- index files ----------------------------------------------------------------------------
+
+    def index_heads(self, heads: Mapping[int, Sequence[int]] | None) -> None:
+        """Choose which heads the next `save` writes index files for, if the searcher has files.
+
+        Args:
+            heads: layer -> KV heads; None for all that the options name.
+
+        Raises:
+            MemoryMismatchError: the layout has no such layer or head.
+        """
+        self.searcher.index_heads(heads)
+
+    def rebuild(self) -> None:
+        """Make index files anew from the rows, if the searcher has files.
+
+        Raises:
+            StoreError: the store cannot be written; it serves as before.
+        """
+        with self._writing():
+            self._changed()
+            self.searcher.rebuild_files()
+
+    @property
+    def lacks_files(self) -> bool:
+        """Whether the store has index files, but not of all heads that are to have them."""
+        return self.searcher.lacks_files
+
+    @property
+    def searches_exactly(self) -> bool:
+        """Whether every query is compared with every row, which needs no index to be built."""
+        return self.searcher.searches_exactly
+
+    # -- plumbing -------------------------------------------------------------------------------
+
+    def _refresh(self) -> None:
+        changed = self._store.open_if_made()
+        with self.catalog.snapshot():
+            changed = self._store.refresh() or changed
+            if changed:
+                self._rows.read()
+        if changed:  # what takes long must not keep a writer waiting
+            self._rows_changed()
+
+    def _changed(self) -> None:
+        self._rows.read()
+        self._rows_changed()
+
+    def _rows_changed(self) -> None:
+        self._rows.scopes.clear()
+        self.num_changes += 1
+        self.searcher.rows_changed()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Let one thread of one process write, to a store that is there and up to date."""
+        before = self.catalog
+        with self._store.writing():
+            self._refresh()
+            if self.catalog is not before:  # the store was made just now, maybe by someone else
+                self._changed()
+            yield
+
+    @contextlib.contextmanager
+    def _unchanging(self) -> Iterator[None]:
+        """Let no thread and no process change the store in a `with` block."""
+        if not self.is_read_only:
+            with self._writing():
+                yield
+            return
+        self._store.check_idle()
+        with self.catalog.snapshot():  # no writer's commit can pass it
+            self._refresh()
+            yield
+
+    def _save_copy(self, target: Path) -> None:
+        directory = check_free(target)
+        with self._unchanging(), reported(directory):
+            self._store.copy_to(directory)
+        if self.searcher.keeps_files:
+            options = self.searcher.options_of_copy()
+            given = {
+                field.name: getattr(options, field.name) for field in dataclasses.fields(options)
+            }
+            copy = MemoryBackend(
+                self.layout, self.memory_type, path=target, sinks=self.sinks, **given
+            )
+            with contextlib.closing(copy):
+                copy.save()
+
+    def _copy_target(self, path: Path | str | None) -> Path | None:
+        """Return where `save` puts a copy; None if `path` is where the memory is kept already.
+
+        Raises:
+            StoreError: no path, and the memory is not kept.
+        """
+        if path is None and (self.path is None or self._is_temporary):
+            raise StoreError(
+                "this memory has no path. Give save() one, or set `path` in the config."
+            )
+        own = self.path is not None and path is not None and self.path.resolve()
+        return None if path is None or Path(path).resolve() == own else Path(path)

@@ -1,0 +1,251 @@
+"""The catalogue of a memory: settings, documents and removed rows, in one SQLite database.
+
+A row id is the row's position in the order of writing. The catalogue says which ids are published
+(`num_rows`), which document owns each, and which are removed. One transaction publishes documents
+together with their rows, so a reader sees all of them or nothing; what a reader may ask is in
+`published.py`. `Catalog.in_memory` keeps the same tables in RAM for memories that are never saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memory_backends.catalog import schema
+from memory_backends.catalog.database import (
+    FILE_NAME,
+    FORMAT_VERSION,
+    as_store_error,
+    check_size,
+    check_version,
+    connect,
+    connect_to,
+    transaction,
+)
+from memory_backends.catalog.documents import (
+    delete_document,
+    insert_document,
+    insert_samples,
+    write_row_checksums,
+)
+from memory_backends.catalog.metadata import check_metadata, delete_metadata, write_metadata
+from memory_backends.catalog.reader import Published, no_document
+from memory_backends.catalog.records import NewDocument
+from memory_backends.errors import MemoryMismatchError, StoreError
+from memory_backends.layout import MemoryLayout, Metadata
+
+
+class Catalog(Published):
+    """Settings, documents and removed rows of one memory. Safe to share between threads.
+
+    `Published` is the half that reads, and has the attributes; here is all that writes. One process
+    writes at a time, which `store.py` sees to, and every change is one transaction.
+    """
+
+    # -- making, opening, copying ---------------------------------------------------------------
+
+    @classmethod
+    def in_memory(
+        cls, layout: MemoryLayout, identity: Mapping[str, Any], row_codec: str = "exact"
+    ) -> Catalog:
+        """Make an empty catalogue that lives in RAM.
+
+        Raises:
+            MemoryMismatchError: there is no such codec.
+        """
+        connection = connect_to(":memory:")
+        with transaction(connection):
+            schema.create_tables(connection)
+            for key, value in {
+                "format_version": FORMAT_VERSION,
+                "layout": layout.to_json(),
+                "identity": dict(identity),
+                "row_codec": row_codec,
+                "num_rows": 0,
+            }.items():
+                schema.write_setting(connection, key, value)
+        return cls(connection, None)
+
+    @classmethod
+    def open(cls, directory: Path) -> Catalog:
+        """Open the catalogue in `directory`; documents are not read.
+
+        Raises:
+            StoreError: there is none, it is not one of ours, it is damaged, an older emt wrote it
+                and it needs `upgrade`, or a newer one did.
+        """
+        path = directory / FILE_NAME
+        with contextlib.ExitStack() as on_error:
+            connection = connect(directory)
+            on_error.callback(connection.close)
+            with as_store_error(path):
+                check_version(connection, directory)
+                check_size(connection, path)
+                schema.check_schema(connection)
+                try:
+                    catalog = cls(connection, path)
+                except MemoryMismatchError as error:
+                    raise StoreError(f"'{path}' is damaged: {error}") from error
+            on_error.pop_all()
+        return catalog
+
+    def copy_to(
+        self,
+        directory: Path,
+        row_crc32: Mapping[str, Mapping[int, int]],
+        codec_states: Mapping[int, bytes] | None = None,
+    ) -> None:
+        """Write the catalogue to another directory, without the settings of an index.
+
+        Args:
+            directory: has the rows already; with the catalogue it becomes a store.
+            row_crc32: document -> layer -> crc32 of its rows' records in that directory.
+            codec_states: layer -> what the codec learned there, if not here before.
+
+        Raises:
+            StoreError: the directory cannot be written.
+        """
+        path = directory / FILE_NAME
+        partial = directory / (FILE_NAME + ".partial")
+        with as_store_error(path), self._lock:
+            partial.unlink(missing_ok=True)
+            with contextlib.closing(connect_to(partial)) as target:
+                self._connection.backup(target)
+                with transaction(target):
+                    target.execute("DELETE FROM settings WHERE key = 'index'")
+                    for name, checksums in row_crc32.items():
+                        write_row_checksums(target, name, checksums)
+                    schema.write_codec_states(target, codec_states or {})
+            partial.replace(path)
+
+    def copy_in_memory(self) -> Catalog:
+        """Return a copy of the catalogue that lives in RAM."""
+        connection = connect_to(":memory:")
+        with self._lock, as_store_error(self.path):
+            self._connection.backup(connection)
+        return Catalog(connection, None)
+
+    # -- writing --------------------------------------------------------------------------------
+
+    def set_setting(self, key: str, value: Any) -> None:
+        """Store a setting (plain JSON types)."""
+        with self._transaction():
+            schema.write_setting(self._connection, key, value)
+
+    def publish(
+        self,
+        documents: Sequence[NewDocument],
+        *,
+        query_heads: Mapping[int, int] | None = None,
+        codec_states: Mapping[int, bytes] | None = None,
+        replace: bool = False,
+    ) -> list[range]:
+        """Make documents and their rows visible, in one transaction.
+
+        Args:
+            documents: in the order of their rows, which are those after `num_rows`.
+            query_heads: layer -> query heads, of the layers that get their first samples.
+            codec_states: layer -> what the codec learned from these rows, if they are the first.
+            replace: remove the documents of those names first, in the same transaction.
+
+        Returns:
+            The ids of each document's rows.
+
+        Raises:
+            DocumentError: a name is taken and `replace` is False.
+        """
+        ids = []
+        with self._transaction():
+            first = int(schema.read_setting(self._connection, "num_rows"))
+            sampled = self.query_samples()
+            schema.write_codec_states(self._connection, codec_states or {})
+            for new in documents:
+                if replace:
+                    delete_document(self._connection, new.document.name)
+                insert_document(self._connection, new, first)
+                insert_samples(self._connection, new.samples, sampled, query_heads or {})
+                ids.append(range(first, first + len(new.row_tokens)))
+                first = ids[-1].stop
+            if any(new.samples for new in documents):
+                schema.write_setting(self._connection, "query_samples", sampled)
+            schema.write_setting(self._connection, "num_rows", first)
+        self.num_rows = first
+        return ids
+
+    def set_metadata(self, name: str, metadata: Metadata) -> None:
+        """Store what is known of a document, in place of what was.
+
+        Raises:
+            DocumentError: there is none of that name, or it is no metadata.
+        """
+        check_metadata(metadata, name)
+        with self._transaction():
+            found = self._visible("first_row", "AND name = ?", name)
+            if not found:
+                raise no_document(name)
+            write_metadata(self._connection, found[0][0], metadata)
+
+    # -- removing -------------------------------------------------------------------------------
+
+    def remove_document(self, name: str) -> int:
+        """Remove a document; its rows are never found again. Returns how many rows it had.
+
+        Raises:
+            DocumentError: there is none of that name.
+        """
+        with self._transaction():
+            removed = delete_document(self._connection, name)
+        if removed is None:
+            raise no_document(name)
+        return removed
+
+    def remove_rows(self, ids: Iterable[int]) -> None:
+        """Remove single rows; other ids keep their rows and their documents.
+
+        Raises:
+            MemoryMismatchError: an id was never published.
+        """
+        wanted = np.unique(np.fromiter(ids, dtype=np.int64))
+        outside = wanted[(wanted < 0) | (wanted >= self.num_rows)]
+        if len(outside):
+            raise MemoryMismatchError(
+                f"row ids must be 0 or more and less than {self.num_rows}, the rows written so "
+                f"far; got {outside[:5].tolist()}."
+            )
+        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)  # of consecutive ids
+        with self._transaction():
+            for run in runs:
+                if len(run):
+                    schema.write_removed(self._connection, int(run[0]), int(run[-1]) + 1)
+
+    def remove_all(self) -> None:
+        """Remove every document and row. Ids are not used again."""
+        with self._transaction():
+            self._connection.execute("DELETE FROM documents")
+            delete_metadata(self._connection)
+            schema.write_removed(self._connection, 0, self.num_rows)
+
+    def vacuum(self) -> None:
+        """Join removed spans that touch, and give the space of what was removed back.
+
+        Raises:
+            StoreError: the disk is full; everything is as before.
+        """
+        with self._transaction():
+            spans = list(schema.read_removed(self._connection))
+            self._connection.execute("DELETE FROM removed")
+            for first, stop in schema.joined(spans):
+                schema.write_removed(self._connection, first, stop)
+        with self._lock, as_store_error(self.path):
+            self._connection.execute("VACUUM")
+
+    # -- plumbing -------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._lock, as_store_error(self.path), transaction(self._connection):
+            yield

@@ -1,0 +1,310 @@
+"""What a catalogue has published: settings, documents and rows, read as one snapshot.
+
+A reader sees the documents that there were when it last called `refresh`, less those removed since.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sqlite3
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memory_backends.catalog import schema
+from memory_backends.catalog.database import as_store_error
+from memory_backends.catalog.documents import keep_one_set_of_sinks, read_sinks
+from memory_backends.catalog.metadata import Where, check_where, matches, read_metadata
+from memory_backends.catalog.records import COLUMNS, RecordSpan, from_record, unpack_crc32
+from memory_backends.errors import DocumentError, MemoryMismatchError, StoreError
+from memory_backends.layout import Int64Array, MemoryLayout, Metadata, StoredDocument
+from memory_backends.rows.coding import record_bytes
+from memory_backends.rows.query_samples import SampledLayer
+from memory_backends.scope import Scope
+
+_MAX_ROWS = 2**48
+
+
+class Published:
+    """The half of a `Catalog` that changes nothing. Safe to share between threads.
+
+    Args:
+        connection: the database; closed with this object.
+        path: its file; None if it is in RAM.
+
+    Attributes:
+        path: the database file; None if it is in RAM.
+        layout: the shape of the rows.
+        identity: what the model that writes the rows looks like, as plain JSON types.
+        row_codec: how rows become records; see `codecs.row_codec`.
+        bytes_per_row: of one token's records in all layers.
+        num_rows: rows published when last refreshed, removed ones included: the next gets this id.
+
+    Raises:
+        MemoryMismatchError: the settings have no layout, identity or codec that there is.
+        StoreError: the database is damaged.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, path: Path | None) -> None:
+        self._connection = connection
+        self._lock = threading.RLock()
+        self.path = path
+        weakref.finalize(self, connection.close)
+        self.layout = MemoryLayout.from_json(self.setting("layout"))
+        self.identity: Mapping[str, Any] = self.setting("identity")
+        if not isinstance(self.identity, dict):
+            raise MemoryMismatchError(f"not an identity: {self.identity!r:.200}")
+        self.row_codec = str(self.setting("row_codec"))
+        self.bytes_per_row = sum(record_bytes(self.layout, self.row_codec).values())
+        self._version = -1
+        self.num_rows = 0
+        self.refresh()
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The database, for those who check or convert it; use it within a `snapshot`."""
+        return self._connection
+
+    def close(self) -> None:
+        """Close the database; the object is of no use afterwards."""
+        self._connection.close()
+
+    def refresh(self) -> bool:
+        """See what is published by now; tell whether another process has changed something."""
+        with self.snapshot():
+            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+            found = schema.read_setting(self._connection, "num_rows")
+            if type(found) is not int or not 0 <= found < _MAX_ROWS:
+                raise StoreError(f"the catalogue '{self.path}' is damaged: it has {found!r} rows.")
+            changed = version != self._version or found != self.num_rows
+            self._version, self.num_rows = version, found
+        return changed
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Read one state of the database, whatever other processes write meanwhile."""
+        with self._lock, as_store_error(self.path):
+            if self._connection.in_transaction:
+                yield
+                return
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._connection.rollback()
+
+    def check_identity(self, identity: Mapping[str, Any]) -> None:
+        """Refuse a model that did not write this memory.
+
+        Fields that only one of the two has, such as a tokenizer, are not compared.
+
+        Raises:
+            MemoryMismatchError: naming every field that differs.
+        """
+        where = "memory" if self.path is None else f"memory at '{self.path.parent}'"
+        wrong = [
+            f"{key}: the memory has {self.identity[key]!r}, this model {identity[key]!r}"
+            for key in sorted(self.identity.keys() & identity.keys())
+            if self.identity[key] != identity[key]
+        ]
+        if wrong:
+            raise MemoryMismatchError(
+                f"{where} was written by another model; " + "; ".join(wrong) + ". "
+                "Load the model that wrote it, or index the documents again with this one."
+            )
+
+    def setting(self, key: str) -> Any:
+        """Return a setting as plain JSON types, or None.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        with self._lock, as_store_error(self.path):
+            return schema.read_setting(self._connection, key)
+
+    # -- documents ------------------------------------------------------------------------------
+
+    def document_names(self) -> list[str]:
+        """Return the names of all documents, in the order they were written."""
+        return [name for name, _, _ in self.document_sizes()]
+
+    def has_document(self, name: str) -> bool:
+        """Tell whether a document of that name is in the memory."""
+        return bool(self._visible("1", "AND name = ?", name))
+
+    def content_hash(self, name: str) -> str | None:
+        """Return the `content_hash` of the document of that name, or None if there is none."""
+        found = self._visible("content_hash", "AND name = ?", name)
+        return str(found[0][0]) if found else None
+
+    def document(self, name: str) -> StoredDocument:
+        """Read one document with its text, token ids, offsets and metadata.
+
+        Raises:
+            DocumentError: there is none of that name: never was, or it was removed or replaced by
+                another process.
+            StoreError: its record is damaged.
+        """
+        with self.snapshot():
+            found = self._visible(f"{COLUMNS}, crc32", "AND name = ?", name)
+            if not found:
+                raise no_document(name)
+            document = from_record(found[0], self.num_rows)
+            known = dict(read_metadata(self._connection, document.first_row))
+        return dataclasses.replace(document, metadata=known.get(document.first_row, {}))
+
+    def metadata(self, name: str) -> Metadata:
+        """Return what is known of a document; {} if nothing is.
+
+        Raises:
+            DocumentError: there is none of that name.
+            StoreError: the record is damaged.
+        """
+        with self.snapshot():
+            found = self._visible("first_row", "AND name = ?", name)
+            if not found:
+                raise no_document(name)
+            (first,) = found[0]
+            return dict(read_metadata(self._connection, first)).get(first, {})
+
+    def scope(
+        self,
+        documents: Iterable[str] | None = None,
+        where: Where | None = None,
+        *,
+        known: bool = True,
+    ) -> Scope:
+        """Return the rows of documents, for searches of these alone.
+
+        Args:
+            documents: their names; None for all.
+            where: of these, the ones whose metadata has, for every key, the value, or one of the
+                values; None for all.
+            known: refuse names that are not there, instead of leaving them out.
+
+        Raises:
+            DocumentError: a name is unknown, or `where` is not a filter.
+            StoreError: a record of metadata is damaged.
+        """
+        wanted = None if where is None else check_where(where)
+        with self.snapshot():
+            if documents is None:
+                spans = self._visible("first_row, first_row + num_rows", "")
+            else:
+                spans = []
+                for name in dict.fromkeys(documents):
+                    columns = "first_row, first_row + num_rows"
+                    found = self._visible(columns, "AND name = ?", name)
+                    if not found and known:
+                        raise no_document(name)
+                    spans += found
+            if wanted:
+                all_known = dict(read_metadata(self._connection))
+                spans = [span for span in spans if matches(all_known.get(span[0], {}), wanted)]
+        return Scope.of((int(first), int(stop)) for first, stop in spans)
+
+    def document_sizes(self) -> list[tuple[str, int, int]]:
+        """Return (name, tokens, rows) of every document, in the order they were written."""
+        found = self._visible("name, num_tokens, num_rows", "ORDER BY first_row")
+        with as_store_error(self.path):
+            return [(str(name), int(tokens), int(rows)) for name, tokens, rows in found]
+
+    def document_of_rows(self, ids: Iterable[int]) -> dict[int, str]:
+        """Return the name of the document that owns each row; rows without one are left out."""
+        owners: dict[int, str] = {}
+        name, first, stop = "", 0, 0
+        with self.snapshot():
+            for row in sorted({int(row) for row in ids}):
+                if row >= stop:  # else in the span of the row before
+                    order = "AND first_row <= ? ORDER BY first_row DESC LIMIT 1"
+                    found = self._visible("name, first_row, num_rows", order, row)
+                    if not found:
+                        continue
+                    name, first, stop = found[0][0], found[0][1], found[0][1] + found[0][2]
+                if first <= row < stop:
+                    owners[row] = str(name)
+        return owners
+
+    # -- rows -----------------------------------------------------------------------------------
+
+    def record_spans(self) -> Iterator[RecordSpan]:
+        """Yield where each document's rows are, ascending, with the checksums of their records."""
+        for name, first, rows, crc32 in self._visible(
+            "name, first_row, num_rows, row_crc32", "ORDER BY first_row"
+        ):
+            with as_store_error(self.path):
+                yield RecordSpan(str(name), first, first + rows, unpack_crc32(crc32))
+
+    def query_samples(self) -> dict[int, SampledLayer]:
+        """Return layer -> its query heads and samples, of the layers that have some.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        found = self.setting("query_samples") or {}
+        sampled = {int(layer_idx): SampledLayer(*numbers) for layer_idx, numbers in found.items()}
+        for layer_idx, (num_heads, num_samples) in sampled.items():
+            if layer_idx not in self.layout.layers or not (
+                0 < num_heads < 2**16 and 0 < num_samples <= self.num_rows
+            ):
+                raise StoreError(
+                    f"the catalogue '{self.path}' is damaged: layer {layer_idx} has "
+                    f"{num_samples} samples of {num_heads} query heads."
+                )
+        return sampled
+
+    def codec_state(self, layer_idx: int) -> bytes | None:
+        """Return what the codec learned of a layer; None if there was no document to learn from.
+
+        Raises:
+            StoreError: it is damaged, or missing.
+        """
+        with self.snapshot():
+            return schema.read_codec_state(self._connection, layer_idx)
+
+    def searchable_rows(self, sinks: str, scope: Scope | None = None) -> Int64Array:
+        """Return the ids that a search may find, ascending.
+
+        Args:
+            sinks: "all" for every row; "one" leaves out the attention sinks of all documents but
+                the first that still has some, so that the memory has exactly one set of them.
+            scope: leave out all others, as if they were not there; None for all rows.
+
+        Raises:
+            StoreError: a record is damaged.
+        """
+        with self.snapshot():
+            searchable = np.ones(self.num_rows, dtype=bool)
+            for first, stop in schema.read_removed(self._connection):
+                searchable[first:stop] = False
+            if scope is not None:
+                searchable &= scope.mask(self.num_rows)
+            if sinks == "one":
+                keep_one_set_of_sinks(self._connection, searchable)
+        return np.flatnonzero(searchable)
+
+    def sink_rows(self) -> Int64Array:
+        """Return the ids of all documents' attention sinks, ascending.
+
+        Raises:
+            StoreError: a record is damaged.
+        """
+        with self.snapshot():
+            found = read_sinks(self._connection, self.num_rows)
+            return np.concatenate([np.empty(0, dtype=np.int64), *found])
+
+    def _visible(self, columns: str, rest: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """Read documents among those that there were when last refreshed."""
+        query = f"SELECT {columns} FROM documents WHERE first_row < ? {rest}"
+        with self._lock, as_store_error(self.path):
+            return self._connection.execute(query, (self.num_rows, *parameters)).fetchall()
+
+
+def no_document(name: str) -> DocumentError:
+    """Return the error of a name that is not there."""
+    return DocumentError(f"no document '{name}' in this memory. `emt info` lists the documents.")

@@ -1,6 +1,0 @@
-"""How a row becomes bytes: exactly, in half precision, or quantised to 8 or 4 bits a number."""
-
-from memory_backends.codecs.base import LayerCoder, RowCodec
-from memory_backends.codecs.choice import CODEC_NAMES, row_codec
-
-__all__ = ["CODEC_NAMES", "LayerCoder", "RowCodec", "row_codec"]

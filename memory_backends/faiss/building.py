@@ -1,0 +1,137 @@
+"""From stored rows to one layer's indexes: train, add, calibrate. Memory is bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from memory_backends.faiss import index as faiss_index
+from memory_backends.faiss.calibration import Effort, K, Nearest, efforts
+from memory_backends.faiss.lists import (
+    ListBias,
+    NearestList,
+    QueryMetric,
+    add_to_lists,
+    has_own_lists,
+    keeps_keys,
+    lists_of,
+    train_lists,
+)
+from memory_backends.layout import Int64Array
+
+Float32Array = npt.NDArray[np.float32]
+
+_ROWS_AT_ONCE = 16_384
+_FEWEST_TOKENS = 16  # to calibrate
+_TOKENS_TO_CALIBRATE = 64  # of the sample; others make the metric and rank the lists
+
+
+class LayerRows(Protocol):
+    """What building needs to read of a layer."""
+
+    def keys(self, ids: Int64Array) -> Float32Array:
+        """Return the keys of rows as stored, (Hkv, n, head_dim) float32."""
+
+    def queries(self) -> Float32Array:
+        """Return sampled queries, (Hkv, s, G, head_dim) float32."""
+
+
+def add_rows(indexes: list[Any], rows: LayerRows, present: int, ids: Int64Array) -> None:
+    """Add rows to the indexes of a layer's heads, and train those that need it.
+
+    Args:
+        indexes: one a KV head, with the first `present` of `ids` in them already.
+        rows: where keys and queries come from.
+        present: see `indexes`.
+        ids: (n,) the row of each position.
+    """
+    if present == len(ids):
+        return
+    queries = rows.queries()[:, ::2]  # the others calibrate
+    metrics = [QueryMetric(_unit(part.reshape(-1, part.shape[-1]))) for part in queries]
+    if not indexes[0].is_trained:
+        wanted = max(faiss_index.training_rows(indexes[0]), 1)
+        sample = _unit(rows.keys(ids[:: max(len(ids) // wanted, 1)]))
+        for index, metric, keys in zip(indexes, metrics, sample, strict=True):
+            if has_own_lists(index):
+                train_lists(index, keys, metric)
+            else:
+                index.train(keys)
+    nearest = [
+        NearestList(index, metric) if has_own_lists(index) else None
+        for index, metric in zip(indexes, metrics, strict=True)
+    ]
+    for batch in _batches(ids[present:]):
+        for index, list_of, keys in zip(indexes, nearest, _unit(rows.keys(batch)), strict=True):
+            if list_of is None:
+                index.add(keys)
+            else:
+                add_to_lists(index, keys, list_of(keys))
+
+
+def calibrate(
+    indexes: list[Any], rows: LayerRows, ids: Int64Array, is_sink: npt.NDArray[np.bool_]
+) -> list[list[Effort]]:
+    """Rank lists by their best keys, and find out what searching more and more of them finds.
+
+    Args:
+        indexes: one a KV head, with all of `ids` in them.
+        rows: where keys and queries come from.
+        ids: (n,) the row of each position.
+        is_sink: (n,) positions that are attention sinks.
+
+    Returns:
+        One list a head; empty ones for an index without lists, or with too few sampled queries.
+    """
+    sampled = rows.queries()[:, 1::2]  # the others made the metric
+    if sampled.shape[1] < _FEWEST_TOKENS or not has_own_lists(indexes[0]):
+        return [[] for _ in indexes]
+    queries = _some(sampled)  # (Hkv, s * G, D)
+    lists = [lists_of(index) for index in indexes]
+    found = [Nearest(_unit(part), K) for part in queries]
+    biases = [
+        ListBias(_unit(part), index.nlist)
+        for part, index in zip(_some(rows.queries()[:, ::2]), indexes, strict=True)
+        if keeps_keys(index)
+    ]
+    for first, batch in zip(range(0, len(ids), _ROWS_AT_ONCE), _batches(ids), strict=True):
+        keys = _unit(rows.keys(batch))  # (Hkv, n, D)
+        for head, nearest in enumerate(found):
+            nearest.look_at(keys[head], first)
+        for head, bias in enumerate(biases):
+            bias.look_at(keys[head], lists[head][first : first + len(batch)])
+    for index, bias in zip(indexes, biases, strict=False):
+        bias.apply(index)
+    calibrated = []
+    for head, (index, nearest) in enumerate(zip(indexes, found, strict=True)):
+        positions = nearest.positions
+        wanted, at = np.unique(positions[positions >= 0], return_inverse=True)
+        keys = rows.keys(ids[wanted])[head]  # (u, D)
+        taken = np.zeros((*positions.shape, keys.shape[-1]), dtype=np.float32)
+        taken[positions >= 0] = keys[at]
+        logits = np.einsum("sd,skd->sk", queries[head], taken) * keys.shape[-1] ** -0.5
+        logits[positions < 0] = -np.inf
+        attention = np.exp(logits - logits.max(axis=1, keepdims=True))
+        attention /= attention.sum(axis=1, keepdims=True)
+        attention[is_sink[positions]] = 0
+        calibrated.append(efforts(index, lists[head], _unit(queries[head]), positions, attention))
+    return calibrated
+
+
+def _some(queries: Float32Array) -> Float32Array:
+    """Thin out sampled queries (Hkv, s, G, D): (Hkv, s' * G, D) of few enough tokens."""
+    step = -(-queries.shape[1] // _TOKENS_TO_CALIBRATE) or 1
+    return queries[:, ::step].reshape(len(queries), -1, queries.shape[-1])
+
+
+def _batches(ids: Int64Array) -> Iterator[Int64Array]:
+    for start in range(0, len(ids), _ROWS_AT_ONCE):
+        yield ids[start : start + _ROWS_AT_ONCE]
+
+
+def _unit(vectors: Float32Array) -> Float32Array:
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.ascontiguousarray(vectors / np.maximum(lengths, np.finfo(np.float32).tiny))

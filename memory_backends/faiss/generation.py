@@ -1,0 +1,278 @@
+"""The FAISS files of a store: a cache of its rows, one generation at a time.
+
+A generation is a folder `index/000001` with one FAISS file for each indexed (layer, KV head), which
+may be a few of them (see `coverage.py`), and `ids.bin`, which says what row each FAISS position is.
+The catalogue's setting "index" names the generation in force, with size and crc32 of every file and
+what calibration found; writing it is what publishes a generation. The files can be deleted at any
+time: they are made from the rows.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from memory_backends.catalog import Catalog
+from memory_backends.errors import StoreError, reported
+from memory_backends.faiss import index as faiss_index
+from memory_backends.faiss.calibration import Effort, least_effort
+from memory_backends.faiss.coverage import IndexedHeads, file_name, from_setting, to_setting
+from memory_backends.layout import Int64Array
+from memory_backends.store.directory import INDEX_FOLDER, check_generation
+
+_IDS = "ids.bin"
+_SETTING = "index"
+_ADVICE = "Run `emt rebuild`: the index is made anew from the rows."
+_BYTES_AT_ONCE = 2**22
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One published set of FAISS files.
+
+    Attributes:
+        folder: where they are.
+        option: the factory string that the user gave.
+        factory: the one they were built with.
+        heads: layer -> the KV heads that have files, ascending.
+        num_rows: vectors in each file.
+        efforts: layer -> for each of its `heads`, what searching more and more lists finds; no
+            entry where nothing was calibrated.
+        files: name -> its size and crc32.
+    """
+
+    folder: Path
+    option: str
+    factory: str
+    heads: IndexedHeads
+    num_rows: int
+    efforts: Mapping[int, list[list[Effort]]] = field(default_factory=dict)
+    files: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    @classmethod
+    def current(cls, directory: Path, catalog: Catalog) -> Generation | None:
+        """Return the generation in force; None if there is none, or its folder was deleted.
+
+        Raises:
+            StoreError: the catalogue's record of it is damaged, or a file has another size.
+        """
+        saved = catalog.setting(_SETTING)
+        if not saved:
+            return None
+        try:
+            generation = cls(
+                directory / INDEX_FOLDER / check_generation(saved["generation"]),
+                str(saved["option"]),
+                str(saved["factory"]),
+                from_setting(saved, catalog.layout),
+                int(saved["num_rows"]),
+                {
+                    int(idx): [[Effort(int(e[0]), *map(float, e[1:])) for e in head] for head in h]
+                    for idx, h in saved.get("efforts", {}).items()
+                },
+                saved.get("files", {}),
+            )
+            for layer_idx, found in generation.efforts.items():
+                if len(found) != len(generation.heads.get(layer_idx, ())):
+                    raise ValueError(f"layer {layer_idx} has efforts of {len(found)} heads")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StoreError(f"the record of the index is damaged: {error!r}. {_ADVICE}") from error
+        if not generation.folder.is_dir():
+            return None
+        generation._check_sizes()
+        return generation
+
+    def is_in_force(self, catalog: Catalog) -> bool:
+        """Tell whether no other process has published another since."""
+        saved = catalog.setting(_SETTING) or {}
+        return self.folder.is_dir() and saved.get("generation") == self.folder.name
+
+    def remove_others(self) -> None:
+        """Delete all other generations, also those that a killed run left behind.
+
+        Raises:
+            StoreError: the folder cannot be read.
+        """
+        with reported(self.folder.parent.parent):
+            for other in self.folder.parent.iterdir():
+                if other.name != self.folder.name:
+                    shutil.rmtree(other, ignore_errors=True)
+
+    def holds(self, layer_idx: int, head: int) -> bool:
+        """Tell whether a head has a file."""
+        return head in self.heads.get(layer_idx, ())
+
+    def covers(self, heads: IndexedHeads) -> bool:
+        """Tell whether all of some heads have files; others may, too."""
+        return all(self.holds(idx, head) for idx, chosen in heads.items() for head in chosen)
+
+    def efforts_of(self, layer_idx: int, head: int) -> list[Effort]:
+        """Return what calibration found of a head that has a file; an empty list if nothing."""
+        found = self.efforts.get(layer_idx)
+        return found[self.heads[layer_idx].index(head)] if found else []
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(int(entry["size"]) for entry in self.files.values())
+
+    def read_ids(self, stop: int) -> Int64Array:
+        """Read which row each position is, (num_rows,) int64 below `stop`.
+
+        Raises:
+            StoreError: the file is missing, of another size or damaged.
+        """
+        path = self.folder / _IDS
+        size = path.stat().st_size if path.is_file() else 0
+        if size != 8 * self.num_rows:
+            state = f"has {size} bytes" if path.is_file() else "is missing"
+            raise StoreError(f"'{path}' {state}; expected {8 * self.num_rows} bytes. {_ADVICE}")
+        self._check_bytes(path)
+        ids: npt.NDArray[np.int64] = np.fromfile(path, dtype="<i8")
+        if self.num_rows and not 0 <= ids.min() <= ids.max() < stop:
+            raise StoreError(
+                f"'{path}' is damaged: expected row ids 0 to {stop - 1}; "
+                f"got {ids.min()} to {ids.max()}. {_ADVICE}"
+            )
+        return ids
+
+    def read_head(self, layer_idx: int, head: int, dim: int, *, mapped: bool) -> Any:
+        """Read one head's index, after comparing the file with its checksum unless it is mapped.
+
+        Raises:
+            StoreError: the file is missing or damaged.
+        """
+        path = self.folder / file_name(layer_idx, head)
+        if not mapped:
+            self._check_bytes(path)
+        index = faiss_index.read_index(path, dim, self.num_rows, mapped=mapped)
+        if mapped and faiss_index.mapped_lists(index) is None:  # a kind that FAISS reads whole
+            self._check_bytes(path)
+        return index
+
+    def _check_bytes(self, path: Path) -> None:
+        expected = self.files.get(path.name)
+        if expected is not None and path.is_file() and _crc32(path) != expected["crc32"]:
+            raise StoreError(f"'{path}' is damaged: its checksum differs. {_ADVICE}")
+
+    def _check_sizes(self) -> None:
+        for name, expected in self.files.items():
+            path = self.folder / Path(name).name
+            size = path.stat().st_size if path.is_file() else None
+            if size != expected["size"]:
+                state = "is missing" if size is None else f"has {size} bytes"
+                raise StoreError(f"'{path}' {state}; expected {expected['size']} bytes. {_ADVICE}")
+
+
+def write_generation(
+    directory: Path,
+    catalog: Catalog,
+    ids: Int64Array,
+    layers: Mapping[int, Callable[[], Mapping[int, tuple[Any, list[Effort]]]]],
+    *,
+    option: str,
+    factory: str,
+    recall: float,
+) -> Generation:
+    """Write FAISS files to a new generation, make it the store's, and delete the others.
+
+    Args:
+        directory: the store's.
+        catalog: of the store, locked for writing.
+        ids: (n,) the row of each position.
+        layers: layer -> a call that gives, for each KV head to be written, ascending, its index and
+            what calibration found of it; called when the layer is written, one at a time.
+        option: the factory string that the user gave.
+        factory: the one that the indexes are built with.
+        recall: what they are calibrated for.
+
+    Raises:
+        StoreError: the files cannot be written; the generation before stays in force.
+    """
+    folder = directory / INDEX_FOLDER / f"{_last_number(directory, catalog) + 1:06d}"
+    efforts: dict[int, list[list[Effort]]] = {}
+    heads: dict[int, tuple[int, ...]] = {}
+    with reported(directory):
+        shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run
+        try:
+            folder.mkdir(parents=True)
+            for layer_idx, built in layers.items():
+                indexes = built()
+                heads[layer_idx] = tuple(indexes)
+                efforts[layer_idx] = [effort for _, effort in indexes.values()]
+                for head, (index, _) in indexes.items():
+                    faiss_index.write_index(index, folder / file_name(layer_idx, head))
+            ids.astype("<i8").tofile(folder / _IDS)
+            files = {
+                path.name: {"size": path.stat().st_size, "crc32": _crc32(path)}
+                for path in sorted(folder.iterdir())
+            }
+            _sync(folder)
+            catalog.set_setting(
+                _SETTING,
+                {
+                    "generation": folder.name,
+                    "option": option,
+                    "factory": factory,
+                    **to_setting(heads, catalog.layout),
+                    "num_rows": len(ids),
+                    "efforts": {str(idx): found for idx, found in efforts.items() if any(found)},
+                    "files": files,
+                    **_summary(efforts, recall),
+                },
+            )
+        except BaseException:  # Ctrl-C may come after the catalogue has committed
+            if (catalog.setting(_SETTING) or {}).get("generation") != folder.name:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+    written = Generation(folder, option, factory, heads, len(ids), efforts, files)
+    written.remove_others()
+    return written
+
+
+def _last_number(directory: Path, catalog: Catalog) -> int:
+    """Return the highest number that a generation has or had, 0 if there was none."""
+    saved = catalog.setting(_SETTING)
+    names = [saved.get("generation", "")] if isinstance(saved, dict) else []
+    if (directory / INDEX_FOLDER).is_dir():
+        names += [path.name for path in (directory / INDEX_FOLDER).iterdir()]
+    return max((int(n) for n in names if re.fullmatch(r"[0-9]{6}", str(n))), default=0)
+
+
+def _summary(efforts: Mapping[int, list[list[Effort]]], recall: float) -> dict[str, float]:
+    """Return what `emt info` says of a calibrated index: means over layers and heads."""
+    chosen = [least_effort(found, recall) for heads in efforts.values() for found in heads if found]
+    if not chosen:
+        return {}
+    return {
+        "recall": float(np.mean([effort.recall for effort in chosen])),
+        "attention": float(np.mean([effort.attention for effort in chosen])),
+        "scanned": float(np.mean([effort.scanned for effort in chosen])),
+    }
+
+
+def _crc32(path: Path) -> int:
+    crc32 = 0
+    with path.open("rb") as file:
+        while data := file.read(_BYTES_AT_ONCE):
+            crc32 = zlib.crc32(data, crc32)
+    return crc32
+
+
+def _sync(folder: Path) -> None:
+    """Force a folder's files and names, and its own name, to the disk."""
+    for path in [*folder.iterdir(), folder, folder.parent, folder.parent.parent]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

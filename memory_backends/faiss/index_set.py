@@ -1,0 +1,324 @@
+"""The FAISS indexes over one store: which rows they hold, and how they come to be.
+
+An index is made, read from the store's FAISS files, or grown, when its layer is first searched.
+The files are a cache: what is written after them is added in RAM, and `IndexSet.write` makes them
+anew. Removed rows stay in the indexes, unselected, until then.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from memory_backends.errors import StoreError
+from memory_backends.faiss import index as faiss_index
+from memory_backends.faiss.building import add_rows, calibrate
+from memory_backends.faiss.calibration import Effort
+from memory_backends.faiss.coverage import IndexedHeads
+from memory_backends.faiss.generation import Generation, write_generation
+from memory_backends.faiss.gpu import GPULayers
+from memory_backends.faiss.head_index import HeadIndex, LayerIndexes
+from memory_backends.faiss.search_parameters import SearchParameters
+from memory_backends.faiss.stored_layer import StoredLayer
+from memory_backends.layout import Int64Array
+from memory_backends.search.searchable import SearchableRows
+
+_GROWTH = 1.2  # times the rows that it was calibrated on, and an index is calibrated again
+
+
+class IndexSet:
+    """The indexes of a store's (layer, KV head) pairs, all with the same rows in the same order.
+
+    Any number of threads may call `of_layer` and `rows_at` at a time. One of them makes, reads or
+    grows what is missing; the others go on if they have what they need, and wait for it if not.
+    `plan`, `start_anew` and `write` change which row a position is: they are for the thread that
+    writes to the store or refreshes it, while no other searches. A thread that makes indexes asks
+    the catalogue, so none may call `of_layer` from within a snapshot.
+
+    Args:
+        rows: those that a search may find, and the store with the FAISS files.
+        option: "auto" or a FAISS factory string.
+        cache_bytes: FAISS files that would take more than half of it stay mapped; None for none.
+        use_files: False leaves the store's FAISS files unread, as if there were none.
+        parameters: forgotten here when an index or a position is another.
+        copies: of layers on a GPU, forgotten here when a position is another row.
+
+    Attributes:
+        ids: (positions,) the row at each position, of every index.
+        bitmap: little-endian over positions, of the rows that may be found; None for all of them.
+        factory: the FAISS factory string that indexes are made with now.
+        generation: the FAISS files that are read; None if there are none to use.
+        made: (layer, KV head) -> its index, of those that are ready. Some may lack the last rows.
+
+    Raises:
+        StoreError: the FAISS files are damaged.
+    """
+
+    def __init__(
+        self,
+        rows: SearchableRows,
+        *,
+        option: str,
+        cache_bytes: int | None,
+        use_files: bool,
+        parameters: SearchParameters,
+        copies: GPULayers | None,
+    ) -> None:
+        self._rows = rows
+        self._store = rows.store
+        self._option = option
+        self._cache_bytes = cache_bytes
+        self._parameters = parameters
+        self._copies = copies
+        self._building = threading.Lock()
+        self.made: dict[tuple[int, int], HeadIndex] = {}
+        self.bitmap: npt.NDArray[np.uint8] | None = None
+        self.generation, self.ids = self._read_cache() if use_files else (None, _no_ids())
+        self.factory = "" if self.generation is None else self.generation.factory
+        self.plan()
+
+    # -- which rows are indexed -----------------------------------------------------------------
+
+    def plan(self) -> None:
+        """Line up the indexes with the rows that a search may find."""
+        searchable, factory = self._rows.ids, self._factory_for_rows()
+        if self.factory in ("", "Flat") and factory != self.factory:
+            self.start_anew(factory)  # the first build, or one grown out of "Flat"
+        missing = np.setdiff1d(searchable, self.ids, assume_unique=True)
+        self.ids = np.concatenate([self.ids, missing])
+        unselected = len(searchable) < len(self.ids)
+        selected = np.isin(self.ids, searchable, assume_unique=True) if unselected else None
+        self.bitmap = None if selected is None else np.packbits(selected, bitorder="little")
+        self._parameters.clear()
+        if self._copies is not None:
+            self._copies.clear()
+
+    def start_anew(self, factory: str = "") -> None:
+        """Forget all indexes and the files; `plan` then says which rows new ones have.
+
+        Args:
+            factory: what they are made with; "" for what `plan` finds.
+        """
+        self.factory = factory
+        self.generation = None
+        self.ids = _no_ids()
+        self.made.clear()
+
+    def rows_at(self, positions: Int64Array, layer_idx: int) -> Int64Array:
+        """Return the row of each FAISS position; any for -1.
+
+        Raises:
+            StoreError: there is no such position.
+        """
+        try:
+            return self.ids[positions]
+        except IndexError:
+            raise StoreError(
+                f"the FAISS files of layer {layer_idx} are damaged: they name rows up to "
+                f"{positions.max()}; expected less than {len(self.ids)}. Run `emt rebuild`."
+            ) from None
+
+    def _factory_for_rows(self) -> str:
+        dim = self._store.layout.largest_head_dim
+        return faiss_index.factory_for(self._option, len(self._rows), dim)
+
+    def _read_cache(self) -> tuple[Generation | None, Int64Array]:
+        """Return the FAISS files, if they can be used, and which rows they hold."""
+        catalog, num_rows = self._store.catalog, self._store.rows.num_rows
+        before = catalog.setting("index")
+        try:
+            found = Generation.current(self._directory, catalog) if before else None
+            if found is None or self._option not in ("auto", found.option):
+                return None, _no_ids()
+            return found, found.read_ids(num_rows)
+        except StoreError:
+            if catalog.setting("index") == before and catalog.setting("num_rows") == num_rows:
+                raise
+            return None, _no_ids()  # another process has written meanwhile; the rows are there
+
+    # -- files ----------------------------------------------------------------------------------
+
+    @property
+    def bytes_in_ram(self) -> int:
+        """Bytes of the FAISS files that are read whole, once all of them are."""
+        return (
+            0
+            if self.generation is None or self._stay_mapped(self.generation)
+            else self.generation.num_bytes
+        )
+
+    def mapped_memory(self) -> Iterator[tuple[int, int]]:
+        """Yield address and bytes of all inverted lists that are mapped from files now."""
+        for found in list(self.made.values()):
+            lists = faiss_index.mapped_lists(found.index)
+            if lists is not None:
+                yield int(lists.ptr), lists.totsize
+
+    def is_written(self, wanted: IndexedHeads) -> bool:
+        """Tell whether the store's FAISS files of some heads are up to date."""
+        return (
+            self.generation is not None
+            and self.bitmap is None
+            and self.factory == self._factory_for_rows()
+            and self.generation.num_rows == len(self.ids)
+            and self.generation.covers(wanted)  # more is no harm, and not made again
+            and self.generation.is_in_force(self._store.catalog)
+        )
+
+    def write(self, wanted: IndexedHeads) -> None:
+        """Write FAISS files of some heads to a new generation and make it the store's.
+
+        Nothing is written where those in force are up to date.
+
+        Raises:
+            StoreError: the files cannot be written; those before stay in force.
+        """
+        if self.generation is not None and self.is_written(wanted):
+            self.generation.remove_others()
+            return
+        factory = self._factory_for_rows()
+        # Drop removed rows for good; make more lists when the memory has outgrown those it has.
+        if self.bitmap is not None or factory != self.factory:
+            self.start_anew(factory)
+            self.plan()
+        self.generation = write_generation(
+            self._directory,
+            self._store.catalog,
+            self.ids,
+            {idx: functools.partial(self._to_write, idx, wanted[idx]) for idx in wanted},
+            option=self._option,
+            factory=self.factory,
+            recall=self._parameters.recall,
+        )
+
+    def _to_write(
+        self, layer_idx: int, heads: Sequence[int]
+    ) -> dict[int, tuple[Any, list[Effort]]]:
+        """Return one layer's indexes in RAM, complete, and what calibration found of each."""
+        in_use = [head for head in heads if (layer_idx, head) in self.made]
+        self.of_layer(layer_idx, heads)
+        found = {head: self.made[layer_idx, head] for head in heads}
+        for head in set(heads) - set(in_use):  # built to be written: one layer at a time in RAM
+            del self.made[layer_idx, head]
+        # FAISS would write a reference to the file that the lists of these are in.
+        mapped = [head for head in heads if found[head].is_mapped]
+        first = self._first_indexes(layer_idx, mapped, in_ram=True)
+        found.update(self._with_all_rows(layer_idx, first))
+        return {head: (each.index, each.efforts) for head, each in found.items()}
+
+    # -- building -------------------------------------------------------------------------------
+
+    def of_layer(self, layer_idx: int, heads: Sequence[int] | None = None) -> LayerIndexes:
+        """Return the indexes of some KV heads, or of all, with all of `ids` in them.
+
+        Raises:
+            StoreError: files are damaged.
+        """
+        if heads is None:
+            heads = range(self._store.layout.layers[layer_idx].num_key_value_heads)
+        num_rows = len(self.ids)
+        ready = [self.made.get((layer_idx, head)) for head in heads]
+        if any(found is None or found.num_rows < num_rows for found in ready):
+            with self._building:
+                complete = self._complete(layer_idx, heads)
+            ready = [complete[head] for head in heads]
+        return LayerIndexes(
+            heads,
+            [found.index for found in ready if found is not None],
+            [found.efforts for found in ready if found is not None],
+        )
+
+    def _complete(self, layer_idx: int, heads: Sequence[int]) -> dict[int, HeadIndex]:
+        """Make, read or extend the indexes of some heads, those that no other thread has by now."""
+        known = {head: self.made.get((layer_idx, head)) for head in heads}
+        complete, found = {}, {}
+        for head, ready in known.items():
+            if ready is not None and ready.num_rows >= len(self.ids):
+                complete[head] = ready
+            elif ready is not None:
+                found[head] = ready
+                del self.made[layer_idx, head]  # gone if an error leaves it with some rows
+        new = [head for head, ready in known.items() if ready is None]
+        found.update(self._first_indexes(layer_idx, new))
+        for head, ready in self._with_all_rows(layer_idx, found).items():
+            complete[head] = self.made[layer_idx, head] = ready
+            self._parameters.forget(layer_idx, head)
+        return complete
+
+    def _first_indexes(
+        self, layer_idx: int, heads: Iterable[int], *, in_ram: bool = False
+    ) -> dict[int, HeadIndex]:
+        """Read the FAISS files of some heads; those without one get an empty index."""
+        head_dim, cache = self._store.layout.layers[layer_idx].head_dim, self.generation
+        found = {}
+        if cache is not None:
+            mapped = self._stay_mapped(cache) and not in_ram
+            try:
+                found = {
+                    head: HeadIndex(
+                        cache.num_rows,
+                        cache.read_head(layer_idx, head, head_dim, mapped=mapped),
+                        cache.efforts_of(layer_idx, head),
+                    )
+                    for head in heads
+                    if cache.holds(layer_idx, head)
+                }
+            except StoreError:
+                if cache.is_in_force(self._store.catalog):
+                    raise
+                # Another process has saved since and removed these files; the rows are there.
+        for head in heads:
+            if head not in found:
+                empty = faiss_index.new_index(self.factory, head_dim)
+                found[head] = HeadIndex(0, empty, [])
+        return found
+
+    def _with_all_rows(
+        self, layer_idx: int, found: Mapping[int, HeadIndex]
+    ) -> dict[int, HeadIndex]:
+        """Add to heads' indexes what of `ids` they lack, and calibrate them if they are new."""
+        num_rows = len(self.ids)
+        grow = [head for head, each in found.items() if each.is_mapped and each.num_rows < num_rows]
+        # Those from files cannot grow.
+        found = {**found, **self._first_indexes(layer_idx, grow, in_ram=True)}
+        complete: dict[int, HeadIndex] = {}
+        for present in {each.num_rows for each in found.values()}:  # those read the same rows
+            alike = {head: each for head, each in found.items() if each.num_rows == present}
+            complete |= self._grown(layer_idx, alike, present)
+        return complete
+
+    def _grown(
+        self, layer_idx: int, found: Mapping[int, HeadIndex], present: int
+    ) -> dict[int, HeadIndex]:
+        """Do what `_with_all_rows` does, to indexes with the first `present` of `ids` in them."""
+        rows = StoredLayer(self._store, layer_idx, list(found))
+        indexes = [each.index for each in found.values()]
+        efforts = [each.efforts for each in found.values()]
+        add_rows(indexes, rows, present, self.ids)
+        has_grown = len(self.ids) > _GROWTH * present
+        if len(self.ids) and (has_grown or not all(efforts)):
+            is_sink = np.isin(self.ids, self._store.catalog.sink_rows())
+            efforts = calibrate(indexes, rows, self.ids, is_sink)
+        return {
+            head: HeadIndex(len(self.ids), index, effort)
+            for head, index, effort in zip(found, indexes, efforts, strict=True)
+        }
+
+    def _stay_mapped(self, cache: Generation) -> bool:
+        """Tell whether FAISS files stay on the disk: where they would take half of the bytes."""
+        return self._cache_bytes is not None and 2 * cache.num_bytes > self._cache_bytes
+
+    @property
+    def _directory(self) -> Path:
+        assert self._store.path is not None  # the backend gives every store one
+        return self._store.path
+
+
+def _no_ids() -> Int64Array:
+    return np.empty(0, dtype=np.int64)

@@ -1,0 +1,92 @@
+"""What FAISS is told with a search: how many lists to look into, and which rows may be found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from memory_backends.faiss import index as faiss_index
+from memory_backends.faiss.calibration import least_effort
+from memory_backends.faiss.head_index import LayerIndexes
+from memory_backends.faiss.selection import Selection
+from memory_backends.scope import Scope
+
+_MAX_SELECTIONS = 64  # a bit a row each
+# Lists of an IVF index that a search of named heads looks into, at least. Those are few and ask
+# what no stored token has asked, so the calibration, on stored tokens' queries, is too hopeful:
+# it loses passages that these find (benchmarks/quality.md).
+_THOROUGH = 192
+
+
+class SearchParameters:
+    """FAISS search parameters, kept for as long as the indexes and their rows are the same.
+
+    Searches of any number of threads may ask at a time: two that make the same parameters make
+    equal ones. Whoever changes an index, or which rows may be found, says so with `forget` or
+    `clear`, afterwards.
+
+    Args:
+        recall: what the search of a calibrated index must find; see `calibration.py`.
+    """
+
+    def __init__(self, recall: float) -> None:
+        self.recall = recall
+        self._parameters: dict[tuple[int, int, bool], Any] = {}  # of (layer, head, is_thorough)
+        self._selections: dict[Scope, Selection] = {}
+
+    def of(
+        self,
+        layer_idx: int,
+        found: LayerIndexes,
+        bitmap: npt.NDArray[np.uint8] | None,
+        *,
+        selection: Selection | None = None,
+        is_thorough: bool = False,
+    ) -> list[Any]:
+        """Return what each head's index is searched with.
+
+        Args:
+            layer_idx: the layer.
+            found: its indexes.
+            bitmap: little-endian over positions, of the rows that may be found; None for all.
+            selection: the rows of a scope, in place of `bitmap`.
+            is_thorough: look into more lists; see `_THOROUGH`.
+        """
+        all_known = self._parameters if selection is None else selection.parameters
+        bitmap = bitmap if selection is None else selection.bitmap
+        wider = 1.0 if selection is None else selection.wider
+        parameters = []
+        for head, index, efforts in zip(*found, strict=True):
+            known = all_known.get((layer_idx, head, is_thorough))
+            if known is None:
+                nprobe = least_effort(efforts, self.recall).nprobe if efforts else None
+                if nprobe is not None and is_thorough:
+                    nprobe = max(nprobe, min(_THOROUGH, index.nlist))
+                known = faiss_index.search_parameters(index, bitmap, nprobe, wider)
+                all_known[layer_idx, head, is_thorough] = known
+            parameters.append(known)
+        return parameters
+
+    def selection(self, scope: Scope, make: Callable[[], Selection]) -> Selection:
+        """Return what the searches of a scope have in common, made by `make` if not known."""
+        found = self._selections.get(scope)
+        if found is None:
+            found = make()
+            if len(self._selections) >= _MAX_SELECTIONS:
+                self._selections.clear()
+            self._selections[scope] = found
+        return found
+
+    def forget(self, layer_idx: int, head: int) -> None:
+        """Forget those of one index, which has changed."""
+        for is_thorough in (False, True):
+            self._parameters.pop((layer_idx, head, is_thorough), None)
+        self._selections.clear()
+
+    def clear(self) -> None:
+        """Forget all: other rows may be found now, or are at other positions."""
+        self._selections.clear()
+        self._parameters.clear()  # last: a search meanwhile must not keep the old selection

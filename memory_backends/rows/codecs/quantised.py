@@ -1,0 +1,196 @@
+"""Rows in 8 or 4 bits a number: "int8", "int4".
+
+A key, or a value, is a *centre* plus a residual. The residual is turned into the principal axes of
+its head, where each coordinate is divided by its standard deviation and by a scale of this token,
+and coded by one of the levels that suit a Gaussian. Wide axes get more bits than narrow ones, and
+keys more than values. The centres are the mean and the first few rows that the store got, which
+decode exactly: in deep layers those are attention sinks, as small as no other row and attended by
+every query; the sinks of later documents are near them.
+
+A record is two bytes, centre and scale of the key and of the value, and the packed codes.
+
+Sources: keys per channel and values per token, KIVI (arXiv 2402.02750); low-rank keys before RoPE,
+ShadowKV (2410.21465); first tokens exact, KVQuant (2401.18079); rotation and Gaussian levels,
+TurboQuant (2504.19874).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+
+from memory_backends.layout import LayerLayout
+from memory_backends.rows.codecs.bits import BitPacking, quantise
+from memory_backends.rows.codecs.state import NUM_CENTRES, QuantisedState, learn
+
+_SCALE_BYTES = 2
+_NUM_STEPS = 51  # a byte is centre * 51 + step; step 0 is a residual of zero
+_LOWEST_SCALE, _STEPS_PER_OCTAVE = -3.0, 5.0  # scales 2^-3 to 2^6.8
+_ROWS_AT_ONCE = 1024  # what then lies between two operations stays in the processor's cache
+_TRIED = (-2, -1, 0, 1, 2, 3)  # steps around the residual's root mean square
+
+
+class QuantisedCodec:
+    """Keep a number in 8 or 4 bits, statistics and all.
+
+    Args:
+        name: the name in the configuration.
+        bits: 8, which takes two bytes a record more, or 4, which takes no more than 4 bits.
+        dtype: the dtype of the memory's rows, which `decode` gives back.
+    """
+
+    learns = True
+
+    def __init__(self, name: str, bits: int, dtype: torch.dtype) -> None:
+        self.name = name
+        self._bits = bits
+        self._dtype = dtype
+
+    def record_bytes(self, layer: LayerLayout) -> int:
+        """Return the size of one token's and KV head's record."""
+        if self._bits == 8:
+            return _SCALE_BYTES + layer.row_dim
+        return max(layer.row_dim * self._bits // 8, _SCALE_BYTES + 1)
+
+    def learn(self, layer: LayerLayout, rows: torch.Tensor) -> bytes:
+        """Return means, axes, variances and widths, learned from (n, Hkv, R) rows."""
+        return learn(layer, rows, self._code_bits(layer)).to_bytes()
+
+    def coder(self, layer: LayerLayout, state: bytes) -> QuantisedCoder:
+        """Return what encodes and decodes with a state.
+
+        Raises:
+            StoreError: the state is not one of this codec and this layer.
+        """
+        parsed = QuantisedState.from_bytes(state, layer, self._code_bits(layer))
+        return QuantisedCoder(layer, parsed, self.record_bytes(layer), self._dtype)
+
+    def _code_bits(self, layer: LayerLayout) -> int:
+        return 8 * (self.record_bytes(layer) - _SCALE_BYTES)
+
+
+class QuantisedCoder:
+    """Encodes and decodes one layer; see the module."""
+
+    def __init__(
+        self, layer: LayerLayout, state: QuantisedState, record_bytes: int, dtype: torch.dtype
+    ) -> None:
+        self._dtype = dtype
+        self._dims = [layer.head_dim, layer.value_head_dim]
+        self._levels = state.levels
+        self._widths = state.widths.long()
+        self._packing = BitPacking(self._widths, record_bytes - _SCALE_BYTES)
+        self._centres = [  # (Hkv, C, D)
+            part.contiguous() for part in torch.split(state.centres, self._dims, dim=-1)
+        ]
+        self._std = torch.split(state.std, self._dims, dim=-1)  # (Hkv, D)
+        self._turn_back = [  # (Hkv, D, D): coordinates @ it is the residual
+            std.unsqueeze(-1) * axes.float()
+            for std, axes in zip(self._std, state.axes, strict=True)
+        ]
+        steps = torch.arange(_NUM_STEPS, dtype=torch.float32) - 1
+        self._scales = torch.exp2(_LOWEST_SCALE + steps / _STEPS_PER_OCTAVE)
+        self._scales[0] = 0.0
+        chosen = torch.arange(256).clamp(max=NUM_CENTRES * _NUM_STEPS - 1)
+        self._scale_of = self._scales[chosen % _NUM_STEPS]  # (256,) by scale byte
+        self._centre_of = chosen // _NUM_STEPS  # (256,)
+        self._first_centre = torch.arange(layer.num_key_value_heads).unsqueeze(1) * NUM_CENTRES
+
+    @functools.cached_property
+    def _turn(self) -> list[torch.Tensor]:
+        """The inverses of `_turn_back`, for who writes."""
+        return [torch.linalg.inv(back.double()).float() for back in self._turn_back]
+
+    def encode(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the records of rows: (n, Hkv, R) to (n, Hkv, record_bytes) uint8."""
+        parts = [
+            self._encode(some) for some in torch.split(rows.detach().float().cpu(), _ROWS_AT_ONCE)
+        ]
+        return torch.cat(parts).to(rows.device)
+
+    def _encode(self, rows: torch.Tensor) -> torch.Tensor:
+        num_rows, num_heads, _ = rows.shape
+        by_head = rows.transpose(0, 1)  # (Hkv, n, R)
+        widths = torch.split(self._widths, self._dims)
+        coded = [
+            self._encode_part(part, numbers, widths[part])
+            for part, numbers in enumerate(torch.split(by_head, self._dims, dim=-1))
+        ]
+        packed = self._packing.pack(torch.cat([places for _, places in coded]))
+        scales = torch.stack([scale for scale, _ in coded]).to(torch.uint8)
+        records = torch.cat([scales, packed])  # (record_bytes, Hkv * n)
+        return records.view(len(records), num_heads, num_rows).permute(2, 1, 0).contiguous()
+
+    def _encode_part(
+        self, part: int, numbers: torch.Tensor, widths: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scale bytes (Hkv * n,) and places in the levels (D, Hkv * n)."""
+        centre = torch.cdist(numbers, self._centres[part]).argmin(-1)  # (Hkv, n)
+        coordinates = (numbers - self._centre(part, centre, slice(None))) @ self._turn[part]
+        coordinates = coordinates.movedim(-1, 0).flatten(1)  # (D, Hkv * n)
+        centre = centre.flatten()
+        variances = self._std[part].square().T  # (D, Hkv)
+        variances = variances.repeat_interleave(numbers.shape[1], dim=1)  # (D, Hkv * n)
+        used = coordinates[widths > 0] if bool((widths > 0).any()) else coordinates
+        size = used.square().mean(0).sqrt().clamp(min=1e-9)
+        nearest = ((size.log2() - _LOWEST_SCALE) * _STEPS_PER_OCTAVE + 1).round()
+        nearest = nearest.clamp(1, _NUM_STEPS - 1).long()
+        best_error = (coordinates.square() * variances).sum(0)  # step 0: the centre itself
+        best_step = torch.zeros_like(centre)
+        best_places = quantise(torch.zeros_like(coordinates), widths)
+        for tried in _TRIED:
+            step = (nearest + tried).clamp(1, _NUM_STEPS - 1)
+            scale = self._scales[step]
+            places = quantise(coordinates / scale, widths)
+            coded = self._levels.index_select(0, places.flatten()).view(places.shape)
+            error = torch.addcmul(coordinates, coded, scale, value=-1.0)
+            error = (error.square_() * variances).sum(0)
+            better = error < best_error
+            best_error = torch.where(better, error, best_error)
+            best_step = torch.where(better, step, best_step)
+            best_places = torch.where(better, places, best_places)
+        return centre * _NUM_STEPS + best_step, best_places
+
+    def decode(
+        self, records: torch.Tensor, head_axis: int, heads: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Return the rows of records: (..., record_bytes) to (..., R)."""
+        by_head = records.cpu().movedim(head_axis, 0)
+        heads_first = by_head.shape[:-1]
+        flat = (
+            by_head.flatten(1, -2) if by_head.ndim > 2 else by_head.unsqueeze(1)
+        )  # (Hkv, m, record_bytes)
+        rows = torch.empty(*flat.shape[:2], sum(self._dims), dtype=self._dtype)
+        for some, out in zip(
+            torch.split(flat, _ROWS_AT_ONCE, dim=1),
+            torch.split(rows, _ROWS_AT_ONCE, dim=1),
+            strict=True,
+        ):
+            self._decode(some, out, slice(None) if heads is None else list(heads))
+        return rows.view(*heads_first, rows.shape[-1]).movedim(0, head_axis).to(records.device)
+
+    def _decode(self, records: torch.Tensor, out: torch.Tensor, heads: slice | list[int]) -> None:
+        num_heads, num_records, _ = records.shape
+        columns = records.permute(2, 0, 1).flatten(1)  # (record_bytes, Hkv * m)
+        chosen = columns[:_SCALE_BYTES].int().flatten()
+        scales = self._scale_of.index_select(0, chosen).view(_SCALE_BYTES, num_heads, num_records)
+        centres = self._centre_of.index_select(0, chosen).view(scales.shape)
+        places = self._packing.unpack(columns[_SCALE_BYTES:])
+        levels = self._levels.index_select(0, places.flatten())
+        levels = levels.view(sum(self._dims), num_heads, num_records)  # (R, Hkv, m)
+        limit = torch.finfo(self._dtype).max
+        for part, numbers in enumerate(torch.split(levels, self._dims)):
+            coordinates = (numbers * scales[part]).permute(1, 2, 0)  # (Hkv, m, D)
+            centre = self._centre(part, centres[part], heads)
+            turn_back = self._turn_back[part][heads]
+            found = torch.baddbmm(centre, coordinates, turn_back)  # (Hkv, m, D)
+            torch.split(out, self._dims, dim=-1)[part].copy_(found.clamp_(-limit, limit))
+
+    def _centre(self, part: int, which: torch.Tensor, heads: slice | list[int]) -> torch.Tensor:
+        """Return centres by number: (Hkv, m) to (Hkv, m, D)."""
+        centres = self._centres[part]
+        at = which + self._first_centre[heads]
+        chosen = centres.flatten(0, 1).index_select(0, at.flatten())
+        return chosen.view(*which.shape, centres.shape[-1])

@@ -1,0 +1,144 @@
+"""What the quantised codecs learn of a layer, and its bytes in a store's catalogue."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import numpy as np
+
+from memory_backends.errors import StoreError
+from memory_backends.layout import LayerLayout
+from memory_backends.rows.codecs.bits import MAX_BITS, NUM_LEVELS, allocate, gaussian_levels
+
+NUM_CENTRES = 5  # the mean, and the first four rows
+
+_HEADER = struct.Struct("<4sHHHH")  # mark, Hkv, head_dim, value_head_dim, centres
+_MARK = b"EMQ1"
+_LEARNED_FROM = 4096  # rows at most
+_PRIOR_ROWS = 32  # the weight of "all axes alike", for a store that begins with a few rows
+_KEY_WEIGHT = 16.0  # least KL of 1, 4 and 16 on the text of scripts/bench_codecs.py
+
+
+@dataclass(frozen=True)
+class QuantisedState:
+    """The statistics of one layer.
+
+    Attributes:
+        levels: (NUM_LEVELS,) float32, as `gaussian_levels`.
+        widths: (R,) uint8, bits of each coordinate, the same for all heads.
+        std: (Hkv, R) float32, standard deviations along the axes, > 0.
+        centres: (Hkv, C, R) float32, the mean and the first rows.
+        axes: (Hkv, D, D) and (Hkv, Dv, Dv) float16, rows are the principal axes, widest first.
+    """
+
+    levels: torch.Tensor
+    widths: torch.Tensor
+    std: torch.Tensor
+    centres: torch.Tensor
+    axes: tuple[torch.Tensor, torch.Tensor]
+
+    def to_bytes(self) -> bytes:
+        """Return a header and the raw little-endian arrays; `from_bytes` reads them back."""
+        heads, centres, _ = self.centres.shape
+        header = _HEADER.pack(_MARK, heads, self.axes[0].shape[-1], self.axes[1].shape[-1], centres)
+        arrays = (self.levels, self.widths, self.std, self.centres, *self.axes)
+        return header + b"".join(array.contiguous().numpy().tobytes() for array in arrays)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, layer: LayerLayout, code_bits: int) -> QuantisedState:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            StoreError: it is of another layer or another codec, truncated, or not finite.
+        """
+        heads, dim, value_dim = layer.num_key_value_heads, layer.head_dim, layer.value_head_dim
+        expected = _HEADER.pack(_MARK, heads, dim, value_dim, NUM_CENTRES)
+        shapes: list[tuple[type, tuple[int, ...]]] = [
+            (np.float32, (NUM_LEVELS,)),
+            (np.uint8, (layer.row_dim,)),
+            (np.float32, (heads, layer.row_dim)),
+            (np.float32, (heads, NUM_CENTRES, layer.row_dim)),
+            (np.float16, (heads, dim, dim)),
+            (np.float16, (heads, value_dim, value_dim)),
+        ]
+        size = len(expected) + sum(
+            int(np.prod(shape)) * np.dtype(kind).itemsize for kind, shape in shapes
+        )
+        if len(data) != size or data[: len(expected)] != expected:
+            raise StoreError(
+                f"expected {size} bytes of statistics for a layer of {heads} KV heads, head_dim "
+                f"{dim} and value_head_dim {value_dim}; got {len(data)} bytes that begin with "
+                f"{data[: len(expected)]!r}. Restore the store's catalogue from a copy."
+            )
+        at, arrays = len(expected), []
+        for kind, shape in shapes:
+            count = int(np.prod(shape))
+            array: np.ndarray[Any, Any] = np.frombuffer(data, kind, count, at).reshape(shape).copy()
+            arrays.append(torch.from_numpy(array))
+            at += array.nbytes
+        levels, widths, std, centres, keys, values = arrays
+        usable = (
+            all(bool(a.float().isfinite().all()) for a in arrays)
+            and int(widths.max()) <= MAX_BITS
+            and int(widths.long().sum()) <= code_bits
+            and bool((std > 0).all())
+        )
+        if not usable:
+            raise StoreError(
+                f"statistics of rows are damaged: widths must be at most {MAX_BITS} bits and "
+                f"{code_bits} in all, deviations positive, and all numbers finite. "
+                "Restore the store's catalogue from a copy."
+            )
+        return cls(levels, widths, std, centres, (keys, values))
+
+
+def learn(layer: LayerLayout, rows: torch.Tensor, code_bits: int) -> QuantisedState:
+    """Learn a layer's statistics.
+
+    Args:
+        layer: the layer's shape.
+        rows: (n, Hkv, R), the first of a store; more than 4,096 are not looked at.
+        code_bits: bits of a record's codes.
+    """
+    found = rows[:_LEARNED_FROM].detach().cpu().double().transpose(0, 1)  # (Hkv, n, R)
+    num_first = NUM_CENTRES - 1
+    first = found[:, torch.arange(num_first).clamp(max=found.shape[1] - 1)]
+    usual = found[:, num_first:] if found.shape[1] > 2 * num_first else found  # without the sinks
+    mean = usual.mean(1, keepdim=True)
+    std, axes, costs = [], [], []
+    dims = [layer.head_dim, layer.value_head_dim]
+    for part, centre, weight in zip(
+        torch.split(usual, dims, -1), torch.split(mean, dims, -1), (_KEY_WEIGHT, 1.0), strict=True
+    ):
+        variance, turned = _principal_axes(part, centre)
+        costs.append(weight * (variance / variance.sum(-1, keepdim=True)).mean(0))  # (D,)
+        std.append(variance.sqrt())
+        axes.append(turned.half())
+    widths = allocate(torch.cat(costs).numpy(), code_bits)
+    return QuantisedState(
+        levels=gaussian_levels(),
+        widths=torch.from_numpy(widths),
+        std=torch.cat(std, dim=-1).float(),
+        centres=torch.cat([mean, first], dim=1).float(),
+        axes=(axes[0], axes[1]),
+    )
+
+
+def _principal_axes(numbers: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return variances (Hkv, D) and axes (Hkv, D, D), as rows, of (Hkv, n, D), widest first.
+
+    Few rows say little of the axes, and one row nothing of the variance: both are drawn to the
+    same variance in all directions, and that to the mean's square.
+    """
+    num_rows, dim = numbers.shape[1:]
+    residual = numbers - mean
+    scatter = residual.transpose(1, 2) @ residual  # (Hkv, D, D)
+    spread = scatter.diagonal(dim1=1, dim2=2).mean(-1) / num_rows
+    prior = spread + mean.square().mean(-1).squeeze(-1) / num_rows
+    prior = prior.clamp(min=1e-12).view(-1, 1, 1)
+    covariance = scatter + _PRIOR_ROWS * prior * torch.eye(dim, dtype=torch.float64)
+    variance, turned = torch.linalg.eigh(covariance / (num_rows + _PRIOR_ROWS))
+    return variance.flip(-1), turned.transpose(1, 2).flip(1)

@@ -1,0 +1,98 @@
+"""How the rows of one store become records: its codec, with what that has learned of each layer.
+
+A *record* is what a layer's file has of one row: its KV heads' parts, one after the other, each as
+the codec makes it. What a codec learns from a store's first rows is published together with them,
+in one transaction, and never changes; until then it is `new_states`, and can be forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from memory_backends.layout import MemoryLayout
+from memory_backends.rows.codecs import LayerCoder, row_codec
+
+
+def record_bytes(layout: MemoryLayout, codec_name: str) -> dict[int, int]:
+    """Return layer -> bytes of one row's record, of all KV heads together.
+
+    Raises:
+        MemoryMismatchError: there is no such codec.
+    """
+    codec = row_codec(codec_name, layout.dtype)
+    return {
+        idx: layer.num_key_value_heads * codec.record_bytes(layer)
+        for idx, layer in layout.layers.items()
+    }
+
+
+def _nothing_learned(layer_idx: int) -> bytes | None:
+    return None
+
+
+class RowCoding:
+    """The codec of a store, and a coder for each layer of it.
+
+    Args:
+        layout: the shape of the rows.
+        codec_name: see `codecs.row_codec`.
+        read_state: gives a layer's published state, or None if nothing has been published yet.
+
+    Attributes:
+        new_states: layer -> what was learned and waits to be published.
+    """
+
+    def __init__(
+        self,
+        layout: MemoryLayout,
+        codec_name: str,
+        read_state: Callable[[int], bytes | None] = _nothing_learned,
+    ) -> None:
+        self._layout = layout
+        self._codec = row_codec(codec_name, layout.dtype)
+        self._read_state = read_state
+        self._coders: dict[int, LayerCoder] = {}
+        self.record_bytes = record_bytes(layout, codec_name)
+        self.new_states: dict[int, bytes] = {}
+
+    @property
+    def layers_with_state(self) -> list[int]:
+        """The layers of which something is learned: all, or none."""
+        return list(self._layout.layers) if self._codec.learns else []
+
+    @property
+    def must_learn(self) -> bool:
+        """Whether rows have to be learned from before any can be encoded."""
+        return self._codec.learns and any(self.coder(idx) is None for idx in self._layout.layers)
+
+    def learn(self, layer_idx: int, rows: torch.Tensor) -> None:
+        """Learn from the first rows of a layer, (n, Hkv, D + Dv)."""
+        self.new_states[layer_idx] = self._codec.learn(self._layout.layers[layer_idx], rows)
+
+    def forget_new(self) -> None:
+        """Forget what was learned; what is published by now is read again."""
+        if self.new_states:
+            self.new_states = {}
+            self._coders.clear()
+
+    def coder(self, layer_idx: int) -> LayerCoder | None:
+        """Return what encodes and decodes a layer; None if nothing was learned yet.
+
+        Raises:
+            StoreError: the published state is damaged, or missing though there are documents.
+        """
+        found = self._coders.get(layer_idx)
+        if found is None:
+            state = self._state(layer_idx)
+            if state is None:
+                return None
+            found = self._codec.coder(self._layout.layers[layer_idx], state)
+            self._coders[layer_idx] = found
+        return found
+
+    def _state(self, layer_idx: int) -> bytes | None:
+        if not self._codec.learns:
+            return b""
+        return self.new_states.get(layer_idx) or self._read_state(layer_idx)

@@ -1,0 +1,195 @@
+"""Rows in mapped files, as records that a codec makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from memory_backends.layout import MemoryLayout, Rows
+from memory_backends.rows.append_files import AppendFiles
+from memory_backends.rows.coding import RowCoding
+from memory_backends.rows.storage import Flushed, gather_heads, interleave, take_heads
+
+FOLDER = "rows"
+ROWS_TO_LEARN = 2048  # from so many a codec learns, if they come in one transaction
+
+
+class RowFiles:
+    """Rows in one file a layer, `rows/layer-000.bin`: records one after another, no header.
+
+    Published rows are mapped read-only, so opening reads nothing and memory is the page cache's.
+    The first rows of a store wait in RAM until there are enough for the codec to learn from, or
+    until `flush`.
+
+    Args:
+        layout: the shape of the rows.
+        directory: the store's.
+        num_rows: how many rows are published.
+        coding: how rows become records; exactly, if None.
+
+    Attributes:
+        files: the files of records.
+        row_crc32: of each document sealed and written since rows were last published: layer ->
+            crc32 of its records.
+
+    Raises:
+        StoreError: a file is missing or shorter than the catalogue says.
+    """
+
+    def __init__(
+        self,
+        layout: MemoryLayout,
+        directory: Path,
+        num_rows: int,
+        coding: RowCoding | None = None,
+    ) -> None:
+        self.coding = coding or RowCoding(layout, "exact")
+        self._layout = layout
+        self._num_rows = num_rows
+        self.row_crc32: list[dict[int, int]] = []
+        # Runs (layer -> rows) that wait to be written; the last list is the unsealed document's.
+        self._waiting: list[list[dict[int, torch.Tensor]]] = [[]]
+        sizes = self.coding.record_bytes
+        self.files = AppendFiles(directory / FOLDER, sizes, dict.fromkeys(sizes, num_rows))
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows are published."""
+        return self._num_rows
+
+    def append(self, rows: Rows) -> None:
+        """Put rows after everything appended so far; they reach the disk at `flush`.
+
+        Raises:
+            MemoryMismatchError: a number that the codec's records cannot hold.
+            StoreError: the codec's published state is damaged.
+        """
+        self._waiting[-1].append({idx: interleave(rows, idx).cpu() for idx in self._layout.layers})
+        if self._num_waiting >= ROWS_TO_LEARN or not self.coding.must_learn:
+            self._write_waiting()
+
+    def append_rows(self, layer_idx: int, rows: torch.Tensor) -> None:
+        """Put rows (n, Hkv, D + Dv) after everything appended to one layer so far.
+
+        Raises:
+            As `append`.
+        """
+        coder = self.coding.coder(layer_idx)
+        assert coder is not None  # the caller has made it learn
+        self.append_records(layer_idx, coder.encode(rows.cpu()).flatten(1))
+
+    def append_records(self, layer_idx: int, records: torch.Tensor) -> None:
+        """Put records (n, record_bytes) uint8 after everything appended to one layer so far."""
+        if len(records):
+            self.files[layer_idx].append(records.contiguous().numpy().data)
+
+    def skip(self, num_rows: int) -> None:
+        """Leave room for rows that nobody reads, without taking space on the disk."""
+        for idx in self._layout.layers if num_rows else ():
+            self.files[idx].skip(num_rows)
+
+    def seal(self) -> None:
+        """End a document."""
+        self._waiting.append([])
+        if not self.coding.must_learn:
+            self._write_waiting()
+
+    def rewind(self) -> None:
+        """Drop what was appended since the last seal."""
+        self._waiting[-1] = []
+        self.files.rewind()
+
+    def flush(self) -> Flushed:
+        """Force appended rows to the disk."""
+        self._write_waiting()
+        self.files.flush()
+        return Flushed(self.row_crc32, self.coding.new_states)
+
+    def publish(self, num_rows: int) -> None:
+        """Show the first `num_rows` rows; forget what was appended after them, give space back."""
+        self._forget_unpublished(num_rows)
+        self.files.publish(dict.fromkeys(self._layout.layers, num_rows))
+
+    def reopen(self, num_rows: int) -> None:
+        """Show the first `num_rows` rows of the files as they are now."""
+        self._forget_unpublished(num_rows)
+        self.files.reopen(dict.fromkeys(self._layout.layers, num_rows))
+
+    def gather(
+        self, layer_idx: int, ids: torch.Tensor, heads: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Return published rows by id: (h, ...) int64 to (h, ..., D + Dv); any for -1."""
+        records = self._by_head(layer_idx, self.files[layer_idx].records)
+        return self._decode(layer_idx, gather_heads(records, ids.cpu(), heads), 0, heads)
+
+    def take(self, layer_idx: int, places: torch.Tensor) -> torch.Tensor:
+        """Return heads' rows by place, id * Hkv + head: (Hkv, ...) to (Hkv, ..., D + Dv)."""
+        records = self._by_head(layer_idx, self.files[layer_idx].records)
+        return self._decode(layer_idx, take_heads(records, places), head_axis=0)
+
+    def span(
+        self, layer_idx: int, first: int, stop: int, heads: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Return consecutive published rows, (stop - first, h, D + Dv), of `heads` or all Hkv.
+
+        All heads' rows are mapped, if they are not coded.
+        """
+        records = self._by_head(layer_idx, self.records(layer_idx, first, stop))
+        if heads is not None:
+            records = records[:, list(heads)]
+        return self._decode(layer_idx, records, 1, heads)
+
+    def records(self, layer_idx: int, first: int, stop: int) -> torch.Tensor:
+        """Return consecutive published records, (stop - first, record_bytes) uint8, mapped."""
+        return self.files[layer_idx].records[first:stop]
+
+    def close(self) -> None:
+        """Let go of the files; tensors handed out stay valid."""
+        self.files.close()
+
+    @property
+    def _num_waiting(self) -> int:
+        anywhere = next(iter(self._layout.layers))
+        return sum(len(run[anywhere]) for document in self._waiting for run in document)
+
+    def _write_waiting(self) -> None:
+        """Learn from the rows that wait, if that is due, and write them; what fails still waits."""
+        if self._num_waiting and self.coding.must_learn:
+            runs = [run for document in self._waiting for run in document]
+            for idx in self._layout.layers:
+                self.coding.learn(idx, torch.cat([run[idx] for run in runs]))
+        while True:
+            for run in self._waiting[0]:
+                for idx, rows in run.items():
+                    self.append_rows(idx, rows)
+            if len(self._waiting) == 1:
+                break
+            self.row_crc32.append(self.files.seal())
+            del self._waiting[0]
+        self._waiting = [[]]
+
+    def _forget_unpublished(self, num_rows: int) -> None:
+        self._num_rows = num_rows
+        self.row_crc32, self._waiting = [], [[]]
+        self.coding.forget_new()
+
+    def _by_head(self, layer_idx: int, records: torch.Tensor) -> torch.Tensor:
+        """Split records (n, record_bytes) into the heads' parts, (n, Hkv, record_bytes / Hkv)."""
+        heads = self._layout.layers[layer_idx].num_key_value_heads
+        return records.view(len(records), heads, records.shape[1] // heads)
+
+    def _decode(
+        self,
+        layer_idx: int,
+        records: torch.Tensor,
+        head_axis: int,
+        heads: Sequence[int] | None = None,
+    ) -> torch.Tensor:
+        """Turn heads' parts (..., record_bytes / Hkv) uint8 into rows (..., D + Dv)."""
+        coder = self.coding.coder(layer_idx)
+        if coder is None:  # no document has ever been there, so there is nothing to read
+            row_dim = self._layout.layers[layer_idx].row_dim
+            return torch.zeros(*records.shape[:-1], row_dim, dtype=self._layout.dtype)
+        return coder.decode(records, head_axis, heads)

@@ -1,0 +1,105 @@
+"""What a search refuses: layers, heads, queries, row ids and devices that do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+
+import torch
+
+from memory_backends.errors import MemoryMismatchError
+from memory_backends.layout import LayerLayout, MemoryLayout
+
+
+def checked_layer(layout: MemoryLayout, layer_idx: int) -> LayerLayout:
+    """Return the shape of a layer's rows.
+
+    Raises:
+        MemoryMismatchError: the layout has no such layer.
+    """
+    if layer_idx not in layout.layers:
+        raise MemoryMismatchError(f"layer must be one of {sorted(layout.layers)}; got {layer_idx}.")
+    return layout.layers[layer_idx]
+
+
+def check_heads(layer: LayerLayout, layer_idx: int, heads: Iterable[int]) -> tuple[int, ...]:
+    """Refuse heads that a layer has not, none at all, or one named twice; return them.
+
+    Raises:
+        MemoryMismatchError: any of these.
+    """
+    found = tuple(heads)
+    num_heads = layer.num_key_value_heads
+    are_numbers = all(isinstance(head, Integral) and head in range(num_heads) for head in found)
+    if not found or not are_numbers or len(set(found)) < len(found):
+        raise MemoryMismatchError(
+            f"heads must be one or more of the KV heads 0 to {num_heads - 1} of layer {layer_idx}, "
+            f"each once; got {list(found)}. Number KV heads, not query heads, and stack the "
+            "queries of one head along N."
+        )
+    return tuple(int(head) for head in found)
+
+
+def check_search(
+    layer: LayerLayout, queries: torch.Tensor, k: int, heads: Sequence[int] | None = None
+) -> None:
+    """Refuse queries of another shape than (Hkv, N, head_dim), and k below 1.
+
+    With `heads`, queries are (len(heads), N, head_dim).
+
+    Raises:
+        MemoryMismatchError: either.
+    """
+    if heads is None:
+        first, num_heads = "num_key_value_heads", layer.num_key_value_heads
+    else:
+        first, num_heads = "len(heads)", len(heads)
+    if queries.ndim != 3 or queries.shape[::2] != (num_heads, layer.head_dim):
+        raise MemoryMismatchError(
+            f"queries must have shape ({first}={num_heads}, N, head_dim={layer.head_dim}); "
+            f"got {tuple(queries.shape)}. "
+            "Stack the query heads of a group along N."
+        )
+    if k < 1:
+        raise MemoryMismatchError(f"k must be at least 1; got {k}.")
+
+
+def check_ids(layer: LayerLayout, ids: torch.Tensor, num_rows: int) -> None:
+    """Refuse row ids of another shape than (Hkv, ...), and ids that were never given out.
+
+    Raises:
+        MemoryMismatchError: either.
+    """
+    num_heads = layer.num_key_value_heads
+    if ids.ndim < 1 or ids.shape[0] != num_heads or ids.dtype != torch.int64:
+        raise MemoryMismatchError(
+            f"ids must be int64 of shape (num_key_value_heads={num_heads}, ...); "
+            f"got {ids.dtype} {tuple(ids.shape)}."
+        )
+    if ids.numel():
+        least, greatest = (int(bound) for bound in ids.aminmax())
+        if not -1 <= least <= greatest < num_rows:
+            raise MemoryMismatchError(
+                f"row ids must be less than {num_rows}, the rows written so far, or -1; "
+                f"got {least} to {greatest}."
+            )
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """Return a device that tensors can live on.
+
+    Raises:
+        MemoryMismatchError: this machine or this torch has no such device.
+    """
+    try:
+        found = torch.device(device)
+        if found.type == "meta":
+            raise RuntimeError("it holds no numbers")
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise MemoryMismatchError(
+            f"memory_device must be a device of this machine, such as 'cpu'; got '{device}': "
+            f"{reason}"
+        ) from error
+    return found

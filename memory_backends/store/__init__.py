@@ -1,0 +1,5 @@
+"""A memory's parts in one directory or in RAM: written, copied, compacted, verified."""
+
+from memory_backends.store.store import Store
+
+__all__ = ["Store"]

@@ -1,0 +1,151 @@
+"""Documents written together: one flush and one transaction for all of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from memory_backends.catalog.records import NewDocument
+from memory_backends.errors import DocumentError, EMTError, reported
+from memory_backends.layout import Document, Rows
+from memory_backends.store.checks import check_document, check_queries, check_rows
+from memory_backends.store.store import Store
+
+
+class Batch:
+    """Documents whose rows are appended, and published by the next `commit`.
+
+    Args:
+        store: what they are written to; it must be `writing`.
+        replace: whether a document takes the place of one of its name.
+
+    Attributes:
+        num_rows: rows that wait to be published.
+    """
+
+    def __init__(self, store: Store, *, replace: bool) -> None:
+        self._store = store
+        self._replace = replace
+        self._documents: list[NewDocument] = []
+        self.num_rows = 0
+
+    def append(self, document: Document, runs: Iterable[Rows]) -> None:
+        """Put a document and its rows after those before it, all or nothing.
+
+        Raises:
+            DocumentError, MemoryMismatchError, StoreError: see `MemoryBackend.add`; what `runs`
+                raises, too. The documents before this one stay in the batch.
+        """
+        check_document(document)
+        self._check_name(document.name)
+        try:
+            new = self._appended(document, runs)
+        except BaseException:
+            with contextlib.suppress(OSError):  # `commit` cuts off what is not published
+                self._store.rows.rewind()
+                self._store.samples.rewind()
+            raise
+        self._documents.append(new)
+        self.num_rows += len(new.row_tokens)
+
+    def commit(self) -> list[tuple[str, range]]:
+        """Publish all documents of the batch; return their names and row ids, and begin anew.
+
+        Raises:
+            StoreError: the disk is full, or failed; none of them is published.
+        """
+        store, documents = self._store, self._documents
+        self._documents, self.num_rows = [], 0
+        try:
+            if not documents:
+                return []
+            with reported(store.path):
+                flushed = store.rows.flush()
+                store.samples.flush()
+            ids = store.catalog.publish(
+                [
+                    new._replace(row_crc32=row_crc32)
+                    for new, row_crc32 in zip(documents, flushed.row_crc32, strict=True)
+                ],
+                query_heads=store.samples.num_heads,
+                codec_states=flushed.codec_states,
+                replace=self._replace,
+            )
+        finally:  # the catalogue knows whether they are part of the memory, Ctrl-C or not
+            store.catalog.refresh()
+            store.show_published()
+        return [(new.document.name, rows) for new, rows in zip(documents, ids, strict=True)]
+
+    def _appended(self, document: Document, runs: Iterable[Rows]) -> NewDocument:
+        store, first = self._store, self._store.catalog.num_rows + self.num_rows
+        tokens, sinks = [], []
+        num_rows = 0
+        for run in runs:
+            check_rows(run, store.layout, document, first=num_rows)
+            check_queries(run, store.layout, store.samples.num_heads, first + num_rows)
+            with reported(store.path):
+                store.rows.append(run)
+                store.samples.append(run, first + num_rows)
+            tokens.append(run.tokens)
+            sinks.append(num_rows + np.flatnonzero(run.sinks))
+            num_rows += len(run)
+        if not num_rows:
+            raise DocumentError(
+                f"document '{document.name}' has no rows to remember. "
+                "Give it at least one token that is not a special id."
+            )
+        store.rows.seal()
+        return NewDocument(
+            document,
+            np.concatenate(tokens).astype(np.int32),
+            np.concatenate(sinks).astype(np.int32),
+            store.samples.seal(),
+            row_crc32={},  # `flush` tells
+        )
+
+    def _check_name(self, name: str) -> None:
+        if self._replace:
+            return
+        waiting = any(new.document.name == name for new in self._documents)
+        if waiting or self._store.catalog.has_document(name):
+            raise DocumentError(
+                f"document '{name}' is already in the memory. "
+                "Remove it first, or give this one another name."
+            )
+
+
+def written(
+    store: Store,
+    documents: Iterable[tuple[Document, Iterable[Rows]]],
+    rows_per_commit: int,
+    *,
+    replace: bool,
+) -> Iterator[list[tuple[str, range]]]:
+    """Write documents in batches; see `MemoryBackend.add_many`.
+
+    Yields:
+        Name and row ids of the documents of each batch, after it was published.
+    """
+    batch, waiting = Batch(store, replace=replace), iter(documents)
+    failure: BaseException | None = None
+    is_more = True
+    while is_more:
+        is_more = False
+        try:
+            for document, rows in waiting:
+                batch.append(document, rows)
+                if batch.num_rows >= rows_per_commit:
+                    is_more = True
+                    break
+        except BaseException as error:  # raised below, after what is complete is published
+            failure = error
+        try:
+            added = batch.commit()
+        except EMTError as error:
+            raise error from failure
+        if added:
+            yield added
+    if failure is not None:
+        raise failure

@@ -1,0 +1,65 @@
+"""A store's directory: what may lie at its path, and the names of its parts."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from memory_backends.catalog.database import FILE_NAME as CATALOG_FILE_NAME
+from memory_backends.errors import StoreError
+from memory_backends.store.lock import LOCK_FILE_NAME, OWNER_FILE_NAME
+
+INDEX_FOLDER = "index"
+
+
+def has_no_store(path: Path) -> bool:
+    """Tell whether a store can be made at `path`: nothing is there, or nothing of worth.
+
+    A directory may hold what a process leaves that was killed before it had made its store.
+    """
+    if not path.exists():
+        return True
+    locks = (LOCK_FILE_NAME, OWNER_FILE_NAME, OWNER_FILE_NAME + ".partial")
+    partial = CATALOG_FILE_NAME + ".partial"  # and SQLite's journal of it
+    return path.is_dir() and all(
+        entry.name in locks or entry.name.startswith(partial) for entry in path.iterdir()
+    )
+
+
+def check_directory(path: Path) -> Path:
+    """Refuse a path that is a file, and return it.
+
+    Raises:
+        StoreError: it is one.
+    """
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"expected a store directory at '{path}'; it is a file. Give a directory.")
+    return path
+
+
+def check_free(path: Path) -> Path:
+    """Refuse a path where there is something already, and return it.
+
+    Raises:
+        StoreError: there is.
+    """
+    if not has_no_store(check_directory(path)):
+        raise StoreError(
+            f"expected a new or an empty directory at '{path}'; it is not empty. "
+            "Save to another directory."
+        )
+    return path
+
+
+def check_generation(generation: object) -> str:
+    """Refuse a name of an index's folder that could lead elsewhere, and return it.
+
+    Raises:
+        StoreError: it is not six digits.
+    """
+    if not (isinstance(generation, str) and re.fullmatch(r"[0-9]{6}", generation)):
+        raise StoreError(
+            f"an index generation must be six digits, such as '000001'; got {generation!r:.80}. "
+            "The store is damaged: restore its catalogue."
+        )
+    return generation

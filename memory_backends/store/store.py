@@ -1,0 +1,297 @@
+"""What a memory consists of: catalogue, rows and query samples, in a directory or in RAM.
+
+A store is made by its first write; until then the memory is in RAM. Everything that is read by
+several calls (row count, removals, mapped files) is read within one snapshot of the catalogue,
+whose lock no writer's commit can pass; so no compaction can come between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memory_backends.catalog import Catalog
+from memory_backends.catalog.database import FILE_NAME as CATALOG_FILE_NAME
+from memory_backends.catalog.records import RecordSpan
+from memory_backends.errors import MemoryMismatchError, StoreError, reported
+from memory_backends.layout import MemoryLayout
+from memory_backends.rows import files as row_files
+from memory_backends.rows import query_samples as queries
+from memory_backends.rows.append_files import sync_folder
+from memory_backends.rows.coding import RowCoding
+from memory_backends.rows.files import ROWS_TO_LEARN, RowFiles
+from memory_backends.rows.query_samples import QuerySamples
+from memory_backends.rows.storage import RowStorage
+from memory_backends.rows.tensors import RowTensors
+from memory_backends.store.directory import check_directory, has_no_store
+from memory_backends.store.lock import LOCK_FILE_NAME, write_lock
+
+_IS_WRITING = "this memory is being written to already. Let that end first."
+_ROWS_PER_COPY = 4096
+
+
+class Store:
+    """The parts of one memory, and who may write to them.
+
+    Args:
+        layout: the shape of the rows. A store that is opened must have the same.
+        path: the store's directory; None for a memory in RAM.
+        identity: what the model looks like, as plain JSON types.
+        device: where rows live that are not in files.
+        row_codec: how a new store has its rows; one that is opened keeps its own.
+
+    Attributes:
+        catalog: documents, settings and removed rows.
+        rows: keys and values.
+        samples: some of the tokens' queries.
+
+    Raises:
+        MemoryMismatchError: the store has another layout or identity, or there is no such codec.
+        StoreError: there is something else at `path`, or the store is damaged.
+    """
+
+    def __init__(
+        self,
+        layout: MemoryLayout,
+        path: Path | None,
+        identity: Mapping[str, Any],
+        device: torch.device,
+        row_codec: str,
+    ) -> None:
+        self.layout = layout
+        self.path = path
+        self._identity = identity
+        self._device = device
+        self._row_codec = row_codec
+        self._thread_writes = threading.Lock()
+        self.catalog = self._open_catalog()
+        try:
+            self.rows, self.samples = self._open_files()
+        except BaseException:
+            self.catalog.close()
+            raise
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether there is a store, and this process has no permission to write to it."""
+        if self.path is None or self.catalog.path is None:
+            return False
+        parts = (self.path, self.catalog.path, self.path / LOCK_FILE_NAME)
+        return any(not os.access(part, os.W_OK) and part.exists() for part in parts)
+
+    def check_idle(self) -> None:
+        """Refuse what must not come between the steps of a write.
+
+        Raises:
+            StoreError: a thread is writing.
+        """
+        if self._thread_writes.locked():
+            raise StoreError(_IS_WRITING)
+
+    def open_if_made(self) -> bool:
+        """Open the store if there was none, and another process has made one since."""
+        if self.path is None or self.catalog.path is not None or has_no_store(self.path):
+            return False
+        self._use(self._open_catalog())
+        return True
+
+    def refresh(self) -> bool:
+        """See what is published by now; tell whether anything may have changed."""
+        with self.catalog.snapshot():
+            if not self.catalog.refresh():
+                return False
+            self.rows.reopen(self.catalog.num_rows)
+            self.samples.publish(self.catalog.query_samples())
+        return True
+
+    def show_published(self) -> None:
+        """Show the rows and samples that the catalogue has, and forget others."""
+        self.rows.publish(self.catalog.num_rows)
+        self.samples.publish(self.catalog.query_samples())
+
+    def sampled_queries(self, layer_idx: int) -> torch.Tensor:
+        """Return the sample of a layer's queries; see `MemoryBackend.sampled_queries`.
+
+        Raises:
+            StoreError: samples are damaged.
+        """
+        samples = self.samples.grouped(layer_idx)
+        if not bool(torch.isfinite(samples).all()):
+            raise StoreError(
+                f"the query samples of layer {layer_idx} must be finite; some are not. "
+                "The store is damaged: `emt verify` names the file, restore it from a copy."
+            )
+        return samples
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Let one thread of one process write, to a store that is there.
+
+        Raises:
+            StoreError: another thread or process is writing, or the directory cannot be written.
+        """
+        if not self._thread_writes.acquire(blocking=False):
+            raise StoreError(_IS_WRITING)
+        with contextlib.ExitStack() as locks:
+            locks.callback(self._thread_writes.release)
+            if self.path is not None:
+                with reported(self.path):
+                    locks.enter_context(_locked(self.path))
+                    if self.catalog.path is None:
+                        locks.push(self._make_store(self.path))
+            yield
+
+    def copy_to(self, directory: Path) -> None:
+        """Write a copy of the memory to an empty directory, room for removed rows left out.
+
+        Raises:
+            StoreError: it cannot be written, or this store is damaged.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            coding = self._coding_of_copy()
+            with (
+                contextlib.closing(RowFiles(self.layout, directory, 0, coding)) as new_rows,
+                contextlib.closing(QuerySamples(self.layout, directory, {})) as new_samples,
+            ):
+                names = self._copy_rows(new_rows)
+                flushed = new_rows.flush()
+                for layer_idx in self.samples.num_heads:
+                    new_samples.append_samples(layer_idx, self.samples.layer(layer_idx))
+                new_samples.flush()
+                new_rows.publish(self.catalog.num_rows)
+                new_samples.publish(self.catalog.query_samples())
+            row_crc32 = dict(zip(names, flushed.row_crc32, strict=True))
+            # Last: before, it is not a store.
+            self.catalog.copy_to(directory, row_crc32, flushed.codec_states)
+            sync_folder(directory)
+        except BaseException:
+            for folder in (row_files.FOLDER, queries.FOLDER):
+                shutil.rmtree(directory / folder, ignore_errors=True)
+            raise
+
+    def close(self) -> None:
+        """Let go of files; the object is of no use afterwards."""
+        self.rows.close()
+        self.samples.close()
+        self.catalog.close()
+
+    # -- opening --------------------------------------------------------------------------------
+
+    def _open_catalog(self) -> Catalog:
+        if self.path is None or has_no_store(self.path):
+            # until the first write
+            return Catalog.in_memory(self.layout, self._identity, self._row_codec)
+        catalog = Catalog.open(check_directory(self.path))
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(catalog.close)
+            catalog.check_identity(self._identity)
+            if catalog.layout != self.layout:
+                raise MemoryMismatchError(
+                    f"memory at '{self.path}' has layout {catalog.layout.to_json()}; "
+                    f"this model has {self.layout.to_json()}. Load the model that wrote the store."
+                )
+            on_error.pop_all()
+        return catalog
+
+    def _open_files(self) -> tuple[RowStorage, QuerySamples]:
+        with self.catalog.snapshot():
+            self.catalog.refresh()
+            sampled = self.catalog.query_samples()
+            if self.path is None or self.catalog.path is None:
+                tensors = RowTensors(self.layout, self._device)
+                return tensors, QuerySamples(self.layout, None, sampled)
+            coding = RowCoding(self.layout, self.catalog.row_codec, self.catalog.codec_state)
+            files = RowFiles(self.layout, self.path, self.catalog.num_rows, coding)
+            return files, QuerySamples(self.layout, self.path, sampled)
+
+    def _make_store(self, path: Path) -> Callable[..., None]:
+        """Make the store of the first write; return how to take it away if that write fails."""
+        is_ours = not (path / CATALOG_FILE_NAME).exists()  # or another process was first
+        if is_ours:
+            self.catalog.copy_to(path, {})
+            sync_folder(path)
+            sync_folder(path.parent)
+        self._use(self._open_catalog())
+
+        def after(error: type[BaseException] | None, *_: object) -> None:
+            if error is not None and is_ours and not self.catalog.num_rows:
+                self._use(self.catalog.copy_in_memory())
+                (path / CATALOG_FILE_NAME).unlink()  # first: without it, it is not a store
+                for folder in (row_files.FOLDER, queries.FOLDER, "index"):
+                    shutil.rmtree(path / folder, ignore_errors=True)
+
+        return after
+
+    def _use(self, catalog: Catalog) -> None:
+        self.catalog.close()
+        self.rows.close()
+        self.samples.close()
+        self.catalog = catalog
+        self.rows, self.samples = self._open_files()
+
+    # -- copying --------------------------------------------------------------------------------
+
+    def _coding_of_copy(self) -> RowCoding:
+        """Return this store's coding, or one that has learned from the first rows in RAM."""
+        if isinstance(self.rows, RowFiles):
+            return self.rows.coding
+        coding = RowCoding(self.layout, self.catalog.row_codec)
+        if coding.must_learn and self.catalog.document_sizes():
+            spans = [torch.arange(span.first, span.stop) for span in self.catalog.record_spans()]
+            first = torch.cat(spans)[:ROWS_TO_LEARN]
+            for layer_idx, layer in self.layout.layers.items():
+                ids = first.expand(layer.num_key_value_heads, -1)
+                coding.learn(layer_idx, self.rows.gather(layer_idx, ids).transpose(0, 1).cpu())
+        return coding
+
+    def _copy_rows(self, target: RowFiles) -> list[str]:
+        """Copy the rows of all documents to their places; return the documents' names.
+
+        Records are copied as they are; rows in RAM are encoded.
+        """
+        names, end = [], 0
+        for span in self.catalog.record_spans():
+            target.skip(span.first - end)
+            end = span.stop
+            for first in range(span.first, span.stop, _ROWS_PER_COPY):
+                stop = min(first + _ROWS_PER_COPY, span.stop)
+                for layer_idx in self.layout.layers:
+                    if isinstance(self.rows, RowFiles):
+                        records = self.rows.records(layer_idx, first, stop)
+                        target.append_records(layer_idx, records)
+                    else:
+                        target.append_rows(layer_idx, self.rows.span(layer_idx, first, stop))
+            target.seal()
+            self._check_copied(span, target.row_crc32[-1])
+            names.append(span.name)
+        target.skip(self.catalog.num_rows - end)
+        return names
+
+    def _check_copied(self, span: RecordSpan, row_crc32: Mapping[int, int]) -> None:
+        found = tuple(row_crc32[layer_idx] for layer_idx in sorted(row_crc32))
+        if self.catalog.path is not None and found != span.row_crc32:
+            raise StoreError(
+                f"the rows of document '{span.name}' in '{self.path}' are damaged: their checksum "
+                "does not match. `emt verify` lists all damage; index the document again."
+            )
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the write lock of the store at `path`; take a directory that it made away if unused."""
+    is_new = not path.exists()
+    path.mkdir(parents=True, exist_ok=True)
+    with write_lock(path):
+        try:
+            yield
+        finally:
+            if is_new and has_no_store(path):  # the first write failed
+                shutil.rmtree(path, ignore_errors=True)
