@@ -6,6 +6,7 @@ The decoder's hook makes a turn, once for all layers, and the layers read it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -152,3 +153,17 @@ class Mode(Protocol):
 
     def after_save(self, config: MemoryConfig, backend: MemoryBackend) -> None:
         """Add to a store that was just saved what this mode keeps in it."""
+
+
+_turn: ContextVar[Turn | None] = ContextVar("emt_turn", default=None)
+
+
+def begun_turn(memory: object) -> Turn | None:
+    """Return the turn of the forward of a memory's model that this thread runs, if any."""
+    turn = _turn.get()
+    return turn if turn is not None and turn.memory is memory else None
+
+
+def set_turn(turn: Turn | None) -> None:
+    """Let this thread's layers follow a turn."""
+    _turn.set(turn)

@@ -1,39 +1,56 @@
-"""`Memory`: what a model remembers. Write, remove, choose options, record retrievals."""
+"""`Memory`: what a model remembers. Write, remove, choose settings, record what is retrieved."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from emt.calls import overrides_of
 from emt.citations.recording import Recording
 from emt.config import MemoryConfig
-from emt.errors import DocumentError, MemoryUseError, StoreError
+from emt.errors import ConfigError, DocumentError, MemoryUseError, StoreError
 from emt.ingest.batch import encode_all
 from emt.ingest.changes import Changes, Written, reported
 from emt.ingest.documents import Source
 from emt.ingest.encode import encode
 from emt.ingest.reader import DocumentReader
 from emt.memory.activity import Activity
-from emt.memory.attending import attend
 from emt.memory.backend import make_backend
-from emt.memory.overrides import Scopes, UsingBlocks, changes_scope
-from emt.model.attached import AttachedModel as AttachedModel
-from emt.model.attached import reading_layers
+from emt.memory.modes import Modes
+from emt.memory.overrides import UsingBlocks, changes_scope
+from emt.model.attached import AttachedModel, reading_layers
+from emt.model.devices import alive
+from emt.model.forward import Forward
 from emt.model.hook import AttentionCall
-from emt.model.positions import Angles
-from emt.modes.passage.mode import PassageMode
-from emt.modes.passage.recall import Recall, angles_of
-from emt.modes.passage.rows import by_prompt, places
-from emt.passage import Passage, Recalled, Routed
-from emt.turn import asked_of
+from emt.modes.passage.state import state_of
+from emt.passage import Passage, Routed
+from emt.profiles.choice import PROFILE
+from emt.profiles.examples import Example
+from emt.profiles.ranking import HeadRanking, Ranked
+from emt.routing.head_profile import HeadProfile
+from emt.turn import Turn, begun_turn, set_turn
 from memory_backends import MemoryBackend, Rows
 from memory_backends.layout import Metadata
 from memory_backends.store.directory import check_directory, has_no_store
+
+_logger = logging.getLogger(__name__)
+_MAKES_PROFILE = (
+    "this model has no head profile: one is made of the memory's own text and kept in its store, "
+    "which takes about as long as reading 30,000 tokens. To avoid it, make one beforehand with "
+    "`emt profile` and set profile to its file, or set mode to token."
+)
+_LACKS_FILES = (
+    "the store has no FAISS files of some heads that this memory searches: it was saved with "
+    "another head profile, or in another mode. Their indexes are made in RAM at the first search, "
+    "in each process again, which takes long for %d rows. save() writes the files."
+)
 
 
 class Memory:
@@ -60,12 +77,9 @@ class Memory:
         self._using = UsingBlocks()
         self._layers = reading_layers(model, config)
         self._is_open = True
-        self._recall: Recall | None = None
-        self._angles: Angles | None = None  # found when something is recalled
         self.config = config
-        self.passages = PassageMode(self)
+        self._modes = Modes(model, tokenizer)
         self.backend = self._make_backend(model, config)
-        self.passages.settle()
 
     # -- writing --------------------------------------------------------------------------------
 
@@ -98,13 +112,13 @@ class Memory:
             UnsupportedModelError: `carry_context` is on, and the model's cannot be carried.
             StoreError: the store cannot be written; it is as it was before.
         """
-        self.check_open("write")
+        self._check_open("write")
         reader = self._reader()
-        read = reader.document(source, document, metadata=metadata)
-        ids = torch.from_numpy(read.token_ids).long()
+        new = reader.document(source, document, metadata=metadata)
+        ids = torch.from_numpy(new.token_ids).long()
         rows = encode(reader.decoder(), ids, **reader.encoding)
         with self._alone("write"):
-            return self.backend.add(read, rows, replace=replace)
+            return self.backend.add(new, rows, replace=replace)
 
     def write_all(
         self,
@@ -231,7 +245,7 @@ class Memory:
         Raises:
             MemoryUseError: after `close`.
         """
-        self.check_open("list documents")
+        self._check_open("list documents")
         return self.backend.catalog.document_names()
 
     @property
@@ -261,19 +275,20 @@ class Memory:
             StoreError: there is no path, it is taken, or it cannot be written.
             MemoryUseError: while generating, or after `close`.
         """
-        self.check_open("save")
+        self._check_open("save")
         if path is None and self.config.path is None:
             raise StoreError(
                 "this memory has no path. Give save() one, or set `path` in the config."
             )
         with self._alone("save"):
             if path is None:
-                self.passages.make_profile_if_needed()
+                self._make_profile_if_needed()
             if self._model is not None:  # else what is indexed stays as it was
-                self.passages.prepare(self.backend, self.config)
+                self._index_heads(self.backend, self.config)
             self.backend.save(path)
-            if path is None:
-                self.passages.measure_relevance()
+            if path is None and self._model is not None and not self.backend.is_read_only:
+                mode = self._modes.of_settings(self.config, self.backend)
+                mode.after_save(self.config, self.backend)
 
     def open(self, path: Path | str) -> None:
         """Read from another store from now on; the one before is closed.
@@ -283,7 +298,7 @@ class Memory:
             MemoryMismatchError: another model wrote it; the memory is as it was.
             MemoryUseError: while generating, or after `detach`.
         """
-        model = self.attached_model("open")
+        model = self._attached("open")
         if has_no_store(check_directory(Path(path))):
             raise StoreError(
                 f"expected a memory store at '{path}'; there is nothing. Correct the path."
@@ -305,7 +320,6 @@ class Memory:
         with self._alone("close"):
             self._is_open = False
             self.backend.close()
-            self._settle_recall()
 
     # -- options --------------------------------------------------------------------------------
 
@@ -330,8 +344,8 @@ class Memory:
         """
         changed = self._using.check(settings, self.config)
         if changes_scope(settings):
-            self.check_open("choose documents")
-        model = self.attached_model("change settings")
+            self._check_open("choose documents")
+        model = self._attached("change settings")
         reading_layers(model, changed)  # refuse before anything has changed
         try:
             with self._using.open(settings, self.backend):
@@ -362,7 +376,7 @@ class Memory:
         at: int | Sequence[int] = 0,
         sinks: bool | None = None,
         retrieve: bool = False,
-    ) -> Iterator[Recall]:
+    ) -> Iterator[None]:
         """Put passages into the prompts of a `with` block, from any thread.
 
         Their rows are attended to by every layer, in order, as if their text stood in the prompt;
@@ -388,32 +402,16 @@ class Memory:
                 size, or a model in training mode.
             UnsupportedModelError: in a forward: nothing says how far a layer sees.
         """
-        model = self.attached_model("recall")
-        self.check_open("recall")
-        if self._recall is not None:
-            raise MemoryUseError(
-                "passages are being recalled already. Close that recalling() block first, or give "
-                "all passages to one."
-            )
-        with self.activity.shared("recall"):
-            chosen, starts = by_prompt(passages, at)
-            recall = Recall.of(
-                model,
-                self.backend,
-                places(self.backend, chosen, starts, sinks),
-                self.angles,
-                retrieves=retrieve,
-                passages=[[Recalled(passage) for passage in prompt] for prompt in chosen],
-            )
-        self._recall = recall
-        self._settle_recall()
-        try:
-            with recall.open():
-                yield recall
-        finally:
-            self._recall = None
-
-    # -- for emt --------------------------------------------------------------------------------
+        self._attached("recall")
+        self._check_open("recall")
+        with contextlib.ExitStack() as block:
+            with self.activity.shared("recall"):
+                block.enter_context(
+                    self._modes.recalling(
+                        self.backend, passages, at=at, sinks=sinks, retrieve=retrieve
+                    )
+                )
+            yield
 
     def route(self, prompt: Source) -> Routed:
         """Find the passages that a prompt is about, as the passage mode does; recall nothing.
@@ -427,170 +425,222 @@ class Memory:
             MemoryUseError: the model was detached or is gone; the memory is being changed, or was
                 closed.
         """
-        self.check_open("route")
-        read = self._reader().document(prompt, "prompt")
+        self._check_open("route")
+        document = self._reader().document(prompt, "prompt")
+        token_ids = torch.from_numpy(document.token_ids).long()
         with self.activity.shared("route"):
-            (routed,) = self.passages.finder.route([torch.from_numpy(read.token_ids).long()])
+            (routed,) = self._modes.routing.route(self.new_turn(), [token_ids])
         return routed
 
-    @property
-    def angles(self) -> Angles:
-        """The model's cosines and sines, found when they are first needed."""
-        if self._angles is None:
-            self._angles = angles_of(self.attached_model("recall"))
-        return self._angles
+    # -- head profiles --------------------------------------------------------------------------
 
     @property
-    def is_open(self) -> bool:
-        """Whether the model has this memory: it was not closed."""
-        return self._is_open
-
-    def check_open(self, what: str) -> None:
-        """Refuse what needs the rows once files were let go of.
-
-        Args:
-            what: is wanted of them, for the error.
+    def profile(self) -> HeadProfile | None:
+        """The head profile that passages are found with; None if there is none.
 
         Raises:
+            ConfigError: the file that the settings name is none, or of a model of another shape.
             MemoryUseError: the memory was closed.
         """
-        if not self._is_open:
-            raise MemoryUseError(
-                f"cannot {what}: the memory was closed. Call open() with the path of a store."
-            )
+        self._check_open("look for a head profile")
+        return self._modes.profiles.find(self.config, self.backend)
 
     @property
-    def in_force(self) -> MemoryConfig:
-        """The settings that hold for this thread's calls."""
-        return asked_of(self).config or self.config
+    def lacks_profile(self) -> bool:
+        """Whether this memory would be read in passages if its model had a head profile."""
+        is_large = self._modes.is_large(self.config, self.backend)
+        return (self.config.mode == "passage" or is_large) and self.profile is None
 
-    @property
-    def scope(self) -> Scopes:
-        """The rows that this thread's calls may find, or those of each prompt; None for all."""
-        return self._using.scopes(self.backend)
+    def rank_heads(
+        self,
+        examples: Sequence[Example] | None = None,
+        *,
+        name: str = "",
+        source: str = "",
+        on_step: Callable[[str], object] | None = None,
+        **options: Any,
+    ) -> Ranked:
+        """Rank the model's heads by whether they find the passage of a question; keep nothing.
 
-    @property
-    def num_in_scope(self) -> list[int]:
-        """How many rows a query may find, in each of the scopes there are."""
-        scope = self.scope
-        scopes = scope if isinstance(scope, tuple) else (scope,)
-        return [self.backend.num_searchable(one) for one in scopes]
-
-    @property
-    def recordings(self) -> list[Recording]:
-        """The recordings that are being made of this thread's calls."""
-        return [*self._recordings, *asked_of(self).recordings]
-
-    def reads(self, layer_idx: int) -> bool:
-        """Tell whether a layer reads memories now."""
-        return layer_idx in self._layers
-
-    @property
-    def is_read(self) -> bool:
-        """Whether a forward of this thread would find anything in this memory."""
-        if not (self._is_open and self.in_force.enabled):
-            return False
-        if self._recall is not None:  # a block says so itself, whatever the mode
-            return self._recall.retrieves and any(self.num_in_scope)
-        return self.passages.mode == "token" and any(self.num_in_scope)
-
-    @property
-    def is_recalling(self) -> bool:
-        """Whether a `recalling` block is open."""
-        return self._recall is not None
-
-    @property
-    def recalls_passages(self) -> bool:
-        """Whether a prompt of this thread would be given passages of this memory by itself."""
-        is_on = self._recall is None and self._is_open and self.in_force.enabled
-        return is_on and self.passages.mode == "passage" and any(self.num_in_scope)
-
-    def search_options(self, number: int, num_prompts: int) -> dict[str, Any]:
-        """Return keywords of a backend's `search` for one of several prompts.
+        Args:
+            examples: questions about texts; None to make them from the memory's own text.
+            name: of the model, for people; as the model's config says if it is empty.
+            source: of the questions, for people.
+            on_step: told what is being done.
+            **options: further arguments of `HeadRanking.rank`.
 
         Raises:
-            MemoryUseError: documents were given for another number of prompts.
+            ConfigError: there are too few questions, no head finds anything, no layer sees the
+                whole context, or the tokenizer is not a fast one.
+            MemoryUseError: there is no tokenizer, or no model any more; or the memory was closed.
         """
-        scope = self.scope
-        if isinstance(scope, tuple):
-            if num_prompts % len(scope):
-                raise MemoryUseError(
-                    f"documents were given for {len(scope)} prompts; got {num_prompts}. Give a "
-                    "list for each prompt of the batch, or one for all of them."
-                )
-            scope = scope[number // (num_prompts // len(scope))]
-        return {} if scope is None else {"scope": scope}
+        self._check_open("rank heads")
+        attached = self._attached("rank heads")
+        ranking = HeadRanking(attached, self.tokenizer, self.read)
+        if not name:
+            model = alive(attached.model, "rank heads")
+            name = Path(str(model.config.name_or_path or model.config.model_type)).name
+        if examples is None:
+            return ranking.rank_stored_text(self.backend, name=name, on_step=on_step)
+        return ranking.rank(examples, name=name, source=source, on_step=on_step, **options)
+
+    def make_profile(self, *, on_step: Callable[[str], object] | None = None) -> HeadProfile:
+        """Make a head profile from the memory's own text, and keep it with the memory.
+
+        It takes about as long as reading 30,000 tokens.
+
+        Args:
+            on_step: told what is being done.
+
+        Raises:
+            ConfigError, MemoryUseError: as `rank_heads`.
+            StoreError: the store cannot be written.
+        """
+        profile = self.rank_heads(on_step=on_step).profile
+        self.keep_profile(profile)
+        return profile
+
+    def keep_profile(self, profile: HeadProfile) -> None:
+        """Keep a head profile in the memory's store, for all who open it.
+
+        Raises:
+            ConfigError: it is of a model of another shape.
+            MemoryUseError: the model was detached, or the memory closed.
+            StoreError: the store cannot be written.
+        """
+        self._check_open("keep a head profile")
+        model = self._attached("keep a head profile")
+        profile.check(model.query_heads, model.layout)
+        self.backend.set_setting(PROFILE, profile.to_json())
+        self._modes.profiles.look_again(self.config, self.backend)
+
+    def _make_profile_if_needed(self) -> None:
+        """Make a head profile if one is lacking, and can be made and kept; log it."""
+        decoder = None if self._model is None else self._model.decoder()
+        if decoder is None or decoder.training or self.tokenizer is None:
+            return
+        if self.backend.is_read_only or not self.lacks_profile:
+            return
+        steps = itertools.count()
+
+        def log_once(step: str) -> None:
+            if not next(steps):  # the text was found to be enough
+                _logger.warning(_MAKES_PROFILE)
+
+        with contextlib.suppress(ConfigError, MemoryUseError):  # a prompt says what is missing
+            self.make_profile(on_step=log_once)
+
+    # -- forwards: called by the model, through its hook ----------------------------------------
+
+    def new_turn(self) -> Turn:
+        """Return what holds for a forward that begins now in this thread."""
+        overrides = overrides_of(self)
+        turn = Turn(
+            memory=self,
+            config=overrides.config or self.config,
+            backend=self.backend,
+            scopes=self._using.scopes(self.backend) if self._is_open else None,
+            layers=self._layers,
+            recordings=(*self._recordings, *overrides.recordings),
+            overrides=overrides,
+        )
+        if self._is_open and self._model is not None:
+            turn.mode = self._modes.of_turn(turn)
+        return turn
+
+    def begin(self, forward: Forward) -> Forward:
+        """Begin a forward of the decoder."""
+        turn, state = self.new_turn(), state_of(forward)
+        if state is not None:
+            turn.mode = self._modes.of_cache(turn.mode, state)
+        set_turn(turn)
+        return turn.begin(forward)
 
     def attend(self, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Compute a layer's attention; called by the model through `emt.model.hook`."""
-        return attend(self, call)
+        """Compute a layer's attention."""
+        # A layer that is run again for its gradients is in no forward of the decoder.
+        turn = begun_turn(self) or self.new_turn()
+        return turn.attend(call)
 
-    def _settle(self, model: AttachedModel) -> None:
-        """Put into force what `attach` was given, as changed by the open `using` blocks."""
-        config = self._using.config_of(self._attached_config)
-        self._layers = reading_layers(model, config)
-        self.config = config
-        self._settle_recall()
-        self.passages.settle()
+    def end(self, output: Any) -> None:
+        """End a forward of the decoder."""
+        turn = begun_turn(self)
+        set_turn(None)
+        if turn is not None:
+            turn.end(output)
 
-    def _settle_recall(self) -> None:
-        """Let an open `recalling` block recall only while the model has this memory."""
-        if self._recall is not None:
-            is_on = self._model is not None and self._is_open and self.config.enabled
-            self._recall.switch(is_on)
-
-    def forget_model(self) -> None:
-        """Let go of the model; called by `detach`."""
-        self._model = None
-        self._angles = None
-        self._settle_recall()
-        self.passages.settle()
-
-    def decoder_or_none(self) -> PreTrainedModel | None:
-        """Return the model without its language-model head; None once it is gone or detached."""
-        return None if self._model is None else self._model.decoder()
-
-    @contextlib.contextmanager
-    def _alone(self, what: str) -> Iterator[None]:
-        """Change the memory in a `with` block, and see then which mode it is of."""
-        if what not in ("open", "close"):
-            self.check_open(what)
-        with self.activity.alone(what):
-            try:
-                yield
-            finally:
-                self.passages.settle(anew=True)
-
-    def _make_backend(self, model: AttachedModel, config: MemoryConfig) -> MemoryBackend:
-        backend = make_backend(model, config)
-        try:
-            self.passages.prepare(backend, config)
-        except BaseException:
-            backend.close()
-            raise
-        self.passages.say_what_takes_long(backend)
-        return backend
-
-    def _reader(self) -> DocumentReader:
-        return DocumentReader(self.attached_model("write"), self.config, self.tokenizer)
+    # -- for emt --------------------------------------------------------------------------------
 
     @property
     def read_as(self) -> dict[str, Any]:
         """How documents are read, as plain JSON types: what their rows depend on."""
         return self._reader().read_as
 
-    def attached_model(self, what: str) -> AttachedModel:
+    def forget_model(self) -> None:
+        """Let go of the model; called by `detach`."""
+        self._model = None
+
+    def _settle(self, model: AttachedModel) -> None:
+        """Put into force what `attach` was given, as changed by the open `using` blocks."""
+        config = self._using.config_of(self._attached_config)
+        self._layers = reading_layers(model, config)
+        self.config = config
+
+    @contextlib.contextmanager
+    def _alone(self, action: str) -> Iterator[None]:
+        """Change the memory in a `with` block; its store may have another head profile then."""
+        if action not in ("open", "close"):
+            self._check_open(action)
+        with self.activity.alone(action):
+            try:
+                yield
+            finally:
+                if self._is_open and self._model is not None:
+                    self._modes.profiles.look_again(self.config, self.backend)
+
+    def _make_backend(self, model: AttachedModel, config: MemoryConfig) -> MemoryBackend:
+        backend = make_backend(model, config)
+        try:
+            self._index_heads(backend, config)
+        except BaseException:
+            backend.close()
+            raise
+        # An index without training is made as fast as its rows are read.
+        if backend.lacks_files and not backend.searches_exactly:
+            _logger.warning(_LACKS_FILES, len(backend))
+        return backend
+
+    def _index_heads(self, backend: MemoryBackend, config: MemoryConfig) -> None:
+        """Let a backend index the heads that are searched, and no others."""
+        mode = self._modes.of_settings(config, backend)
+        backend.index_heads(mode.heads_to_index(config, backend))
+
+    def _reader(self) -> DocumentReader:
+        return DocumentReader(self._attached("write"), self.config, self.tokenizer)
+
+    def _attached(self, action: str) -> AttachedModel:
         """Return what is known of the model.
 
         Args:
-            what: is wanted of it, for the error.
+            action: what needs it, named in the error.
 
         Raises:
-            MemoryUseError: it was detached.
+            MemoryUseError: the model was detached.
         """
         if self._model is None:
-            raise MemoryUseError(f"cannot {what}: the model was detached. Call attach() again.")
+            raise MemoryUseError(f"cannot {action}: the model was detached. Call attach() again.")
         return self._model
+
+    def _check_open(self, action: str) -> None:
+        """Refuse an action that needs rows once their files were let go of.
+
+        Raises:
+            MemoryUseError: the memory was closed.
+        """
+        if not self._is_open:
+            raise MemoryUseError(
+                f"cannot {action}: the memory was closed. Call open() with the path of a store."
+            )
 
 
 def _some(names: list[str]) -> str:

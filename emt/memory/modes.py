@@ -1,0 +1,122 @@
+"""Which mode a forward is in: by the settings, a `recalling` block, or what its cache holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from emt.config import MemoryConfig
+from emt.errors import MemoryUseError
+from emt.model.attached import AttachedModel
+from emt.modes.passage.locate import by_prompt, locate
+from emt.modes.passage.mode import PassageMode
+from emt.modes.passage.rows import PlacedRows
+from emt.modes.passage.search import ByRouting
+from emt.modes.passage.sources import Cached, Fixed
+from emt.modes.passage.state import PassageState
+from emt.modes.token.mode import TokenMode
+from emt.passage import Passage, Recalled
+from emt.profiles.choice import ProfileChoice
+from emt.turn import Mode, Turn
+from memory_backends import MemoryBackend
+
+LARGE = 16_384  # rows: the longest document that token mode was published with
+
+
+class Modes:
+    """The modes of one memory's model.
+
+    Args:
+        model: the model.
+        tokenizer: of the model, if known.
+
+    Attributes:
+        profiles: which head profile the model has.
+        routing: finds the passages of prompts.
+    """
+
+    def __init__(self, model: AttachedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        self._model = model
+        self.profiles = ProfileChoice(model)
+        self.routing = ByRouting(model, tokenizer, self.profiles)
+        self._token = TokenMode()
+        self._passage = PassageMode(model, self.routing)
+        self._block: PassageMode | None = None
+
+    def is_large(self, config: MemoryConfig, backend: MemoryBackend) -> bool:
+        """Tell whether the mode "auto" recalls passages in a memory of this size."""
+        return config.mode == "auto" and len(backend) > LARGE
+
+    def name(self, config: MemoryConfig, backend: MemoryBackend) -> Literal["token", "passage"]:
+        """Return the mode of the settings, with "auto" decided.
+
+        Raises:
+            ConfigError: the settings name a head profile that cannot be used.
+        """
+        if config.mode != "auto":
+            return config.mode
+        has_profile = (
+            self.is_large(config, backend) and self.profiles.find(config, backend) is not None
+        )
+        return "passage" if has_profile else "token"
+
+    def of_settings(self, config: MemoryConfig, backend: MemoryBackend) -> Mode:
+        """Return the mode of the settings."""
+        return self._passage if self.name(config, backend) == "passage" else self._token
+
+    def of_turn(self, turn: Turn) -> Mode | None:
+        """Return the mode of a forward; None for the plain model."""
+        if not turn.config.enabled:
+            return None
+        if self._block is not None:  # whatever the settings say
+            return self._block
+        if not any(turn.num_searchable):
+            return None
+        return self.of_settings(turn.config, turn.backend)
+
+    def of_cache(self, mode: Mode | None, state: PassageState) -> Mode:
+        """Return the mode of a forward that goes on with a cache filled with passages.
+
+        Args:
+            mode: of the forward if its cache were empty.
+            state: the passages.
+        """
+        if isinstance(mode, PassageMode):
+            return mode
+        return PassageMode(self._model, Cached(), self._token if state.retrieves else None)
+
+    @contextmanager
+    def recalling(
+        self,
+        backend: MemoryBackend,
+        passages: Sequence[Passage] | Sequence[Sequence[Passage]],
+        *,
+        at: int | Sequence[int],
+        sinks: bool | None,
+        retrieve: bool,
+    ) -> Iterator[None]:
+        """Recall passages in the forwards of a `with` block; see `Memory.recalling`.
+
+        Raises:
+            As `Memory.recalling`.
+        """
+        if self._block is not None:
+            raise MemoryUseError(
+                "passages are being recalled already. Close that recalling() block first, or give "
+                "all passages to one."
+            )
+        prompts, places = by_prompt(passages, at)
+        placements = locate(backend, prompts, places, sinks=sinks)
+        state = None
+        if any(placement.ids for placement in placements):
+            rows = PlacedRows.read(self._model, backend, placements)
+            recalled = [[Recalled(passage) for passage in prompt] for prompt in prompts]
+            state = PassageState(rows, recalled, retrieves=retrieve)
+        self._block = PassageMode(self._model, Fixed(state), self._token if retrieve else None)
+        try:
+            yield
+        finally:
+            self._block = None
