@@ -27,7 +27,7 @@ from emt.model.attached import reading_layers
 from emt.model.hook import AttentionCall
 from emt.model.positions import Angles
 from emt.modes.passage.mode import PassageMode
-from emt.modes.passage.recall import Recall, angles_of
+from emt.modes.passage.recall import Recall
 from emt.modes.passage.rows import by_prompt, places
 from emt.passage import Passage, Recalled, Routed
 from emt.turn import asked_of
@@ -61,7 +61,6 @@ class Memory:
         self._layers = reading_layers(model, config)
         self._is_open = True
         self._recall: Recall | None = None
-        self._angles: Angles | None = None  # found when something is recalled
         self.config = config
         self.passages = PassageMode(self)
         self.backend = self._make_backend(model, config)
@@ -435,10 +434,8 @@ class Memory:
 
     @property
     def angles(self) -> Angles:
-        """The model's cosines and sines, found when they are first needed."""
-        if self._angles is None:
-            self._angles = angles_of(self.attached_model("recall"))
-        return self._angles
+        """The model's cosines and sines."""
+        return self.attached_model("recall").angles
 
     @property
     def is_open(self) -> bool:
@@ -542,7 +539,6 @@ class Memory:
     def forget_model(self) -> None:
         """Let go of the model; called by `detach`."""
         self._model = None
-        self._angles = None
         self._settle_recall()
         self.passages.settle()
 

@@ -30,12 +30,11 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from emt.errors import MemoryUseError
-from emt.model.attached import living
-from emt.model.devices import input_device
+from emt.model.devices import input_device, no_autocast
 from emt.model.forward import NewTokens, with_arguments
 from emt.model.hook import AttentionCall, is_watched
 from emt.model.positions import Angles
-from emt.model.precision import no_autocast
+from emt.model.references import alive
 from emt.modes.passage.frame import Frame, Reach, reach_of
 from emt.modes.passage.rows import Place, RecalledRows, check_end, repeats
 from emt.passage import Passage as Passage
@@ -97,7 +96,7 @@ class Recall:
             ConfigError: it would end beyond the model's positions.
             MemoryUseError: the model is gone.
         """
-        decoder, rows = living(model.decoder, "recall"), None
+        decoder, rows = alive(model.decoder, "recall"), None
         if any(place.ids for place in found):
             with no_autocast(input_device(decoder)):
                 rows = RecalledRows.read(backend, found, model.unrotations, angles)
@@ -313,15 +312,3 @@ def _sliding_offset(cache: Any, num_queries: int) -> int:
     if not sliding or True not in sliding:
         return 0
     return int(cache.get_mask_sizes(num_queries, list(sliding).index(True))[1])
-
-
-def angles_of(model: AttachedModel) -> Angles:
-    """Find out where a model's cosines and sines come from, by running one token.
-
-    Raises:
-        MemoryUseError: the model is gone.
-    """
-    decoder = living(model.decoder, "recall")
-    rotated = [idx for idx, unrotation in model.unrotations.items() if unrotation is not None]
-    with no_autocast(input_device(decoder)):
-        return Angles(decoder, rotated)

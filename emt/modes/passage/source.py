@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from emt.errors import MemoryUseError
-from emt.model.attached import living
 from emt.model.forward import NewTokens
+from emt.model.references import alive
 from emt.modes.passage.exchange import exchanged, with_others
 from emt.modes.passage.generate_calls import call_of
 from emt.modes.passage.recall import Recall, tokens_of
@@ -101,7 +101,7 @@ class PassageFinder:
         """
         memory, profile = self._memory, self._profiles.in_force
         model = memory.attached_model("route")
-        decoder = living(model.decoder, "route")
+        decoder = alive(model.decoder, "route")
         router = self._router
         if router is None or router.profile is not profile:
             router = Router(decoder, profile, model.unrotations, memory.angles, memory.tokenizer)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from emt.citations.recording import Recording
+from emt.model.devices import no_autocast
 from emt.model.hook import AttentionCall
-from emt.model.precision import no_autocast
 from emt.modes.passage.frame import Frame
 from emt.modes.token.attend import chunk_length, scaling_of
 from emt.passage import Retrieved

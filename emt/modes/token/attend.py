@@ -17,8 +17,8 @@ from emt.attention.softmax import (
     visible_to,
 )
 from emt.config import MemoryConfig
+from emt.model.devices import no_autocast
 from emt.model.hook import AttentionCall, check_options
-from emt.model.precision import no_autocast
 from emt.modes.token.search import Searched
 from emt.passage import Retrieved
 from memory_backends import MemoryBackend, Scope
