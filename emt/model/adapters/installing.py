@@ -109,5 +109,6 @@ def _check_forward(module: nn.Module) -> None:
         return
     raise UnsupportedModelError(
         f"expected {kind.__name__}.forward as transformers defines it; "
-        f"an instance has {forward!r}, which this family's adapter would bypass. Attach before it is replaced, or undo that."
+        f"an instance has {forward!r}, which this family's adapter would bypass. "
+        "Attach before it is replaced, or undo that."
     )
