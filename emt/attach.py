@@ -24,7 +24,7 @@ from emt.memory.memory import Memory
 from emt.model import adapters
 from emt.model.adapters import Adapted
 from emt.model.attached import AttachedModel
-from emt.model.devices import input_device
+from emt.model.devices import input_device, no_autocast
 from emt.model.hook import (
     EAGER_IMPLEMENTATION,
     IMPLEMENTATION,
@@ -33,7 +33,6 @@ from emt.model.hook import (
     unbind,
 )
 from emt.model.identity import identity_of
-from emt.model.precision import no_autocast
 from emt.model.probe import dry_run, layout_of
 from emt.modes.token.redo import check_can_redo, redoing
 

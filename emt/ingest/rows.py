@@ -11,9 +11,8 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from emt.model.devices import input_device
+from emt.model.devices import input_device, no_autocast
 from emt.model.hook import watching
-from emt.model.precision import no_autocast
 from emt.model.rope import PositionEmbeddings, Unrotation, as_cos_sin
 from memory_backends import Rows
 from memory_backends.layout import Int32Array

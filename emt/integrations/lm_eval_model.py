@@ -17,7 +17,7 @@ from emt.cli.session import existing
 from emt.config import MemoryConfig
 from emt.errors import ConfigError
 from emt.memory.memory import Memory
-from emt.model.loading import DEFAULT_MODEL, _default_file
+from emt.model.loading import DEFAULT_MODEL, default_model_file
 from memory_backends.catalog import Catalog
 
 _SETTINGS = (  # of `MemoryConfig`: those that reading a store goes by; `max_length` is lm_eval's
@@ -102,7 +102,7 @@ class ExtendedMindLM(HFLM):
 
 def _place(source: str) -> tuple[str, dict[str, str]]:
     """Return what transformers calls a model, and where in it a .gguf file is."""
-    file = _default_file() if source == DEFAULT_MODEL else Path(source)
+    file = default_model_file() if source == DEFAULT_MODEL else Path(source)
     if file.suffix.lower() != ".gguf":
         return source, {}
     if not file.is_file():

@@ -26,7 +26,7 @@ from emt.memory.backend import make_backend
 from emt.memory.modes import Modes
 from emt.memory.overrides import UsingBlocks, changes_scope
 from emt.model.attached import AttachedModel, reading_layers
-from emt.model.devices import alive
+from emt.model.references import alive
 from emt.model.forward import Forward
 from emt.model.hook import AttentionCall
 from emt.modes.passage.state import state_of

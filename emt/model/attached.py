@@ -1,10 +1,11 @@
-"""What a memory knows of its model, and which layers of it read memories."""
+"""What a dry run found out about a model, and which of its layers read memories."""
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 from weakref import ReferenceType
 
@@ -12,26 +13,28 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from emt.config import MemoryConfig
 from emt.errors import ConfigError
-from emt.model.devices import input_device, living
+from emt.model.devices import input_device, no_autocast
 from emt.model.positions import Angles
-from emt.model.precision import no_autocast
+from emt.model.references import alive
 from emt.model.rope import Unrotation
 from memory_backends import MemoryLayout
+
+_making_angles = threading.Lock()
 
 
 @dataclass(frozen=True)
 class AttachedModel:
-    """What a memory knows of its model, found by the dry run of `attach`.
+    """A model that a memory is attached to, as the dry run of `attach` saw it.
 
     Attributes:
         model: the causal language model.
         decoder: the same without its language-model head.
         config: the decoder's config.
-        layout: the shape of its keys and values.
+        layout: the shape and dtype of its keys and values.
         unrotations: layer -> how to bring its keys to position 0; None where they are not rotated.
-        query_heads: layer -> how many it has.
+        query_heads: layer -> its number of query heads.
         full_attention_layers: layers that see the whole context.
-        identity: what a store compares.
+        identity: the description that a store compares; see `emt.model.identity`.
     """
 
     model: ReferenceType[PreTrainedModel]
@@ -43,14 +46,19 @@ class AttachedModel:
     full_attention_layers: tuple[int, ...]
     identity: Mapping[str, Any]
 
-    @cached_property
+    @property
     def angles(self) -> Angles:
-        """The model's cosines and sines, found when they are first needed.
+        """The cosines and sines of the layers that rotate keys; made once, by running one token.
 
         Raises:
             MemoryUseError: the model is gone.
         """
-        decoder = living(self.decoder, "recall")
+        with _making_angles:
+            return self._angles
+
+    @functools.cached_property
+    def _angles(self) -> Angles:
+        decoder = alive(self.decoder, "recall")
         rotated = [idx for idx, unrotation in self.unrotations.items() if unrotation is not None]
         with no_autocast(input_device(decoder)):
             return Angles(decoder, rotated)
@@ -60,19 +68,20 @@ def reading_layers(model: AttachedModel, config: MemoryConfig) -> frozenset[int]
     """Return the layers that read memories.
 
     Raises:
-        ConfigError: `config.layers` names one that is not there, or there are none.
+        ConfigError: `config.layers` names a layer without attention; or it names none, and all
+            layers have a sliding window.
     """
-    known = sorted(model.layout.layers)
+    layers = sorted(model.layout.layers)
     if config.layers is None:
         if not model.full_attention_layers:
             raise ConfigError(
                 f"all layers of this {model.config.model_type} have a sliding window, and those "
-                f"read memories only if asked to. Set layers to some of 0 to {known[-1]}."
+                f"read memories only if asked to. Set layers to some of 0 to {layers[-1]}."
             )
         return frozenset(model.full_attention_layers)
-    wrong = [idx for idx in config.layers if idx not in known]
+    wrong = [idx for idx in config.layers if idx not in layers]
     if wrong:
         raise ConfigError(
-            f"layers must be layers with attention, 0 to {known[-1]}; got {wrong[0]}."
+            f"layers must be layers with attention, 0 to {layers[-1]}; got {wrong[0]}."
         )
     return frozenset(config.layers)

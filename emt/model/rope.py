@@ -1,12 +1,14 @@
-"""Rotary position embeddings: a layer's keys back to position 0, and from there to any other.
+"""Rotary position embeddings: bring a layer's keys to position 0, and from there to any other.
 
-Reading memories needs no knowledge of RoPE, only writing does. The cosines and sines are those the
-model itself hands to a layer, and the rotation is the model's own `apply_rotary_pos_emb` with the
-sine negated, so every variant (partial, interleaved, two bases, NTK, YaRN) is undone by the code
-that did it. Where a family has no such function, or calls it in another way, one of the two
-rotations there are does it: `rotate_halves` or `rotate_pairs`. Whether and how a layer rotates its
-keys is not read from the config but seen: `find_unrotation` compares the keys of one token at two
-positions, where everything but the rotation is the same.
+Keys are stored at position 0, so that a query can find them wherever they stood. The cosines and
+sines are those that the model hands to a layer, and the rotation is the model's own
+`apply_rotary_pos_emb` with the sine negated: every variant (partial, interleaved, two bases, NTK,
+YaRN) is undone by the code that did it. Where a family has no such function, or calls it in another
+way, `rotate_halves` or `rotate_pairs` takes its place.
+
+Whether and how a layer rotates its keys is not read from the config but observed:
+`find_unrotation` compares the keys of one token at two positions, which differ in their rotation
+and nothing else.
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ PositionEmbeddings = tuple[Tensor, Tensor]  # cos and sin, each (B, Q, rotary di
 
 
 def as_cos_sin(embeddings: Any) -> PositionEmbeddings:
-    """Return the position embeddings that a layer was given as cosines and sines.
+    """Return the position embeddings of a layer as cosines and sines.
 
     Args:
         embeddings: cos and sin, or (B, Q, rotary dims / 2) complex numbers (DeepSeek-V2, Llama 4).
 
     Raises:
-        TypeError: they are neither.
+        TypeError: `embeddings` is neither.
     """
     if isinstance(embeddings, Tensor) and embeddings.is_complex():
         return embeddings.real, embeddings.imag
@@ -44,9 +46,10 @@ def rotate_halves(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple
     """Rotate dim i of a key's first half with dim i of its second half.
 
     Args:
-        query: returned as it is.
+        query: returned unchanged.
         key: (B, Hkv, Q, R).
-        cos: (B, Q, R or R/2), like `sin`.
+        cos: (B, Q, R or R/2).
+        sin: (B, Q, R or R/2).
 
     Source:
         Su et al., RoFormer (arXiv 2104.09864), with the dims in the order of GPT-NeoX.
@@ -75,10 +78,10 @@ class Unrotation:
     """How to bring one layer's keys back to position 0, and to other positions again.
 
     Attributes:
-        rotate: the model's `apply_rotary_pos_emb(query, key, cos, sin)`, or one of ours.
-        num_rotated: how many of the head's dims it is given.
-        is_last: they are the head's last dims (latent attention), not its first.
-        gain: (D,), what keys were multiplied with after they were rotated (HunYuan's norm).
+        rotate: `rotate(query, key, cos, sin)`: the model's own, `rotate_halves` or `rotate_pairs`.
+        num_rotated: how many of the head's dims are rotated.
+        is_last: whether these are the head's last dims (latent attention), not its first.
+        gain: (D,), a factor of keys that the model applies after the rotation (HunYuan's norm).
     """
 
     rotate: Callable[..., Any]
@@ -96,9 +99,9 @@ class Unrotation:
         Returns:
             (B, Hkv, Q, D) in the key's dtype, computed in float32.
 
-        YaRN and its relatives scale cos and sin by a factor a. Turning back with (a cos, -a sin)
+        YaRN and its relatives scale cos and sin by a factor a. Rotating back with (a cos, -a sin)
         leaves a^2 = cos^2 + sin^2 on the key, where position 0 has a; so divide by a. The same
-        holds for turning forth again.
+        holds for `redo`.
         """
         return self._turned(key, embeddings, -1)
 
@@ -122,25 +125,25 @@ class Unrotation:
         stop = start + self.num_rotated
         turned = whole[..., start:stop].float()
         # The first argument stands in for queries, and one head of them is enough.
-        found: Tensor = self.rotate(turned[:, :1], turned, cos, direction * sin)[1]
-        found = (found / (cos.square() + sin.square()).mean().sqrt()).to(whole.dtype)
+        turned = self.rotate(turned[:, :1], turned, cos, direction * sin)[1]
+        turned = (turned / (cos.square() + sin.square()).mean().sqrt()).to(whole.dtype)
         if self.num_rotated < whole.shape[-1]:
-            found = torch.cat([whole[..., :start], found, whole[..., stop:]], dim=-1)
-        return found if gain is None else (found * gain).to(key.dtype)
+            turned = torch.cat([whole[..., :start], turned, whole[..., stop:]], dim=-1)
+        return turned if gain is None else (turned * gain).to(key.dtype)
 
 
 def own_rotation(module: nn.Module) -> Callable[..., Any] | None:
-    """Return the `apply_rotary_pos_emb` of the file that defines a module, if it has one."""
-    found = vars(sys.modules[type(module).__module__]).get("apply_rotary_pos_emb")
-    return found if callable(found) else None
+    """Return the `apply_rotary_pos_emb` of the file that defines a module, or None."""
+    rotation = vars(sys.modules[type(module).__module__]).get("apply_rotary_pos_emb")
+    return rotation if callable(rotation) else None
 
 
 def is_at_zero(key: Tensor, key_at_zero: Tensor, moved: Tensor, tolerance: float) -> bool:
-    """Tell whether a key, found from the rotated key `moved`, is the one at position 0.
+    """Tell whether a key, computed from the rotated key `moved`, equals the one at position 0.
 
     Each element is compared on its own scale, for some keys have elements a thousand times larger
-    than others. Rounding in a rotation is a few units in the last place of an element as it was
-    before or after, so it cannot fail this test.
+    than others. A rotation rounds an element by a few units in the last place of its value before
+    or after, so rounding cannot fail this test.
     """
     key, key_at_zero, moved = key.float(), key_at_zero.float(), moved.float()
     bound = tolerance * (key_at_zero.abs() + moved.abs())
@@ -155,19 +158,19 @@ def find_unrotation(
     tolerance: float,
     rotate: Callable[..., Any] | None = None,
 ) -> Unrotation | None:
-    """Find out how to bring an attention module's keys back to position 0.
+    """Find the way to bring an attention module's keys back to position 0.
 
     Args:
         module: the attention module.
-        key: (1, Hkv, 1, D), the key of one token alone at some position.
-        key_at_zero: the key of the same token alone at position 0.
-        embeddings: what the module was given as `position_embeddings` for `key`, or None; see
+        key: (1, Hkv, 1, D), of one token alone at some position.
+        key_at_zero: (1, Hkv, 1, D), of the same token alone at position 0.
+        embeddings: the `position_embeddings` that the module was given for `key`, or None; see
             `as_cos_sin`.
         tolerance: largest relative difference that still counts as equal.
         rotate: `rotate(query, key, cos, sin)`; the module's own `apply_rotary_pos_emb` if None.
 
     Returns:
-        An `Unrotation` that was seen to work both ways, or None where nothing works.
+        An `Unrotation` that works on these keys both ways, or None if no candidate does.
     """
     try:
         cos_sin = as_cos_sin(embeddings)
@@ -189,7 +192,7 @@ def find_unrotation(
 def _candidates(
     module: nn.Module, own: Callable[..., Any] | None, head_dim: int, num_angles: int
 ) -> Iterator[Unrotation]:
-    """Yield all ways a layer may rotate its keys, the model's own first."""
+    """Yield all ways in which a layer may rotate its keys, the model's own first."""
     own = own_rotation(module) if own is None else own
     rotations = [*([] if own is None else [own]), rotate_halves, rotate_pairs]
     # Some files split the rotated dims off before rotating, some while rotating, some rotate all.
@@ -204,7 +207,7 @@ def _candidates(
 
 
 def _gains(module: nn.Module, head_dim: int) -> Iterator[Tensor]:
-    """Yield the weights of norms that may stand between a rotation and the attention."""
+    """Yield weights (D,) of the norms that a layer may apply to keys after rotating them."""
     for child in vars(module).get("_modules", {}).values():
         weight = getattr(child, "weight", None)
         if isinstance(weight, Tensor) and weight.shape == (head_dim,):

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from emt.model.devices import input_device
+from emt.model.devices import input_device, no_autocast
 from emt.model.hook import AttentionCall, watching
 from emt.model.positions import Angles
-from emt.model.precision import no_autocast
 from emt.model.rope import Unrotation, as_cos_sin
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from emt.model.devices import living
 from emt.model.positions import Angles
+from emt.model.references import alive
 from emt.model.rope import Unrotation
 from emt.passage import Passage, Routed, RoutedPassage, are_among
 from emt.routing.choosing import fused, passages_around, without_gaps
@@ -64,7 +64,7 @@ class Router:
     @property
     def is_training(self) -> bool:
         """Whether the model is in training mode, and may find something else each time."""
-        return living(self._decoder, "route").training
+        return alive(self._decoder, "route").training
 
     def route(
         self,
@@ -171,7 +171,7 @@ class Router:
         """
         profile = self.profile
         queries = unit_queries(
-            living(self._decoder, "route"),
+            alive(self._decoder, "route"),
             token_ids[: asking[-1] + 1],
             profile.layers,
             unrotations=self._unrotations,

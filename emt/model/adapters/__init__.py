@@ -1,4 +1,4 @@
-"""Attention classes that compute inline, taught to attend through `emt.model.hook`."""
+"""Adapters for attention classes that compute inline, without transformers' interface."""
 
 from emt.model.adapters.installing import Adapted, install, remove
 

@@ -6,8 +6,6 @@ Source: `BloomAttention.forward` in transformers' models/bloom/modeling_bloom.py
 from __future__ import annotations
 
 import functools
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +14,8 @@ from transformers import Cache
 
 from emt.attention.alibi import Alibi
 from emt.errors import UnsupportedModelError
-from emt.model.hook import AttentionCall, dispatch
+from emt.model.adapters.common import attend, cached, slopes_of
+from emt.model.hook import AttentionCall
 
 ATTENTION = "transformers.models.bloom.modeling_bloom.BloomAttention"
 
@@ -57,9 +56,8 @@ def forward(
     mixed = self.query_key_value(hidden_states)
     mixed = mixed.view(batch, num_queries, self.num_heads, 3, self.head_dim)
     query, key, value = (mixed[..., part, :].transpose(1, 2) for part in range(3))
-    if layer_past is not None:
-        key, value = layer_past.update(key, value, self.layer_idx)
-    output, weights = dispatch(
+    key, value = cached(layer_past, self, key, value)
+    output, weights = attend(
         AttentionCall(
             self,
             query,
@@ -71,8 +69,9 @@ def forward(
             alibi=Alibi(alibi.view(batch, self.num_heads, 1, -1), slopes_of(self, alibi)),
         )
     )
-    output = self.dense(output.reshape(batch, num_queries, -1))
-    output = nn.functional.dropout(output, p=self.hidden_dropout, training=self.training)
+    output = nn.functional.dropout(
+        self.dense(output), p=self.hidden_dropout, training=self.training
+    )
     return residual + output, weights
 
 
@@ -98,18 +97,3 @@ def _own(
     weights = module.attention_dropout(weights)
     output = torch.bmm(weights.view(batch * num_heads, num_queries, -1), flat[2])
     return output.view(batch, num_heads, num_queries, -1).transpose(1, 2), weights
-
-
-def slopes_of(module: Any, alibi: Tensor) -> Tensor:
-    """Return (H,), how much `alibi` rises from one key to the next, rounded as the family does."""
-    build = vars(sys.modules[type(module).__module__])["build_alibi_tensor"]
-    return _slopes(build, module.num_heads, alibi.dtype, alibi.device)
-
-
-@functools.lru_cache(maxsize=8)  # all layers share them
-def _slopes(
-    build: Callable[..., Tensor], num_heads: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    with torch.inference_mode(False):  # a later step may want gradients
-        two_keys = torch.ones(1, 2, dtype=torch.long, device=device)
-        return build(two_keys, num_heads, dtype)[:, 0, 1]

@@ -16,8 +16,8 @@ from torch.nn.functional import scaled_dot_product_attention, softmax
 from transformers import Cache
 
 from emt.attention.alibi import Alibi
-from emt.model.adapters.bloom import slopes_of
-from emt.model.hook import AttentionCall, dispatch
+from emt.model.adapters.common import attend, cached, slopes_of
+from emt.model.hook import AttentionCall
 from emt.model.rope import own_rotation
 
 ATTENTION = "transformers.models.falcon.modeling_falcon.FalconAttention"
@@ -59,12 +59,13 @@ def forward(
     if alibi is None and rotate is not None and position_embeddings is not None:
         query, key = rotate(query, key, *position_embeddings)
     group = key.shape[1] // self.num_kv_heads  # grouped KV heads come repeated
-    key, value = _cached(layer_past, self, key, value, group)
+    if layer_past is not None:
+        key, value = _cached_repeated(layer_past, self, key, value, group)
     is_eager = self.config._attn_implementation != "sdpa" or output_attentions
     own: Callable[..., Any] = functools.partial(_own_sdpa, has_dropout=alibi is not None)
     if is_eager:
         own = _own_eager if alibi is None else functools.partial(_own_eager_alibi, alibi=alibi)
-    output, weights = dispatch(
+    output, weights = attend(
         AttentionCall(
             self,
             query,
@@ -77,38 +78,33 @@ def forward(
             position_embeddings=None if alibi is not None else position_embeddings,
         )
     )
-    return self.dense(output.reshape(batch, num_queries, -1)), weights
+    return self.dense(output), weights
 
 
-def _cached(
-    cache: Cache | None, module: Any, key: Tensor, value: Tensor, group: int
+def _cached_repeated(
+    cache: Cache, module: Any, key: Tensor, value: Tensor, group: int
 ) -> tuple[Tensor, Tensor]:
-    """Update the cache; return all keys and values, (B, H, S, D) where KV heads are grouped.
+    """Update the cache; return all keys and values, with KV heads repeated as `key` has them.
 
-    The family caches grouped KV heads repeated; `carry.py` fills a cache with what is stored.
+    The family caches repeated KV heads. A cache of carried context has each KV head once.
     """
-    if cache is None:
-        return key, value
-    layer_idx = module.layer_idx
-    layer = cache.layers[layer_idx] if layer_idx < len(cache.layers) else None
-    held = getattr(layer, "keys", None)
-    if group == 1 or held is None or held.ndim < 4 or held.shape[1] == key.shape[1]:
-        updated = cache.update(key, value, layer_idx)
-        return updated[0], updated[1]
-    updated = cache.update(key[:, ::group], value[:, ::group], layer_idx)
-    return updated[0].repeat_interleave(group, 1), updated[1].repeat_interleave(group, 1)
+    layers, layer_idx = cache.layers, module.layer_idx
+    cached_keys = getattr(layers[layer_idx], "keys", None) if layer_idx < len(layers) else None
+    if cached_keys is None or cached_keys.ndim < 4 or cached_keys.shape[1] == key.shape[1]:
+        return cached(cache, module, key, value)
+    key, value = cached(cache, module, key[:, ::group], value[:, ::group])
+    return key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
 
 
 def _visible(attention_mask: Tensor) -> Tensor:
-    """Return (B, 1, Q, S) bool from a mask with biases: hidden keys have the least number."""
+    """Return a (B, 1, Q, S) bool mask from one with biases, which hides by the dtype's minimum."""
     return attention_mask[:, :1] > torch.finfo(attention_mask.dtype).min
 
 
 def _biases(module: Any, alibi: Tensor, is_eager: bool) -> Alibi:
-    """Return what the family adds to logits, after scaling them.
+    """Return the biases that the family adds to scaled logits.
 
-    In eager attention that is twice what it is in sdpa: the mask has the biases in it, and they are
-    added again.
+    Eager attention adds them twice: they are in the mask, and are added again.
     """
     scaling = module.inv_norm_factor * (2 if is_eager else 1)
     return Alibi(alibi.float() * scaling, slopes_of(module, alibi).float() * scaling)
@@ -124,7 +120,7 @@ def _own(
     *_: Any,
     **__: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute the family's own attention, bit for bit, from its repeated keys and its own mask."""
+    """Compute the family's own attention, bit for bit, from repeated keys and its own mask."""
     output, weights = own(module, query, key, value, mask)
     return output.transpose(1, 2), weights
 

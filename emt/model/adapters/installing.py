@@ -1,9 +1,9 @@
-"""Adapters in a model and out again.
+"""Put adapters into a model, and take them out.
 
-An adapter is a function that does what one attention class's `forward` does, except that it sends
-queries, keys and values through `dispatch` (`hook.py`) instead of attending itself. It takes the place
-of `forward` on each attention module of a model, and only for modules that are bound to a memory or
-being watched: all others run the class's own.
+An adapter is a function that computes what one attention class's `forward` does, except that it
+sends queries, keys and values through `dispatch` (`emt.model.hook`) instead of attending itself. It
+takes the place of `forward` on each attention module of a model. A module that is neither bound to
+a memory nor being watched still runs its class's own `forward`.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def install(model: nn.Module) -> list[Adapted]:
     """Put adapters on all attention modules of a model that have one.
 
     Returns:
-        What `remove` needs; empty for families that need no adapter.
+        The adapted modules, for `remove`; empty for families that need no adapter.
 
     Raises:
-        UnsupportedModelError: such a module's forward was replaced by somebody else.
+        UnsupportedModelError: the forward of such a module was replaced by other code.
     """
     modules = [module for module in model.modules() if _adapter_of(type(module)) is not None]
     for module in modules:
@@ -57,33 +57,33 @@ def install(model: nn.Module) -> list[Adapted]:
 
 
 def remove(adapted: list[Adapted]) -> None:
-    """Undo `install`, also where hooks were added or removed since."""
-    for each in adapted:
-        own = vars(each.module)
+    """Undo `install`, also where hooks of accelerate were added or removed since."""
+    for attention in adapted:
+        own = vars(attention.module)
         slot = next((slot for slot in ("forward", "_old_forward") if _is_ours(own.get(slot))), None)
-        if slot == "forward" and not each.had_forward:
+        if slot == "forward" and not attention.had_forward:
             del own[slot]
         elif slot is not None:
-            own[slot] = types.MethodType(type(each.module).forward, each.module)
+            own[slot] = types.MethodType(type(attention.module).forward, attention.module)
 
 
 def _adapted_forward(module: Any, *args: Any, **kwargs: Any) -> Any:
-    """Run a module's adapter if anybody listens, else the class's own forward.
+    """Run a module's adapter if its attention is heard, else the class's own forward.
 
-    A bound method in the module's `__dict__`: a deep copy binds it to the copy, which is not bound
-    to a memory.
+    It is a bound method in the module's `__dict__`, so that a deep copy, which has no memory, binds
+    it to itself.
     """
     adapter = _adapter_of(type(module)) if is_heard(module) else None
     return (type(module).forward if adapter is None else adapter)(module, *args, **kwargs)
 
 
-# Pickled by name, an attached model comes back as a plain one.
+# Methods are pickled by name: an attached model is loaded as a plain one.
 _adapted_forward.__name__ = "forward"
 _forward = cast(Callable[..., Any], torch.compiler.disable)(_adapted_forward)
 
 
 def _adapter_of(kind: type[nn.Module]) -> Callable[..., Any] | None:
-    """Return the adapter of a class, if it is the very class that the adapter was written for."""
+    """Return the adapter of a class; None for other classes, derived and changed ones included."""
     adapter = _ADAPTERS.get(f"{kind.__module__}.{kind.__qualname__}")
     return adapter if adapter and _parameters(adapter) == _parameters(kind.forward) else None
 
@@ -94,7 +94,7 @@ def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def _slot(module: nn.Module) -> str:
-    """Return where the forward is that hooks of accelerate call."""
+    """Return the attribute with the forward that hooks of accelerate wrap."""
     return "_old_forward" if "_old_forward" in vars(module) else "forward"
 
 
@@ -103,11 +103,12 @@ def _is_ours(forward: object) -> bool:
 
 
 def _check_forward(module: nn.Module) -> None:
-    found = vars(module).get(_slot(module))
+    forward = vars(module).get(_slot(module))
     kind = type(module)
-    if found is None or _is_ours(found) or getattr(found, "__func__", None) is kind.forward:
+    if forward is None or _is_ours(forward) or getattr(forward, "__func__", None) is kind.forward:
         return
     raise UnsupportedModelError(
-        f"expected {kind.__name__}.forward as transformers defines it; an instance has {found!r}, "
-        "which this family's adapter would bypass. Attach before it is replaced, or undo that."
+        f"expected {kind.__name__}.forward as transformers defines it; "
+        f"an instance has {forward!r}, which this family's adapter would bypass. "
+        "Attach before it is replaced, or undo that."
     )

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from emt.attention.alibi import Alibi
-from emt.model.hook import AttentionCall, dispatch
+from emt.model.adapters.common import attend, cached
+from emt.model.hook import AttentionCall
 
 ATTENTION = "transformers.models.mpt.modeling_mpt.MptAttention"
 
@@ -44,10 +45,9 @@ def forward(
         part.reshape(batch, num_queries, self.n_heads, self.head_dim).transpose(1, 2)
         for part in mixed.chunk(3, dim=2)
     )
-    if past_key_values is not None:
-        key, value = past_key_values.update(key, value, self.layer_idx)
+    key, value = cached(past_key_values, self, key, value)
     bias = position_bias[None, :, :, max(position_bias.shape[2] - key.shape[2], 0) :]
-    output, weights = dispatch(
+    output, weights = attend(
         AttentionCall(
             self,
             query,
@@ -59,7 +59,7 @@ def forward(
             alibi=Alibi(bias, position_bias[:, 0, -1] - position_bias[:, 0, -2]),
         )
     )
-    return self.out_proj(output.reshape(batch, num_queries, -1)), weights
+    return self.out_proj(output), weights
 
 
 def _own(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from emt.attention.softmax import capped, key_products, masked, masked_softmax, weighted_values
 from emt.model.hook import AttentionCall, chunk_length
-from emt.model.precision import no_autocast
+from emt.model.devices import no_autocast
 from emt.modes.passage.rows import PlacedRows
 from emt.passage import Retrieved
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from emt.errors import ConfigError, MemoryUseError
 from emt.model.attached import AttachedModel
-from emt.model.devices import input_device, living
-from emt.model.precision import no_autocast
+from emt.model.devices import input_device
+from emt.model.references import alive
+from emt.model.devices import no_autocast
 from emt.modes.passage.locate import Placement
 from memory_backends import MemoryBackend
 
@@ -55,7 +56,7 @@ class PlacedRows:
             ConfigError: they would stand beyond the model's positions.
             MemoryUseError: the model is gone.
         """
-        with no_autocast(input_device(living(model.decoder, "recall passages"))):
+        with no_autocast(input_device(alive(model.decoder, "recall passages"))):
             return cls._read(model, backend, placements)
 
     @classmethod

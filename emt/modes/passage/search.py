@@ -22,7 +22,7 @@ from emt.calls import GenerateOptions
 from emt.config import MemoryConfig
 from emt.errors import MemoryUseError
 from emt.model.attached import AttachedModel
-from emt.model.devices import living
+from emt.model.references import alive
 from emt.model.forward import Forward
 from emt.modes.guard import DRAFTS, refuse
 from emt.modes.passage.batch import same_runs, unpadded
@@ -172,7 +172,7 @@ class ByRouting(PassageSource):
         """Return what finds passages with the head profile of the settings."""
         profile, router = self._profiles.required(config, backend), self._router
         if router is None or router.profile is not profile:
-            model, decoder = self._model, living(self._model.decoder, "route")
+            model, decoder = self._model, alive(self._model.decoder, "route")
             router = Router(decoder, profile, model.unrotations, model.angles, self._tokenizer)
             self._router = router
         return router

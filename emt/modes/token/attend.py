@@ -15,7 +15,7 @@ from emt.attention.softmax import (
 )
 from emt.config import MemoryConfig
 from emt.model.hook import AttentionCall, check_options, chunk_length
-from emt.model.precision import no_autocast
+from emt.model.devices import no_autocast
 from emt.modes.token.search import MemorySearch
 from emt.passage import Retrieved
 from emt.turn import Attended
