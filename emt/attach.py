@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
+from weakref import ReferenceType
 
 from torch import nn
 from transformers import (
@@ -18,8 +19,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from emt.calls import GenerateOptions, Generation, overriding
 from emt.config import MemoryConfig
-from emt.errors import ConfigError, MemoryUseError, UnsupportedModelError
+from emt.errors import MemoryUseError, UnsupportedModelError
 from emt.memory.memory import Memory
 from emt.model import adapters
 from emt.model.adapters import Adapted
@@ -34,7 +36,8 @@ from emt.model.hook import (
 )
 from emt.model.identity import identity_of
 from emt.model.probe import dry_run, layout_of
-from emt.modes.token.redo import check_can_redo, redoing
+from emt.model.references import alive
+from emt.modes.token.redo import redoing
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class _Attachment:
     """What `detach` needs to put everything back."""
 
     memory: Memory
+    decoder: ReferenceType[PreTrainedModel]
     modules: list[nn.Module]
     implementations: list[tuple[PreTrainedConfig, str | None]]
     adapted: list[Adapted]
@@ -117,12 +121,13 @@ def attach(
         adapters.remove(adapted)
         _restore_implementations(implementations)
         raise
-    for module in modules:
-        bind(module, memory)
+    bind(decoder, modules, memory)
     own = vars(model).get("generate")
     if getattr(own, "__func__", None) is _generate:  # a copy of an attached model
         own = None
-    _attached[model] = _Attachment(memory, modules, implementations, adapted, own)
+    _attached[model] = _Attachment(
+        memory, weakref.ref(decoder), modules, implementations, adapted, own
+    )
     if isinstance(model, GenerationMixin) and not getattr(model, "guards_generate", False):
         vars(model)["generate"] = types.MethodType(_generate, model)
     return memory
@@ -141,8 +146,7 @@ def detach(model: PreTrainedModel) -> None:
     with attachment.memory.activity.alone("detach"):
         attachment.memory.forget_model()
         del _attached[model]
-        for module in attachment.modules:
-            unbind(module)
+        unbind(alive(attachment.decoder, "detach"), attachment.modules)
         vars(model).pop("generate", None)
         if attachment.generate is not None:
             vars(model)["generate"] = attachment.generate
@@ -232,28 +236,28 @@ def _generate(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
 
 
 @contextlib.contextmanager
-def generating(model: PreTrainedModel, options: Mapping[str, Any]) -> Iterator[None]:
+def generating(model: PreTrainedModel, keywords: Mapping[str, Any]) -> Iterator[Generation]:
     """Keep an attached model's memory from being changed while it generates, and redo its steps.
 
     Args:
-        model: it.
-        options: keywords of `generate`.
+        model: the model.
+        keywords: of `generate`.
 
     Raises:
-        ConfigError: attention weights are asked for, and `generate` would cut them wrongly; or
-            steps are to be redone where `options` have no steps that can be; or passages would be
-            found by a part of a prompt.
+        ConfigError: options that the mode in force cannot serve.
         MemoryUseError: the memory is being changed, or the model's attention was set to another.
     """
     check_attention(model)
-    _check_weights(model, options)
-    memory = _attached[model].memory
-    redone: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if memory.in_force.uncertainty is not None:
-        check_can_redo(model, options)
-        redone = redoing(model, memory)
-    with memory.activity.shared("generate"), redone, memory.passages.generating(options):
-        yield
+    memory, options = _attached[model].memory, GenerateOptions(model, keywords)
+    turn, generation = memory.new_turn(), Generation(options.prompt_width)
+    if turn.mode is not None:
+        turn.mode.check(turn, options)
+    with contextlib.ExitStack() as call:
+        call.enter_context(memory.activity.shared("generate"))
+        call.enter_context(overriding(memory, generation=generation))
+        if turn.config.uncertainty is not None and turn.mode is not None and turn.mode.retrieves:
+            call.enter_context(redoing(model, memory, generation))
+        yield generation
 
 
 def check_attention(model: PreTrainedModel) -> None:
@@ -268,26 +272,6 @@ def check_attention(model: PreTrainedModel) -> None:
                 f"the model's attention was set to '{config._attn_implementation}' after attach(), "
                 "which takes its memory away. Call detach() and attach() again."
             )
-
-
-def _check_weights(model: PreTrainedModel, options: Mapping[str, Any]) -> None:
-    """Refuse attention weights of drafted tokens: `generate` cuts them by columns of local keys.
-
-    Raises:
-        ConfigError: weights are asked for, and tokens are drafted.
-    """
-    config = options.get("generation_config") or getattr(model, "generation_config", None)
-
-    def given(name: str) -> Any:
-        return options[name] if name in options else getattr(config, name, None)
-
-    drafts = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
-    found = [name for name in drafts if given(name) is not None]
-    if found and given("output_attentions"):
-        raise ConfigError(
-            f"output_attentions cannot be combined with {found[0]} and a memory. "
-            "Leave one of them out."
-        )
 
 
 def memory_of(model: PreTrainedModel) -> Memory | None:

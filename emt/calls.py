@@ -112,6 +112,13 @@ class GenerateOptions:
         config = keywords.get("generation_config")
         self._config = config or getattr(model, "generation_config", None)
 
+    @property
+    def prompt_width(self) -> int | None:
+        """Tokens of the call's prompts, padding counted; None if they are no token ids."""
+        prompts = self._keywords.get("inputs")
+        prompts = self._keywords.get("input_ids") if prompts is None else prompts
+        return prompts.shape[1] if isinstance(prompts, Tensor) and prompts.ndim == 2 else None
+
     def get(self, name: str) -> Any:
         """Return an option's value; None if nobody sets it."""
         value = self._keywords.get(name)

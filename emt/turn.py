@@ -121,14 +121,11 @@ class Turn:
 
 
 class Mode(Protocol):
-    """A way to use a memory. One object serves all forwards; `Turn.state` has what is of one.
+    """A way to use a memory. One object serves all forwards; `Turn.state` has what is of one."""
 
-    Attributes:
-        retrieves: whether queries retrieve single memories, of which an uncertain step can be
-            redone with more.
-    """
-
-    retrieves: bool
+    @property
+    def retrieves(self) -> bool:
+        """Whether queries retrieve single memories: an uncertain step can be redone with more."""
 
     def check(self, turn: Turn, options: GenerateOptions) -> None:
         """Refuse a `generate()` call with options that this mode cannot serve.

@@ -260,7 +260,7 @@ def oracle_error(
     torch.manual_seed(1)
     prefix = torch.randint(3, VOCAB_SIZE, (num_prefix,))
     suffixes = [torch.randint(3, VOCAB_SIZE, (length,)) for length in lengths]
-    decoder = memory.attached_model("test").decoder()
+    decoder = memory._attached("test").decoder()
     rows = encode(
         decoder,
         prefix,

@@ -65,7 +65,7 @@ def forget_and_remember(
     with memory.using(enabled=False):
         whole = _continued(model, prefix, rest, forgets=False)
         forgotten = _continued(model, prefix, rest)
-    decoder = memory.attached_model("test").decoder()
+    decoder = memory._attached("test").decoder()
     rows = encode(
         decoder,
         prefix[0],

@@ -114,7 +114,7 @@ def reading_errors(memory: emt.Memory) -> tuple[float, float | None]:
         The largest difference, relative to the layer's largest element, of documents read together,
         and of one read with carried context; None if the family refuses that.
     """
-    attached = memory.attached_model("test")
+    attached = memory._attached("test")
     reader = Reader(attached.decoder(), attached.unrotations)
     generator = torch.Generator().manual_seed(2)
     longest = torch.randint(3, VOCAB_SIZE, (60,), generator=generator)
@@ -157,7 +157,7 @@ def _change_of_writing(model: PreTrainedModel, memory: emt.Memory) -> float:
 
 def _layers(model: PreTrainedModel, memory: emt.Memory) -> str:
     """Say what the layers are: "2 full, 1 window, 1 without attention; keys rotated"."""
-    attached = memory.attached_model("test")
+    attached = memory._attached("test")
     num_attention = len(attached.layout.layers)
     num_full = len(attached.full_attention_layers)
     num_other = max(model.config.get_text_config().num_hidden_layers - num_attention, 0)

@@ -83,7 +83,7 @@ def memory_attention(
         Equation 1 of arXiv 2406.02332.
     """
     _check_shapes(query, key, memory_keys, memory_values)
-    batch, num_heads, num_queries, dim = query.shape
+    num_queries = query.shape[2]
     scaled = query.float() * scaling
     is_bare = softcap is None and sinks is None and memory_bias is None
     if is_causal and is_bare and not need_weights and _has_flash(query, key, value):

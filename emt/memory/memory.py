@@ -7,7 +7,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -26,14 +26,16 @@ from emt.memory.backend import make_backend
 from emt.memory.modes import Modes
 from emt.memory.overrides import UsingBlocks, changes_scope
 from emt.model.attached import AttachedModel, reading_layers
-from emt.model.references import alive
 from emt.model.forward import Forward
 from emt.model.hook import AttentionCall
+from emt.model.references import alive
+from emt.modes.passage.sources import Fixed
 from emt.modes.passage.state import state_of
 from emt.passage import Passage, Routed
 from emt.profiles.choice import PROFILE
-from emt.profiles.examples import Example
+from emt.profiles.examples import Example, make_examples
 from emt.profiles.ranking import HeadRanking, Ranked
+from emt.profiles.stored_text import stored_texts
 from emt.routing.head_profile import HeadProfile
 from emt.turn import Turn, begun_turn, set_turn
 from memory_backends import MemoryBackend, Rows
@@ -253,6 +255,15 @@ class Memory:
         """The layers that read memories now, ascending."""
         return sorted(self._layers)
 
+    @property
+    def mode(self) -> Literal["token", "passage"]:
+        """The mode in force, with "auto" decided.
+
+        Raises:
+            ConfigError: the settings name a head profile that cannot be used.
+        """
+        return self._modes.name(self.config, self.backend)
+
     def __len__(self) -> int:
         """Rows that a query may find."""
         return len(self.backend)
@@ -376,7 +387,7 @@ class Memory:
         at: int | Sequence[int] = 0,
         sinks: bool | None = None,
         retrieve: bool = False,
-    ) -> Iterator[None]:
+    ) -> Iterator[Fixed]:
         """Put passages into the prompts of a `with` block, from any thread.
 
         Their rows are attended to by every layer, in order, as if their text stood in the prompt;
@@ -406,12 +417,12 @@ class Memory:
         self._check_open("recall")
         with contextlib.ExitStack() as block:
             with self.activity.shared("recall"):
-                block.enter_context(
+                source = block.enter_context(
                     self._modes.recalling(
                         self.backend, passages, at=at, sinks=sinks, retrieve=retrieve
                     )
                 )
-            yield
+            yield source
 
     def route(self, prompt: Source) -> Routed:
         """Find the passages that a prompt is about, as the passage mode does; recall nothing.
@@ -476,12 +487,13 @@ class Memory:
         """
         self._check_open("rank heads")
         attached = self._attached("rank heads")
-        ranking = HeadRanking(attached, self.tokenizer, self.read)
+        ranking = HeadRanking(attached, self.tokenizer, self.read, attached.angles)
         if not name:
             model = alive(attached.model, "rank heads")
             name = Path(str(model.config.name_or_path or model.config.model_type)).name
         if examples is None:
-            return ranking.rank_stored_text(self.backend, name=name, on_step=on_step)
+            texts = stored_texts(self.backend, self.tokenizer)
+            examples, source = make_examples(texts), "stored text"
         return ranking.rank(examples, name=name, source=source, on_step=on_step, **options)
 
     def make_profile(self, *, on_step: Callable[[str], object] | None = None) -> HeadProfile:
@@ -496,6 +508,7 @@ class Memory:
             ConfigError, MemoryUseError: as `rank_heads`.
             StoreError: the store cannot be written.
         """
+        self._check_open("make a head profile")
         profile = self.rank_heads(on_step=on_step).profile
         self.keep_profile(profile)
         return profile

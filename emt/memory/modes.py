@@ -97,7 +97,7 @@ class Modes:
         at: int | Sequence[int],
         sinks: bool | None,
         retrieve: bool,
-    ) -> Iterator[None]:
+    ) -> Iterator[Fixed]:
         """Recall passages in the forwards of a `with` block; see `Memory.recalling`.
 
         Raises:
@@ -115,8 +115,9 @@ class Modes:
             rows = PlacedRows.read(self._model, backend, placements)
             recalled = [[Recalled(passage) for passage in prompt] for prompt in prompts]
             state = PassageState(rows, recalled, retrieves=retrieve)
-        self._block = PassageMode(self._model, Fixed(state), self._token if retrieve else None)
+        source = Fixed(state)
+        self._block = PassageMode(self._model, source, self._token if retrieve else None)
         try:
-            yield
+            yield source
         finally:
             self._block = None

@@ -191,7 +191,7 @@ def _hooks_of(decoder: nn.Module) -> list[tuple[dict[int, Any], int]]:
     ]
 
 
-# Functions of the module, not methods: a copied or pickled decoder keeps them, and finds no listener.
+# Functions of the module, not methods: a copied or pickled decoder keeps them, and has no listener.
 # Torch may call a hook that is being put in or taken out without keywords: the forward of another
 # thread, which has begun without us.
 

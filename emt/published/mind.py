@@ -8,8 +8,6 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -19,36 +17,20 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from emt.attach import attach, check_attention, generating, memory_of
+from emt.calls import overrides_of, overriding
 from emt.citations.recording import Recording, Step
 from emt.errors import ConfigError
 from emt.ingest.documents import Source, to_document
 from emt.memory.memory import Memory
-from emt.model.hook import is_watched, weighing
+from emt.model.hook import is_watched
 from emt.published.indices import LayerIndices, memory_indices
 from emt.published.settings import absolute, memory_config
-from emt.turn import asking
 from memory_backends import StoredDocument
 
 DOCUMENT = "external_memories"  # the name that memory_ids are stored under
 
 _CALL_OPTIONS = ("topk", "use_external_mind", "output_retrieved_memory_idx")
 _making = threading.RLock()  # of two threads' first calls, one attaches and reads
-
-
-@dataclass(frozen=True)
-class _Generation:
-    """A `generate` that runs in this thread.
-
-    Attributes:
-        model: which generates.
-        steps: what each of its forwards retrieved, if somebody asks.
-    """
-
-    model: ExtendedMind
-    steps: list[LayerIndices] | None
-
-
-_generating: ContextVar[_Generation | None] = ContextVar("emt_generating", default=None)
 
 
 class ExtendedMind(PreTrainedModel):
@@ -236,34 +218,27 @@ class ExtendedMind(PreTrainedModel):
                 "output_retrieved_memory_idx needs return_dict_in_generate=True. Pass both."
             )
         memory = self._remember()
-        recording = Recording()
-        steps: list[LayerIndices] | None = [] if output_retrieved_memory_idx else None
-        token = _generating.set(_Generation(self, steps))
-        try:
-            with (
-                _asking(
-                    memory,
-                    topk,
-                    use_external_mind,
-                    [] if steps is None else [recording],
-                    uncertainty,
-                ),
-                generating(self, kwargs),
-            ):
-                if steps is not None and memory.in_force.uncertainty is not None:
-                    raise ConfigError(
-                        "output_retrieved_memory_idx cannot be combined with uncertainty, which "
-                        "redoes steps. Use memory.recording() instead."
-                    )
+        if not output_retrieved_memory_idx:
+            overridden = _overriding(memory, topk, use_external_mind, (), uncertainty)
+            with overridden, generating(self, kwargs):
+                return cast(Any, super()).generate(*args, **kwargs)
+        recording, whole = Recording(), Recording(whole_prompt=True)
+        with _overriding(memory, topk, use_external_mind, (recording, whole), uncertainty):
+            if memory.new_turn().config.uncertainty is not None:
+                raise ConfigError(
+                    "output_retrieved_memory_idx cannot be combined with uncertainty, which "
+                    "redoes steps. Use memory.recording() instead."
+                )
+            with generating(self, kwargs) as generation:
                 outputs = cast(Any, super()).generate(*args, **kwargs)
-        finally:
-            _generating.reset(token)
-        if steps is not None:
-            weights = outputs.attentions or ()
-            # Of a prompt in chunks only the last one's weights are returned.
-            weights = [None] * (len(steps) - len(weights)) + list(weights)
-            outputs["attentions"] = tuple(zip(weights, steps, strict=True))
-            outputs.recording = recording
+        # Forwards that attended to no memories are not recorded: those before the others.
+        steps: list[Step] = [{}] * (generation.num_forwards - len(whole)) + list(whole)
+        indices = [self._indices(step) for step in steps]
+        weights = list(outputs.attentions or ())
+        # Of a prompt in chunks only the last one's weights are returned.
+        weights = [None] * (len(indices) - len(weights)) + weights
+        outputs["attentions"] = tuple(zip(weights, indices, strict=True))
+        outputs.recording = recording
         return outputs
 
     def _forward(
@@ -278,26 +253,17 @@ class ExtendedMind(PreTrainedModel):
         """Run the stock forward with memories; the options are those of `generate`."""
         if is_watched():  # a family whose decoder is the whole model (Llama 4) is read by `attach`
             return stock(self, *args, **kwargs)
-        generation = _generating.get()
-        is_within = generation is not None and generation.model is self
-        steps = generation.steps if generation is not None and is_within else None
-        is_recorded = steps is not None or output_retrieved_memory_idx
-        memory = self.memory if is_within else self._remember()
+        # Within `generate` the memory is made, and cannot be written to.
+        memory = self.memory
+        memory = memory if overrides_of(memory).generation is not None else self._remember()
         check_attention(self)
-        recording = Recording(whole_prompt=True)
-        weighed = weighing() if kwargs.get("output_attentions") else contextlib.nullcontext()
-        with (
-            weighed,
-            _asking(memory, topk, use_external_mind, [recording] if is_recorded else []),
-        ):
+        recordings = [Recording(whole_prompt=True)] if output_retrieved_memory_idx else []
+        needs_weights = bool(kwargs.get("output_attentions"))
+        with _overriding(memory, topk, use_external_mind, recordings, needs_weights=needs_weights):
             outputs = stock(self, *args, **kwargs)
-        if not is_recorded:
+        if not recordings:
             return outputs
-        indices = self._indices(recording[0] if len(recording) else {})
-        if steps is not None:
-            steps.append(indices)
-        if not output_retrieved_memory_idx:
-            return outputs
+        indices = self._indices(recordings[0][0] if len(recordings[0]) else {})
         if not isinstance(outputs, ModelOutput):
             raise ConfigError("output_retrieved_memory_idx needs return_dict=True. Pass both.")
         outputs["attentions"] = (outputs.get("attentions"), indices)
@@ -330,12 +296,14 @@ def _with_call_options(stock: Callable[..., Any]) -> Callable[..., Any]:
     return uncompiled
 
 
-def _asking(
+def _overriding(
     memory: Memory,
     topk: int | Literal["auto"] | None,
     use_external_mind: bool | None,
     recordings: Sequence[Recording],
     uncertainty: Mapping[str, Any] | None = None,
+    *,
+    needs_weights: bool = False,
 ) -> contextlib.AbstractContextManager[None]:
     """Put the options of one call into force, for this thread."""
     settings: dict[str, Any] = {} if uncertainty is None else {"uncertainty": uncertainty}
@@ -345,7 +313,8 @@ def _asking(
         settings["enabled"] = False
     elif topk is not None:
         settings["topk"] = topk
-    return asking(memory, memory.in_force.replace(**settings) if settings else None, recordings)
+    config = memory.new_turn().config.replace(**settings) if settings else None
+    return overriding(memory, config=config, recordings=recordings, needs_weights=needs_weights)
 
 
 def _returns_dict(model: Any, options: dict[str, Any]) -> bool:

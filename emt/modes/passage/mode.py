@@ -162,8 +162,8 @@ def _check_cache(state: PassageState, frame: Frame, forward: Forward) -> None:
     if cached is None and not bool((first > frame.first_place).any()):
         return
     raise MemoryUseError(
-        f"passages are put before token {int(frame.first_place.min())} of the prompt, and the cache "
-        "holds tokens from there on that were computed without them. Begin with an empty cache "
-        "inside this recalling() block, or put the passages after what is cached: at="
+        f"passages are put before token {int(frame.first_place.min())} of the prompt, and the "
+        "cache holds tokens from there on that were computed without them. Begin with an empty "
+        "cache inside this recalling() block, or put the passages after what is cached: at="
         f"{int(first.max())}."
     )

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from emt.errors import ConfigError, MemoryUseError
 from emt.model.attached import AttachedModel
-from emt.model.devices import input_device
+from emt.model.devices import input_device, no_autocast
 from emt.model.references import alive
-from emt.model.devices import no_autocast
 from emt.modes.passage.locate import Placement
 from memory_backends import MemoryBackend
 

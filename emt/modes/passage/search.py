@@ -22,7 +22,6 @@ from emt.calls import GenerateOptions
 from emt.config import MemoryConfig
 from emt.errors import MemoryUseError
 from emt.model.attached import AttachedModel
-from emt.model.references import alive
 from emt.model.forward import Forward
 from emt.modes.guard import DRAFTS, refuse
 from emt.modes.passage.batch import same_runs, unpadded
@@ -33,8 +32,8 @@ from emt.modes.passage.sources import PassageSource
 from emt.modes.passage.state import PassageState, state_of
 from emt.passage import Passage, Recalled, Routed
 from emt.profiles.choice import ProfileChoice
-from emt.routing.known_relevance import KnownRelevance
 from emt.routing.question import has_message
+from emt.routing.relevance_store import RelevanceStore
 from emt.routing.router import Router
 from emt.turn import Turn
 from memory_backends import MemoryBackend
@@ -61,7 +60,7 @@ class ByRouting(PassageSource):
         self._tokenizer = tokenizer
         self._profiles = profiles
         self._router: Router | None = None
-        self._relevance = KnownRelevance()
+        self._relevance = RelevanceStore()
 
     def check(self, turn: Turn, options: GenerateOptions) -> None:
         """Refuse a call whose prompts come in parts, or that cannot be given other passages."""
@@ -119,7 +118,7 @@ class ByRouting(PassageSource):
         if decoder is None or decoder.training or config.relevance is None:
             return
         if self._profiles.find(config, backend) is not None:
-            self._relevance.keep(self._router_of(config, backend), backend)
+            self._relevance.keep(self.router(config, backend), backend)
 
     # -- routing --------------------------------------------------------------------------------
 
@@ -147,7 +146,7 @@ class ByRouting(PassageSource):
                 prompts.
         """
         config, backend = turn.config, turn.backend
-        router, relevance = self._router_of(config, backend), None
+        router, relevance = self.router(config, backend), None
         # In training mode passages are refused; what is measured then must not be kept for later.
         if config.relevance is not None and config.routing != "words" and not router.is_training:
             relevance = self._relevance.of(router, backend)
@@ -155,26 +154,27 @@ class ByRouting(PassageSource):
             router.route(
                 prompt.cpu(),
                 backend,
+                config,
                 num_rows=self._room(config, num_before + len(prompt))
                 if num_rows is None
                 else num_rows[number],
-                num_passages=config.recall_passages,
-                routing=config.routing,
                 num_generated=num_generated,
                 relevance=relevance,
-                least=config.relevance or 0.0,
                 scope=turn.scope_of(number, len(prompts)),
             )
             for number, prompt in enumerate(prompts)
         ]
 
-    def _router_of(self, config: MemoryConfig, backend: MemoryBackend) -> Router:
-        """Return what finds passages with the head profile of the settings."""
-        profile, router = self._profiles.required(config, backend), self._router
+    def router(self, config: MemoryConfig, backend: MemoryBackend) -> Router:
+        """Return what finds passages with the head profile of the settings.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        profile, router = self._profiles.require(config, backend), self._router
         if router is None or router.profile is not profile:
-            model, decoder = self._model, alive(self._model.decoder, "route")
-            router = Router(decoder, profile, model.unrotations, model.angles, self._tokenizer)
-            self._router = router
+            model = self._model
+            self._router = router = Router(model, profile, self._tokenizer, model.angles)
         return router
 
     def _room(self, config: MemoryConfig, num_tokens: int) -> int:

@@ -37,14 +37,18 @@ class PassageSource:
 
 
 class Fixed(PassageSource):
-    """The passages of a `recalling` block, whatever is asked."""
+    """The passages of a `recalling` block, whatever is asked.
+
+    Attributes:
+        state: the passages and their rows; None for the model as it is.
+    """
 
     def __init__(self, state: PassageState | None) -> None:
-        self._state = state
+        self.state = state
 
     def passages_of(self, turn: Turn, forward: Forward) -> PassageState | None:
         """Return the block's passages."""
-        return self._state
+        return self.state
 
 
 class Cached(PassageSource):

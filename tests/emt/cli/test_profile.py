@@ -12,7 +12,7 @@ import pytest
 from emt import HeadProfile, MemoryConfig, attach, detach, profile_heads
 from emt.errors import ConfigError, MemoryUseError
 from emt.model.loading import load
-from emt.modes.passage import mode as passage_mode
+from emt.memory import modes as passage_mode
 from emt.profiles.examples import made_from, read_examples
 from emt.profiles.stored_text import stored_texts
 from emt.routing.head_profile import ProfiledHead
@@ -309,9 +309,9 @@ def test_saving_gives_a_memory_the_profile_that_it_lacks(tmp_path):
     memory = attach(model, MemoryConfig(**settings), tokenizer=byte_tokenizer())
     for name, text in sorted(TEXTS.items()):
         memory.write(text, document=name)
-    assert memory.passages.lacks_profile
+    assert memory.lacks_profile
     memory.save()  # as `write_all` does
-    kept = memory.passages.profile
+    kept = memory.profile
     assert (kept.model, kept.source) == ("llama", "stored text")
     examples = made_from(TEXTS[name] for name in sorted(TEXTS))
     expected = profile_heads(memory, examples, name="llama").profile
@@ -321,7 +321,7 @@ def test_saving_gives_a_memory_the_profile_that_it_lacks(tmp_path):
     stored = memory.backend.catalog.setting("head_profile")
     assert HeadProfile.from_json(stored).to_json() == kept.to_json()
     memory.save()
-    assert memory.passages.profile is kept  # it is made once
+    assert memory.profile is kept  # it is made once
 
 
 def test_without_questions_a_memory_is_saved_without_a_profile(tmp_path, caplog):
@@ -330,10 +330,10 @@ def test_without_questions_a_memory_is_saved_without_a_profile(tmp_path, caplog)
     memory = attach(model, MemoryConfig(**settings), tokenizer=byte_tokenizer())
     memory.write("no question can be made of this", document="d")
     memory.save()
-    assert memory.passages.lacks_profile
+    assert memory.lacks_profile
     assert not caplog.records  # nothing took long
     with pytest.raises(ConfigError, match="a profile needs at least 4 questions"):
-        memory.passages.make_profile()
+        memory.make_profile()
     with pytest.raises(ConfigError, match=r"memory\.passages\.make_profile\(\)"):
         memory.route("what?")
 
@@ -374,21 +374,21 @@ def test_no_profile_is_made_while_the_model_generates(lacking):
     refused = pytest.raises(MemoryUseError, match="cannot save while the model is generating")
     with memory.activity.shared("generate"), refused:
         memory.save()
-    assert memory.passages.lacks_profile
+    assert memory.lacks_profile
 
 
 def test_a_memory_whose_model_cannot_be_asked_is_saved_without_a_profile(lacking, monkeypatch):
     model, memory = lacking
     model.train()
     memory.save()
-    assert memory.passages.lacks_profile
+    assert memory.lacks_profile
     model.eval()
     with monkeypatch.context() as patched:
         patched.setattr(type(memory.tokenizer), "is_fast", False)
         memory.save()
-        assert memory.passages.lacks_profile
+        assert memory.lacks_profile
         with pytest.raises(ConfigError, match="needs a fast tokenizer"):
-            memory.passages.make_profile()
+            memory.make_profile()
     detach(model)
     memory.save()
     assert memory.backend.catalog.setting("head_profile") is None

@@ -19,7 +19,7 @@ SETTINGS = {"stride": 16, "max_length": 32}
 
 
 def reader(model, drop_ids=()):
-    attached = attach(model, MemoryConfig(layers=[0])).attached_model("test")
+    attached = attach(model, MemoryConfig(layers=[0]))._attached("test")
     return Reader(attached.decoder(), attached.unrotations, drop_ids)
 
 

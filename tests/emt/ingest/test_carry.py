@@ -23,7 +23,7 @@ LONG_ROPE = {
 
 
 def reader(model, drop_ids=()):
-    attached = attach(model, MemoryConfig(layers=[0])).attached_model("test")
+    attached = attach(model, MemoryConfig(layers=[0]))._attached("test")
     return Reader(attached.decoder(), attached.unrotations, drop_ids)
 
 

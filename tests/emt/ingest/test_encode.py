@@ -67,7 +67,7 @@ def test_rows_are_the_stock_models_cache_turned_back(stride, max_length):
     model = build("llama")
     theta = stock.config.rope_parameters["rope_theta"]
     token_ids = torch.randint(0, VOCAB_SIZE, (23,))
-    attached = attach(model).attached_model("test")
+    attached = attach(model)._attached("test")
     runs = list(
         encode(
             attached.decoder(),
@@ -94,7 +94,7 @@ def test_rows_are_the_stock_models_cache_turned_back(stride, max_length):
 
 def test_dropped_ids_leave_no_row_but_were_attended_to():
     model = build("llama")
-    attached = attach(model).attached_model("test")
+    attached = attach(model)._attached("test")
     token_ids = torch.tensor([1, 50, 51, 2, 52, 1])
 
     def rows(drop_ids):

@@ -90,7 +90,7 @@ def test_an_empty_scope_is_the_plain_model_bit_for_bit(backend, options):
     with memory.using(**options), memory.recording() as recording:
         assert torch.equal(logits(model, BATCH, MASK), plain)
         assert torch.equal(generated(model, BATCH, MASK), tokens)
-        assert memory.num_in_scope == [0]
+        assert memory.new_turn().num_searchable == [0]
     assert not recording
 
 
@@ -101,40 +101,40 @@ def test_documents_and_where_intersect_and_inner_blocks_decide():
     def scope(names):
         return Scope.of(rows[name] for name in names)
 
-    assert memory.scope is None
+    assert memory.new_turn().scopes is None
     with memory.using(where={"language": "en"}):
-        assert memory.scope == scope("ac")
+        assert memory.new_turn().scopes == scope("ac")
         with memory.using(documents=["c", "b", "d"]):
-            assert memory.scope == scope("c")
+            assert memory.new_turn().scopes == scope("c")
             with memory.using(where={"year": [2001, 1999]}, topk=2):
-                assert memory.scope == scope("bc")
+                assert memory.new_turn().scopes == scope("bc")
                 assert memory.config.topk == 2
                 with memory.using(documents=None):
-                    assert memory.scope == scope("abc")
+                    assert memory.new_turn().scopes == scope("abc")
             with memory.using(where=None):
-                assert memory.scope == scope("bcd")
+                assert memory.new_turn().scopes == scope("bcd")
         with memory.using(documents=[["a"], ["b", "c"]]):
-            assert memory.scope == (scope("a"), scope("c"))
-            assert memory.num_in_scope == [40, 55]
-    assert memory.scope is None
-    assert memory.num_in_scope == [len(memory)]
+            assert memory.new_turn().scopes == (scope("a"), scope("c"))
+            assert memory.new_turn().num_searchable == [40, 55]
+    assert memory.new_turn().scopes is None
+    assert memory.new_turn().num_searchable == [len(memory)]
 
 
 def test_scopes_follow_what_is_written_and_removed():
     model, memory = remembering()
     with memory.using(documents=["a", "b"]), memory.using(where={"year": 2001}):
-        before = memory.scope
+        before = memory.new_turn().scopes
         memory.write(texts()["a"], document="b", replace=True, metadata={"year": 2001})
-        assert memory.scope != before
-        assert memory.num_in_scope == [40]
+        assert memory.new_turn().scopes != before
+        assert memory.new_turn().num_searchable == [40]
         memory.write(texts()["b"], document="new", metadata={"year": 2001})
         with memory.using(documents=None):
-            assert memory.num_in_scope == [40 + 55 + 70]
+            assert memory.new_turn().num_searchable == [40 + 55 + 70]
         memory.write_all([("a", texts()["a"], {"year": 2001})])
-        assert memory.num_in_scope == [80]
+        assert memory.new_turn().num_searchable == [80]
         plain = build("llama")
         memory.remove("a", "b")
-        assert memory.num_in_scope == [0]
+        assert memory.new_turn().num_searchable == [0]
         assert torch.equal(logits(model), logits(plain))
         with pytest.raises(DocumentError, match="no document 'a'"):
             memory.using(documents=["a"], topk=3).__enter__()
@@ -149,7 +149,7 @@ def test_scopes_follow_what_is_written_and_removed():
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("model_type", ["llama", "gpt_oss", "mpt"])
 def test_each_prompt_of_a_batch_reads_its_own(model_type, backend, sinks, chunk_bytes, monkeypatch):
-    monkeypatch.setattr("emt.modes.token.attend._CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("emt.model.hook._CHUNK_BYTES", chunk_bytes)
     model, memory = remembering(model=build(model_type), **BACKENDS[backend], topk=50, sinks=sinks)
     lists = [["b"], ["d", "a"], ["b"]]
     with memory.using(documents=lists), memory.recording() as together:
@@ -296,7 +296,7 @@ def test_bad_input_is_refused_and_changes_nothing(settings, error, message):
     with pytest.raises(error, match=message), memory.using(topk=3, **settings):
         pass
     assert memory.config.topk == 10
-    assert memory.scope is None
+    assert memory.new_turn().scopes is None
 
 
 # -- metadata -----------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def rotate_half(x):
 @torch.no_grad()
 def keys_of(memory, model, token, positions):
     """Return each layer's key of one token alone at each position, brought back to position 0."""
-    unrotations = memory.attached_model("test").unrotations
+    unrotations = memory._attached("test").unrotations
     found = {idx: [] for idx in unrotations}
     raw = {idx: [] for idx in unrotations}
     for position in positions:
@@ -83,7 +83,7 @@ def test_layers_without_rotation_are_left_alone():
     kinds = {
         model_type: [
             unrotation is not None
-            for unrotation in attach(build(model_type)).attached_model("test").unrotations.values()
+            for unrotation in attach(build(model_type))._attached("test").unrotations.values()
         ]
         for model_type in ("smollm3", "gpt2", "llama")
     }
@@ -103,7 +103,7 @@ def test_half_precision_models_are_recognised(model_type, dtype):
         if hasattr(module, "k_proj") and getattr(module.k_proj, "bias", None) is not None:
             module.k_proj.bias[-1] = 300.0  # keys with biases have such outliers
     memory = attach(model)
-    unrotations = memory.attached_model("test").unrotations
+    unrotations = memory._attached("test").unrotations
     assert [unrotation is not None for unrotation in unrotations.values()] == [True] * 3
     found, raw = keys_of(memory, model, 5, [0, 4])
     for idx, (_, key) in found.items():
@@ -193,7 +193,7 @@ def test_how_a_layer_rotates_is_found(model_type, expected):
     for name, weight in model.named_parameters():
         if "key_layernorm" in name:
             torch.nn.init.uniform_(weight, 0.5, 1.5)
-    unrotation = attach(model).attached_model("test").unrotations[0]
+    unrotation = attach(model)._attached("test").unrotations[0]
     assert (unrotation.num_rotated, unrotation.is_last, unrotation.gain is not None) == expected
 
 
@@ -201,5 +201,5 @@ def test_how_a_layer_rotates_is_found(model_type, expected):
 def test_sinks_in_half_precision_do_not_hide_a_rotation(dtype):
     """How much a sink leaves of a value is rounded differently at every position."""
     memory = attach(build_tiny("gpt_oss").to(dtype))
-    unrotations = memory.attached_model("test").unrotations
+    unrotations = memory._attached("test").unrotations
     assert [unrotation is not None for unrotation in unrotations.values()] == [True] * 4

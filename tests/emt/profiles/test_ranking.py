@@ -39,7 +39,7 @@ def test_a_profile_is_made_and_fits():
     memory = memory_of()
     steps = []
     ranked = profile_heads(memory, examples(), name="tiny", source="words", on_step=steps.append)
-    profile, model = ranked.profile, memory.attached_model("test")
+    profile, model = ranked.profile, memory._attached("test")
     profile.check(model.query_heads, model.layout)
     assert profile.weights == model.identity["weights"]
     assert (profile.model, profile.source) == ("tiny", "words")
@@ -62,7 +62,7 @@ def test_a_profile_is_made_and_fits():
     assert steps
     assert len(memory) == 0  # nothing is written
     memory.write(torch.arange(3, 60), document="d")
-    memory.passages.keep(profile)
+    memory.keep_profile(profile)
     with memory.using(mode="passage"):
         memory.route(torch.arange(3, 20))
 

@@ -33,7 +33,7 @@ def test_there_and_back(tmp_path):
 
 def test_the_key_value_heads_that_are_searched():
     memory = attach(build("llama"))  # 4 query heads and 2 KV heads a layer
-    model = memory.attached_model("test")
+    model = memory._attached("test")
     profile().check(model.query_heads, model.layout)
     assert profile().key_value_heads(model.query_heads, model.layout) == {0: [0], 2: [0, 1]}
 
@@ -97,7 +97,7 @@ def test_another_version():
     ],
 )
 def test_profiles_of_models_of_another_shape(changes, message):
-    model = attach(build("llama")).attached_model("test")
+    model = attach(build("llama"))._attached("test")
     with pytest.raises(ConfigError, match=message):
         profile(**changes).check(model.query_heads, model.layout)
 
@@ -117,12 +117,12 @@ def test_a_store_keeps_its_profile(tmp_path):
     mine = profile_of(model)
     memory = attach(model, MemoryConfig(path=tmp_path / "m"))
     memory.write(torch.arange(3, 30), document="d")
-    memory.passages.keep(mine)
+    memory.keep_profile(mine)
     detach(model)
     memory = attach(model, MemoryConfig(path=tmp_path / "m"))
-    assert memory.passages.profile.to_json() == mine.to_json()
+    assert memory.profile.to_json() == mine.to_json()
     other = tmp_path / "other.json"
     profile().write(other)
     detach(model)
     memory = attach(model, MemoryConfig(path=tmp_path / "m", profile=other))
-    assert memory.passages.profile.to_json() == profile().to_json()
+    assert memory.profile.to_json() == profile().to_json()

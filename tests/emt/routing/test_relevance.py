@@ -14,12 +14,12 @@ from tokenizers import Regex, normalizers
 from emt import detach
 from emt.errors import MemoryUseError
 from emt.routing.evidence import Hits, windows_of
-from emt.routing.known_relevance import RELEVANCE, KnownRelevance
 from emt.routing.question import prompt_ids
 from emt.routing.relevance import PROBES, Relevance, best_by_chance, measured, runs_of
+from emt.routing.relevance_store import RELEVANCE, RelevanceStore
 from emt.routing.router import Router
 from memory_backends import MemoryBackend
-from tests.emt.routing.worlds import asked, chosen, document, routing, tokens
+from tests.emt.routing.worlds import asked, chosen, document, router_of, routing, tokens
 from tests.emt.words import word_tokenizer
 from tests.families import build, let_go_of_models
 
@@ -61,7 +61,7 @@ def test_a_long_prompt_is_judged_by_runs_that_overlap_by_half(num_asking):
 def test_what_is_asked_among_other_words_counts():
     model = build("llama")
     memory = remembering(model, relevance=None)
-    router = memory.passages.finder.router()
+    router = router_of(memory)
     bare, chatter = asked(1, length=16), tokens(40, 77)
     line = Relevance(237, -1.0, -0.3, 0.5)
     options = {"num_rows": 24, "num_passages": 2, "relevance": line, "least": -math.inf}
@@ -138,7 +138,7 @@ def test_a_store_keeps_it_for_others(measurements, tmp_path):
     assert kept["num_rows"] == 237
     memory.close()
     backend = MemoryBackend.open(tmp_path / "store")
-    found = KnownRelevance().of(memory.passages.finder.router(), backend)
+    found = RelevanceStore().of(router_of(memory), backend)
     assert found.to_json() == {key: kept[key] for key in kept if key not in ("profile", "written")}
     assert measurements == [237]
     others = (
@@ -152,7 +152,7 @@ def test_a_store_keeps_it_for_others(measurements, tmp_path):
     )
     for other in others:
         backend.set_setting(RELEVANCE, other)
-        KnownRelevance().of(memory.passages.finder.router(), backend)
+        RelevanceStore().of(router_of(memory), backend)
     assert measurements == [237] * (1 + len(others))
     backend.close()
 
@@ -193,7 +193,7 @@ def test_in_a_memory_of_a_few_rows_every_prompt_is_relevant(memory_type):
     assert routed.passages
     assert routed.relevance is None
     memory.write(document(2)[:1], document="three")
-    assert memory.passages.finder.router().relevance(memory.backend) is not None
+    assert router_of(memory).relevance(memory.backend) is not None
 
 
 def test_a_model_in_training_mode_decides_nothing(tmp_path):
@@ -247,7 +247,7 @@ def test_probes_without_tokens_find_nothing():
     tokenizer.backend_tokenizer.post_processor = None
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace(Regex("."), "")
     memory = routing(model, tokenizer=tokenizer)
-    assert memory.passages.finder.router().relevance(memory.backend) is None
+    assert router_of(memory).relevance(memory.backend) is None
     assert memory.route(asked(1)).passages
 
 
@@ -262,7 +262,7 @@ def test_a_memory_is_not_routed_while_it_is_written():
 def test_probes_are_routed_as_prompts_are():
     model = build("llama")
     memory = remembering(model)
-    router = memory.passages.finder.router()
+    router = router_of(memory)
     found = router.relevance(memory.backend)
     assert found.num_rows == 237
     assert -5 < found.intercept + found.slope * math.log(10) < 0  # the logarithm of a share

@@ -10,12 +10,21 @@ from emt.errors import ConfigError
 from emt.passage import Passage
 from emt.routing import words as words_module
 from emt.routing.evidence import Hits, Window, windows_of
-from emt.routing.known_relevance import KnownRelevance
 from emt.routing.relevance import Relevance
+from emt.routing.relevance_store import RelevanceStore
 from emt.routing.router import TOPK, _passages
 from emt.routing.words import Words
 from memory_backends import Scope
-from tests.emt.routing.worlds import BACKENDS, NAMES, asked, build, document, routing, tokens
+from tests.emt.routing.worlds import (
+    BACKENDS,
+    NAMES,
+    asked,
+    build,
+    document,
+    router_of,
+    routing,
+    tokens,
+)
 from tests.emt.words import word_tokenizer
 
 
@@ -42,9 +51,9 @@ def test_hits_are_those_of_brute_force(memory_type, names):
     model = build("llama")
     heads = ((0, 1), (0, 0), (2, 3), (1, 2))
     memory = routing(model, memory_type, heads=heads)
-    profile, prompt = memory.passages.profile, asked(1)
+    profile, prompt = memory.profile, asked(1)
     scope = None if names is None else memory.backend.catalog.scope(names)
-    router = memory.passages.finder.router()
+    router = router_of(memory)
     asking = list(range(2, len(prompt)))
     found = router.hits(prompt, asking, memory.backend, scope=scope)
     spans = [memory.backend.catalog.document(name) for name in names or NAMES]
@@ -69,7 +78,7 @@ def test_hits_are_those_of_brute_force(memory_type, names):
 @pytest.mark.parametrize("memory_type", BACKENDS)
 def test_passages_are_around_the_best_windows(memory_type):
     memory = routing(build("llama"), memory_type)
-    router = memory.passages.finder.router()
+    router = router_of(memory)
     prompt = asked(1)
     hits = router.hits(prompt, list(range(len(prompt))), memory.backend)
     best = windows_of(hits, 1, apart=1)[0]
@@ -88,9 +97,9 @@ def test_what_stands_too_little_above_others_is_told_and_nothing_recalled():
     free = memory.route(asked(1))
     assert free.relevance is None
     others = Relevance(len(memory), math.log(free.score) - 0.5, 0.0, 0.25)
-    about = {"profile": memory.passages.profile.fingerprint, "written": len(memory)}
+    about = {"profile": memory.profile.fingerprint, "written": len(memory)}
     memory.backend.set_setting("relevance", {**others.to_json(), **about})
-    memory.passages.finder._relevance = KnownRelevance()
+    memory._modes.routing._relevance = RelevanceStore()
     for least, passages in ((1.9, free.passages), (2.1, ()), (None, free.passages)):
         with memory.using(relevance=least):
             routed = memory.route(asked(1))

@@ -17,7 +17,7 @@ HEADS = ((0, 1), (2, 3))
 def profile_of(model, heads=HEADS):
     """Return a profile of some heads of a model, with means that are not zero."""
     memory = attach(model)
-    attached = memory.attached_model("test")
+    attached = memory._attached("test")
     dim = attached.layout.layers[heads[0][0]].head_dim
     detach(model)
     generator = torch.Generator().manual_seed(5)
@@ -60,7 +60,7 @@ def routing(
     memory = attach(model, MemoryConfig(memory_type=memory_type, **options), tokenizer=tokenizer)
     for number, name in enumerate(NAMES):
         memory.write(document(number), document=name)
-    memory.passages.keep(profile)
+    memory.keep_profile(profile)
     return memory
 
 
@@ -78,3 +78,8 @@ def put(routed):
 
 
 __all__ = ["BACKENDS", "build", "left_padded", "tokens"]
+
+
+def router_of(memory):
+    """Return what finds passages for a memory's prompts."""
+    return memory._modes.routing.router(memory.config, memory.backend)

@@ -10,8 +10,8 @@ import pytest
 from emt import MemoryConfig, Passage, attach
 from emt.errors import MemoryUseError, StoreError
 from emt.modes.passage import mode as passage_mode
-from emt.routing.known_relevance import RELEVANCE
 from emt.routing.relevance import PROBES
+from emt.routing.relevance_store import RELEVANCE
 from memory_backends import MemoryBackend, verify
 from tests.emt.routing.worlds import (
     BACKENDS,
@@ -20,6 +20,7 @@ from tests.emt.routing.worlds import (
     chosen,
     document,
     profile_of,
+    router_of,
     routing,
 )
 from tests.emt.words import word_tokenizer
@@ -113,7 +114,7 @@ def test_the_log_says_that_heads_of_another_profile_have_no_files(
     memory = routing(model, "vector_db", path=str(path), **{**settings, "heads": ((0, 1),)})
     memory.save()
     memory.open(path)
-    memory.passages.keep(profile_of(build("llama"), ((0, 1), (2, 3))))
+    memory.keep_profile(profile_of(build("llama"), ((0, 1), (2, 3))))
     assert not caplog.records
     with monkeypatch.context() as patch:
         forbid_writing(patch, path)
@@ -148,7 +149,7 @@ def test_a_deleted_model_is_collected_while_its_memory_is_kept(model_type, memor
         used = chosen(model, [asked(1)])
     with memory.recalling([Passage("one", 0, 8)]):
         assert chosen(model, [asked(1)]) != used
-    angles, router = memory.angles, memory.passages.finder.router()
+    angles, router = memory._attached("test").angles, router_of(memory)
     decoder = weakref.ref(model.base_model)
     del model
     let_go_of_models()
@@ -190,10 +191,10 @@ AFTER_CLOSE = {
     "route": lambda memory, other: memory.route(asked(1)),
     "recall": lambda memory, other: memory.recalling([Passage("one", 0, 8)]).__enter__(),
     "choose documents": lambda memory, other: memory.using(where={"a": 1}).__enter__(),
-    "look for a head profile": lambda memory, other: memory.passages.profile,
-    "look for": lambda memory, other: memory.passages.lacks_profile,
-    "make a head profile": lambda memory, other: memory.passages.make_profile(),
-    "keep a head profile": lambda memory, other: memory.passages.keep(None),
+    "look for a head profile": lambda memory, other: memory.profile,
+    "look for": lambda memory, other: memory.lacks_profile,
+    "make a head profile": lambda memory, other: memory.make_profile(),
+    "keep a head profile": lambda memory, other: memory.keep_profile(None),
 }
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from emt import MemoryConfig, attach, detach
 from emt.errors import ConfigError, MemoryUseError
-from emt.modes.passage import mode as passage_mode
+from emt.memory import modes as passage_mode
 from emt.routing.relevance import Relevance
 from tests.emt.routing.worlds import (
     BACKENDS,
@@ -91,7 +91,7 @@ def test_what_is_not_relevant_is_the_plain_model():
     scores = [memory.route(prompt).score for prompt in (relevant, other)]
     assert scores[0] > scores[1]
     between = Relevance(len(memory), math.log(sum(scores) / 2), 0.0, 1.0)
-    memory.passages.finder._relevance.of = lambda router, backend: between
+    memory._modes.routing._relevance.of = lambda router, backend: between
     memory.config = memory.config.replace(relevance=0.0)
     assert torch.equal(model(other[None]).logits, plain)
     assert memory.route(other).score == scores[1]
@@ -114,7 +114,7 @@ def test_an_empty_memory_is_the_plain_model():
     plain = model(prompt).logits
     memory = attach(model, MemoryConfig(mode="passage"))
     assert torch.equal(model(prompt).logits, plain)
-    memory.passages.keep(profile)
+    memory.keep_profile(profile)
     assert memory.route(prompt[0]).passages == ()
     assert torch.equal(model(prompt).logits, plain)
 
@@ -252,7 +252,7 @@ def test_a_bad_profile_leaves_the_model_as_it_was(tmp_path):
     assert torch.equal(model(asked(0)[None]).logits, plain)
     memory = attach(model)
     with pytest.raises(ConfigError, match="dims"):
-        memory.passages.keep(profile)
+        memory.keep_profile(profile)
 
 
 @torch.no_grad()
@@ -277,7 +277,7 @@ def test_long_prompts_leave_room_for_the_answer():
         MemoryConfig(mode="passage", max_length=64, stride=64, recall_rows=40, recall_passages=30),
     )
     memory.write(document(0)[:60], document="one")
-    memory.passages.keep(profile)
+    memory.keep_profile(profile)
     for length, most in ((20, 22), (31, 16), (33, 0), (64, 0)):
         routed = memory.route(document(0)[:length])
         rows = sum(one.passage.stop - one.passage.first for one in routed.passages)
@@ -342,9 +342,9 @@ def test_auto_is_passage_for_large_memories(memory_type, tmp_path, monkeypatch):
     other = attach(reader, config)
     monkeypatch.setattr(passage_mode, "LARGE", len(document(0)))
     memory.write(document(1), document="two")
-    assert memory.passages.mode == "token"  # there is no profile
-    memory.passages.keep(profile)
-    assert memory.passages.mode == "passage"
+    assert memory.mode == "token"  # there is no profile
+    memory.keep_profile(profile)
+    assert memory.mode == "passage"
     found = model(prompt).logits
     with memory.recalling(put(memory.route(prompt[0]))):
         assert torch.equal(model(prompt).logits, found)
@@ -357,7 +357,7 @@ def test_auto_is_passage_for_large_memories(memory_type, tmp_path, monkeypatch):
     assert later.passages.mode == "passage"
     assert torch.equal(reader(prompt).logits, found)
     memory.remove("two")
-    assert memory.passages.mode == "token"
+    assert memory.mode == "token"
 
 
 @torch.no_grad()

@@ -244,7 +244,7 @@ def test_removed_rows_are_not_recalled():
     ):
         pass
     with memory.recalling([Passage("d", 8, 12)]) as recall:
-        assert recall.rows.ids.tolist() == [[0, 1, 2, 3, 8, 9, 10, 11]]
+        assert recall.state.rows.ids.tolist() == [[0, 1, 2, 3, 8, 9, 10, 11]]
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ Expected is a run whose rows were swapped by hand, through `Recall` alone.
 """
 
 import copy
+from dataclasses import replace
 
 import torch
 import pytest
@@ -11,7 +12,8 @@ from tokenizers import AddedToken
 
 from emt.errors import ConfigError
 from emt.modes.passage.exchange import exchanged
-from emt.modes.passage.rows import RecalledRows, places
+from emt.modes.passage.locate import locate
+from emt.modes.passage.rows import PlacedRows
 from emt.passage import Passage, Question, Routed, RoutedPassage
 from emt.routing.question import question_of
 from emt.routing.router import Router
@@ -25,6 +27,7 @@ from tests.emt.routing.worlds import (
     chosen,
     document,
     put,
+    router_of,
     routing,
     tokens,
 )
@@ -42,16 +45,16 @@ def steps_of(model, prompt, answer, recall=None, swaps=None):
     found = [output.logits[0, -1]]
     for count, token in enumerate(answer, 1):
         if swaps and count in swaps:
-            recall.rows = swaps[count]
+            recall.state = replace(recall.state, rows=swaps[count])
         output = model(token[None, None], past_key_values=output.past_key_values, use_cache=True)
         found.append(output.logits[0, -1])
     return torch.stack(found)
 
 
 def read(memory, passages, at=0):
-    model = memory.attached_model("test")
-    (place,) = places(memory.backend, [passages], [at], None)
-    return RecalledRows.read(memory.backend, [place], model.unrotations, memory.angles)
+    model = memory._attached("test")
+    (place,) = locate(memory.backend, [passages], [at])
+    return PlacedRows.read(model, memory.backend, [place])
 
 
 @pytest.fixture
@@ -110,7 +113,7 @@ def test_the_question_and_what_was_generated_ask():
     model = build("llama")
     memory = routing(model)
     prompt, answer = tokens(90, 8), tokens(50, 9)
-    router = memory.passages.finder.router()
+    router = router_of(memory)
     own, seen = router.hits, []
 
     def hits(token_ids, asking, backend, **options):
@@ -120,7 +123,7 @@ def test_the_question_and_what_was_generated_ask():
     router.hits = hits
     both = torch.cat([prompt, answer])
     for count in (0, 1, 50):
-        memory.passages.finder.route([both[: 90 + count]], num_generated=count)
+        memory._modes.routing.route(memory.new_turn(), [both[: 90 + count]], num_generated=count)
     question = list(range(26, 90))
     assert seen == [question, [*question, 90], [*question, *range(108, 140)]]
 
@@ -219,7 +222,7 @@ def test_rows_are_swapped_for_exactly_as_many(count, at):
         best = set(range(first + found[0].first, first + found[0].stop))
         num_sinks = 0 if at else 4  # of them at most, before the passages
         assert len(best & set(place.ids)) >= min(len(best), count - num_sinks)
-        assert places(memory.backend, [put(taken)], [at], None) == [place]
+        assert locate(memory.backend, [put(taken)], [at]) == [place]
     same = Routed(Question(at, at, at + 1), (RoutedPassage(Passage("three", 2, 9), 0.5),), 0.5)
     assert exchanged(rows, 0, same, memory.backend) is None
     for first, is_kept in (
@@ -308,7 +311,7 @@ def test_a_message_added_to_a_chat_swaps_its_rows():
     assert not torch.equal(read(memory, put(first), 1).ids, read(memory, put(second), 1).ids)
     with memory.recalling(put(first), at=1) as recall:
         cache = model(before[None], use_cache=True).past_key_values
-        recall.rows = read(memory, put(second), 1)
+        recall.state = replace(recall.state, rows=read(memory, put(second), 1))
         expected = model(new[None], past_key_values=cache, use_cache=True)
         assert torch.equal(expected.logits, found.logits)
         step = model(tokens(1, 4)[None], past_key_values=expected.past_key_values).logits
@@ -399,9 +402,9 @@ def test_attention_sinks_that_another_passage_has_are_put_once():
     sinks = (document.first_row + document.sink_rows[:4]).tolist()
     assert sinks == list(range(document.first_row, document.first_row + 4))
     later, beginning = Passage("two", 20, 24), Passage("two", 2, 9)
-    (alone,) = places(memory.backend, [[later]], [0], None)
+    (alone,) = locate(memory.backend, [[later]], [0])
     assert list(alone.ids) == sinks + list(range(document.first_row + 20, document.first_row + 24))
-    (both,) = places(memory.backend, [[later, beginning]], [0], None)
+    (both,) = locate(memory.backend, [[later, beginning]], [0])
     rows = [0, 1, *range(20, 24), *range(2, 9)]  # rows 2 and 3 come with their passage
     assert list(both.ids) == [document.first_row + row for row in rows]
     with memory.recalling([later, beginning]):

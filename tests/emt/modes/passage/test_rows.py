@@ -148,7 +148,7 @@ def test_a_part_before_a_prompt_with_and_without_sinks(model_type, with_sinks):
     memory = remembering(model, DOCUMENT)
     options = {} if with_sinks else {"sinks": False}
     with memory.recalling([Passage("d", first, stop)], **options) as recall:
-        assert recall.rows.ids.tolist() == [[*range(sinks), *range(first, stop)]]
+        assert recall.state.rows.ids.tolist() == [[*range(sinks), *range(first, stop)]]
         assert largest_error(model(prompt[None]).logits, [expected]) <= TOLERANCE
 
 
@@ -159,11 +159,11 @@ def test_a_part_before_a_prompt_with_and_without_sinks(model_type, with_sinks):
 def test_sinks_are_there_once(first, expected):
     memory = remembering(build("llama"), DOCUMENT)
     with memory.recalling([Passage("d", first, 6)]) as recall:
-        assert recall.rows.ids.tolist() == [expected]
+        assert recall.state.rows.ids.tolist() == [expected]
     with memory.recalling([Passage("d", first, 6)], at=3, sinks=True) as recall:
-        assert recall.rows.ids.tolist() == [expected]
+        assert recall.state.rows.ids.tolist() == [expected]
     with memory.recalling([Passage("d", first, 6)], at=3) as recall:
-        assert recall.rows.ids.tolist() == [list(range(first, 6))]
+        assert recall.state.rows.ids.tolist() == [list(range(first, 6))]
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "falcon", "gpt2", "mpt"])

@@ -104,7 +104,7 @@ def test_scores_are_cosines_of_queries_and_rows_in_place():
     with memory.recalling([Passage("d", 8, 30)], at=4) as recall, memory.recording() as recording:
         model(PROMPTS[0][None])
     query = seen[0].query[0, :, -1]  # (H, D)
-    keys = recall.rows.keys[1][0].repeat_interleave(2, 0)  # (H, R, D)
+    keys = recall.state.rows.keys[1][0].repeat_interleave(2, 0)  # (H, R, D)
     expected = torch.cosine_similarity(query[:, None], keys, dim=-1)
     torch.testing.assert_close(recording[0][1].scores[0, :, 0], expected, atol=1e-6, rtol=0)
 

@@ -4,9 +4,8 @@ import pytest
 
 from emt import MemoryConfig, attach
 from emt.errors import UnsupportedModelError
+from emt.model import hook
 from emt.model.hook import AttentionCall, watching
-from emt.modes.token import attend as retrieval
-from emt.modes.token.attend import attend_with_memories
 from memory_backends import (
     Document,
     LayerLayout,
@@ -15,6 +14,7 @@ from memory_backends import (
     Rows,
 )
 from tests.emt.brute_force import extended_attention
+from tests.emt.modes.token.attending import attend
 from tests.families import VOCAB_SIZE, build
 
 B, H, HKV, Q, S, D, DV, ROWS, LAYER = 2, 6, 2, 5, 9, 8, 4, 30, 3
@@ -79,10 +79,10 @@ def mask_of(visible):
     ids=["scaling", "softcap", "sinks", "no scaling"],
 )
 def test_against_brute_force(memory_type, chunk_bytes, options, monkeypatch):
-    monkeypatch.setattr(retrieval, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(hook, "_CHUNK_BYTES", chunk_bytes)
     made, rows = backend(memory_type)
     call = attention_call(mask=mask_of(padded), **options)
-    found = attend_with_memories(call, made, MemoryConfig(topk=4))
+    found = attend(call, made, MemoryConfig(topk=4))
     assert_as_brute_force(
         call,
         rows,
@@ -98,10 +98,10 @@ def test_against_brute_force(memory_type, chunk_bytes, options, monkeypatch):
 @pytest.mark.parametrize("memory_type", ["manual", "vector_db"])
 @pytest.mark.parametrize("chunk_bytes", [1, 2**26])
 def test_topk_above_the_rows_takes_them_all(memory_type, chunk_bytes, monkeypatch):
-    monkeypatch.setattr(retrieval, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(hook, "_CHUNK_BYTES", chunk_bytes)
     made, rows = backend(memory_type, num_rows=3)
     call = attention_call(mask=mask_of(padded), scaling=0.3)
-    found = attend_with_memories(call, made, MemoryConfig(topk=50))
+    found = attend(call, made, MemoryConfig(topk=50))
     assert found[1].ids.shape[-1] == 3
     assert_as_brute_force(call, rows, found, visible=padded, topk=3, scaling=0.3)
 
@@ -109,11 +109,11 @@ def test_topk_above_the_rows_takes_them_all(memory_type, chunk_bytes, monkeypatc
 @pytest.mark.parametrize("chunk_bytes", [1, 3000, 2**26])
 @pytest.mark.parametrize("visible", [padded, None], ids=["padded", "causal"])
 def test_attention_weights_are_the_whole_softmax(visible, chunk_bytes, monkeypatch):
-    monkeypatch.setattr(retrieval, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(hook, "_CHUNK_BYTES", chunk_bytes)
     made, rows = backend("manual")
     call = attention_call(mask=None if visible is None else mask_of(visible), scaling=0.3)
     num_keys = call.key.shape[2]
-    found = attend_with_memories(call, made, MemoryConfig(topk=4), weighed=True)
+    found = attend(call, made, MemoryConfig(topk=4), needs_weights=True)
     assert found.weights.shape == (B, H, Q, Q * 4 + num_keys)
     np.testing.assert_allclose(found.weights.sum(-1).numpy(), 1, atol=1e-6)
     group = H // call.value.shape[1]
@@ -125,7 +125,7 @@ def test_attention_weights_are_the_whole_softmax(visible, chunk_bytes, monkeypat
         values = rows["memory_value"][h // group][ids]
         output = memories[q * 4 : (q + 1) * 4] @ values + local @ call.value[b, h // group]
         np.testing.assert_allclose(output.numpy(), found.output[b, q, h].numpy(), atol=2e-6)
-    without = attend_with_memories(call, made, MemoryConfig(topk=4))
+    without = attend(call, made, MemoryConfig(topk=4))
     assert without.weights is None
     np.testing.assert_allclose(found.output.numpy(), without.output.numpy(), atol=2e-6)
 
@@ -135,7 +135,7 @@ def test_mask_by_sim_leaves_out_what_is_not_similar(threshold):
     made, rows = backend("manual")
     call = attention_call(mask=mask_of(padded), scaling=0.3)
     config = MemoryConfig(topk=6, mask_by_sim=True, sim_threshold=threshold)
-    found = attend_with_memories(call, made, config)
+    found = attend(call, made, config)
     assert_as_brute_force(
         call, rows, found, visible=padded, topk=6, scaling=0.3, threshold=threshold
     )
@@ -143,10 +143,10 @@ def test_mask_by_sim_leaves_out_what_is_not_similar(threshold):
 
 @pytest.mark.parametrize("chunk_bytes", [1, 3000, 2**26])
 def test_no_mask_is_causal_from_the_first_key(chunk_bytes, monkeypatch):
-    monkeypatch.setattr(retrieval, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(hook, "_CHUNK_BYTES", chunk_bytes)
     made, rows = backend("manual")
     call = attention_call(scaling=0.3)
-    found = attend_with_memories(call, made, MemoryConfig(topk=4))
+    found = attend(call, made, MemoryConfig(topk=4))
     assert_as_brute_force(call, rows, found, visible=lambda b, q, s: s <= q, topk=4, scaling=0.3)
 
 
@@ -155,7 +155,7 @@ def test_no_mask_is_all_keys_for_one_query_or_without_causality(num_queries):
     made, rows = backend("manual")
     options = {} if num_queries == 1 else {"is_causal": False}
     call = attention_call(num_queries=num_queries, scaling=0.3, **options)
-    found = attend_with_memories(call, made, MemoryConfig(topk=4))
+    found = attend(call, made, MemoryConfig(topk=4))
     assert_as_brute_force(call, rows, found, visible=lambda b, q, s: True, topk=4, scaling=0.3)
 
 
@@ -163,7 +163,7 @@ def test_masks_longer_than_the_keys_are_cut():
     made, rows = backend("manual")
     mask = torch.cat([mask_of(padded), torch.ones(B, 1, Q, 5, dtype=torch.bool)], dim=-1)
     call = attention_call(mask=mask, scaling=0.3)
-    found = attend_with_memories(call, made, MemoryConfig(topk=4))
+    found = attend(call, made, MemoryConfig(topk=4))
     assert_as_brute_force(call, rows, found, visible=padded, topk=4, scaling=0.3)
 
 
@@ -172,7 +172,7 @@ def test_calls_that_do_more_than_attend_are_refused(option):
     made, _ = backend("manual")
     call = attention_call(**{option: torch.zeros(1)})
     with pytest.raises(UnsupportedModelError, match=rf"'{option}' \(layer {LAYER}\)"):
-        attend_with_memories(call, made, MemoryConfig())
+        attend(call, made, MemoryConfig())
 
 
 @torch.no_grad()
