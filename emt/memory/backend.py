@@ -32,7 +32,7 @@ def make_backend(model: AttachedModel, config: MemoryConfig) -> MemoryBackend:
         sinks=config.sinks,
         row_codec=config.row_codec,
         index=config.index,
-        recall=config.recall,
+        recall=config.search_recall,
         overfetch=config.overfetch,
         cache_bytes=config.cache_bytes,
         indexed_layers=layers,

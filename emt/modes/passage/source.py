@@ -56,7 +56,7 @@ class PassageFinder:
             prompts: the prompts.
             num_generated: how many of the T tokens were generated, in each.
             num_before: how many tokens stand before them.
-            num_rows: instead of `recall_rows`, for each prompt; 0 for no passages.
+            num_rows: instead of `passage_rows`, for each prompt; 0 for no passages.
 
         Raises:
             ConfigError: there is no head profile.
@@ -71,7 +71,7 @@ class PassageFinder:
             relevance = self._relevance.of(router, memory.backend)
         found = []
         for number, prompt in enumerate(prompts):
-            room = config.recall_rows
+            room = config.passage_rows
             if num_rows is not None:
                 room = num_rows[number]
             elif longest is not None:  # leave as much for the answer
@@ -82,7 +82,7 @@ class PassageFinder:
                     prompt.cpu(),
                     memory.backend,
                     num_rows=room,
-                    num_passages=config.recall_passages,
+                    num_passages=config.max_passages,
                     routing=config.routing,
                     num_generated=num_generated,
                     relevance=relevance,
@@ -225,7 +225,7 @@ class PassageFinder:
 
     def _rooms(self, num_tokens: int, count: int) -> list[int]:
         """Return how many rows there is room for behind so many tokens, `count` times."""
-        room, longest = self._memory.in_force.recall_rows, self._memory.angles.longest
+        room, longest = self._memory.in_force.passage_rows, self._memory.angles.longest
         if longest is not None:
             most = (longest - num_tokens) // 2
             room = min(room, most) if most >= min(_LEAST_ROWS, room) else 0

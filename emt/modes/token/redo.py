@@ -17,15 +17,15 @@ from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from emt.citations.recording import Recording
-from emt.config import MemoryConfig
+from emt.config import MemoryConfig, Uncertainty
 from emt.errors import ConfigError
 from emt.turn import asking
-from emt.uncertainty import Uncertainty, next_token_entropy
 
 if TYPE_CHECKING:
     from emt.memory.memory import Memory
@@ -159,6 +159,13 @@ class _Redo:
             layer.values[certain, :, -1:] = values[certain]
         for recording in self._recordings:
             recording.redone(uncertain)
+
+
+def next_token_entropy(logits: Tensor) -> Tensor:
+    """Return the entropy of next-token distributions, in nats: (B, V) logits to (B,) float32."""
+    shares = torch.softmax(logits.float(), dim=-1)
+    entropy: Tensor = torch.special.entr(shares).sum(dim=-1)
+    return entropy
 
 
 def _checked(cache: Any) -> Any:
