@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 import torch
 
 from emt.config import yaml_form
-from emt.config.setting import did_you_mean, documented, setting, settings_of
+from emt.config.setting import check_names, documented, setting, settings_of
 from emt.config.uncertainty import Uncertainty
 from emt.errors import ConfigError
 
@@ -280,11 +280,7 @@ class MemoryConfig:
         Raises:
             ConfigError: an unknown name, or a value of a wrong type or out of range.
         """
-        for name in changes:
-            if name not in SETTINGS:
-                near = did_you_mean(name, SETTINGS)
-                hint = f"Did you mean '{near}'?" if near else f"They are {', '.join(SETTINGS)}."
-                raise ConfigError(f"unknown setting {name!r}. {hint}")
+        check_names(changes, SETTINGS)
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -315,7 +311,7 @@ class MemoryConfig:
         """
         values = yaml_form.load(path)
         try:
-            return cls(**{**(defaults or {}), **yaml_form.flat(values, SETTINGS)})
+            return cls.from_dict({**(defaults or {}), **yaml_form.flat(values, SETTINGS)})
         except ConfigError as error:
             raise ConfigError(f"config '{path}': {error}") from error
 

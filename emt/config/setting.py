@@ -94,13 +94,12 @@ class Setting:
         """Where it stands in YAML, as errors say."""
         return "at the top level" if self.group is None else f"in the group '{self.group}'"
 
-    def checked(self, value: Any, owner: str = "") -> Any:
+    def checked(self, value: Any) -> Any:
         """Return a value in the setting's type, from what Python or YAML gives.
 
         Args:
             value: as it was given. A list becomes a tuple, a path text, a whole number a float and
                 a mapping a dataclass, where the setting's type is that.
-            owner: what the error puts before the setting's name.
 
         Raises:
             ConfigError: a value of a wrong type or out of range.
@@ -110,7 +109,7 @@ class Setting:
         if is_right and value is not None and self.accepts is not None:
             is_right = self.accepts(value)
         if not is_right:
-            raise ConfigError(f"{owner}{self.name} must be {self.expected}; got {value!r}.")
+            raise ConfigError(f"{self.name} must be {self.expected}; got {value!r}.")
         return value
 
     def _converted(self, value: Any) -> Any:
@@ -156,6 +155,20 @@ def documented(doc: str, settings: Mapping[str, Setting]) -> str:
                 text, 100, initial_indent=indent + "    ", subsequent_indent=indent + "    "
             )
     return doc.rstrip() + "\n" + "\n".join(lines) + "\n    "
+
+
+def check_names(given: Iterable[object], names: Iterable[str]) -> None:
+    """Refuse a name that no setting has.
+
+    Raises:
+        ConfigError: naming the nearest of `names`, or all of them.
+    """
+    names = tuple(names)
+    for name in given:
+        if name not in names:
+            near = did_you_mean(name, names)
+            hint = f"Did you mean '{near}'?" if near else f"The settings are {', '.join(names)}."
+            raise ConfigError(f"unknown memory setting {name!r}. {hint}")
 
 
 def did_you_mean(name: object, names: Iterable[str]) -> str | None:

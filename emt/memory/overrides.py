@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from emt.config import SETTINGS, MemoryConfig
+from emt.config import SETTINGS, MemoryConfig, check_names
 from emt.errors import ConfigError
 from memory_backends import MemoryBackend, Scope
 
@@ -36,6 +36,7 @@ class UsingBlocks:
         """
         documents = settings.get("documents")
         _lists_of(documents)
+        check_names(settings, (*SETTINGS, *_CHOOSING))
         changes = {name: value for name, value in settings.items() if name not in _CHOOSING}
         changed = config.replace(**changes)
         fixed = sorted(set(changes) - set(CHANGEABLE))

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from emt.config import SETTINGS, MemoryConfig, did_you_mean
+from emt.config import SETTINGS, MemoryConfig, check_names
 from emt.errors import ConfigError
 from emt.model.positions import max_positions
 
 PUBLISHED = {alias: name for name, each in SETTINGS.items() for alias in each.published}
 """The setting that each published name stands for."""
+NAMES = (*PUBLISHED, *SETTINGS)
 
 
 def absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,19 +28,6 @@ def absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(path, str | Path) and str(path):
         return {**settings, "path": str(Path(path).expanduser().resolve())}
     return dict(settings)
-
-
-def check_names(settings: Mapping[str, Any]) -> None:
-    """Refuse what is not a memory setting.
-
-    Raises:
-        ConfigError: naming the nearest.
-    """
-    for name in settings:
-        if name not in PUBLISHED and name not in SETTINGS:
-            near = did_you_mean(name, (*PUBLISHED, *SETTINGS))
-            hint = f" Did you mean '{near}'?" if near else ""
-            raise ConfigError(f"unknown memory setting {name!r}.{hint}")
 
 
 def memory_config(
@@ -56,7 +44,7 @@ def memory_config(
     Raises:
         ConfigError: a name that is unknown or given twice, or a value that is wrong.
     """
-    check_names(settings)
+    check_names(settings, NAMES)
     values: dict[str, Any] = {}
     for name, value in settings.items():
         new_name = PUBLISHED.get(name, name)

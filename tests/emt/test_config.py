@@ -164,6 +164,8 @@ def test_what_a_file_does_not_name_is_as_in_defaults_or_the_class(tmp_path):
     path.write_text("token: {topk: 4}\n")
     config = MemoryConfig.from_yaml(path, defaults={"topk": 3, "stride": 9})
     assert config == MemoryConfig(topk=4, stride=9)
+    with pytest.raises(ConfigError, match="'strides'"):
+        MemoryConfig.from_yaml(path, defaults={"strides": 9})
 
 
 @pytest.mark.parametrize(
