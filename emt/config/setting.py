@@ -27,26 +27,9 @@ _WORDS = {
 }
 
 
-def setting(
-    default: T,
-    doc: str,
-    *,
-    group: str | None = None,
-    changeable: bool = False,
-    published: tuple[str, ...] = (),
-    values: str | None = None,
-    accepts: Callable[[Any], bool] | None = None,
-) -> T:
-    """Declare a dataclass field as a setting; the arguments are those of `Setting`."""
-    declared = {
-        "doc": doc,
-        "group": group,
-        "changeable": changeable,
-        "published": published,
-        "values": values,
-        "accepts": accepts,
-    }
-    return field(default=default, metadata=declared)
+def setting(default: T, doc: str, **declared: Any) -> T:
+    """Declare a dataclass field as a setting; `declared` is what else `Setting` keeps of it."""
+    return field(default=default, metadata={"doc": doc, **declared})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +55,11 @@ class Setting:
     types: tuple[Any, ...]
     default: Any
     doc: str
-    group: str | None
-    changeable: bool
-    published: tuple[str, ...]
-    values: str | None
-    accepts: Callable[[Any], bool] | None
+    group: str | None = None
+    changeable: bool = False
+    published: tuple[str, ...] = ()
+    values: str | None = None
+    accepts: Callable[[Any], bool] | None = None
 
     @property
     def expected(self) -> str:
