@@ -138,7 +138,7 @@ def _opened(store: Path) -> MemoryBackend:
         "vector_db",
         index=config.get("index", "auto"),
         sinks=config.get("sinks", "all"),
-        recall=config.get("recall", 0.95),
+        recall=config.get("search_recall", 0.95),
         indexed_heads=heads,
         index_files=False,  # they may be what is damaged
     )

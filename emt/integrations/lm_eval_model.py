@@ -30,7 +30,7 @@ _SETTINGS = (  # of `MemoryConfig`: those that reading a store goes by; `max_len
     "memory_device",
     "sinks",
     "index",
-    "recall",
+    "search_recall",
     "overfetch",
     "cache_bytes",
 )

@@ -18,7 +18,7 @@ def make_backend(model: AttachedModel, config: MemoryConfig) -> MemoryBackend:
     settings = {
         "device": config.memory_device,
         "index": config.index,
-        "recall": config.recall,
+        "recall": config.search_recall,
         "overfetch": config.overfetch,
         "cache_bytes": config.cache_bytes,
         "indexed_layers": reading_layers(model, config),

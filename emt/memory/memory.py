@@ -339,9 +339,7 @@ class Memory:
         """Change settings for the calls in a `with` block, from any thread.
 
         Args:
-            **settings: `enabled`, `mode`, `recall_rows`, `recall_passages`, `routing`,
-                `relevance`, `reroute`, `topk`, `uncertainty`, `layers`, `mask_by_sim` or
-                `sim_threshold`; `documents`,
+            **settings: settings that `help(MemoryConfig)` marks as changed by `using`; `documents`,
                 names of those whose rows may be found, or a list of names for each prompt of a
                 batch, whose beams and returned sequences have their prompt's; and `where`, which
                 asks for documents whose `metadata` has, for every key, the value, or one of a list

@@ -6,24 +6,11 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from emt.config import MemoryConfig
+from emt.config import SETTINGS, MemoryConfig, check_names
 from emt.errors import ConfigError
 from memory_backends import MemoryBackend, Scope
 
-CHANGEABLE = (
-    "enabled",
-    "mode",
-    "recall_rows",
-    "recall_passages",
-    "routing",
-    "relevance",
-    "reroute",
-    "topk",
-    "uncertainty",
-    "layers",
-    "mask_by_sim",
-    "sim_threshold",
-)
+CHANGEABLE = tuple(name for name, each in SETTINGS.items() if each.changeable)
 _CHOOSING = ("documents", "where")
 
 Scopes = Scope | tuple[Scope, ...] | None
@@ -49,6 +36,7 @@ class UsingBlocks:
         """
         documents = settings.get("documents")
         _lists_of(documents)
+        check_names(settings, (*SETTINGS, *_CHOOSING))
         changes = {name: value for name, value in settings.items() if name not in _CHOOSING}
         changed = config.replace(**changes)
         fixed = sorted(set(changes) - set(CHANGEABLE))

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, cast
 
 from transformers import LlamaConfig, MptConfig, PreTrainedConfig
 
-from emt.published.settings import PUBLISHED, check_names
+from emt.config import check_names
+from emt.published.settings import NAMES, PUBLISHED
 
 
 class _ExtendedConfig(PreTrainedConfig):
@@ -32,7 +33,7 @@ class _ExtendedConfig(PreTrainedConfig):
             given = {**_taken(attention), **given}
             vars(self)["attn_config"] = attention
         self.memory_config = {**given, **(self.memory_config or {})}
-        check_names(self.memory_config)
+        check_names(self.memory_config, NAMES)
         kwargs.pop("auto_map", None)  # to remote code, which is not needed
         cast(Any, super()).__post_init__(**kwargs)
 

@@ -6,8 +6,6 @@ Source: the configuration classes and the README of the published implementation
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,32 +13,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from emt.config import MemoryConfig
+from emt.config import SETTINGS, MemoryConfig, check_names
 from emt.errors import ConfigError
 from emt.model.positions import max_positions
 
-PUBLISHED = (
-    "memory_type",
-    "memory_device",
-    "topk",
-    "mask_by_sim",
-    "sim_threshold",
-    "use_external_mind",
-    "use_external_mind_by_layer",
-    "tokenizer_all_special_ids",
-    "remove_special_ids",
-    "remove_special_tokens",
-    "stride",
-    "max_length",
-)
-NAMES = (*PUBLISHED, *(field.name for field in dataclasses.fields(MemoryConfig)))
-
-_RENAMED = {
-    "use_external_mind": "enabled",
-    "use_external_mind_by_layer": "layers",
-    "tokenizer_all_special_ids": "special_ids",
-    "remove_special_tokens": "remove_special_ids",
-}
+PUBLISHED = {alias: name for name, each in SETTINGS.items() for alias in each.published}
+"""The setting that each published name stands for."""
+NAMES = (*PUBLISHED, *SETTINGS)
 
 
 def absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,19 +28,6 @@ def absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(path, str | Path) and str(path):
         return {**settings, "path": str(Path(path).expanduser().resolve())}
     return dict(settings)
-
-
-def check_names(settings: Mapping[str, Any]) -> None:
-    """Refuse what is not a memory setting.
-
-    Raises:
-        ConfigError: naming the nearest.
-    """
-    for name in settings:
-        if name not in NAMES:
-            near = difflib.get_close_matches(str(name), NAMES, n=1, cutoff=0.5)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise ConfigError(f"unknown memory setting {name!r}.{hint}")
 
 
 def memory_config(
@@ -78,17 +44,17 @@ def memory_config(
     Raises:
         ConfigError: a name that is unknown or given twice, or a value that is wrong.
     """
-    check_names(settings)
+    check_names(settings, NAMES)
     values: dict[str, Any] = {}
     for name, value in settings.items():
-        new_name = _RENAMED.get(name, name)
+        new_name = PUBLISHED.get(name, name)
         if new_name in values:
             raise ConfigError(f"'{name}' and another name of the same setting are given. Keep one.")
         values[new_name] = _translated(name, value, model_config)
     if values.get("layers") == [] and "use_external_mind_by_layer" in settings:
         values |= {"layers": None, "enabled": False}  # switched off one by one
     for name, value in defaults.items():
-        values.setdefault(_RENAMED.get(name, name), value)
+        values.setdefault(PUBLISHED.get(name, name), value)
     longest = values.get("max_length")
     if "stride" not in values and isinstance(longest, int):
         values["stride"] = min(MemoryConfig.stride, longest)

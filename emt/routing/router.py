@@ -80,19 +80,19 @@ class Router:
         Args:
             token_ids: (T,) int64, the prompt, and what was generated since.
             backend: where the memories are.
-            config: says what finds passages (`routing`), how many (`recall_passages`), and how
+            config: says what finds passages (`routing`), how many (`max_passages`), and how
                 relevant the prompt must be (`relevance`).
-            num_rows: instead of `recall_rows`; 0 for no passages, and no search.
+            num_rows: instead of `passage_rows`; 0 for no passages, and no search.
             num_generated: how many of the T tokens were generated. The last 32 of them search, too.
             scope: the rows that may be found; None for all.
             relevance: of this memory, to compare the prompt with; None if every prompt is relevant.
         """
-        num_rows = config.recall_rows if num_rows is None else num_rows
+        num_rows = config.passage_rows if num_rows is None else num_rows
         num_prompt = len(token_ids) - num_generated
         question = question_of(token_ids[:num_prompt], self._tokenizer)
         if num_rows < 1 or question.first == question.stop or not backend.num_searchable(scope):
             return Routed(question, (), 0.0)
-        budget = Budget(num_rows, min(config.recall_passages, num_rows))
+        budget = Budget(num_rows, min(config.max_passages, num_rows))
         min_distance = budget.min_distance
         tokens = list(range(question.first, question.stop))
         tokens += range(max(num_prompt, len(token_ids) - _MAX_GENERATED), len(token_ids))

@@ -1,212 +1,218 @@
 import dataclasses
+import re
 
 import pytest
 import yaml
 
 from emt import MemoryConfig
+from emt.config import SETTINGS
+from emt.config.yaml_form import GROUPS
 from emt.errors import ConfigError
 
-CHANGED = {
-    "memory_type": "vector_db",
-    "path": "memories/",
-    "enabled": False,
-    "mode": "passage",
-    "recall_rows": 96,
-    "recall_passages": 2,
-    "routing": "both",
-    "relevance": -1.5,
-    "reroute": 16,
-    "profile": "heads.json",
-    "topk": 3,
-    "uncertainty": {"entropy": 1.0, "topk": 12},
-    "layers": (0, 2),
-    "mask_by_sim": True,
-    "sim_threshold": -0.5,
-    "memory_device": "cuda:1",
-    "remove_special_ids": False,
-    "special_ids": (),
-    "stride": 7,
-    "max_length": 9,
-    "sinks": "one",
-    "carry_context": True,
-    "row_codec": "int4",
-    "index": "IVF64,Flat",
-    "recall": 0.9,
-    "overfetch": 8,
-    "cache_bytes": 2**30,
+VALUES = {  # setting: its default, another value, and wrong ones
+    "memory_type": ("manual", "vector_db", ["faiss", None, 1, True, ["manual"]]),
+    "path": (None, "memories/", ["", 3, True, ["a"]]),
+    "enabled": (True, False, [1, 0, None, "yes"]),
+    "mode": ("auto", "passage", ["tokens", None, True]),
+    "stride": (512, 7, [0, -512, 1.0, None, "512", False]),
+    "max_length": (3072, 9, [0, -1, 3072.0, None, True]),
+    "carry_context": (False, True, [0, "yes"]),
+    "remove_special_ids": (True, False, [1, None, "true"]),
+    "special_ids": (None, (), [[-1], [1.5], 1, "1", [True]]),
+    "topk": (10, 3, [0, -1, 2.0, "3", None, True]),
+    "uncertainty": (None, {"entropy": 1.0, "topk": 12}, [1.0, True, "1.0", (1.0, 12)]),
+    "layers": (None, (0, 2), [[], [-1], [1.0], [True], 1, "0", {0: 1}, ["0"]]),
+    "mask_by_sim": (False, True, [1, 0, None, "yes"]),
+    "sim_threshold": (0.25, -0.5, [1.01, -1.01, float("nan"), "0.5", None, True]),
+    "routing": ("heads", "both", ["bm25", None, ["heads"]]),
+    "passage_rows": (384, 96, [0, -1, 1.5, "9", None, True]),
+    "max_passages": (3, 2, [0, 2.0, None, True]),
+    "relevance": (0.5, -1.5, ["0.5", True, float("nan"), float("inf")]),
+    "reroute": (None, 16, [0, -1, 2.5, "3", True]),
+    "profile": (None, "heads.json", ["", 3, True]),
+    "index": ("auto", "IVF64,Flat", ["", None, 5]),
+    "search_recall": (0.95, 0.9, [0.0, 1.5, "0.9", True]),
+    "overfetch": (4, 8, [0, 1.5, True]),
+    "sinks": ("all", "one", ["none", None, 4, True]),
+    "row_codec": ("exact", "int4", ["int2", "fp16", None]),
+    "memory_device": (None, "cuda:1", ["", "gpu", "cuda:x", 0, True]),
+    "cache_bytes": (None, 2**30, [0, -1, 1e9, True]),
 }
-WRONG = {
-    "memory_type": ["faiss", None, 1, True, ["manual"]],
-    "path": ["", 3, True, ["a"]],
-    "enabled": [1, 0, None, "yes"],
-    "mode": ["tokens", None, True],
-    "recall_rows": [0, -1, 1.5, "9", None, True],
-    "recall_passages": [0, 2.0, None, True],
-    "routing": ["bm25", None, ["heads"]],
-    "relevance": ["0.5", True, float("nan"), float("inf")],
-    "reroute": [0, -1, 2.5, "3", True],
-    "profile": ["", 3, True],
-    "topk": [0, -1, 2.0, "3", None, True],
-    "uncertainty": [1.0, True, "1.0", (1.0, 12)],
-    "layers": [[], [-1], [1.0], [True], 1, "0", {0: 1}, ["0"]],
-    "mask_by_sim": [1, 0, None, "yes"],
-    "sim_threshold": [1.01, -1.01, float("nan"), "0.5", None, True],
-    "memory_device": ["", "gpu", "cuda:x", 0, True],
-    "remove_special_ids": [1, None, "true"],
-    "special_ids": [[-1], [1.5], 1, "1", [True]],
-    "stride": [0, -512, 1.0, None, "512", False],
-    "max_length": [0, -1, 3072.0, None, True],
-    "sinks": ["none", None, 4, True],
-    "carry_context": [0, "yes"],
-    "row_codec": ["int2", "fp16", None],
-    "index": ["", None, 5],
-    "recall": [0.0, 1.5, "0.9", True],
-    "overfetch": [0, 1.5, True],
-    "cache_bytes": [0, -1, 1e9, True],
-}
+CHANGED = {name: changed for name, (_, changed, _) in VALUES.items()}
 
 
-def test_defaults_are_the_published_ones():
-    assert MemoryConfig().to_dict() == {
-        "memory_type": "manual",
-        "path": None,
-        "enabled": True,
-        "mode": "auto",
-        "recall_rows": 384,
-        "recall_passages": 3,
-        "routing": "heads",
-        "relevance": 0.5,
-        "reroute": None,
-        "profile": None,
-        "topk": 10,
-        "uncertainty": None,
-        "layers": None,
-        "mask_by_sim": False,
-        "sim_threshold": 0.25,
-        "memory_device": None,
-        "remove_special_ids": True,
-        "special_ids": None,
-        "stride": 512,
-        "max_length": 3072,
-        "sinks": "all",
-        "carry_context": False,
-        "row_codec": "exact",
-        "index": "auto",
-        "recall": 0.95,
-        "overfetch": 4,
-        "cache_bytes": None,
-    }
+def test_every_setting_is_tested_here_and_has_its_default():
+    assert list(VALUES) == list(SETTINGS)
+    assert MemoryConfig().to_dict() == {name: default for name, (default, *_) in VALUES.items()}
 
 
-def test_every_field_is_tested_here():
-    names = [field.name for field in dataclasses.fields(MemoryConfig)]
-    assert names == list(CHANGED) == list(WRONG)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_help_explains_every_setting(name):
+    text = " ".join(MemoryConfig.__doc__.split())
+    each = SETTINGS[name]
+    assert f"{name}: {each.doc} Must be {each.expected}; {each.default!r} if not given." in text
 
 
-@pytest.mark.parametrize("values", [{}, CHANGED], ids=["defaults", "all changed"])
-def test_yaml_round_trip(tmp_path, values):
-    config = MemoryConfig(**values)
-    config.to_yaml(tmp_path / "config.yaml")
-    assert MemoryConfig.from_yaml(tmp_path / "config.yaml") == config
-    plain = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert list(plain) == list(CHANGED)
-    assert MemoryConfig.from_dict(plain) == config
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, (*_, wrong) in VALUES.items() for value in wrong]
+)
+def test_wrong_values_are_refused_with_expected_and_got(name, value):
+    got = tuple(value) if isinstance(value, list) and name in ("layers", "special_ids") else value
+    message = f"{name} must be {SETTINGS[name].expected}; got {got!r}."
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        MemoryConfig(**{name: value})
 
 
-def test_yaml_keeps_defaults_of_what_it_does_not_name(tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text("topk: 4\nlayers: [2, 0]\nsim_threshold: 1\n")
-    assert MemoryConfig.from_yaml(path) == MemoryConfig(topk=4, layers=(2, 0), sim_threshold=1.0)
-    path.write_text("# nothing\n")
-    assert MemoryConfig.from_yaml(path) == MemoryConfig()
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("topk", "a whole number of at least 1, or 'auto'"),
+        ("mode", "'token', 'passage' or 'auto'"),
+        ("enabled", "true or false"),
+        ("reroute", "a whole number of at least 1, or null"),
+        ("sim_threshold", "a cosine, -1 to 1"),
+        ("layers", "a list of at least one layer index (0, 1, ...), or null"),
+        ("index", "'auto' or a FAISS factory string"),
+    ],
+)
+def test_what_is_expected_is_said_in_words(name, expected):
+    assert SETTINGS[name].expected == expected
 
 
-def test_paths_and_lists_are_normalised(tmp_path):
-    config = MemoryConfig(path=tmp_path, layers=[1], special_ids=[0])
-    assert (config.path, config.layers, config.special_ids) == (str(tmp_path), (1,), (0,))
-    assert hash(config) == hash(MemoryConfig(path=str(tmp_path), layers=(1,), special_ids=(0,)))
+def test_paths_lists_and_whole_numbers_are_converted(tmp_path):
+    config = MemoryConfig(path=tmp_path, layers=[1], special_ids=[0], sim_threshold=1)
+    assert config == MemoryConfig(
+        path=str(tmp_path), layers=(1,), special_ids=(0,), sim_threshold=1.0
+    )
+    assert isinstance(config.sim_threshold, float)
+    assert isinstance(hash(config), int)
 
 
-def test_is_frozen():
+def test_is_frozen_and_takes_keywords_only():
     with pytest.raises(dataclasses.FrozenInstanceError):
         MemoryConfig().topk = 3
-
-
-def test_positional_arguments_are_refused():
     with pytest.raises(TypeError, match="positional"):
         MemoryConfig("manual")
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values]
-)
-def test_wrong_values_are_refused_with_expected_and_got(name, value):
-    with pytest.raises(ConfigError) as caught:
-        MemoryConfig(**{name: value})
-    got = tuple(value) if isinstance(value, list) and name in ("layers", "special_ids") else value
-    assert str(caught.value).startswith(f"{name} must be ")
-    assert str(caught.value).endswith(f"; got {got!r}.")
-    assert isinstance(caught.value, ValueError)
-
-
 def test_windows_must_not_leave_gaps():
-    with pytest.raises(ConfigError, match=r"max_length \(511\) must be at least stride \(512\)"):
+    with pytest.raises(ConfigError, match=r"max_length \(511\) .* stride \(512\)"):
         MemoryConfig(max_length=511)
     assert MemoryConfig(max_length=512).max_length == 512
 
 
-@pytest.mark.parametrize(
-    ("key", "hint"),
-    [
-        ("top_k", "Did you mean 'topk'?"),
-        ("memory_typ", "Did you mean 'memory_type'?"),
-        ("masks_by_similarity", "Did you mean 'mask_by_sim'?"),
-        ("zzz", "The keys are memory_type, path, enabled,"),
-        (7, "The keys are memory_type"),
-    ],
-)
-def test_unknown_keys_name_the_nearest(key, hint):
-    with pytest.raises(ConfigError) as caught:
-        MemoryConfig.from_dict({key: 1})
-    assert f"unknown key {key!r}" in str(caught.value)
-    assert hint in str(caught.value)
+def test_every_passage_must_have_a_row():
+    with pytest.raises(ConfigError, match=r"passage_rows \(2\) .* max_passages \(3\)"):
+        MemoryConfig(passage_rows=2)
+    assert MemoryConfig(passage_rows=3).passage_rows == 3
 
 
 def test_replace_checks_names_and_values():
     assert MemoryConfig().replace(topk=2) == MemoryConfig(topk=2)
-    with pytest.raises(ConfigError, match="Did you mean 'topk'"):
+    with pytest.raises(ConfigError, match=r"'topks'.*'topk'"):
         MemoryConfig().replace(topks=2)
-    with pytest.raises(
-        ConfigError, match="topk must be a whole number of at least 1, or 'auto'; got 0"
-    ):
+    with pytest.raises(ConfigError, match=r"'zzz'.*memory_type, path, enabled"):
+        MemoryConfig().replace(zzz=2)
+    with pytest.raises(ConfigError, match=r"topk .* got 0"):
         MemoryConfig().replace(topk=0)
+
+
+# -- YAML ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", [{}, CHANGED], ids=["defaults", "all changed"])
+def test_yaml_round_trip(tmp_path, values):
+    config, path = MemoryConfig(**values), tmp_path / "config.yaml"
+    config.to_yaml(path)
+    assert MemoryConfig.from_yaml(path) == config
+    grouped = yaml.safe_load(path.read_text())
+    assert list(grouped) == ["memory_type", "path", "enabled", "mode", *GROUPS]
+    assert MemoryConfig.from_dict(grouped) == config
+    assert MemoryConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize("value", ["a: b", "- c", "{d}", "# e", "'f", '"g', "null", "x" * 300])
+def test_any_text_is_written_so_that_it_is_read_again(tmp_path, value):
+    MemoryConfig(path=value).to_yaml(tmp_path / "config.yaml")
+    assert MemoryConfig.from_yaml(tmp_path / "config.yaml").path == value
+
+
+def test_no_group_has_the_name_of_a_setting():
+    assert not set(GROUPS) & set(SETTINGS)
+    assert {each.group for each in SETTINGS.values()} == {None, *GROUPS}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "topk: 4\nlayers: [2, 0]\nstride: 9\n",
+        "token: {topk: 4, layers: [2, 0]}\nreading: {stride: 9}\n",
+        "stride: 9\nsearch:\ntoken: {topk: 4, layers: [2, 0]}\n",
+    ],
+    ids=["flat", "grouped", "both, and an empty group"],
+)
+def test_settings_may_be_in_groups_or_flat(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    assert MemoryConfig.from_yaml(path) == MemoryConfig(topk=4, layers=(2, 0), stride=9)
+
+
+def test_what_a_file_does_not_name_is_as_in_defaults_or_the_class(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("# nothing\n")
+    assert MemoryConfig.from_yaml(path) == MemoryConfig()
+    path.write_text("token: {topk: 4}\n")
+    config = MemoryConfig.from_yaml(path, defaults={"topk": 3, "stride": 9})
+    assert config == MemoryConfig(topk=4, stride=9)
+    with pytest.raises(ConfigError, match="'strides'"):
+        MemoryConfig.from_yaml(path, defaults={"strides": 9})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"top_k": 1}, "'top_k'.*'topk' .in the group 'token'."),
+        ({"search": {"memory_typ": "manual"}}, "'memory_typ'.*'memory_type' .at the top level."),
+        ({"masks_by_similarity": True}, "'mask_by_sim'"),
+        ({"pasage": {"reroute": 1}}, "'pasage'.*the group 'passage'"),
+        ({"zzz": 1}, "'zzz'.*memory_type, path, enabled,"),
+        ({7: 1}, "unknown key 7 .*memory_type"),
+        ({"passage": {"topk": 3}}, "'topk' .*'token'.*'passage'"),
+        ({"token": {"path": "m"}}, "'path' .*top level.*'token'"),
+        ({"topk": 3, "token": {"topk": 3}}, "'topk' is given twice.*'token'"),
+        ({"token": 3}, r"'token' is a group of settings \(topk, .* got 3"),
+        ({"token": {"topk": 0}}, "topk .* got 0"),
+    ],
+)
+def test_misplaced_and_misspelt_settings_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        MemoryConfig.from_dict(values)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- topk\n", "must be a mapping of settings; got a list"),
-        ("topk: [1\n", "cannot be read as YAML"),
-        ("topk: 0\n", "topk must be a whole number of at least 1, or 'auto'; got 0"),
-        ("tpk: 1\n", "Did you mean 'topk'"),
-        ("!!python/object/apply:os.getcwd []\n", "cannot be read as YAML"),
+        (b"- topk\n", "mapping of settings; got a list"),
+        (b"topk: [1\n", "cannot be read as YAML"),
+        (b"topk: 0\n", "topk .* got 0"),
+        (b"tpk: 1\n", "'tpk'.*'topk'"),
+        (b"token:\n  topk: 1\n  topk: 1\n", "'topk' is given twice.*line 3"),
+        (b"!!python/object/apply:os.getcwd []\n", "cannot be read as YAML"),
+        (b"\xff\xfe\x00", "cannot be read as YAML"),
+        (None, "No such file"),
     ],
 )
 def test_bad_files_are_refused_by_name(tmp_path, text, message):
     path = tmp_path / "bad.yaml"
-    path.write_text(text)
+    if text is not None:
+        path.write_bytes(text)
     with pytest.raises(ConfigError, match=message) as caught:
         MemoryConfig.from_yaml(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_missing_and_binary_files_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="No such file"):
-        MemoryConfig.from_yaml(tmp_path / "none.yaml")
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="cannot be read as YAML"):
-        MemoryConfig.from_yaml(tmp_path / "binary.yaml")
+# -- topk and uncertainty -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -224,20 +230,19 @@ def test_a_topk_that_is_said_does_not_grow():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"entropy": 1.0}, "must have the keys entropy and topk; got entropy"),
-        ({"entropy": 1.0, "topk": 12, "k": 3}, "must have the keys entropy and topk; got"),
-        ({"entropy": -0.1, "topk": 12}, "entropy must be nats, 0 or more; got -0.1"),
-        ({"entropy": float("nan"), "topk": 12}, "entropy must be nats"),
-        ({"entropy": True, "topk": 12}, "entropy must be nats"),
-        ({"entropy": 1, "topk": 12.0}, "topk must be a whole number of at least 1; got 12.0"),
-        ({"entropy": 1, "topk": "auto"}, "topk must be a whole number of at least 1; got 'auto'"),
-        ({"entropy": 1, "topk": 10}, r"topk \(10\) must be above topk \(10\)"),
+        ({"entropy": 1.0}, "uncertainty .*entropy and topk; got entropy"),
+        ({"entropy": 1.0, "topk": 12, "k": 3}, "uncertainty .*entropy and topk; got .*k"),
+        ({"entropy": -0.1, "topk": 12}, "uncertainty's entropy .* got -0.1"),
+        ({"entropy": float("nan"), "topk": 12}, "uncertainty's entropy .* got nan"),
+        ({"entropy": True, "topk": 12}, "uncertainty's entropy .* got True"),
+        ({"entropy": 1, "topk": 12.0}, "uncertainty's topk .* got 12.0"),
+        ({"entropy": 1, "topk": "auto"}, "uncertainty's topk .* got 'auto'"),
+        ({"entropy": 1, "topk": 10}, r"uncertainty's topk \(10\) .* topk \(10\)"),
     ],
 )
 def test_uncertainty_is_checked(value, message):
-    with pytest.raises(ConfigError, match=message) as caught:
+    with pytest.raises(ConfigError, match=message):
         MemoryConfig(uncertainty=value)
-    assert str(caught.value).startswith("uncertainty's") or "keys" in message
 
 
 def test_uncertainty_takes_infinity_and_any_topk_beside_auto(tmp_path):

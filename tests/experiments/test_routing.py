@@ -50,7 +50,7 @@ def world(tmp_path):
             "data": str(tmp_path / "data.jsonl"),
             "profile": str(tmp_path / "heads.json"),
             "routing": ["heads"],
-            "recall_rows": 24,
+            "passage_rows": 24,
             "relevance": None,
         }
         return RoutingSettings(**{**known, **changes})
@@ -69,7 +69,7 @@ def test_each_question_is_routed_as_the_passage_mode_does(world):
         memory_type="vector_db",
         path=settings().store,
         profile=settings().profile,
-        recall_rows=24,
+        passage_rows=24,
         relevance=None,
     )
     memory = attach(loaded.model, config, tokenizer=loaded.tokenizer)

@@ -138,7 +138,7 @@ class ByRouting(PassageSource):
             prompts: each (T,) int64 without padding.
             num_generated: how many of the T tokens were generated, in each.
             num_before: how many tokens stand before them.
-            num_rows: instead of `recall_rows`, for each prompt; 0 for no passages.
+            num_rows: instead of `passage_rows`, for each prompt; 0 for no passages.
 
         Raises:
             ConfigError: there is no head profile.
@@ -179,7 +179,7 @@ class ByRouting(PassageSource):
 
     def _room(self, config: MemoryConfig, num_tokens: int) -> int:
         """Return how many rows fit before so many tokens, with as much room for the answer."""
-        longest, wanted = self._model.angles.longest, config.recall_rows
+        longest, wanted = self._model.angles.longest, config.passage_rows
         if longest is None:
             return wanted
         most = (longest - num_tokens) // 2

@@ -16,6 +16,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
@@ -25,7 +26,6 @@ from emt.config import MemoryConfig
 from emt.errors import ConfigError
 from emt.modes.guard import DRAFTS, refuse
 from emt.turn import Turn
-from emt.uncertainty import next_token_entropy
 
 _WITHOUT_REDO = "memory.using(uncertainty=None)"
 
@@ -183,3 +183,10 @@ def _last_token(options: dict[str, Any]) -> dict[str, Any]:
         if cut.get(name) is not None:
             cut[name] = cut[name][..., -1:]
     return cut
+
+
+def next_token_entropy(logits: Tensor) -> Tensor:
+    """Return the entropy of next-token distributions, in nats: (B, V) logits to (B,) float32."""
+    shares = torch.softmax(logits.float(), dim=-1)
+    entropy: Tensor = torch.special.entr(shares).sum(dim=-1)
+    return entropy

@@ -107,8 +107,8 @@ def run_routing(settings: RoutingSettings, loaded: LoadedModel, path: Path | str
         memory_type="vector_db",
         path=settings.store,
         profile=settings.profile,
-        recall_rows=settings.recall_rows,
-        recall_passages=settings.recall_passages,
+        passage_rows=settings.passage_rows,
+        max_passages=settings.max_passages,
         relevance=settings.relevance,
     )
     if not Path(str(settings.store)).is_dir():

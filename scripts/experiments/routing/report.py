@@ -21,8 +21,8 @@ def summary(header: Header, items: Items) -> str:
         "# Routing",
         "",
         f"{settings['questions']} questions ({settings['left_out']} of the file are about none of "
-        f"the store's documents), {settings['model']}; passages of {settings['recall_rows']} rows "
-        f"together, at most {settings['recall_passages']}. {header.get('machine', '')}",
+        f"the store's documents), {settings['model']}; passages of {settings['passage_rows']} rows "
+        f"together, at most {settings['max_passages']}. {header.get('machine', '')}",
         "",
         "| rows | routing | right document first | answer in the first passage | answer in a "
         "passage | nothing relevant | rows recalled | seconds |",

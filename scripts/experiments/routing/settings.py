@@ -29,8 +29,8 @@ class RoutingSettings:
         sizes: rows; of each memory, the store's first documents with so many. None for all.
         routing: what finds passages; each is a condition.
         limit: questions of each document, the first ones; None for all.
-        recall_rows: of all passages of a question together.
-        recall_passages: of a question.
+        passage_rows: of all passages of a question together.
+        max_passages: of a question.
         relevance: as `MemoryConfig.relevance`.
         template: how a question is put, with `{question}`.
         seed: of the intervals.
@@ -48,8 +48,8 @@ class RoutingSettings:
     sizes: list[int] | None = None
     routing: list[str] = field(default_factory=lambda: ["heads", "words", "both"])
     limit: int | None = None
-    recall_rows: int = 384
-    recall_passages: int = 3
+    passage_rows: int = 384
+    max_passages: int = 3
     relevance: float | None = MemoryConfig.relevance
     template: str = "{question}\nAnswer in a few words."
     seed: int = 0
@@ -63,7 +63,7 @@ class RoutingSettings:
             check(self, name, lambda v: v is None or is_text(v), "a file name or null")
         if self.sizes is not None:
             check(self, "sizes", is_ascending, "a list of whole numbers, ascending, or null")
-        for name in ("recall_rows", "recall_passages"):
+        for name in ("passage_rows", "max_passages"):
             check(self, name, is_positive, "a whole number of at least 1")
         check(self, "limit", lambda v: v is None or is_positive(v), "a whole number or null")
         check(self, "seed", is_seed, "a whole number of at least 0")

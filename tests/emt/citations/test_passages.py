@@ -197,7 +197,7 @@ def quote(memory, passage):
 @torch.no_grad()
 def test_passage_mode_says_why_each_passage_was_recalled(tmp_path):
     tiny_profile().write(tmp_path / "p.json")
-    settings = {"profile": str(tmp_path / "p.json"), "recall_rows": 12, "relevance": None}
+    settings = {"profile": str(tmp_path / "p.json"), "passage_rows": 12, "relevance": None}
     settings["mode"] = "passage"
     model, memory = remembering(**settings)
     ids, mask = left_padded(PROMPTS)
@@ -217,7 +217,7 @@ def test_passage_mode_says_why_each_passage_was_recalled(tmp_path):
 
 def test_an_answer_has_its_passages(tmp_path):
     tiny_profile().write(tmp_path / "p.json")
-    settings = {"profile": str(tmp_path / "p.json"), "recall_rows": 12, "relevance": None}
+    settings = {"profile": str(tmp_path / "p.json"), "passage_rows": 12, "relevance": None}
     model, memory = remembering(**settings)
     answer = generate(model, memory, "w12 w13 w14", max_new_tokens=5, mode="passage")
     routed = memory.route("w12 w13 w14")

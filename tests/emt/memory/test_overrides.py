@@ -287,7 +287,7 @@ def test_uncertain_steps_are_redone_in_scope():
         ({"documents": 3}, ConfigError, "got 3"),
         ({"where": "year"}, DocumentError, "where must be a mapping"),
         ({"where": {"year": None}}, DocumentError, "got 'year': None"),
-        ({"document": ["a"]}, ConfigError, "unknown key 'document'"),
+        ({"document": ["a"]}, ConfigError, "'document'. Did you mean 'documents'"),
         ({"stride": 3}, ConfigError, "documents, where; 'stride' is fixed by attach"),
     ],
 )

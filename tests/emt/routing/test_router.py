@@ -153,7 +153,7 @@ def test_words_find_their_document(mode):
     pytest.importorskip("bm25s")
     memory = with_words()
     for number, name in enumerate(NAMES):
-        with memory.using(routing=mode, recall_rows=64):  # room for more than one place
+        with memory.using(routing=mode, passage_rows=64):  # room for more than one place
             routed = memory.route(document(number)[20:30])
         names = [one.passage.document for one in routed.passages]
         assert name in names if mode == "both" else names[0] == name

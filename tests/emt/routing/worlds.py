@@ -52,8 +52,8 @@ def routing(
     options = {
         "mode": "passage",
         "remove_special_ids": False,
-        "recall_rows": ROWS,
-        "recall_passages": PASSAGES,
+        "passage_rows": ROWS,
+        "max_passages": PASSAGES,
         **BACKENDS[memory_type],
         **settings,
     }

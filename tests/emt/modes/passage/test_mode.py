@@ -260,7 +260,7 @@ def test_sentences_and_sinks_within_the_budget():
     model = build("llama")
     memory = routing(model)
     for rows, count in ((ROWS, 2), (17, 3), (5, 5), (1, 1)):
-        with memory.using(recall_rows=rows, recall_passages=count):
+        with memory.using(passage_rows=rows, max_passages=count):
             passages = [one.passage for one in memory.route(document(1)[20:40]).passages]
         lengths = [passage.stop - passage.first for passage in passages]
         assert 1 <= len(lengths) <= count
@@ -274,7 +274,7 @@ def test_long_prompts_leave_room_for_the_answer():
     profile = profile_of(model)
     memory = attach(
         model,
-        MemoryConfig(mode="passage", max_length=64, stride=64, recall_rows=40, recall_passages=30),
+        MemoryConfig(mode="passage", max_length=64, stride=64, passage_rows=40, max_passages=30),
     )
     memory.write(document(0)[:60], document="one")
     memory.keep_profile(profile)
@@ -320,7 +320,7 @@ def test_closing_and_opening(tmp_path):
     assert torch.equal(model(prompt).logits, found)
     detach(model)
     memory = attach(
-        model, MemoryConfig(path=tmp_path / "m", mode="passage", recall_rows=24, recall_passages=2)
+        model, MemoryConfig(path=tmp_path / "m", mode="passage", passage_rows=24, max_passages=2)
     )
     assert torch.equal(model(prompt).logits, found)
 

@@ -299,7 +299,7 @@ def test_a_chat_is_routed_by_its_last_message():
 @torch.no_grad()
 @pytest.mark.usefixtures("_by_last_token")
 def test_a_message_added_to_a_chat_swaps_its_rows():
-    model, tokenizer, memory = chatting(recall_passages=1)
+    model, tokenizer, memory = chatting(max_passages=1)
     before, after = chat(tokenizer, words(0)), chat(tokenizer, words(0), "w5 w6", words(2, 40))
     new = after[len(before) :]
     with memory.recording() as recording:

@@ -11,8 +11,8 @@ from transformers.cache_utils import LinearAttentionLayer
 import emt
 from emt import MemoryConfig, attach
 from emt.errors import ConfigError
+from emt.modes.token.redo import next_token_entropy
 from emt.published import ExtendedLlamaConfig
-from emt.uncertainty import next_token_entropy
 from tests.families import VOCAB_SIZE, build
 
 PROMPT = torch.tensor([[5, 9, 33, 60, 41, 18]])

@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from emt.errors import ConfigError
 
 
@@ -58,10 +55,3 @@ class Uncertainty:
                 "The published values are {entropy: 1.0, topk: 12}."
             )
         return cls(**values)
-
-
-def next_token_entropy(logits: Tensor) -> Tensor:
-    """Return the entropy of next-token distributions, in nats: (B, V) logits to (B,) float32."""
-    shares = torch.softmax(logits.float(), dim=-1)
-    entropy: Tensor = torch.special.entr(shares).sum(dim=-1)
-    return entropy

@@ -1,0 +1,326 @@
+"""`MemoryConfig`: every setting of a memory, checked when it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+
+from emt.config import yaml_form
+from emt.config.setting import check_names, documented, setting, settings_of
+from emt.config.uncertainty import Uncertainty
+from emt.errors import ConfigError
+
+
+def _is_device(name: str) -> bool:
+    try:
+        torch.device(name)
+    except RuntimeError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """Settings of a memory.
+
+    Raises:
+        ConfigError: a value of a wrong type or out of range.
+
+    Source:
+        Klett and Ahle, Extended Mind Transformers (arXiv 2406.02332), for the names and defaults of
+        the settings that have a published name; the others are ours.
+    """
+
+    memory_type: Literal["manual", "vector_db"] = setting(
+        "manual",
+        "'manual' keeps rows as tensors and searches them exactly; 'vector_db' keeps them in a "
+        "store on disk, searched by FAISS.",
+        published=("memory_type",),
+    )
+    path: str | None = setting(
+        None,
+        "The store's directory: opened if it exists, else made by the first write. null keeps the "
+        "memory for the life of the process only. The command line sets it with --store.",
+        values="a directory name",
+    )
+    enabled: bool = setting(
+        True,
+        "Whether the model reads its memories. false for the plain model; the memories are kept.",
+        changeable=True,
+        published=("use_external_mind",),
+    )
+    mode: Literal["token", "passage", "auto"] = setting(
+        "auto",
+        "'token' is the published method: each query retrieves single memories. 'passage' finds "
+        "the passages that a prompt is about, by a few of the model's heads, and lets every layer "
+        "attend to their rows in order. 'auto' is 'token' up to 16,384 rows, and 'passage' beyond "
+        "if there is a head profile of the model (emt profile).",
+        changeable=True,
+    )
+
+    stride: int = setting(
+        512,
+        "Tokens between the starts of two encoding windows.",
+        group="reading",
+        published=("stride",),
+    )
+    max_length: int = setting(
+        3072,
+        "Tokens in an encoding window: at least stride, at most the model's positions.",
+        group="reading",
+        published=("max_length",),
+    )
+    carry_context: bool = setting(
+        False,
+        "Encode each token once: a window attends to the rows kept of the windows before it, "
+        "instead of reading their tokens again.",
+        group="reading",
+    )
+    remove_special_ids: bool = setting(
+        True,
+        "Drop the rows of special tokens after encoding.",
+        group="reading",
+        published=("remove_special_ids", "remove_special_tokens"),
+    )
+    special_ids: tuple[int, ...] | None = setting(
+        None,
+        "Which ids are special. null for all special ids of the tokenizer given to attach, or the "
+        "model's own bos, eos and pad ids without a tokenizer.",
+        group="reading",
+        published=("tokenizer_all_special_ids",),
+        values="a list of token ids",
+    )
+
+    topk: int | Literal["auto"] = setting(
+        10,
+        "Memories that each query attends to, at every layer and head. 'auto' for one in 500 "
+        "of those in the memory, at least 4 and at most 12.",
+        group="token",
+        changeable=True,
+        published=("topk",),
+    )
+    uncertainty: Uncertainty | None = setting(
+        None,
+        "Redo a step of generate whose next-token entropy is above entropy (in nats) with more "
+        "memories: topk of them, which must be above the setting topk. For example "
+        "{entropy: 1.0, topk: 12}. null for never.",
+        group="token",
+        changeable=True,
+        values="a mapping of entropy and topk",
+    )
+    layers: tuple[int, ...] | None = setting(
+        None,
+        "Model layers that read memories, such as [15, 16, 17]. null for every full-attention "
+        "layer.",
+        group="token",
+        changeable=True,
+        published=("use_external_mind_by_layer",),
+        values="a list of at least one layer index (0, 1, ...)",
+        accepts=bool,
+    )
+    mask_by_sim: bool = setting(
+        False,
+        "Leave out retrieved memories whose cosine similarity is not above sim_threshold.",
+        group="token",
+        changeable=True,
+        published=("mask_by_sim",),
+    )
+    sim_threshold: float = setting(
+        0.25,
+        "The cosine similarity that mask_by_sim goes by.",
+        group="token",
+        changeable=True,
+        published=("sim_threshold",),
+        values="a cosine, -1 to 1",
+        accepts=lambda cosine: -1 <= cosine <= 1,
+    )
+
+    routing: Literal["heads", "words", "both"] = setting(
+        "heads",
+        "What finds passages: the model's heads, words (BM25 over the stored text; needs bm25s) or "
+        "both.",
+        group="passage",
+        changeable=True,
+    )
+    passage_rows: int = setting(
+        384,
+        "Rows of all passages of a prompt together, at most.",
+        group="passage",
+        changeable=True,
+    )
+    max_passages: int = setting(
+        3,
+        "Passages of a prompt, at most. Places near each other make one passage, and the best "
+        "passage is the longest.",
+        group="passage",
+        changeable=True,
+    )
+    relevance: float | None = setting(
+        0.5,
+        "Recall passages only for prompts whose evidence is at least this many standard deviations "
+        "above that of prompts about nothing in particular; others are answered by the plain "
+        "model. null recalls passages for every prompt, as is always done in a memory of fewer "
+        "than 128 rows, where all evidence is in one place. Evidence from words does not count.",
+        group="passage",
+        changeable=True,
+        values="a number of standard deviations",
+        accepts=math.isfinite,
+    )
+    reroute: int | None = setting(
+        None,
+        "Find passages again after every so many generated tokens, with what was generated. If "
+        "they are about something else, they replace the recalled ones, row for row. Needs one "
+        "sequence for each prompt, and a cache. null for never.",
+        group="passage",
+        changeable=True,
+    )
+    profile: str | None = setting(
+        None,
+        "File of the head profile. null for the store's own, or the one that comes with emt.",
+        group="passage",
+        values="a file name",
+    )
+
+    index: str = setting(
+        "auto",
+        "For 'vector_db': a FAISS factory string, such as 'Flat' (exact), 'IVF1024,SQfp16' or "
+        "'HNSW32'. 'auto' is exact while the memory is small, and IVF in a larger one.",
+        group="search",
+        values="'auto' or a FAISS factory string",
+    )
+    search_recall: float = setting(
+        0.95,
+        "Share of the attention to the exact ten nearest rows, attention sinks aside, that the "
+        "search of a plain IVF index, such as that of 'auto', is calibrated to find.",
+        group="search",
+        values="a share above 0 and up to 1",
+        accepts=lambda share: 0 < share <= 1,
+    )
+    overfetch: int = setting(
+        4,
+        "For an index of coarse codes: how many times topk candidates are ranked again by their "
+        "exact keys.",
+        group="search",
+    )
+    sinks: Literal["all", "one"] = setting(
+        "all",
+        "Which attention sinks (the first rows of a window without left context) are found. 'all' "
+        "for every row, as published; 'one' for those of the first document only, since the sinks "
+        "of many documents hijack retrieval.",
+        group="search",
+    )
+
+    row_codec: Literal["exact", "float16", "bfloat16", "int8", "int4"] = setting(
+        "exact",
+        "How a new store keeps keys and values: in the model's own dtype ('exact'), as 'float16' "
+        "or 'bfloat16', or quantised ('int8', 'int4'). A store that exists keeps its codec. "
+        "'manual' without a path keeps rows exactly, and save writes them with this codec.",
+        group="store",
+    )
+    memory_device: str | None = setting(
+        None,
+        "Where 'manual' keeps its tensors; null for the CPU. For 'vector_db', a GPU that keeps "
+        "copies of the indexes and rows of as many layers as fit, the deepest first. The CPU "
+        "searches the other layers, and all while removed rows wait for save. Needs FAISS with GPU "
+        "support (emt[gpu]), and as index 'auto', 'Flat' or a plain IVF.",
+        group="store",
+        published=("memory_device",),
+        values="a torch device such as 'cpu' or 'cuda:0'",
+        accepts=_is_device,
+    )
+    cache_bytes: int | None = setting(
+        None,
+        "Bytes of RAM for FAISS files and mapped rows while serving, on Linux. IVF indexes that "
+        "take more than half of it stay on the disk, mapped. Other kinds of index, and what was "
+        "added since the last save, are in RAM whatever the limit. null for no limit.",
+        group="store",
+        values="a number of bytes of at least 1",
+    )
+
+    def __post_init__(self) -> None:
+        for name, each in SETTINGS.items():
+            object.__setattr__(self, name, each.checked(getattr(self, name)))
+        if self.max_passages > self.passage_rows:
+            raise ConfigError(
+                f"passage_rows ({self.passage_rows}) must have a row for each of max_passages "
+                f"({self.max_passages}). Raise the one or lower the other."
+            )
+        if self.max_length < self.stride:
+            raise ConfigError(
+                f"max_length ({self.max_length}) must be at least stride ({self.stride}): "
+                "shorter windows would leave out the tokens in between. "
+                "Raise max_length or lower stride."
+            )
+        topk = 0 if isinstance(self.topk, str) else self.topk
+        if self.uncertainty is not None and self.uncertainty.topk <= topk:
+            raise ConfigError(
+                f"uncertainty's topk ({self.uncertainty.topk}) must be above topk ({self.topk}): "
+                "a step is redone to retrieve more. Raise the one or lower the other."
+            )
+
+    def topk_of(self, num_rows: int) -> int:
+        """Return how many memories a query retrieves where there are `num_rows`.
+
+        Source:
+            Klett and Ahle, Extended Mind Transformers (arXiv 2406.02332), for "auto".
+        """
+        if isinstance(self.topk, str):
+            return min(max(min(round(num_rows / 500), 12), 4), num_rows)
+        return min(self.topk, num_rows)
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some settings changed.
+
+        Raises:
+            ConfigError: an unknown name, or a value of a wrong type or out of range.
+        """
+        check_names(changes, SETTINGS)
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all settings as plain YAML types, flat."""
+        values = dataclasses.asdict(self)
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Make a config from plain types: settings in their groups, as in YAML, or flat.
+
+        Raises:
+            ConfigError: an unknown key, one in a wrong group or given twice, or a value of a wrong
+                type or out of range.
+        """
+        return cls(**yaml_form.flat(values, SETTINGS))
+
+    @classmethod
+    def from_yaml(cls, path: Path | str, *, defaults: Mapping[str, Any] | None = None) -> Self:
+        """Read a config; settings that the file does not name are as in `defaults`, or the class.
+
+        Args:
+            path: a file as `to_yaml` writes it; settings may also stand at its top level.
+            defaults: settings by name.
+
+        Raises:
+            ConfigError: the file is missing or not a YAML mapping, or what `from_dict` refuses.
+        """
+        values = yaml_form.load(path)
+        try:
+            return cls.from_dict({**(defaults or {}), **yaml_form.flat(values, SETTINGS)})
+        except ConfigError as error:
+            raise ConfigError(f"config '{path}': {error}") from error
+
+    def to_yaml(self, path: Path | str) -> None:
+        """Write all settings, explained and in their groups, to a file that `from_yaml` reads."""
+        Path(path).write_text(yaml_form.dump(self.to_dict(), SETTINGS), encoding="utf-8")
+
+
+SETTINGS = settings_of(MemoryConfig)
+"""The settings by name, in the order in which `MemoryConfig` declares them."""
+
+MemoryConfig.__doc__ = documented(MemoryConfig.__doc__ or "", SETTINGS)
