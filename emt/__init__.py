@@ -6,7 +6,6 @@ from emt.citations.passages import cite_passages
 from emt.config import MemoryConfig
 from emt.memory.memory import Memory
 from emt.passage import Passage, RoutedPassage
-from emt.profiles.ranking import profile_heads
 from emt.published import (
     ExtendedLlamaForCausalLM,
     ExtendedMindForCausalLM,
@@ -29,5 +28,4 @@ __all__ = [
     "cite_passages",
     "detach",
     "memory_attention",
-    "profile_heads",
 ]

@@ -17,10 +17,10 @@ from emt.cli.session import Session, quiet
 from emt.errors import ConfigError
 from emt.memory.memory import Memory
 from emt.model.loading import DEFAULT_MODEL, load
-from emt.profiles.choice import PROFILE
+from emt.profiles.choice import PROFILE, shipped_profiles
 from emt.profiles.examples import Example, read_examples
-from emt.profiles.ranking import Ranked, profile_from_text, profile_heads
-from emt.routing.head_profile import HeadProfile, shipped_profiles
+from emt.profiles.ranking import Ranked
+from emt.routing.head_profile import HeadProfile
 from memory_backends.catalog import Catalog
 
 _SHOWN = 12  # heads of the ranking
@@ -71,7 +71,7 @@ def ranked_from_store(memory: Memory, source: str) -> Ranked:
         ConfigError: too few questions can be made from it, or no head finds anything.
     """
     with _progress() as on_step:
-        return profile_from_text(memory, name=Path(source).name, on_step=on_step)
+        return memory.rank_heads(name=Path(source).name, on_step=on_step)
 
 
 def profile_if_needed(memory: Memory, source: str) -> None:
@@ -136,7 +136,7 @@ def in_words(described: dict[str, Any] | None) -> str:
 def _ranked(memory: Memory, source: str, examples: list[Example], about: str) -> Ranked:
     with _progress() as on_step:
         name = Path(source).name
-        return profile_heads(memory, examples, name=name, source=about, on_step=on_step)
+        return memory.rank_heads(examples, name=name, source=about, on_step=on_step)
 
 
 @contextlib.contextmanager

@@ -30,6 +30,9 @@ from emt.modes.passage.mode import PassageMode
 from emt.modes.passage.recall import Recall, angles_of
 from emt.modes.passage.rows import by_prompt, places
 from emt.passage import Passage, Recalled, Routed
+from emt.profiles.examples import Example, make_examples
+from emt.profiles.ranking import HeadRanking, Ranked
+from emt.profiles.stored_text import stored_texts
 from emt.turn import asked_of
 from memory_backends import MemoryBackend, Rows
 from memory_backends.layout import Metadata
@@ -432,6 +435,33 @@ class Memory:
         with self.activity.shared("route"):
             (routed,) = self.passages.finder.route([torch.from_numpy(read.token_ids).long()])
         return routed
+
+    def rank_heads(
+        self,
+        examples: Sequence[Example] | None = None,
+        *,
+        name: str,
+        source: str = "",
+        on_step: Callable[[str], object] | None = None,
+    ) -> Ranked:
+        """Rank the model's heads by questions, and choose the best; nothing is written.
+
+        Args:
+            examples: questions about texts; None for questions made from the documents' text.
+            name: of the model, for people.
+            source: of the questions, for people.
+            on_step: told what is being done.
+
+        Raises:
+            ConfigError: as `HeadRanking.rank`, or the tokenizer is not a fast one.
+            MemoryUseError: there is no tokenizer, or no model any more.
+        """
+        model = self.attached_model("profile")
+        ranking = HeadRanking(model, self.tokenizer, self.read, self.angles)
+        if examples is None:
+            texts = stored_texts(self.backend, self.tokenizer)
+            examples, source = make_examples(texts), "stored text"
+        return ranking.rank(examples, name=name, source=source, on_step=on_step)
 
     @property
     def angles(self) -> Angles:

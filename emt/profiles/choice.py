@@ -1,22 +1,26 @@
-"""Which head profile a memory is read with: the settings' own, its store's, or the one shipped."""
+"""Which head profile a memory is routed with: the settings', its store's, or one shipped with emt.
+
+Profiles that come with emt are looked up by the fingerprint of the model's weights.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import functools
+import json
+from importlib import resources
+from typing import Any, NamedTuple
 
 from emt.config import MemoryConfig
 from emt.errors import ConfigError
-from emt.routing.head_profile import HeadProfile, shipped_profiles
+from emt.model.attached import AttachedModel
+from emt.routing.head_profile import HeadProfile
 from memory_backends import MemoryBackend
-
-if TYPE_CHECKING:
-    from emt.memory.memory import Memory
 
 PROFILE = "head_profile"  # a store's setting
 
 
-class _Known(NamedTuple):
-    """A head profile, and where it was looked for."""
+class _Choice(NamedTuple):
+    """A head profile, and what it was chosen for."""
 
     backend: MemoryBackend
     path: str | None
@@ -25,63 +29,75 @@ class _Known(NamedTuple):
 
 
 class ProfileChoice:
-    """The head profile of one memory's model.
+    """The head profile of one model, chosen once for each backend and file.
 
     Args:
-        memory: whose model.
+        model: the attached model.
     """
 
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
-        self._known: _Known | None = None
+    def __init__(self, model: AttachedModel) -> None:
+        self._model = model
+        self._last: _Choice | None = None
 
     def find(self, config: MemoryConfig, backend: MemoryBackend) -> HeadProfile | None:
         """Return the head profile of the model, or None if there is none.
 
         Raises:
-            ConfigError: the file of a profile is none, or of a model of another shape.
+            ConfigError: the file of the profile has none, or it is of a model of another shape.
         """
-        known = self._known
-        if known is None or known.backend is not backend or known.path != config.profile:
-            self._known = known = self._looked_up(config, backend)
-        return known.profile
+        last = self._last
+        if last is None or last.backend is not backend or last.path != config.profile:
+            self._last = last = self._choose(config, backend)
+        return last.profile
+
+    def require(self, config: MemoryConfig, backend: MemoryBackend) -> HeadProfile:
+        """Return the head profile of the model.
+
+        Raises:
+            ConfigError: there is none, or as `find`.
+        """
+        profile = self.find(config, backend)
+        if profile is None:
+            raise ConfigError(
+                "the passage mode needs a head profile of this model, and there is none. Make one "
+                "of the memory's text with memory.make_profile(), or of questions with "
+                "`emt profile --model MODEL --data FILE --output FILE`, and set profile to FILE."
+            )
+        return profile
 
     def look_again(self, config: MemoryConfig, backend: MemoryBackend) -> None:
-        """Look up again what was found: the store may have another one.
+        """Choose again what was chosen: the store may keep another profile now.
 
         Raises:
             ConfigError: as `find`.
         """
-        if self._known is not None:
-            self._known = self._looked_up(config, backend)
+        if self._last is not None:
+            self._last = self._choose(config, backend)
 
-    @property
-    def in_force(self) -> HeadProfile:
-        """The head profile of this thread's calls.
-
-        Raises:
-            ConfigError: there is none.
-        """
-        found = self.find(self._memory.in_force, self._memory.backend)
-        if found is None:
-            raise ConfigError(
-                "the passage mode needs a head profile of this model, and there is none. Make one "
-                "of the memory's text with memory.passages.make_profile(), or of questions with "
-                "`emt profile --model MODEL --data FILE --output FILE`, and set profile to FILE."
-            )
-        return found
-
-    def _looked_up(self, config: MemoryConfig, backend: MemoryBackend) -> _Known:
-        model = self._memory.attached_model("find a head profile")
-        stored, before = backend.catalog.setting(PROFILE), self._known
-        if before is not None and before[:3] == (backend, config.profile, stored):
-            return before  # the same object: what was made for it stays
+    def _choose(self, config: MemoryConfig, backend: MemoryBackend) -> _Choice:
+        stored, last = backend.catalog.setting(PROFILE), self._last
+        if last is not None and last[:3] == (backend, config.profile, stored):
+            return last  # the same object: what was made for it stays
         if config.profile is not None:
-            found: HeadProfile | None = HeadProfile.read(config.profile)
+            profile: HeadProfile | None = HeadProfile.read(config.profile)
         elif stored is not None:
-            found = HeadProfile.from_json(stored)
+            profile = HeadProfile.from_json(stored)
         else:
-            found = shipped_profiles().get(str(model.identity.get("weights")))
-        if found is not None:
-            found.check(model.query_heads, model.layout)
-        return _Known(backend, config.profile, stored, found)
+            profile = shipped_profiles().get(str(self._model.identity.get("weights")))
+        if profile is not None:
+            profile.check(self._model.query_heads, self._model.layout)
+        return _Choice(backend, config.profile, stored, profile)
+
+
+@functools.cache
+def shipped_profiles() -> dict[str, HeadProfile]:
+    """Return the profiles that come with emt, by the fingerprint of their weights."""
+    folder = resources.files("emt.profiles") / "shipped"
+    if not folder.is_dir():
+        return {}
+    profiles = [
+        HeadProfile.from_json(json.loads(file.read_text(encoding="utf-8")))
+        for file in folder.iterdir()
+        if file.name.endswith(".json")
+    ]
+    return {profile.weights: profile for profile in profiles}

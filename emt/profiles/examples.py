@@ -1,4 +1,4 @@
-"""Questions whose passage is known: from a file, or made from any text."""
+"""Questions about texts, with the places of their answers: from a file, or made from any text."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Example:
 
     Attributes:
         document: the text.
-        question: what is asked.
-        start: character of the text at which the answer stands.
+        question: the question.
+        start: the answer's first character in the text.
         end: one after the answer's last character.
     """
 
@@ -42,15 +42,16 @@ def read_examples(path: Path | str) -> list[Example]:
             `question` and `answer`.
 
     Raises:
-        ConfigError: it cannot be read, or has no question whose answer is in its text.
+        ConfigError: the file cannot be read, or has no question whose answer is in its text.
     """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".jsonl":
-            found = list(_of_lines(json.loads(line) for line in text.splitlines() if line.strip()))
+            lines = [json.loads(line) for line in text.splitlines() if line.strip()]
+            examples = list(_of_lines(lines))
         else:
-            found = list(_of_articles(json.loads(text)))
+            examples = list(_of_articles(json.loads(text)))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConfigError(f"questions '{path}' cannot be read: {error}") from error
     except (KeyError, TypeError, IndexError, AttributeError) as error:
@@ -58,9 +59,9 @@ def read_examples(path: Path | str) -> list[Example]:
             f"questions '{path}': expected SQuAD's layout in .json, or objects with context, "
             f"question and answer in .jsonl; got something else ({type(error).__name__}: {error})."
         ) from error
-    if not found:
+    if not examples:
         raise ConfigError(f"questions '{path}' has none whose answer stands in its text.")
-    return found
+    return examples
 
 
 def _of_lines(rows: Iterable[Any]) -> Iterator[Example]:
@@ -73,7 +74,7 @@ def _of_lines(rows: Iterable[Any]) -> Iterator[Example]:
 def _of_articles(data: Any) -> Iterator[Example]:
     """Yield the questions of articles, each article one text."""
     for article in data["data"] if isinstance(data, dict) else data:
-        text, asked = str(article.get("title", "")).replace("_", " "), []
+        text, questions = str(article.get("title", "")).replace("_", " "), []
         for paragraph in article["paragraphs"]:
             before = len(text) + 2
             text += "\n\n" + paragraph["context"]
@@ -81,38 +82,40 @@ def _of_articles(data: Any) -> Iterator[Example]:
                 if entry.get("answers"):
                     answer = entry["answers"][0]
                     start = before + int(answer["answer_start"])
-                    asked.append((entry["question"].strip(), start, start + len(answer["text"])))
-        for question, start, end in asked:
+                    end = start + len(answer["text"])
+                    questions.append((entry["question"].strip(), start, end))
+        for question, start, end in questions:
             yield Example(text, question, start, end)
 
 
-def made_from(texts: Iterable[str]) -> list[Example]:
+def make_examples(texts: Iterable[str]) -> list[Example]:
     """Make questions from texts: sentences with a rare name or number left out.
 
-    What is left are the sentence's words of four letters and more, so that a question has the
-    subject and not the wording.
+    A question has the words of four letters and more that are left, and so the sentence's subject
+    and not its wording.
 
     Args:
         texts: whole documents.
     """
-    found = []
-    for text in texts:
-        counts = Counter(word.lower() for word in _CONTENT.findall(text))
-        for sentence in _SENTENCE.finditer(text):
-            names = [
-                name
-                for name in _NAME.finditer(sentence.group())
-                if counts[name.group().split()[0].lower()] <= 2
-            ]
-            if not names:
-                continue
-            answer = names[-1]
-            rest = sentence.group()[: answer.start()] + " " + sentence.group()[answer.end() :]
-            words = _CONTENT.findall(rest)
-            if not 4 <= len(words) <= 24:
-                continue
-            kind = "number" if answer.group().isdigit() else "name"
-            question = f"Which {kind} is it: {' '.join(words)}?"
-            start = sentence.start() + answer.start()
-            found.append(Example(text, question, start, start + len(answer.group())))
-    return found
+    return [example for text in texts for example in _of_sentences(text)]
+
+
+def _of_sentences(text: str) -> Iterator[Example]:
+    counts = Counter(word.lower() for word in _CONTENT.findall(text))
+    for match in _SENTENCE.finditer(text):
+        sentence = match.group()
+        rare = [
+            name
+            for name in _NAME.finditer(sentence)
+            if counts[name.group().split()[0].lower()] <= 2
+        ]
+        if not rare:
+            continue
+        answer = rare[-1]
+        words = _CONTENT.findall(sentence[: answer.start()] + " " + sentence[answer.end() :])
+        if not 4 <= len(words) <= 24:
+            continue
+        kind = "number" if answer.group().isdigit() else "name"
+        question = f"Which {kind} is it: {' '.join(words)}?"
+        start = match.start() + answer.start()
+        yield Example(text, question, start, start + len(answer.group()))

@@ -1,4 +1,4 @@
-"""Text that a memory has, to make questions from."""
+"""The text of a memory's documents, to make questions from."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def stored_texts(
     """Yield pieces of the documents, as many of each document as of any other.
 
     Args:
-        backend: whose documents.
+        backend: where the documents are.
         tokenizer: for documents that were written as ids; None leaves them out.
-        num_texts: pieces at most.
+        num_texts: how many pieces at most.
         seed: of the choice among documents and pieces.
     """
     rng = random.Random(seed)
     names = sorted(backend.catalog.document_names())
     names = rng.sample(names, min(num_texts, len(names)))
-    each = -(-num_texts // max(len(names), 1))
+    per_document = -(-num_texts // max(len(names), 1))
     left = num_texts
     for name in names:
         pieces = _pieces(_text_of(backend.catalog.document(name), tokenizer))
-        for piece in rng.sample(pieces, min(each, left, len(pieces))):
+        for piece in rng.sample(pieces, min(per_document, left, len(pieces))):
             yield piece
             left -= 1
 
@@ -43,13 +43,13 @@ def _text_of(document: StoredDocument, tokenizer: Any) -> str:
 
 
 def _pieces(text: str) -> list[str]:
-    """Cut a text where a line or a sentence ends, or, without such a place, anywhere."""
+    """Cut a text at the last end of a line or a sentence in 6,000 characters, or after these."""
     pieces = []
     start = 0
     while start < len(text):
         stop = min(start + _PIECE, len(text))
         if stop < len(text):
-            ends = [found.end() for found in _BREAK.finditer(text, start + 1, stop)]
+            ends = [match.end() for match in _BREAK.finditer(text, start + 1, stop)]
             stop = ends[-1] if ends else stop
         pieces.append(text[start:stop])
         start = stop

@@ -1,16 +1,18 @@
-"""From what a question's tokens find to the passages they point to.
+"""Evidence: which places of a memory a prompt's queries point to.
 
-Each token of a question and each routing head finds some rows. How far a row's similarity stands
-above that of the worst row found is its *excess*: a token that finds the same everywhere says
-little. The evidence of a run of rows is the sum, over tokens and heads, of the largest excess in
-it, so that a passage must answer to many of the question's words, and none counts twice.
+A query is one token of the prompt in one routing head, and it retrieves some rows. How far a row's
+similarity stands above that of the worst row retrieved is its *excess*: a query that finds the same
+everywhere says little. The evidence of a run of rows is the sum, over queries, of the largest
+excess in the run. So a passage must answer to many of the prompt's words, and none counts twice.
 
-Source: the sum of maxima is that of Khattab and Zaharia, ColBERT (arXiv 2004.12832), and the worst
-found similarity stands for those not found as in Santhanam et al., PLAID (arXiv 2205.09707).
+Source: the sum of maxima is that of Khattab and Zaharia, ColBERT (arXiv 2004.12832); the worst
+retrieved similarity stands for those not retrieved as in Santhanam et al., PLAID (arXiv
+2205.09707).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,58 +21,60 @@ import numpy.typing as npt
 from memory_backends.layout import Int64Array
 
 Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
 
 BLOCK = 16  # rows
-_WINDOW = 4  # blocks
+_BLOCKS_PER_WINDOW = 4
 
 
 @dataclass(frozen=True)
 class Hits:
-    """Rows that were found.
+    """Rows that the queries of one prompt retrieved.
 
     Attributes:
         rows: (n,) int64 row ids.
-        askers: (n,) int64, which token and head found each: 0 to `num_askers` - 1.
-        excess: (n,) float32, 0 or more.
-        num_askers: tokens times heads.
+        queries: (n,) int64, the query that retrieved each, 0 to `num_queries` - 1. Queries are
+            numbered by heads, and by tokens within a head.
+        excess: (n,) float32, above 0.
+        num_queries: tokens times heads.
     """
 
     rows: Int64Array
-    askers: Int64Array
+    queries: Int64Array
     excess: Float32Array
-    num_askers: int
+    num_queries: int
 
     @classmethod
-    def of(cls, ids: Int64Array, scores: Float32Array) -> Hits:
-        """Make hits of a search.
+    def of_search(cls, ids: Int64Array, scores: Float32Array) -> Hits:
+        """Make hits from the results of a search.
 
         Args:
-            ids: (A, k) int64 row ids that each asker found, best first; -1 for none.
-            scores: (A, k) float32 similarities.
+            ids: (N, k) int64 row ids that each query retrieved, best first; -1 for none.
+            scores: (N, k) float32 similarities.
         """
-        there = ids >= 0
-        lowest = np.where(there, scores, np.inf).min(axis=1, initial=np.inf, keepdims=True)
-        excess = np.where(there, scores - lowest, 0).astype(np.float32)
-        askers = np.broadcast_to(np.arange(len(ids))[:, None], ids.shape)
-        used = there & (excess > 0)
-        return cls(ids[used], askers[used], excess[used], len(ids))
+        is_row = ids >= 0
+        lowest = np.where(is_row, scores, np.inf).min(axis=1, initial=np.inf, keepdims=True)
+        excess = np.where(is_row, scores - lowest, 0).astype(np.float32)
+        queries = np.broadcast_to(np.arange(len(ids))[:, None], ids.shape)
+        kept = is_row & (excess > 0)
+        return cls(ids[kept], queries[kept], excess[kept], len(ids))
 
     def of_tokens(self, tokens: range, num_tokens: int) -> Hits:
-        """Return what some tokens found.
+        """Return the hits of some of the prompt's tokens.
 
         Args:
-            tokens: which.
-            num_tokens: of all; askers are numbered by heads, and by tokens within a head.
+            tokens: their numbers, among the tokens that have queries.
+            num_tokens: how many tokens have queries.
         """
-        token = self.askers % num_tokens
-        mine = (token >= tokens.start) & (token < tokens.stop)
-        return Hits(self.rows[mine], self.askers[mine], self.excess[mine], self.num_askers)
+        token = self.queries % num_tokens
+        kept = (token >= tokens.start) & (token < tokens.stop)
+        return Hits(self.rows[kept], self.queries[kept], self.excess[kept], self.num_queries)
 
     @property
-    def most(self) -> float:
-        """The evidence of a passage that has the best row of every asker."""
-        best = np.zeros(self.num_askers, dtype=np.float32)
-        np.maximum.at(best, self.askers, self.excess)
+    def max_evidence(self) -> float:
+        """The evidence of a passage that has the best row of every query."""
+        best = np.zeros(self.num_queries, dtype=np.float32)
+        np.maximum.at(best, self.queries, self.excess)
         return float(best.sum(dtype=np.float64))
 
 
@@ -79,72 +83,121 @@ class Window:
     """A run of rows with evidence in it.
 
     Attributes:
-        peak: the row that was found nearest to the middle of the evidence.
-        share: its evidence as a share of all there could be, 0 to 1.
+        peak: the retrieved row nearest to the middle of the evidence.
+        score: its share of the largest evidence that any passage could have, 0 to 1.
     """
 
     peak: int
-    share: float
+    score: float
 
 
-def windows_of(hits: Hits, count: int, *, apart: int) -> list[Window]:
-    """Find the runs of 64 rows with most evidence, at least `apart` rows from each other.
+def best_windows(hits: Hits, count: int, *, min_distance: int) -> list[Window]:
+    """Find the runs of 64 rows with most evidence.
 
     Args:
-        hits: what was found.
-        count: how many runs at most.
-        apart: rows between their peaks.
+        hits: the retrieved rows.
+        count: how many windows at most.
+        min_distance: rows that their peaks are apart, at least.
 
     Returns:
-        Best first.
+        Windows, best first.
     """
-    most = hits.most
-    if most <= 0:
+    max_evidence = hits.max_evidence
+    if max_evidence <= 0:
         return []
-    blocks, at = np.unique(hits.rows // BLOCK, return_inverse=True)
-    of_block, asker, best = _largest(at, hits.askers, hits.excess, hits.num_askers)
-    # Runs of blocks that begin with a block that has something: any other run has no more.
-    place = blocks[:, None] + np.arange(_WINDOW)
-    found = np.searchsorted(blocks, place).clip(max=len(blocks) - 1)
-    is_there = blocks[found] == place
-    begin = np.searchsorted(blocks, blocks[:, None] - np.arange(_WINDOW))  # (b, _WINDOW)
-    is_begin = blocks[begin] == blocks[:, None] - np.arange(_WINDOW)
-    pair, step = np.nonzero(is_begin[of_block])  # each pair counts in the runs it is in
-    of_run, _, evidence = _largest(
-        begin[of_block[pair], step], asker[pair], best[pair], hits.num_askers
-    )
-    scores = np.bincount(of_run, evidence, len(blocks))
-    weight = np.where(is_there, np.bincount(of_block, best, len(blocks))[found], 0)  # (b, _WINDOW)
-    middle = (weight * (place * BLOCK + BLOCK // 2)).sum(axis=1) / weight.sum(axis=1)
-    peaks = _nearest(np.unique(hits.rows), middle)
-    chosen: list[Window] = []
-    for index in np.argsort(-scores, kind="stable"):
-        peak = int(peaks[index])
-        if all(abs(peak - other.peak) >= apart for other in chosen):
-            chosen.append(Window(peak, float(scores[index]) / most))
-            if len(chosen) == count:
+    blocks, block_of_hit = np.unique(hits.rows // BLOCK, return_inverse=True)
+    of_block, query, best = _largest(block_of_hit, hits.queries, hits.excess, hits.num_queries)
+    evidence = _evidence_of_windows(blocks, of_block, query, best, hits.num_queries)
+    middles = _middles(blocks, _sums(of_block, best, len(blocks)))
+    peaks = _nearest(np.unique(hits.rows), middles)
+    ranked = np.argsort(-evidence, kind="stable")
+    windows = (Window(int(peaks[i]), float(evidence[i]) / max_evidence) for i in ranked)
+    return spaced(windows, count, min_distance=min_distance)
+
+
+def spaced(windows: Iterable[Window], count: int, *, min_distance: int) -> list[Window]:
+    """Return the first windows whose peaks are at least `min_distance` rows from better ones.
+
+    Args:
+        windows: best first.
+        count: how many to return at most.
+        min_distance: rows.
+    """
+    kept: list[Window] = []
+    for window in windows:
+        if all(abs(window.peak - other.peak) >= min_distance for other in kept):
+            kept.append(window)
+            if len(kept) == count:
                 break
-    return chosen
+    return kept
+
+
+def _evidence_of_windows(
+    blocks: Int64Array,
+    of_block: Int64Array,
+    query: Int64Array,
+    excess: Float32Array,
+    num_queries: int,
+) -> Float64Array:
+    """Return the evidence of the window that begins with each block, (b,) float64.
+
+    A window that begins with a block without hits has no more than the one that begins later.
+
+    Args:
+        blocks: (b,) the blocks that have hits, ascending.
+        of_block: (p,) indexes of `blocks`.
+        query: (p,) queries with hits in these blocks.
+        excess: (p,) float32, the largest of each block and query.
+        num_queries: of the prompt.
+    """
+    first_blocks = blocks[:, None] - np.arange(_BLOCKS_PER_WINDOW)
+    begins = np.searchsorted(blocks, first_blocks)  # (b, _BLOCKS_PER_WINDOW)
+    has_hits = blocks[begins] == first_blocks
+    pair, step = np.nonzero(has_hits[of_block])  # each pair counts in the windows that it is in
+    of_window, _, largest = _largest(
+        begins[of_block[pair], step], query[pair], excess[pair], num_queries
+    )
+    return _sums(of_window, largest, len(blocks))
+
+
+def _middles(blocks: Int64Array, evidence: Float64Array) -> Float64Array:
+    """Return the middle of the evidence in the window that begins with each block, (b,) rows.
+
+    Args:
+        blocks: (b,) the blocks that have hits, ascending.
+        evidence: (b,) of each block alone.
+    """
+    in_window = blocks[:, None] + np.arange(_BLOCKS_PER_WINDOW)
+    index = np.searchsorted(blocks, in_window).clip(max=len(blocks) - 1)
+    weight = np.where(blocks[index] == in_window, evidence[index], 0)  # (b, _BLOCKS_PER_WINDOW)
+    middles: Float64Array = (weight * (in_window * BLOCK + BLOCK // 2)).sum(axis=1)
+    middles /= weight.sum(axis=1)
+    return middles
+
+
+def _sums(index: Int64Array, values: Float32Array, size: int) -> Float64Array:
+    """Return the sum of the values at each index, (size,)."""
+    return np.bincount(index, values, size).astype(np.float64, copy=False)
 
 
 def _largest(
-    places: Int64Array, askers: Int64Array, values: Float32Array, num_askers: int
+    places: Int64Array, queries: Int64Array, values: Float32Array, num_queries: int
 ) -> tuple[Int64Array, Int64Array, Float32Array]:
-    """Return places, askers and the largest value of each pair of them, each (p,), in order."""
-    pairs = places * num_askers + askers
+    """Return places, queries and the largest value of each pair of them, each (p,), in order."""
+    pairs = places * num_queries + queries
     order = np.argsort(pairs, kind="stable")
     pairs = pairs[order]
     firsts = np.flatnonzero(np.diff(pairs, prepend=-1))
     largest: Float32Array = np.maximum.reduceat(values[order], firsts)
-    return pairs[firsts] // num_askers, pairs[firsts] % num_askers, largest
+    return pairs[firsts] // num_queries, pairs[firsts] % num_queries, largest
 
 
-def _nearest(rows: Int64Array, middle: npt.NDArray[np.float64]) -> Int64Array:
+def _nearest(rows: Int64Array, middles: Float64Array) -> Int64Array:
     """Return the row nearest to each place, of `rows` ascending.
 
-    The middle itself may be a row of the next document, or a removed one, which were not found.
+    The middle itself may be a row of the next document, or a removed one, which no query found.
     """
-    after = np.searchsorted(rows, middle).clip(max=len(rows) - 1)
+    after = np.searchsorted(rows, middles).clip(max=len(rows) - 1)
     before = (after - 1).clip(min=0)
-    is_before = np.abs(rows[before] - middle) <= np.abs(rows[after] - middle)
+    is_before = np.abs(rows[before] - middles) <= np.abs(rows[after] - middles)
     return rows[np.where(is_before, before, after)]

@@ -1,4 +1,4 @@
-"""`HeadProfile`: the few heads of a model that know which passage is meant, and how to ask them.
+"""`HeadProfile`: the few heads of a model that tell which passage a prompt is about.
 
 Source: Wu et al., Retrieval Head Mechanistically Explains Long-Context Factuality (arXiv
 2404.15574): few heads of a model retrieve, whatever the text.
@@ -6,12 +6,10 @@ Source: Wu et al., Retrieval Head Mechanistically Explains Long-Context Factuali
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,12 +24,12 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class ProfiledHead:
-    """A query head that retrieves.
+    """A retrieval head.
 
     Attributes:
-        layer: the model's layer.
-        head: which of its query heads.
-        hit_rate: share of the questions of the profile whose passage this head alone named first.
+        layer: its layer.
+        head: its number among the query heads of the layer.
+        hit_rate: share of the questions of the profile whose passage this head alone ranked first.
     """
 
     layer: int
@@ -44,14 +42,14 @@ class HeadProfile:
     """Which heads route, and how their queries are made comparable.
 
     Attributes:
-        model: a name, for people.
-        weights: fingerprint of the weights it was found with.
+        model: the model's name, for people.
+        weights: fingerprint of the weights that the heads were ranked with.
         heads: the best first.
         means: (n, D) float32, the mean unit query of each head over many questions. What all
-            questions have in common says nothing about what is asked, so it is taken off.
-        distance: tokens; all queries are turned as if they stood so far behind a memory, so that a
-            long prompt asks like a short one.
-        source: what it was made from, for people.
+            questions have in common says nothing about their subjects, so it is subtracted.
+        distance: tokens; all queries are rotated as if they stood so far behind a memory, so that
+            the length of a prompt does not matter.
+        source: which questions the heads were ranked by, for people.
     """
 
     model: str
@@ -63,29 +61,41 @@ class HeadProfile:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers with such heads, ascending."""
+        """The layers of these heads, ascending."""
         return tuple(sorted({head.layer for head in self.heads}))
 
     @property
     def fingerprint(self) -> str:
-        """What tells this profile from others."""
-        written = json.dumps(self.to_json(), sort_keys=True)
-        return hashlib.sha256(written.encode()).hexdigest()[:16]
+        """A hash of all that is written of the profile, 16 hexadecimal digits."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def key_value_heads(
-        self, num_query_heads: Mapping[int, int], layout: MemoryLayout
-    ) -> dict[int, list[int]]:
-        """Return the KV heads that are searched: layer -> heads, ascending.
+    def groups(
+        self, query_heads: Mapping[int, int], layout: MemoryLayout
+    ) -> dict[tuple[int, int], list[tuple[int, Tensor]]]:
+        """Return the profile's heads by the KV head that they share, in order of layers.
 
         Args:
-            num_query_heads: layer -> its query heads.
+            query_heads: layer -> how many query heads it has.
             layout: the shape of the memory.
+
+        Returns:
+            (layer, KV head) -> (query head, its mean (D,)) of each head of the profile, best first.
         """
-        found: dict[int, set[int]] = {}
-        for head in self.heads:
-            group = num_query_heads[head.layer] // layout.layers[head.layer].num_key_value_heads
-            found.setdefault(head.layer, set()).add(head.head // group)
-        return {layer: sorted(heads) for layer, heads in sorted(found.items())}
+        groups: dict[tuple[int, int], list[tuple[int, Tensor]]] = {}
+        for head, mean in zip(self.heads, self.means, strict=True):
+            size = query_heads[head.layer] // layout.layers[head.layer].num_key_value_heads
+            groups.setdefault((head.layer, head.head // size), []).append((head.head, mean))
+        return dict(sorted(groups.items(), key=lambda item: item[0]))
+
+    def key_value_heads(
+        self, query_heads: Mapping[int, int], layout: MemoryLayout
+    ) -> dict[int, list[int]]:
+        """Return the KV heads that are searched: layer -> heads, ascending."""
+        kv_heads: dict[int, list[int]] = {}
+        for layer_idx, kv_head in self.groups(query_heads, layout):
+            kv_heads.setdefault(layer_idx, []).append(kv_head)
+        return kv_heads
 
     def to_json(self) -> dict[str, Any]:
         """Return the profile as plain JSON types."""
@@ -111,7 +121,7 @@ class HeadProfile:
         """Read what `to_json` wrote.
 
         Raises:
-            ConfigError: it is something else, or of a newer version.
+            ConfigError: `data` is something else, or of another version.
         """
         version = data.get("version") if isinstance(data, dict) else None
         if isinstance(version, int) and version != VERSION:
@@ -151,7 +161,7 @@ class HeadProfile:
         """Read a profile's file.
 
         Raises:
-            ConfigError: it cannot be read, or is none.
+            ConfigError: the file cannot be read, or has no profile.
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -166,26 +176,26 @@ class HeadProfile:
         """Write the profile to a file that `read` reads.
 
         Raises:
-            ConfigError: it cannot be written.
+            ConfigError: the file cannot be written.
         """
         try:
             Path(path).write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"head profile '{path}' cannot be written: {error}") from error
 
-    def check(self, num_query_heads: Mapping[int, int], layout: MemoryLayout) -> None:
-        """Refuse a profile of a model of other shape.
+    def check(self, query_heads: Mapping[int, int], layout: MemoryLayout) -> None:
+        """Refuse a profile of a model of another shape.
 
         Args:
-            num_query_heads: layer -> its query heads.
+            query_heads: layer -> how many query heads it has.
             layout: the shape of the memory.
 
         Raises:
-            ConfigError: saying what does not fit.
+            ConfigError: a head of the profile does not exist, or has another size.
         """
         for head in self.heads:
             layer = layout.layers.get(head.layer)
-            if layer is None or not 0 <= head.head < num_query_heads.get(head.layer, 0):
+            if layer is None or not 0 <= head.head < query_heads.get(head.layer, 0):
                 raise ConfigError(
                     f"the profile of {self.model} names layer {head.layer}, head {head.head}; this "
                     "model has no such head. Make a profile of it with `emt profile`."
@@ -195,17 +205,3 @@ class HeadProfile:
                     f"the profile of {self.model} is of heads with {self.means.shape[1]} dims; "
                     f"this model's have {layer.head_dim}. Make one of it with `emt profile`."
                 )
-
-
-@functools.cache
-def shipped_profiles() -> dict[str, HeadProfile]:
-    """Return the profiles that come with emt, by the fingerprint of their weights."""
-    folder = resources.files("emt.profiles") / "shipped"
-    if not folder.is_dir():
-        return {}
-    found = [
-        HeadProfile.from_json(json.loads(file.read_text(encoding="utf-8")))
-        for file in folder.iterdir()
-        if file.name.endswith(".json")
-    ]
-    return {profile.weights: profile for profile in found}

@@ -1,69 +1,70 @@
-"""What a model's heads ask about a text: their queries, as if from a fixed distance."""
+"""The queries of a model's heads for a text, as if all stood at the same position."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
+from emt.model.attached import AttachedModel, living
 from emt.model.devices import input_device
 from emt.model.hook import AttentionCall, watching
 from emt.model.positions import Angles
 from emt.model.precision import no_autocast
-from emt.model.rope import Unrotation, as_cos_sin
+from emt.model.rope import as_cos_sin
 
 
-class _EnoughError(Exception):
-    """Ends a forward whose later layers nobody needs."""
+class _StopForwardError(Exception):
+    """Ends a forward whose later layers are not needed."""
 
 
 @torch.no_grad()
 def unit_queries(
-    decoder: PreTrainedModel,
+    model: AttachedModel,
     token_ids: Tensor,
     layers: Collection[int],
     *,
-    unrotations: Mapping[int, Unrotation | None],
     angles: Angles,
     distance: int,
 ) -> dict[int, Tensor]:
-    """Run a text as far as the deepest of some layers; return their queries.
+    """Run a text as far as the deepest of some layers; return these layers' queries.
 
     Args:
-        decoder: the model without its language-model head; attached, but memories are not read.
+        model: the attached model; its memories are not read.
         token_ids: (T,) int64.
-        layers: whose queries.
-        unrotations: layer -> how to bring its queries to position 0; None where nothing rotates.
+        layers: the layers whose queries are returned.
         angles: the model's cosines and sines.
-        distance: tokens; every query is turned to this position.
+        distance: tokens; every query is rotated to this position.
 
     Returns:
         layer -> (H, T, D) float32 of unit length, on the CPU.
+
+    Raises:
+        MemoryUseError: the model is gone.
     """
-    wanted, deepest = frozenset(layers), max(layers)
+    decoder, deepest = living(model.decoder, "route"), max(layers)
 
     def compute(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         if call.layer_idx == deepest:
-            raise _EnoughError
+            raise _StopForwardError
         return call.compute()
 
     device = input_device(decoder)
-    enough = contextlib.suppress(_EnoughError)
-    with watching(decoder, compute) as seen, no_autocast(device), enough:
+    stopping = contextlib.suppress(_StopForwardError)
+    with watching(decoder, compute) as seen, no_autocast(device), stopping:
         decoder(input_ids=token_ids[None].to(device), use_cache=False)
-    turned = angles.at(torch.full((1, len(token_ids)), distance))
-    found = {}
+    at_distance = angles.at(torch.full((1, len(token_ids)), distance))
+    queries = {}
     for call in seen.calls:
         layer_idx = call.layer_idx
-        if layer_idx not in wanted:
+        if layer_idx not in layers:
             continue
-        query, unrotation = call.query.float(), unrotations[layer_idx]
+        query, unrotation = call.query.float(), model.unrotations[layer_idx]
         if unrotation is not None:
-            given = as_cos_sin(seen.position_embeddings[call.module])
-            query = unrotation.redo(unrotation(query, given), turned[layer_idx])
+            rotated_by = as_cos_sin(seen.position_embeddings[call.module])
+            query = unrotation.redo(unrotation(query, rotated_by), at_distance[layer_idx])
         query = query[0].to("cpu")  # (H, T, D)
-        found[layer_idx] = query / query.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    return found
+        queries[layer_idx] = query / query.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    return queries

@@ -1,4 +1,4 @@
-"""Where a prompt asks: the user's last message in a chat template, or the end of a plain text."""
+"""Find the question in a prompt: the user's last message in a chat, or the end of a plain text."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _BEGINNINGS = ("Xylophone", "who", "1", " a", "\n", "\n\nA", '"', "\u00e9", "\u6
 
 
 def question_of(token_ids: Tensor, tokenizer: PreTrainedTokenizerBase | None) -> Question:
-    """Find what a prompt asks.
+    """Find the question in a prompt: the tokens to search by.
 
     Args:
         token_ids: (T,) int64, without padding.
-        tokenizer: whose chat template is looked for; None for a plain text.
+        tokenizer: the model's, whose chat template tells messages apart; None for a plain text.
 
     Returns:
-        Of a chat, the last message of the user, with passages before it; of a plain text its last
-        64 tokens, with passages before the text.
+        In a chat, the last 64 tokens of the user's last message, with passages before the message;
+        in a plain text its last 64 tokens, with passages before the text.
     """
     ids = token_ids.tolist()
     found = None if tokenizer is None else _message(ids, tokenizer)

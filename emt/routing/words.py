@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 
 from emt.errors import ConfigError
-from emt.routing.evidence import Window
+from emt.routing.evidence import Window, spaced
 from memory_backends import MemoryBackend, Scope, StoredDocument
 
 _LENGTH, _STRIDE = 64, 32  # rows
 
 
-class Words:
+class WordIndex:
     """The words of all stored text, in runs of 64 rows.
 
     Args:
-        backend: whose documents.
-        tokenizer: for documents that were written as ids.
+        backend: where the documents are.
+        tokenizer: for documents that were written as ids; None leaves them out.
 
     Raises:
         ConfigError: bm25s is not installed.
@@ -30,6 +30,7 @@ class Words:
 
     def __init__(self, backend: MemoryBackend, tokenizer: Any) -> None:
         self._library = bm25s_for("routing by words", instead=", or set routing to heads")
+        self._backend, self._num_changes = backend, backend.num_changes
         texts: list[str] = []
         middles: list[int] = []
         for name in backend.catalog.document_names():
@@ -37,7 +38,7 @@ class Words:
             num_rows = len(document.row_tokens)
             for start in range(0, max(num_rows - _STRIDE, 1), _STRIDE):
                 stop = min(start + _LENGTH, num_rows)
-                texts.append(_text(document, start, stop, tokenizer))
+                texts.append(_text_of_rows(document, start, stop, tokenizer))
                 middles.append(document.first_row + (start + stop) // 2)
         self._middles = np.array(middles, dtype=np.int64)
         self._index = None  # stop words only: nothing to rank by
@@ -46,33 +47,37 @@ class Words:
             self._index = self._library.BM25()
             self._index.index(words, show_progress=False)
 
+    def is_current(self, backend: MemoryBackend) -> bool:
+        """Tell whether a backend has the documents that were indexed, and no others."""
+        return self._backend is backend and self._num_changes == backend.num_changes
+
     def windows(
-        self, question: str, count: int, *, apart: int, scope: Scope | None = None
+        self, question: str, count: int, *, min_distance: int, scope: Scope | None = None
     ) -> list[Window]:
         """Find the runs of rows with most words of a question.
 
         Args:
             question: its text.
-            count: as for `windows_of`, like `apart`.
-            apart: rows.
+            count: how many windows at most.
+            min_distance: rows that their peaks are apart, at least.
             scope: the rows that may be found; None for all.
 
         Returns:
-            Best first. A window's share is its score over the best one's.
+            Windows, best first; their scores are shares of the best one's BM25 score.
         """
         words = self._words([question])
         if self._index is None or not any(len(ids) for ids in words.ids):
             return []
         k = min(8 * count, len(self._middles))
         mask = None if scope is None else self._inside(scope)
-        found = self._index.retrieve(words, k=k, show_progress=False, weight_mask=mask)
-        best = float(found.scores[0, 0])
-        chosen: list[Window] = []
-        for index, score in zip(found.documents[0], found.scores[0], strict=True):
-            peak = int(self._middles[int(index)])
-            if score > 0 and all(abs(peak - other.peak) >= apart for other in chosen):
-                chosen.append(Window(peak, float(score) / best))
-        return chosen[:count]
+        ranked = self._index.retrieve(words, k=k, show_progress=False, weight_mask=mask)
+        best = float(ranked.scores[0, 0])
+        windows = (
+            Window(int(self._middles[int(index)]), float(score) / best)
+            for index, score in zip(ranked.documents[0], ranked.scores[0], strict=True)
+            if score > 0
+        )
+        return spaced(windows, count, min_distance=min_distance)
 
     def _inside(self, scope: Scope) -> np.ndarray:
         """Return 1 for the runs of a scope and 0 for others, (n,) float32."""
@@ -86,12 +91,12 @@ class Words:
         return self._library.tokenize(texts, stopwords="en", show_progress=False)
 
 
-def bm25s_for(what: str, *, instead: str = "") -> Any:
+def bm25s_for(purpose: str, *, instead: str = "") -> Any:
     """Import bm25s.
 
     Args:
-        what: needs it, for the error.
-        instead: what else the user can do, for the error.
+        purpose: what needs it, named in the error.
+        instead: what else the user can do, named in the error.
 
     Raises:
         ConfigError: it is not installed.
@@ -100,12 +105,11 @@ def bm25s_for(what: str, *, instead: str = "") -> Any:
         return importlib.import_module("bm25s")
     except ImportError as error:
         raise ConfigError(
-            f"{what} needs bm25s. Install it with `pip install 'emt[experiments]'`{instead}."
+            f"{purpose} needs bm25s. Install it with `pip install 'emt[experiments]'`{instead}."
         ) from error
 
 
-def _text(document: StoredDocument, start: int, stop: int, tokenizer: Any) -> str:
-    """Return the text of some rows of a document."""
+def _text_of_rows(document: StoredDocument, start: int, stop: int, tokenizer: Any) -> str:
     tokens = document.row_tokens[start:stop]
     if document.text is None or document.offsets is None:
         return "" if tokenizer is None else str(tokenizer.decode(document.token_ids[tokens]))

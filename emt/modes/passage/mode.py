@@ -33,7 +33,6 @@ from emt.modes.passage.generate_calls import call_of, calling, check_can_route
 from emt.modes.passage.recall import end_of_forward, forget_recall, recall_of
 from emt.modes.passage.source import PassageFinder, all_tokens
 from emt.profiles.choice import PROFILE, ProfileChoice
-from emt.profiles.ranking import profile_from_text
 from emt.routing.head_profile import HeadProfile
 from memory_backends import MemoryBackend, VectorDBBackend
 
@@ -68,7 +67,7 @@ class PassageMode:
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
         self._hooks: list[Any] = []
-        self._profiles = ProfileChoice(memory)
+        self._profiles = ProfileChoice(memory.attached_model("find a head profile"))
         self.finder = PassageFinder(memory, self._profiles)
         self._signature: inspect.Signature | None = None
 
@@ -103,7 +102,7 @@ class PassageMode:
             MemoryUseError: the memory was closed.
         """
         self._memory.check_open("look for a head profile")
-        return self._profiles.in_force
+        return self._profiles.require(self._memory.in_force, self._memory.backend)
 
     @property
     def lacks_profile(self) -> bool:
@@ -136,7 +135,7 @@ class PassageMode:
         self._memory.check_open("make a head profile")
         model = self._memory.attached_model("make a head profile").model()
         name = "" if model is None else model.config.name_or_path or model.config.model_type
-        ranked = profile_from_text(self._memory, name=Path(str(name)).name, on_step=on_step)
+        ranked = self._memory.rank_heads(name=Path(str(name)).name, on_step=on_step)
         self.keep(ranked.profile)
         return ranked.profile
 

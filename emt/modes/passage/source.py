@@ -18,8 +18,8 @@ from emt.modes.passage.recall import Recall, tokens_of
 from emt.modes.passage.rows import RecalledRows, places
 from emt.passage import Passage, Recalled, Routed
 from emt.profiles.choice import ProfileChoice
-from emt.routing.known_relevance import KnownRelevance
 from emt.routing.question import has_message, same_runs, unpadded
+from emt.routing.relevance_store import RelevanceStore
 from emt.routing.router import Router
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class PassageFinder:
         self._memory = memory
         self._profiles = profiles
         self._router: Router | None = None
-        self._relevance = KnownRelevance()
+        self._relevance = RelevanceStore()
 
     def route(
         self,
@@ -81,12 +81,10 @@ class PassageFinder:
                 router.route(
                     prompt.cpu(),
                     memory.backend,
+                    config,
                     num_rows=room,
-                    num_passages=config.recall_passages,
-                    routing=config.routing,
                     num_generated=num_generated,
                     relevance=relevance,
-                    least=config.relevance or 0.0,
                     **memory.search_options(number, len(prompts)),
                 )
             )
@@ -99,12 +97,13 @@ class PassageFinder:
             ConfigError: there is no head profile.
             MemoryUseError: the model is gone.
         """
-        memory, profile = self._memory, self._profiles.in_force
+        memory = self._memory
+        profile = self._profiles.require(memory.in_force, memory.backend)
         model = memory.attached_model("route")
-        decoder = living(model.decoder, "route")
+        living(model.decoder, "route")
         router = self._router
         if router is None or router.profile is not profile:
-            router = Router(decoder, profile, model.unrotations, memory.angles, memory.tokenizer)
+            router = Router(model, profile, memory.tokenizer, memory.angles)
             self._router = router
         return router
 

@@ -10,8 +10,8 @@ import pytest
 from emt import MemoryConfig, Passage, attach
 from emt.errors import MemoryUseError, StoreError
 from emt.modes.passage import mode as passage_mode
-from emt.routing.known_relevance import RELEVANCE
-from emt.routing.relevance import PROBES
+from emt.routing.probes import PROBES
+from emt.routing.relevance_store import RELEVANCE
 from memory_backends import ManualBackend, verify
 from tests.emt.routing.worlds import (
     BACKENDS,
@@ -158,7 +158,7 @@ def test_a_deleted_model_is_collected_while_its_memory_is_kept(model_type, memor
     with pytest.raises(MemoryUseError, match=gone.format("route")):
         memory.route(asked(1))
     with pytest.raises(MemoryUseError, match=gone.format("route")):
-        router.relevance(memory.backend)
+        router.measure_relevance(memory.backend)
     with pytest.raises(MemoryUseError, match=gone.format("route")):
         _ = router.is_training
     refused = pytest.raises(MemoryUseError, match=gone.format("recall"))

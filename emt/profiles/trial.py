@@ -1,0 +1,192 @@
+"""A trial of a model's heads: texts and questions are read, and each head searches the texts.
+
+A head is right about a question if most of what its queries retrieve is around the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+import numpy as np
+from torch import Tensor
+
+from emt.model.attached import AttachedModel
+from emt.model.positions import Angles
+from emt.profiles.examples import Example
+from emt.routing.evidence import Hits, best_windows
+from emt.routing.queries import unit_queries
+from emt.routing.question import prompt_ids, question_of
+from emt.routing.router import TOPK
+from memory_backends import Rows
+
+Head = tuple[int, int]  # layer, query head
+
+DISTANCE = 64  # tokens between a memory and the queries
+MAX_CHARACTERS = 8000  # of a text
+_NEAR = 48  # rows between the evidence and the answer, at most
+_BATCH = 256  # queries searched at once
+# Prompts say more than a question does, and what they say is found nowhere or everywhere.
+_ENDINGS = ("", "\nAnswer in a few words.", "", "\nPlease answer briefly and say why.")
+
+
+@dataclass(frozen=True)
+class HeadReader:
+    """Reads texts as a memory does, and prompts as they are routed.
+
+    Attributes:
+        model: the attached model.
+        tokenizer: a fast one, which tells where tokens stand in a text.
+        read: turns token ids into rows, window by window, and stores nothing.
+        angles: the model's cosines and sines.
+    """
+
+    model: AttachedModel
+    tokenizer: Any
+    read: Callable[[list[int]], Iterator[Rows]]
+    angles: Angles
+
+    def queries(self, prompt: str) -> dict[int, Tensor]:
+        """Return the unit queries of the question in a prompt: layer -> (H, T, D) float32."""
+        ids = prompt_ids(self.tokenizer, prompt)
+        question = question_of(ids, self.tokenizer)
+        of_layers = unit_queries(
+            self.model,
+            ids[: question.stop],
+            self.model.full_attention_layers,
+            angles=self.angles,
+            distance=DISTANCE,
+        )
+        return {layer: queries[:, question.first :] for layer, queries in of_layers.items()}
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Where a text was read to.
+
+    Attributes:
+        first_row: the row of its first token.
+        offsets: (T, 2) first and last character of each token, the last excluded.
+    """
+
+    first_row: int
+    offsets: np.ndarray
+
+    def middle(self, start: int, end: int) -> float:
+        """Return the row in the middle of some characters."""
+        tokens = np.flatnonzero((self.offsets[:, 1] > start) & (self.offsets[:, 0] < end))
+        return self.first_row + float(tokens.mean())
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Texts and questions that were read.
+
+    Attributes:
+        keys: layer -> unit keys (Hkv, N, D) float32 of all texts.
+        is_sink: (N,) bool, rows that are attention sinks, which no search finds.
+        queries: layer -> unit queries (H, T, D) float32 of all questions, one after another.
+        lengths: of each question, in tokens.
+        answers: the row in the middle of each question's answer.
+        means: layer -> (H, D) the means of `queries`.
+    """
+
+    keys: dict[int, Tensor]
+    is_sink: Tensor
+    queries: dict[int, Tensor]
+    lengths: list[int]
+    answers: list[float]
+    means: dict[int, Tensor]
+
+    @classmethod
+    def read(
+        cls, reader: HeadReader, examples: Sequence[Example], on_step: Callable[[str], object]
+    ) -> Self:
+        """Read the texts of examples, and their questions.
+
+        Args:
+            reader: of the model.
+            examples: questions whose answers stand in the first 8,000 characters of their texts.
+            on_step: told what is being done.
+        """
+        keys, is_sink, texts = _read_texts(reader, examples, on_step)
+        questions = []
+        for number, example in enumerate(examples):
+            on_step(f"question {number + 1}")
+            questions.append(reader.queries(example.question + _ENDINGS[number % len(_ENDINGS)]))
+        queries = {layer: torch.cat([of_one[layer] for of_one in questions], 1) for layer in keys}
+        layer = next(iter(keys))
+        return cls(
+            keys,
+            is_sink,
+            queries,
+            [of_one[layer].shape[1] for of_one in questions],
+            [texts[one.document].middle(one.start, one.end) for one in examples],
+            {layer: of_layer.mean(1) for layer, of_layer in queries.items()},
+        )
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers whose heads can be tried, ascending."""
+        return list(self.keys)
+
+    def num_heads(self, layer: int) -> int:
+        """Return how many query heads a layer has."""
+        return self.means[layer].shape[0]
+
+    def are_right(self, heads: Sequence[Head]) -> list[bool]:
+        """Let some heads search together; tell of each question whether they find its answer."""
+        retrieved = [self._search(*head) for head in heads]
+        right = []
+        for number, answer in enumerate(self.answers):
+            scores = torch.cat([of_head[number][0] for of_head in retrieved])
+            ids = torch.cat([of_head[number][1] for of_head in retrieved])
+            windows = best_windows(Hits.of_search(ids.numpy(), scores.numpy()), 1, min_distance=1)
+            right.append(bool(windows) and abs(windows[0].peak - answer) <= _NEAR)
+        return right
+
+    def _search(self, layer: int, head: int) -> list[tuple[Tensor, Tensor]]:
+        """Search one head's keys for each token of each question: scores and ids, each (T, k)."""
+        queries = self.queries[layer][head] - self.means[layer][head]
+        group_size = self.num_heads(layer) // self.keys[layer].shape[0]
+        keys = self.keys[layer][head // group_size]
+        best = []
+        for batch in torch.split(queries, _BATCH):
+            scores = batch @ keys.T
+            scores[:, self.is_sink] = -torch.inf
+            best.append(scores.topk(min(TOPK, scores.shape[1]), dim=1))
+        scores = torch.cat([batch.values for batch in best])
+        ids = torch.cat([batch.indices for batch in best])
+        ids[scores == -torch.inf] = -1
+        of_questions = torch.split(scores, self.lengths), torch.split(ids, self.lengths)
+        return list(zip(*of_questions, strict=True))
+
+
+def _read_texts(
+    reader: HeadReader, examples: Sequence[Example], on_step: Callable[[str], object]
+) -> tuple[dict[int, Tensor], Tensor, dict[str, _Text]]:
+    """Return layer -> unit keys (Hkv, N, D) of all texts, which rows are sinks, and the texts."""
+    parts: dict[int, list[Tensor]] = {layer: [] for layer in reader.model.full_attention_layers}
+    sinks: list[np.ndarray] = []
+    texts: dict[str, _Text] = {}
+    num_rows = 0
+    for text in dict.fromkeys(example.document for example in examples):
+        on_step(f"reading text {len(texts) + 1}")
+        encoded = reader.tokenizer(
+            text[:MAX_CHARACTERS],
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        texts[text] = _Text(num_rows, np.array(encoded["offset_mapping"]))
+        for rows in reader.read(encoded["input_ids"]):
+            for layer, of_layer in parts.items():
+                of_layer.append(rows.keys[layer].float().cpu())
+            sinks.append(rows.sinks)
+            num_rows += len(rows)
+    keys = {layer: torch.cat(of_layer, 1) for layer, of_layer in parts.items()}
+    for layer, key in keys.items():
+        keys[layer] = key / key.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    return keys, torch.from_numpy(np.concatenate(sinks)), texts

@@ -1,0 +1,38 @@
+"""Probes: prompts about nothing in particular, which tell how much evidence chance gives."""
+
+# Everyday requests of many kinds. That some are about the memory of a cook or of a gardener does
+# not matter: the mean and the spread of all count.
+PROBES = (
+    "How do I remove a red wine stain from a carpet?",
+    "What is the square root of 144?",
+    "Write a haiku about autumn leaves.",
+    "Who discovered penicillin?",
+    "What is the fastest land animal?",
+    "Explain the rules of chess to a beginner.",
+    "Which language has the most native speakers?",
+    "How do I tie a bow tie?",
+    "What year did the Titanic sink?",
+    "Suggest a title for a novel about a lighthouse keeper.",
+    "How do airplanes stay in the air?",
+    "What is the chemical symbol for gold?",
+    "How do I make sourdough bread?",
+    "Who was the first person to walk on the moon?",
+    "Write a SQL query that counts rows by day.",
+    "What is the currency of Thailand?",
+    "How can I sleep better at night?",
+    "Name a famous jazz trumpet player.",
+    "What is the distance between the Earth and the Sun?",
+    "How do I train a puppy to sit?",
+    "What causes a rainbow?",
+    'Translate "thank you very much" into Japanese.',
+    "How often should I water a cactus?",
+    "What is the plot of Romeo and Juliet?",
+    "Who invented the telephone?",
+    "How do I sort a list in JavaScript?",
+    "What is a good gift for a grandmother?",
+    "How many bones are in the human body?",
+    "Describe the taste of a mango.",
+    "How do I apply for a passport?",
+    "Give me a slogan for a bicycle shop.",
+    "Write a toast for my brother's wedding.",
+)
