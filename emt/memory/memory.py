@@ -30,9 +30,8 @@ from emt.modes.passage.mode import PassageMode
 from emt.modes.passage.recall import Recall, angles_of
 from emt.modes.passage.rows import by_prompt, places
 from emt.passage import Passage, Recalled, Routed
-from emt.profiles.examples import Example, make_examples
+from emt.profiles.examples import Example
 from emt.profiles.ranking import HeadRanking, Ranked
-from emt.profiles.stored_text import stored_texts
 from emt.turn import asked_of
 from memory_backends import MemoryBackend, Rows
 from memory_backends.layout import Metadata
@@ -459,8 +458,7 @@ class Memory:
         model = self.attached_model("profile")
         ranking = HeadRanking(model, self.tokenizer, self.read, self.angles)
         if examples is None:
-            texts = stored_texts(self.backend, self.tokenizer)
-            examples, source = make_examples(texts), "stored text"
+            return ranking.rank_stored_text(self.backend, name=name, on_step=on_step)
         return ranking.rank(examples, name=name, source=source, on_step=on_step)
 
     @property

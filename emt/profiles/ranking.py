@@ -21,10 +21,11 @@ from transformers import PreTrainedTokenizerBase
 from emt.errors import ConfigError, MemoryUseError
 from emt.model.attached import AttachedModel
 from emt.model.positions import Angles
-from emt.profiles.examples import Example
+from emt.profiles.examples import Example, make_examples
+from emt.profiles.stored_text import stored_texts
 from emt.profiles.trial import DISTANCE, MAX_CHARACTERS, Head, HeadReader, Trial
 from emt.routing.head_profile import HeadProfile, ProfiledHead
-from memory_backends import Rows
+from memory_backends import MemoryBackend, Rows
 
 _MAX_HEADS = 5
 _COMPARED = 8  # heads of each half of the questions
@@ -150,6 +151,27 @@ class HeadRanking:
             len(examples),
             len(trial.is_sink),
         )
+
+    def rank_stored_text(
+        self,
+        backend: MemoryBackend,
+        *,
+        name: str,
+        on_step: Callable[[str], object] | None = None,
+    ) -> Ranked:
+        """Try each head with questions made from the text of a memory's documents.
+
+        Args:
+            backend: where the documents are.
+            name: of the model, for people.
+            on_step: told what is being done.
+
+        Raises:
+            ConfigError: too few questions can be made, or as `rank`.
+            MemoryUseError: as `rank`.
+        """
+        examples = make_examples(stored_texts(backend, self.tokenizer))
+        return self.rank(examples, name=name, source="stored text", on_step=on_step)
 
 
 def choose_heads(heads: Sequence[Head], num_layers: int) -> list[Head]:

@@ -102,7 +102,7 @@ class PassageMode:
             MemoryUseError: the memory was closed.
         """
         self._memory.check_open("look for a head profile")
-        return self._profiles.require(self._memory.in_force, self._memory.backend)
+        return self._profiles.required(self._memory.in_force, self._memory.backend)
 
     @property
     def lacks_profile(self) -> bool:

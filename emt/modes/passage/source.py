@@ -98,7 +98,7 @@ class PassageFinder:
             MemoryUseError: the model is gone.
         """
         memory = self._memory
-        profile = self._profiles.require(memory.in_force, memory.backend)
+        profile = self._profiles.required(memory.in_force, memory.backend)
         model = memory.attached_model("route")
         living(model.decoder, "route")
         router = self._router

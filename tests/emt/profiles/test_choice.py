@@ -6,7 +6,7 @@ from emt import HeadProfile, MemoryConfig, attach
 from emt.errors import ConfigError
 from emt.profiles import choice
 from emt.profiles.choice import PROFILE, ProfileChoice, shipped_profiles
-from tests.emt.routing.worlds import profile_of
+from tests.emt.routing.worlds import attached_model, profile_of
 from tests.families import build
 
 
@@ -29,26 +29,26 @@ def test_the_settings_come_before_the_store_and_that_before_what_is_shipped(
     world, tmp_path, monkeypatch
 ):
     _, memory, profile = world
-    attached, backend = memory.attached_model("test"), memory.backend
+    model, backend = attached_model(memory), memory.backend
     config = MemoryConfig()
-    assert ProfileChoice(attached).find(config, backend) is None
+    assert ProfileChoice(model).find(config, backend) is None
     with pytest.raises(ConfigError, match=r"needs a head profile .* memory\.make_profile\(\)"):
-        ProfileChoice(attached).require(config, backend)
+        ProfileChoice(model).required(config, backend)
     monkeypatch.setattr(choice, "shipped_profiles", lambda: {profile.weights: profile})
-    profiles = ProfileChoice(attached)
+    profiles = ProfileChoice(model)
     assert profiles.find(config, backend) is profile
     stored = profile_of(build("llama"), ((1, 1),))
     backend.set_setting(PROFILE, stored.to_json())
-    assert profiles.require(config, backend) is profile  # until it is looked for again
+    assert profiles.required(config, backend) is profile  # until it is looked for again
     profiles.look_again(config, backend)
-    kept = profiles.require(config, backend)
+    kept = profiles.required(config, backend)
     assert kept.to_json() == stored.to_json()
     profiles.look_again(config, backend)
-    assert profiles.require(config, backend) is kept
+    assert profiles.required(config, backend) is kept
     given = profile_of(build("llama"), ((2, 0),))
     given.write(tmp_path / "p.json")
     config = MemoryConfig(profile=tmp_path / "p.json")
-    assert profiles.require(config, backend).to_json() == given.to_json()
+    assert profiles.required(config, backend).to_json() == given.to_json()
 
 
 def test_a_profile_of_a_model_of_another_shape_is_refused(world):
@@ -57,7 +57,7 @@ def test_a_profile_of_a_model_of_another_shape_is_refused(world):
     data["heads"][0]["layer"] = 7
     memory.backend.set_setting(PROFILE, data)
     with pytest.raises(ConfigError, match="names layer 7"):
-        ProfileChoice(memory.attached_model("test")).find(MemoryConfig(), memory.backend)
+        ProfileChoice(attached_model(memory)).find(MemoryConfig(), memory.backend)
 
 
 def test_a_store_keeps_its_profile(tmp_path):

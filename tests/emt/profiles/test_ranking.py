@@ -7,7 +7,7 @@ from emt import MemoryConfig, attach
 from emt.errors import ConfigError, MemoryUseError
 from emt.profiles.examples import Example
 from emt.profiles.ranking import HeadRanking, choose_heads
-from tests.emt.routing.worlds import tokens
+from tests.emt.routing.worlds import attached_model, tokens
 from tests.emt.words import word_tokenizer
 from tests.families import build
 
@@ -32,7 +32,7 @@ def memory_of(model, **settings):
 
 def ranked_by(memory, questions, **options):
     """Rank the heads of a memory's model; options of `HeadRanking.rank`."""
-    model = memory.attached_model("test")
+    model = attached_model(memory)
     ranking = HeadRanking(model, memory.tokenizer, memory.read, memory.angles)
     return ranking.rank(questions, name="tiny", **options)
 
@@ -48,7 +48,7 @@ def test_a_profile_is_made_and_fits():
     model, steps = build("llama"), []
     memory = memory_of(model)
     ranked = memory.rank_heads(examples(), name="tiny", source="words", on_step=steps.append)
-    profile, attached = ranked.profile, memory.attached_model("test")
+    profile, attached = ranked.profile, attached_model(memory)
     profile.check(attached.query_heads, attached.layout)
     assert profile.weights == attached.identity["weights"]
     assert (profile.model, profile.source) == ("tiny", "words")

@@ -8,6 +8,7 @@ import pytest
 from emt import attach
 from emt.errors import ConfigError
 from emt.routing.head_profile import HeadProfile, ProfiledHead
+from tests.emt.routing.worlds import attached_model
 from tests.families import build
 
 HEADS = (ProfiledHead(2, 3, 0.75), ProfiledHead(0, 1, 0.5), ProfiledHead(2, 0, 0.25))
@@ -22,7 +23,7 @@ def profile(**changes):
 @pytest.fixture(scope="module")
 def model():
     """What is known of a llama with 4 query heads and 2 KV heads a layer."""
-    return attach(build("llama")).attached_model("test")
+    return attached_model(attach(build("llama")))
 
 
 def test_there_and_back(tmp_path):

@@ -13,7 +13,7 @@ from emt.routing.evidence import Hits, best_windows
 from emt.routing.probes import PROBES
 from emt.routing.question import prompt_ids
 from emt.routing.relevance import Relevance, expected_maximum, measure_relevance, token_runs
-from tests.emt.routing.worlds import asked, build, routing, tokens
+from tests.emt.routing.worlds import asked, build, router_of, routing, tokens
 from tests.emt.words import word_tokenizer
 
 
@@ -79,7 +79,7 @@ def test_the_expected_maximum_is_that_of_normal_numbers(count):
 @pytest.mark.parametrize("question_first", [True, False])
 def test_a_question_among_other_words_counts(world, question_first):
     _, memory = world
-    router = memory.passages.finder.router()
+    router = router_of(memory)
     parts = [asked(1, length=16), tokens(40, 77)]
     prompt = torch.cat(parts if question_first else parts[::-1])
     line = Relevance(237, -1.0, -0.3, 0.5)
@@ -99,7 +99,7 @@ def test_it_is_measured_in_the_whole_memory_whatever_is_read_now(world):
     _, memory = world
     with memory.using(documents=["one"]):
         scoped = memory.route(asked(0))
-    relevance = memory.passages.finder.router().measure_relevance(memory.backend)
+    relevance = router_of(memory).measure_relevance(memory.backend)
     num_tokens = scoped.question.stop - scoped.question.first
     assert scoped.relevance == pytest.approx(relevance.of(scoped.score, num_tokens))
     assert relevance.num_rows == 237
@@ -114,8 +114,8 @@ def test_a_template_that_does_not_take_a_prompt_leaves_it_plain(world, template)
     tokenizer.chat_template = template
     assert prompt_ids(tokenizer, "w5 w6").tolist() == word_tokenizer()("w5 w6")["input_ids"]
     memory = routing(model, tokenizer=tokenizer)
-    measured = memory.passages.finder.router().measure_relevance(memory.backend)
-    assert measured == plain.passages.finder.router().measure_relevance(plain.backend)
+    measured = router_of(memory).measure_relevance(memory.backend)
+    assert measured == router_of(plain).measure_relevance(plain.backend)
 
 
 def test_probes_without_tokens_decide_nothing():
@@ -123,5 +123,5 @@ def test_probes_without_tokens_decide_nothing():
     tokenizer.backend_tokenizer.post_processor = None
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace(Regex("."), "")
     memory = routing(model, tokenizer=tokenizer)
-    assert memory.passages.finder.router().measure_relevance(memory.backend) is None
+    assert router_of(memory).measure_relevance(memory.backend) is None
     assert memory.route(asked(1)).passages

@@ -12,7 +12,7 @@ from emt.routing.relevance import Relevance
 from emt.routing.relevance_store import RELEVANCE, RelevanceStore
 from emt.routing.router import Router
 from memory_backends import ManualBackend
-from tests.emt.routing.worlds import BACKENDS, asked, build, chosen, document, routing
+from tests.emt.routing.worlds import BACKENDS, asked, build, chosen, document, router_of, routing
 from tests.emt.words import word_tokenizer
 from tests.families import let_go_of_models
 
@@ -81,9 +81,9 @@ def test_a_store_keeps_it_for_others(measurements, tmp_path):
     assert measurements == [237]
     kept = memory.backend.catalog.setting(RELEVANCE)
     assert kept["num_rows"] == 237
+    router = router_of(memory)
     memory.close()
     backend = ManualBackend.open(tmp_path / "store")
-    router = memory.passages.finder.router()
     relevance = RelevanceStore().of(router, backend).to_json()
     assert relevance == {key: kept[key] for key in kept if key not in ("profile", "written")}
     assert measurements == [237]
@@ -113,7 +113,7 @@ def test_in_a_memory_of_a_few_rows_every_prompt_is_relevant(memory_type):
     assert routed.passages
     assert routed.relevance is None
     memory.write(document(2)[:1], document="three")
-    assert memory.passages.finder.router().measure_relevance(memory.backend) is not None
+    assert router_of(memory).measure_relevance(memory.backend) is not None
 
 
 def test_a_model_in_training_mode_decides_nothing(tmp_path):

@@ -8,9 +8,8 @@ import pytest
 
 from emt.routing.evidence import best_windows
 from emt.routing.relevance import Relevance
-from emt.routing.relevance_store import RelevanceStore
 from emt.routing.router import TOPK
-from tests.emt.routing.worlds import BACKENDS, NAMES, asked, build, routing
+from tests.emt.routing.worlds import BACKENDS, NAMES, asked, build, router_of, routing
 
 HEADS = ((0, 1), (0, 0), (2, 3), (1, 2))
 
@@ -44,7 +43,7 @@ def test_hits_are_those_of_brute_force(world, names):
     model, memory = world
     profile, prompt = memory.passages.profile, asked(1)
     scope = None if names is None else memory.backend.catalog.scope(names)
-    router = memory.passages.finder.router()
+    router = router_of(memory)
     query_tokens = list(range(2, len(prompt)))
     hits = router.hits(prompt, query_tokens, memory.backend, scope=scope)
     documents = [memory.backend.catalog.document(name) for name in names or NAMES]
@@ -68,7 +67,7 @@ def test_hits_are_those_of_brute_force(world, names):
 
 def test_passages_are_around_the_best_windows(world):
     _, memory = world
-    router, prompt = memory.passages.finder.router(), asked(1)
+    router, prompt = router_of(memory), asked(1)
     hits = router.hits(prompt, range(len(prompt)), memory.backend)
     (best,) = best_windows(hits, 1, min_distance=1)
     with memory.using(relevance=None):
@@ -83,12 +82,11 @@ def test_passages_are_around_the_best_windows(world):
 def test_of_a_prompt_too_little_above_probes_no_passage_is_recalled():
     model = build("llama")
     memory = routing(model)
-    free = memory.route(asked(1))
-    assert free.relevance is None
+    with memory.using(relevance=None):
+        free = memory.route(asked(1))
     probes = Relevance(len(memory), math.log(free.score) - 0.5, 0.0, 0.25)
     about = {"profile": memory.passages.profile.fingerprint, "written": len(memory)}
     memory.backend.set_setting("relevance", {**probes.to_json(), **about})
-    memory.passages.finder._relevance = RelevanceStore()
     for minimum, passages in ((1.9, free.passages), (2.1, ()), (None, free.passages)):
         with memory.using(relevance=minimum):
             routed = memory.route(asked(1))
