@@ -214,9 +214,9 @@ def _hit_rates(right: Mapping[Head, Sequence[bool]]) -> dict[Head, float]:
 
 def _best(hit_rates: Mapping[Head, float]) -> list[Head]:
     """Return the heads that do well, best first."""
-    least = _MIN_SHARE * max(hit_rates.values())
+    threshold = _MIN_SHARE * max(hit_rates.values())
     order = sorted(hit_rates, key=lambda head: (-hit_rates[head], head))
-    return [head for head in order if hit_rates[head] > 0 and hit_rates[head] >= least]
+    return [head for head in order if hit_rates[head] > 0 and hit_rates[head] >= threshold]
 
 
 def _agreement(right: Mapping[Head, Sequence[bool]]) -> float:

@@ -123,7 +123,7 @@ class Trial:
             is_sink,
             queries,
             [of_one[layer].shape[1] for of_one in questions],
-            [texts[one.document].middle(one.start, one.end) for one in examples],
+            [texts[part.document].middle(part.start, part.end) for part in examples],
             {layer: of_layer.mean(1) for layer, of_layer in queries.items()},
         )
 
