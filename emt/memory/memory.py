@@ -485,7 +485,7 @@ class Memory:
         """
         self._check_open("rank heads")
         attached = self._attached("rank heads")
-        ranking = HeadRanking(attached, self.tokenizer, self.read, attached.angles)
+        ranking = HeadRanking(attached, self.tokenizer, self.read)
         if not name:
             model = alive(attached.model, "rank heads")
             name = Path(str(model.config.name_or_path or model.config.model_type)).name

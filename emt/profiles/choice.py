@@ -50,7 +50,7 @@ class ProfileChoice:
             self._last = last = self._choose(config, backend)
         return last.profile
 
-    def require(self, config: MemoryConfig, backend: MemoryBackend) -> HeadProfile:
+    def required(self, config: MemoryConfig, backend: MemoryBackend) -> HeadProfile:
         """Return the head profile of the model.
 
         Raises:

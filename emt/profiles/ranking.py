@@ -20,11 +20,11 @@ from transformers import PreTrainedTokenizerBase
 
 from emt.errors import ConfigError, MemoryUseError
 from emt.model.attached import AttachedModel
-from emt.model.positions import Angles
-from emt.profiles.examples import Example
+from emt.profiles.examples import Example, make_examples
+from emt.profiles.stored_text import stored_texts
 from emt.profiles.trial import DISTANCE, MAX_CHARACTERS, Head, HeadReader, Trial
 from emt.routing.head_profile import HeadProfile, ProfiledHead
-from memory_backends import Rows
+from memory_backends import MemoryBackend, Rows
 
 _MAX_HEADS = 5
 _COMPARED = 8  # heads of each half of the questions
@@ -62,7 +62,6 @@ class HeadRanking:
         model: the attached model.
         tokenizer: the model's, a fast one.
         read: turns token ids into rows as the memory does, window by window, and stores nothing.
-        angles: the model's cosines and sines.
 
     Raises:
         MemoryUseError: there is no tokenizer.
@@ -72,7 +71,6 @@ class HeadRanking:
     model: AttachedModel
     tokenizer: PreTrainedTokenizerBase | None
     read: Callable[[list[int]], Iterator[Rows]]
-    angles: Angles
 
     def __post_init__(self) -> None:
         if self.tokenizer is None:
@@ -121,7 +119,7 @@ class HeadRanking:
                 "a profile needs at least 4 questions about 2 texts, with answers in the first "
                 f"{MAX_CHARACTERS} characters; got {len(examples)}. Name more data."
             )
-        reader = HeadReader(self.model, self.tokenizer, self.read, self.angles)
+        reader = HeadReader(self.model, self.tokenizer, self.read)
         trial = Trial.read(reader, examples, on_step)
         right: dict[Head, list[bool]] = {}
         for layer in trial.layers:
@@ -150,6 +148,27 @@ class HeadRanking:
             len(examples),
             len(trial.is_sink),
         )
+
+    def rank_stored_text(
+        self,
+        backend: MemoryBackend,
+        *,
+        name: str,
+        on_step: Callable[[str], object] | None = None,
+    ) -> Ranked:
+        """Try each head with questions made from the text of a memory's documents.
+
+        Args:
+            backend: where the documents are.
+            name: of the model, for people.
+            on_step: told what is being done.
+
+        Raises:
+            ConfigError: too few questions can be made, or as `rank`.
+            MemoryUseError: as `rank`.
+        """
+        examples = make_examples(stored_texts(backend, self.tokenizer))
+        return self.rank(examples, name=name, source="stored text", on_step=on_step)
 
 
 def choose_heads(heads: Sequence[Head], num_layers: int) -> list[Head]:
@@ -192,9 +211,9 @@ def _hit_rates(right: Mapping[Head, Sequence[bool]]) -> dict[Head, float]:
 
 def _best(hit_rates: Mapping[Head, float]) -> list[Head]:
     """Return the heads that do well, best first."""
-    least = _MIN_SHARE * max(hit_rates.values())
+    threshold = _MIN_SHARE * max(hit_rates.values())
     order = sorted(hit_rates, key=lambda head: (-hit_rates[head], head))
-    return [head for head in order if hit_rates[head] > 0 and hit_rates[head] >= least]
+    return [head for head in order if hit_rates[head] > 0 and hit_rates[head] >= threshold]
 
 
 def _agreement(right: Mapping[Head, Sequence[bool]]) -> float:

@@ -14,7 +14,6 @@ import numpy as np
 from torch import Tensor
 
 from emt.model.attached import AttachedModel
-from emt.model.positions import Angles
 from emt.profiles.examples import Example
 from emt.routing.evidence import Hits, best_windows
 from emt.routing.queries import unit_queries
@@ -40,13 +39,11 @@ class HeadReader:
         model: the attached model.
         tokenizer: a fast one, which tells where tokens stand in a text.
         read: turns token ids into rows, window by window, and stores nothing.
-        angles: the model's cosines and sines.
     """
 
     model: AttachedModel
     tokenizer: Any
     read: Callable[[list[int]], Iterator[Rows]]
-    angles: Angles
 
     def queries(self, prompt: str) -> dict[int, Tensor]:
         """Return the unit queries of the question in a prompt: layer -> (H, T, D) float32."""
@@ -56,7 +53,6 @@ class HeadReader:
             self.model,
             ids[: question.stop],
             self.model.full_attention_layers,
-            angles=self.angles,
             distance=DISTANCE,
         )
         return {layer: queries[:, question.first :] for layer, queries in of_layers.items()}
@@ -123,7 +119,7 @@ class Trial:
             is_sink,
             queries,
             [of_one[layer].shape[1] for of_one in questions],
-            [texts[one.document].middle(one.start, one.end) for one in examples],
+            [texts[part.document].middle(part.start, part.end) for part in examples],
             {layer: of_layer.mean(1) for layer, of_layer in queries.items()},
         )
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from emt.model.attached import AttachedModel
 from emt.model.devices import input_device, no_autocast
 from emt.model.hook import AttentionCall, watching
-from emt.model.positions import Angles
 from emt.model.references import alive
 from emt.model.rope import as_cos_sin
 
@@ -26,7 +25,6 @@ def unit_queries(
     token_ids: Tensor,
     layers: Collection[int],
     *,
-    angles: Angles,
     distance: int,
 ) -> dict[int, Tensor]:
     """Run a text as far as the deepest of some layers; return these layers' queries.
@@ -35,7 +33,6 @@ def unit_queries(
         model: the attached model; its memories are not read.
         token_ids: (T,) int64.
         layers: the layers whose queries are returned.
-        angles: the model's cosines and sines.
         distance: tokens; every query is rotated to this position.
 
     Returns:
@@ -55,7 +52,7 @@ def unit_queries(
     stopping = contextlib.suppress(_StopForwardError)
     with watching(decoder, compute) as seen, no_autocast(device), stopping:
         decoder(input_ids=token_ids[None].to(device), use_cache=False)
-    at_distance = angles.at(torch.full((1, len(token_ids)), distance))
+    at_distance = model.angles.at(torch.full((1, len(token_ids)), distance))
     queries = {}
     for call in seen.calls:
         layer_idx = call.layer_idx

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from emt.model.forward import NewTokens
 from emt.passage import Question
 
 _LONGEST = 64  # tokens; of a longer message its last so many ask
@@ -164,30 +163,3 @@ def _in_template(tokenizer: Any, question: str) -> str:
         return str(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
     except Exception:  # a template may raise whatever it likes
         return ""
-
-
-def unpadded(token_ids: Tensor, new: NewTokens) -> list[Tensor]:
-    """Return the tokens of each prompt of a batch, (B, T), without padding.
-
-    Args:
-        token_ids: (B, T) int64, all tokens of the prompts, or the first T of them.
-        new: what the forward says of them.
-    """
-    if new.padding is not None:
-        kept = new.padding[:, : token_ids.shape[1]].to(token_ids.device) != 0
-        return [row[mine] for row, mine in zip(token_ids, kept, strict=True)]
-    # Padding stands on the left; the place of the last token tells how many there are.
-    last = new.index[:, -1].expand(len(token_ids)).tolist()
-    padded = [new.num_tokens - 1 - place for place in last]
-    return [row[first:] for row, first in zip(token_ids, padded, strict=True)]
-
-
-def same_runs(prompts: list[Tensor]) -> int:
-    """Return how many equal prompts in a row each one has: beams and returned sequences."""
-    for times in range(len(prompts), 0, -1):
-        if len(prompts) % times:
-            continue
-        groups = [prompts[i : i + times] for i in range(0, len(prompts), times)]
-        if all(torch.equal(group[0], other) for group in groups for other in group[1:]):
-            return times
-    return 1

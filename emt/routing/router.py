@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 
 from emt.config import MemoryConfig
 from emt.model.attached import AttachedModel
-from emt.model.positions import Angles
 from emt.model.references import alive
 from emt.passage import Routed
 from emt.routing.choosing import Budget, choose_passages
@@ -40,7 +39,6 @@ class Router:
         model: the attached model.
         profile: its retrieval heads.
         tokenizer: to find the question in a chat template, and for words; None for neither.
-        angles: the model's cosines and sines.
     """
 
     def __init__(
@@ -48,12 +46,10 @@ class Router:
         model: AttachedModel,
         profile: HeadProfile,
         tokenizer: PreTrainedTokenizerBase | None,
-        angles: Angles,
     ) -> None:
         self.profile = profile
         self._model = model
         self._tokenizer = tokenizer
-        self._angles = angles
         self._words: WordIndex | None = None
         self._lock = threading.Lock()
 
@@ -172,7 +168,6 @@ class Router:
             self._model,
             token_ids[: tokens[-1] + 1],
             profile.layers,
-            angles=self._angles,
             distance=profile.distance,
         )
         k = min(TOPK, backend.num_searchable(scope))

@@ -48,7 +48,6 @@ def test_the_names_a_user_learns():
         "cite_passages",
         "detach",
         "memory_attention",
-        "profile_heads",
     ]
 
 

@@ -2,8 +2,8 @@
 
 The rows stand at positions at, at + 1, ..., as if the prompt had R more tokens there. Tokens from
 `at` on are R positions further back and see the rows; those before neither move nor see them. A
-window or a chunk of a layer is measured in these positions, too: what the model's own mask hides stays
-hidden, and what the rows have pushed out of a window is hidden as well.
+window or a chunk of a layer is measured in these positions, too: what the model's own mask hides
+stays hidden, and what the rows have pushed out of a window is hidden as well.
 
 Shapes: **B** batch, or 1 where all sequences are alike; **Q** query length; **S** local key length;
 **R** rows of passages.

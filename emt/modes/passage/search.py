@@ -171,10 +171,9 @@ class ByRouting(PassageSource):
         Raises:
             ConfigError: there is none.
         """
-        profile, router = self._profiles.require(config, backend), self._router
+        profile, router = self._profiles.required(config, backend), self._router
         if router is None or router.profile is not profile:
-            model = self._model
-            self._router = router = Router(model, profile, self._tokenizer, model.angles)
+            self._router = router = Router(self._model, profile, self._tokenizer)
         return router
 
     def _room(self, config: MemoryConfig, num_tokens: int) -> int:

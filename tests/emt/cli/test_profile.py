@@ -9,11 +9,11 @@ import shutil
 import torch
 import pytest
 
-from emt import HeadProfile, MemoryConfig, attach, detach, profile_heads
+from emt import HeadProfile, MemoryConfig, attach, detach
 from emt.errors import ConfigError, MemoryUseError
-from emt.model.loading import load
 from emt.memory import modes as passage_mode
-from emt.profiles.examples import made_from, read_examples
+from emt.model.loading import load
+from emt.profiles.examples import make_examples, read_examples
 from emt.profiles.stored_text import stored_texts
 from emt.routing.head_profile import ProfiledHead
 from emt.routing.router import Router
@@ -71,7 +71,7 @@ def store(tmp_path, indexed):
 @pytest.fixture
 def all_is_relevant(monkeypatch):
     """Let no prompt be refused: what a model of random weights finds means nothing."""
-    monkeypatch.setattr(Router, "relevance", lambda self, backend: None)
+    monkeypatch.setattr(Router, "measure_relevance", lambda self, backend: None)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def data(tmp_path):
 def by_hand(model, examples):
     loaded = load(str(model))
     memory = attach(loaded.model, tokenizer=loaded.tokenizer)
-    return profile_heads(memory, examples, name=model.name)
+    return memory.rank_heads(examples, name=model.name)
 
 
 def described(store):
@@ -137,7 +137,7 @@ def test_what_is_being_done_is_told_on_a_terminal_only(tmp_path, model, data):
 def test_a_store_keeps_a_profile_made_from_its_own_text(store, model):
     done = emt("profile", "--store", store)
     assert done.out.endswith(f"kept in '{store}'\n")
-    expected = by_hand(model, made_from(TEXTS[name] for name in sorted(TEXTS)))
+    expected = by_hand(model, make_examples(TEXTS[name] for name in sorted(TEXTS)))
     assert expected.num_questions == 18
     found = described(store)["profile"]
     assert found["kept"]
@@ -313,8 +313,8 @@ def test_saving_gives_a_memory_the_profile_that_it_lacks(tmp_path):
     memory.save()  # as `write_all` does
     kept = memory.profile
     assert (kept.model, kept.source) == ("llama", "stored text")
-    examples = made_from(TEXTS[name] for name in sorted(TEXTS))
-    expected = profile_heads(memory, examples, name="llama").profile
+    examples = make_examples(TEXTS[name] for name in sorted(TEXTS))
+    expected = memory.rank_heads(examples, name="llama").profile
     assert [(head.layer, head.head) for head in kept.heads] == [
         (head.layer, head.head) for head in expected.heads
     ]
@@ -334,7 +334,7 @@ def test_without_questions_a_memory_is_saved_without_a_profile(tmp_path, caplog)
     assert not caplog.records  # nothing took long
     with pytest.raises(ConfigError, match="a profile needs at least 4 questions"):
         memory.make_profile()
-    with pytest.raises(ConfigError, match=r"memory\.passages\.make_profile\(\)"):
+    with pytest.raises(ConfigError, match=r"memory\.make_profile\(\)"):
         memory.route("what?")
 
 
@@ -342,7 +342,7 @@ def test_a_model_with_windows_only_has_no_profile(data):
     model = build("mistral", vocab_size=BYTES_VOCAB_SIZE, sliding_window=16)
     memory = attach(model, MemoryConfig(layers=[0]), tokenizer=byte_tokenizer())
     with pytest.raises(ConfigError, match="layers that see the whole context; this model has none"):
-        profile_heads(memory, read_examples(data), name="tiny")
+        memory.rank_heads(read_examples(data), name="tiny")
 
 
 @pytest.fixture

@@ -1,190 +1,69 @@
-"""Passages around rows: whole sentences, within the budget, without removed rows."""
+"""Passages chosen from windows: within the budget, best first, without removed rows."""
 
 import numpy as np
 import pytest
 
 from emt.passage import Passage
-from emt.routing.choosing import fused, passages_around, without_gaps
+from emt.routing.choosing import Budget, choose_passages, without_gaps
 from emt.routing.evidence import Window
-from memory_backends import StoredDocument
+from tests.emt.routing.worlds import NAMES, build, routing
 
 
-def of_sentences(lengths, name="d"):
-    """Return a document of sentences with so many words, a token and a row a word."""
-    words, spans, at = [], [], 0
-    for number, length in enumerate(lengths):
-        for place in range(length):
-            word = f"S{number}w{place}" + ("." if place == length - 1 else "")
-            words.append(word)
-            spans.append((at, at + len(word)))
-            at += len(word) + 1
-    count = len(words)
-    return StoredDocument(
-        name,
-        np.arange(count, dtype=np.int32),
-        " ".join(words),
-        np.array(spans, dtype=np.int32),
-        first_row=100,
-        row_tokens=np.arange(count, dtype=np.int32),
-    )
+@pytest.fixture
+def backend():
+    return routing(build("llama")).backend
 
 
-def ids_only(count, dropped=()):
-    kept = np.setdiff1d(np.arange(count), dropped).astype(np.int32)
-    return StoredDocument("d", np.arange(count, dtype=np.int32), row_tokens=kept)
+def chosen_around(backend, peaks, num_rows=64, num_passages=2):
+    """Return what is chosen around rows of documents, best first."""
+    first = {name: backend.catalog.document(name).first_row for name in NAMES}
+    windows = [Window(first[name] + row, score) for name, row, score in peaks]
+    chosen = choose_passages(windows, backend, Budget(num_rows, num_passages))
+    return [(routed.passage, routed.score) for routed in chosen]
 
 
-def passage_around(document, peak, num_rows):
-    ((ranks, passage),) = passages_around([(document, peak)], num_rows)
-    assert ranks == [0]
-    return passage
+def test_a_window_that_was_removed_gives_way_to_the_next(backend):
+    backend.remove([40])
+    chosen = chosen_around(backend, [("one", 40, 0.5), ("one", 20, 0.2)], num_passages=1)
+    assert chosen == [(Passage("one", 0, 40), 0.2)]
 
 
-LENGTHS = [5, 7, 3, 9, 6, 20, 4]
+def test_removed_rows_between_windows_part_them_and_both_are_recalled(backend):
+    peaks = [("two", 20, 0.1), ("two", 50, 0.3)]
+    assert chosen_around(backend, peaks) == [(Passage("two", 0, 64), 0.3)]
+    start = backend.catalog.document("two").first_row
+    backend.remove([start + 40])
+    parts = [(Passage("two", 0, 40), 0.1), (Passage("two", 41, 64), 0.3)]
+    assert chosen_around(backend, peaks) == parts
+    assert chosen_around(backend, peaks, num_passages=1) == parts[:1]
 
 
-@pytest.mark.parametrize("num_rows", [1, 3, 5, 8, 12, 20, 24, 40, 53, 54, 100])
-def test_sentences_are_whole(num_rows):
-    document = of_sentences(LENGTHS)
-    bounds = np.cumsum([0, *LENGTHS]).tolist()
-    for peak in range(54):
-        passage = passage_around(document, peak, num_rows)
-        assert 0 <= passage.first <= peak < passage.stop <= 54
-        assert passage.stop - passage.first <= num_rows
-        own = next(i for i in range(7) if bounds[i] <= peak < bounds[i + 1])
-        if LENGTHS[own] > num_rows:
-            assert passage.stop - passage.first == num_rows
-            assert bounds[own] <= passage.first
-            assert passage.stop <= bounds[own + 1]
-            continue
-        assert passage.first in bounds
-        assert passage.stop in bounds
-        # No sentence beside it would have fitted.
-        low, high = bounds.index(passage.first), bounds.index(passage.stop)
-        assert low == 0 or passage.stop - bounds[low - 1] > num_rows
-        assert high == 7 or bounds[high + 1] - passage.first > num_rows
+def test_more_windows_where_documents_are_short(backend):
+    peaks = [("one", 20, 0.5), ("one", 60, 0.4), ("two", 30, 0.3), ("three", 40, 0.2)]
+    one, two = Passage("one", 0, 70), Passage("two", 0, 79)
+    # All of the first, which both windows are in, is 70 rows: too little of 160, but not of 80.
+    assert chosen_around(backend, peaks, 160) == [(one, 0.5), (two, 0.3)]
+    assert chosen_around(backend, peaks, 80) == [(one, 0.5)]
 
 
-def test_the_sentence_after_comes_before_the_one_before():
-    document = of_sentences([5, 5, 5, 5])
-    assert passage_around(document, 7, 10) == Passage("d", 5, 15)
-    assert passage_around(document, 7, 15) == Passage("d", 0, 15)
-    assert passage_around(document, 17, 10) == Passage("d", 10, 20)
-
-
-def test_documents_of_ids_have_runs_for_sentences():
-    assert passage_around(ids_only(100), 40, 32) == Passage("d", 32, 64)
-    assert passage_around(ids_only(100), 99, 40) == Passage("d", 64, 100)
-    # Ten special ids have no row: runs of 32 tokens are runs of 22 rows and more.
-    assert passage_around(ids_only(100, range(10)), 0, 32) == Passage("d", 0, 22)
-    assert passage_around(ids_only(100, range(10)), 22, 32) == Passage("d", 22, 54)
-    assert passage_around(ids_only(1), 0, 5) == Passage("d", 0, 1)
-
-
-@pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("num_rows", [6, 20, 60, 200])
-def test_passages_of_several_places(seed, num_rows):
-    rng = np.random.default_rng(seed)
-    lengths = {name: rng.integers(1, 15, 40).tolist() for name in "ab"}
-    documents = {name: of_sentences(of_one, name) for name, of_one in lengths.items()}
-    places = [
-        (documents[name], int(rng.integers(sum(lengths[name]))))
-        for name in rng.choice(["a", "b"], 3).tolist()
-    ]
-    found = passages_around(places, num_rows)
-    rows = [(p.document, row) for _, p in found for row in range(p.first, p.stop)]
-    assert len(set(rows)) == len(rows) <= num_rows
-    assert found[0][0][0] == 0
-    assert [ranks for ranks, _ in found] == sorted(ranks for ranks, _ in found)
-    for ranks, passage in found:
-        inside = [
-            rank
-            for rank, (document, peak) in enumerate(places)
-            if document.name == passage.document and passage.first <= peak < passage.stop
-        ]
-        assert ranks == inside != []
-    bounds = {name: set(np.cumsum([0, *of_one]).tolist()) for name, of_one in lengths.items()}
-    document, best = places[0][0], found[0][1]
-    if {best.first, best.stop} <= bounds[document.name]:
-        for _, passage in found:
-            assert {passage.first, passage.stop} <= bounds[passage.document]
-    else:  # the best place's sentence is too long, and nothing else is taken
-        assert len(found) == 1
-        assert best.stop - best.first == num_rows
-        assert not bounds[document.name] & set(range(best.first + 1, best.stop))
-
-
-def test_places_near_each_other_are_joined():
-    sentences = of_sentences([10] * 40)
-    found = passages_around([(sentences, 105), (sentences, 145)], 100)
-    assert found == [([0, 1], Passage("d", 70, 170))]
-    # Far from each other, the better one has more rows.
-    found = passages_around([(sentences, 55), (sentences, 305)], 100)
-    assert [ranks for ranks, _ in found] == [[0], [1]]
-    first, second = (passage.stop - passage.first for _, passage in found)
-    assert (first, second) == (60, 40)
-
-
-def test_the_best_place_has_its_sentence_though_others_are_nearer():
-    long, short = of_sentences([4, 60, 4], "long"), of_sentences([5] * 20, "short")
-    assert passages_around([(long, 5), (short, 50)], 60) == [([0], Passage("long", 4, 64))]
-    found = passages_around([(long, 5), (short, 50)], 70)
-    assert found[0] == ([0], Passage("long", 0, 64))
-    assert found[1] == ([1], Passage("short", 50, 55))
-
-
-def test_a_place_at_the_end_of_a_long_sentence_has_what_follows():
-    far, near = of_sentences([10] * 40, "far"), of_sentences([10, 50, 10, 10, 50], "near")
-    found = passages_around([(far, 205), (near, 58)], 200)
-    # The sentences after it are nearer than the beginning of its own, and come after that.
-    assert found == [([0], Passage("far", 140, 270)), ([1], Passage("near", 10, 80))]
-
-
-@pytest.mark.parametrize("count", [2, 3, 5, 8])
-def test_every_one_of_several_places_has_rows_and_the_best_has_most(count):
-    sentences = of_sentences([1] * 4000)
-    found = passages_around([(sentences, 250 + 400 * i) for i in range(count)], 400)
-    assert [ranks for ranks, _ in found] == [[i] for i in range(count)]
-    lengths = [passage.stop - passage.first for _, passage in found]
-    assert sum(lengths) == 400
-    assert lengths == sorted(lengths, reverse=True)
-    assert lengths[0] == pytest.approx(400 * (0.6 if count == 2 else 1.6 / count), abs=3)
-
-
-def test_places_in_one_sentence_are_one_passage():
-    sentences = of_sentences([6] * 9)
-    assert passages_around([(sentences, 26), (sentences, 24), (sentences, 29)], 6) == [
-        ([0, 1, 2], Passage("d", 24, 30))
-    ]
-    long = of_sentences([100])
-    found = passages_around([(long, 50), (long, 90), (long, 47)], 10)
-    assert found == [([0, 2], Passage("d", 45, 55))]
+def test_no_windows_give_no_passages(backend):
+    assert chosen_around(backend, []) == []
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_removed_rows_cut_a_passage(seed):
     rng = np.random.default_rng(seed)
-    gone = set(rng.choice(60, 8, replace=False).tolist())
-    there = np.array([row for row in range(200) if row - 100 not in gone])
+    removed = set(rng.choice(60, 8, replace=False).tolist())
+    searchable = np.array([row for row in range(200) if row - 100 not in removed])
     for peak in range(20, 40):
         passage = Passage("d", 20, 40)
-        found = without_gaps(passage, 100, 100 + peak, there)
-        if peak in gone:
-            assert found is None
+        whole = without_gaps(passage, 100, 100 + peak, searchable)
+        if peak in removed:
+            assert whole is None
             continue
         low, high = peak, peak + 1
-        while low > 20 and low - 1 not in gone:
+        while low > 20 and low - 1 not in removed:
             low -= 1
-        while high < 40 and high not in gone:
+        while high < 40 and high not in removed:
             high += 1
-        assert found == Passage("d", low, high)
-
-
-def test_rankings_are_joined():
-    first = [Window(1000, 0.9), Window(2000, 0.5), Window(3000, 0.2)]
-    second = [Window(2040, 1.0), Window(5000, 0.7), Window(960, 0.1)]
-    found = fused([first, second], apart=100)
-    assert [window.peak for window in found] == [2000, 1000, 5000, 3000]
-    assert [window.share for window in found] == [0.5, 0.9, 0.0, 0.2]
-    assert fused([[], second], apart=100)[0] == Window(2040, 0.0)
-    assert fused([[], []], apart=100) == []
+        assert whole == Passage("d", low, high)

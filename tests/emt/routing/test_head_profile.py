@@ -7,8 +7,8 @@ import pytest
 
 from emt import attach
 from emt.errors import ConfigError
-from emt.routing.head_profile import HeadProfile, ProfiledHead, shipped_profiles
-from tests.emt.routing.worlds import profile_of
+from emt.routing.head_profile import HeadProfile, ProfiledHead
+from tests.emt.routing.worlds import attached_model
 from tests.families import build
 
 HEADS = (ProfiledHead(2, 3, 0.75), ProfiledHead(0, 1, 0.5), ProfiledHead(2, 0, 0.25))
@@ -16,24 +16,28 @@ HEADS = (ProfiledHead(2, 3, 0.75), ProfiledHead(0, 1, 0.5), ProfiledHead(2, 0, 0
 
 def profile(**changes):
     torch.manual_seed(2)
-    known = {"model": "m", "weights": "w", "heads": HEADS, "means": torch.randn(3, 16) / 4}
-    return HeadProfile(**{**known, "distance": 64, "source": "s", **changes})
+    fields = {"model": "m", "weights": "w", "heads": HEADS, "means": torch.randn(3, 16) / 4}
+    return HeadProfile(**{**fields, "distance": 64, "source": "s", **changes})
+
+
+@pytest.fixture(scope="module")
+def model():
+    """What is known of a llama with 4 query heads and 2 KV heads a layer."""
+    return attached_model(attach(build("llama")))
 
 
 def test_there_and_back(tmp_path):
-    mine = profile()
-    mine.write(tmp_path / "p.json")
-    found = HeadProfile.read(tmp_path / "p.json")
-    assert found.to_json() == mine.to_json() == json.loads((tmp_path / "p.json").read_text())
-    assert (found.model, found.weights, found.heads) == ("m", "w", HEADS)
-    assert (found.distance, found.source) == (64, "s")
-    assert (found.means - mine.means).abs().max() <= 5.01e-5
-    assert found.layers == (0, 2)
+    written = profile()
+    written.write(tmp_path / "p.json")
+    read = HeadProfile.read(tmp_path / "p.json")
+    assert read.to_json() == written.to_json() == json.loads((tmp_path / "p.json").read_text())
+    assert (read.model, read.weights, read.heads) == ("m", "w", HEADS)
+    assert (read.distance, read.source) == (64, "s")
+    assert (read.means - written.means).abs().max() <= 5.01e-5
+    assert read.layers == (0, 2)
 
 
-def test_the_key_value_heads_that_are_searched():
-    memory = attach(build("llama"))  # 4 query heads and 2 KV heads a layer
-    model = memory._attached("test")
+def test_the_key_value_heads_that_are_searched(model):
     profile().check(model.query_heads, model.layout)
     assert profile().key_value_heads(model.query_heads, model.layout) == {0: [0], 2: [0, 1]}
 
@@ -96,33 +100,6 @@ def test_another_version():
         ({"means": torch.zeros(3, 8)}, "heads with 8 dims; this model's have 16"),
     ],
 )
-def test_profiles_of_models_of_another_shape(changes, message):
-    model = attach(build("llama"))._attached("test")
+def test_profiles_of_models_of_another_shape(model, changes, message):
     with pytest.raises(ConfigError, match=message):
         profile(**changes).check(model.query_heads, model.layout)
-
-
-def test_those_that_come_with_emt_can_be_read():
-    found = shipped_profiles()
-    assert found
-    for weights, one in found.items():
-        assert one.weights == weights
-        assert HeadProfile.from_json(one.to_json()).to_json() == one.to_json()
-
-
-def test_a_store_keeps_its_profile(tmp_path):
-    from emt import MemoryConfig, detach
-
-    model = build("llama")
-    mine = profile_of(model)
-    memory = attach(model, MemoryConfig(path=tmp_path / "m"))
-    memory.write(torch.arange(3, 30), document="d")
-    memory.keep_profile(mine)
-    detach(model)
-    memory = attach(model, MemoryConfig(path=tmp_path / "m"))
-    assert memory.profile.to_json() == mine.to_json()
-    other = tmp_path / "other.json"
-    profile().write(other)
-    detach(model)
-    memory = attach(model, MemoryConfig(path=tmp_path / "m", profile=other))
-    assert memory.profile.to_json() == profile().to_json()

@@ -8,8 +8,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from emt.modes.passage.batch import same_runs, unpadded
 from emt.passage import Question
-from emt.routing.question import has_message, question_of, same_runs, unpadded
+from emt.routing.question import has_message, question_of
 
 LOOP = "{% for message in messages %}"
 TEMPLATES = {

@@ -4,6 +4,7 @@ import torch
 
 from emt import MemoryConfig, attach, detach
 from emt.routing.head_profile import HeadProfile, ProfiledHead
+from emt.routing.router import Router
 from tests.emt.modes.passage.test_recall import BACKENDS, left_padded, tokens
 from tests.families import build
 
@@ -14,10 +15,19 @@ ROWS, PASSAGES = 24, 2
 HEADS = ((0, 1), (2, 3))
 
 
+def attached_model(memory):
+    return memory._attached("test")
+
+
+def router_of(memory):
+    """Return a router with the memory's head profile."""
+    profile = memory.profile
+    return Router(attached_model(memory), profile, memory.tokenizer)
+
+
 def profile_of(model, heads=HEADS):
     """Return a profile of some heads of a model, with means that are not zero."""
-    memory = attach(model)
-    attached = memory._attached("test")
+    attached = attached_model(attach(model))
     dim = attached.layout.layers[heads[0][0]].head_dim
     detach(model)
     generator = torch.Generator().manual_seed(5)
@@ -43,7 +53,7 @@ def routing(
     model,
     memory_type="manual",
     *,
-    heads=((0, 1), (2, 3)),
+    heads=HEADS,
     tokenizer=None,
     **settings,
 ):
@@ -68,18 +78,13 @@ def chosen(model, prompts, **options):
     """Generate from a left-padded batch of prompts; return the new tokens."""
     ids, mask = left_padded(prompts)
     torch.manual_seed(3)
-    found = model.generate(ids, attention_mask=mask, **{**GREEDY, **options})
-    return found[:, ids.shape[1] :].tolist()
+    output = model.generate(ids, attention_mask=mask, **{**GREEDY, **options})
+    return output[:, ids.shape[1] :].tolist()
 
 
 def put(routed):
     """Return passages in the order they are recalled."""
-    return [one.passage for one in reversed(routed.passages)]
+    return [part.passage for part in reversed(routed.passages)]
 
 
 __all__ = ["BACKENDS", "build", "left_padded", "tokens"]
-
-
-def router_of(memory):
-    """Return what finds passages for a memory's prompts."""
-    return memory._modes.routing.router(memory.config, memory.backend)

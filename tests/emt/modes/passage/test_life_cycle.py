@@ -9,10 +9,10 @@ import pytest
 
 from emt import MemoryConfig, Passage, attach
 from emt.errors import MemoryUseError, StoreError
-from emt.modes.passage import mode as passage_mode
-from emt.routing.relevance import PROBES
+from emt.memory import modes as passage_mode
+from emt.routing.probes import PROBES
 from emt.routing.relevance_store import RELEVANCE
-from memory_backends import MemoryBackend, verify
+from memory_backends import ManualBackend, verify
 from tests.emt.routing.worlds import (
     BACKENDS,
     NAMES,
@@ -159,7 +159,7 @@ def test_a_deleted_model_is_collected_while_its_memory_is_kept(model_type, memor
     with pytest.raises(MemoryUseError, match=gone.format("route")):
         memory.route(asked(1))
     with pytest.raises(MemoryUseError, match=gone.format("route")):
-        router.relevance(memory.backend)
+        router.measure_relevance(memory.backend)
     with pytest.raises(MemoryUseError, match=gone.format("route")):
         _ = router.is_training
     refused = pytest.raises(MemoryUseError, match=gone.format("recall"))
@@ -173,7 +173,7 @@ def test_a_deleted_model_is_collected_while_its_memory_is_kept(model_type, memor
     memory.remove("one")
     memory.save()
     memory.save(tmp_path / "copy")
-    assert MemoryBackend.open(tmp_path / "copy").catalog.document_names() == ["two", "three"]
+    assert ManualBackend.open(tmp_path / "copy").catalog.document_names() == ["two", "three"]
 
 
 # -- a memory that was closed -----------------------------------------------------------------

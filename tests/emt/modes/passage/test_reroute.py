@@ -61,7 +61,7 @@ def read(memory, passages, at=0):
 def _by_last_token(monkeypatch):
     """Route by a prompt's last token, as random models move on only now and then."""
 
-    def route(self, token_ids, backend, *, num_rows, num_generated=0, **_):
+    def route(self, token_ids, backend, config, *, num_rows, num_generated=0, **_):
         question = question_of(token_ids[: len(token_ids) - num_generated], self._tokenizer)
         last = int(token_ids[-1] if num_generated else token_ids[question.stop - 1])
         found = [Passage(NAMES[last % 3], last % 40, last % 40 + 12)] if num_rows else []
@@ -134,10 +134,10 @@ def test_nothing_changes_while_the_passage_stays_the_same(monkeypatch):
     expected = chosen(model, [asked(0), asked(1)])
     own, asked_anew = Router.route, []
 
-    def same(self, token_ids, backend, **options):
+    def same(self, token_ids, backend, config, **options):
         generated = options.pop("num_generated", 0)
         asked_anew.append(generated)
-        return own(self, token_ids[: len(token_ids) - generated], backend, **options)
+        return own(self, token_ids[: len(token_ids) - generated], backend, config, **options)
 
     monkeypatch.setattr(Router, "route", same)
     with memory.using(reroute=2), memory.recording() as recording:
