@@ -175,6 +175,9 @@ def _decoder_of(model: PreTrainedModel) -> PreTrainedModel:
         decoder = get_decoder()
         if not isinstance(decoder, PreTrainedModel):  # ModernBERT's `decoder` is its output layer
             decoder = model.base_model
+        if decoder is model:  # Llama 4's names lead nowhere
+            inner = [part for part in model.children() if isinstance(part, PreTrainedModel)]
+            decoder = inner[0] if len(inner) == 1 else model
     if not isinstance(decoder, PreTrainedModel):
         raise UnsupportedModelError(
             f"expected a decoder-only causal language model; got {type(model).__name__}. "

@@ -55,7 +55,7 @@ class PlacedRows:
             ConfigError: they would stand beyond the model's positions.
             MemoryUseError: the model is gone.
         """
-        with no_autocast(input_device(alive(model.decoder, "recall passages"))):
+        with no_autocast(input_device(alive(model.decoder, "recall"))):
             return cls._read(model, backend, placements)
 
     @classmethod

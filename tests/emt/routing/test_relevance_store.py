@@ -11,7 +11,7 @@ from emt.errors import MemoryUseError
 from emt.routing.relevance import Relevance
 from emt.routing.relevance_store import RELEVANCE, RelevanceStore
 from emt.routing.router import Router
-from memory_backends import ManualBackend
+from memory_backends import MemoryBackend
 from tests.emt.routing.worlds import BACKENDS, asked, build, chosen, document, router_of, routing
 from tests.emt.words import word_tokenizer
 from tests.families import let_go_of_models
@@ -83,7 +83,7 @@ def test_a_store_keeps_it_for_others(measurements, tmp_path):
     assert kept["num_rows"] == 237
     router = router_of(memory)
     memory.close()
-    backend = ManualBackend.open(tmp_path / "store")
+    backend = MemoryBackend.open(tmp_path / "store")
     relevance = RelevanceStore().of(router, backend).to_json()
     assert relevance == {key: kept[key] for key in kept if key not in ("profile", "written")}
     assert measurements == [237]
@@ -144,7 +144,7 @@ def test_without_its_model_a_memory_is_saved_all_the_same(memory_type, tmp_path)
     memory.save()
     assert memory.backend.catalog.setting(RELEVANCE) is None
     memory.close()
-    assert len(ManualBackend.open(tmp_path / "store")) == 237
+    assert len(MemoryBackend.open(tmp_path / "store")) == 237
 
 
 def test_a_memory_is_not_routed_while_it_is_written():

@@ -9,10 +9,10 @@ import pytest
 
 from emt import MemoryConfig, Passage, attach
 from emt.errors import MemoryUseError, StoreError
-from emt.memory import modes as passage_mode
+from emt.memory import memory as memory_module
 from emt.routing.probes import PROBES
 from emt.routing.relevance_store import RELEVANCE
-from memory_backends import ManualBackend, verify
+from memory_backends import MemoryBackend, verify
 from tests.emt.routing.worlds import (
     BACKENDS,
     NAMES,
@@ -75,7 +75,7 @@ def test_no_profile_is_made_that_cannot_be_kept(tmp_path, monkeypatch):
     memory = attach(build("llama"), MemoryConfig(**settings), tokenizer=word_tokenizer())
     memory.write(document(0), document="one")
     made = []
-    monkeypatch.setattr(passage_mode.PassageMode, "make_profile", lambda *_, **__: made.append(1))
+    monkeypatch.setattr(memory_module.Memory, "make_profile", lambda *_, **__: made.append(1))
     with monkeypatch.context() as patch:
         forbid_writing(patch, tmp_path / "store")
         memory.save()
@@ -173,7 +173,7 @@ def test_a_deleted_model_is_collected_while_its_memory_is_kept(model_type, memor
     memory.remove("one")
     memory.save()
     memory.save(tmp_path / "copy")
-    assert ManualBackend.open(tmp_path / "copy").catalog.document_names() == ["two", "three"]
+    assert MemoryBackend.open(tmp_path / "copy").catalog.document_names() == ["two", "three"]
 
 
 # -- a memory that was closed -----------------------------------------------------------------

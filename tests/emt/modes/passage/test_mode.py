@@ -348,9 +348,9 @@ def test_auto_is_passage_for_large_memories(memory_type, tmp_path, monkeypatch):
     found = model(prompt).logits
     with memory.recalling(put(memory.route(prompt[0]))):
         assert torch.equal(model(prompt).logits, found)
-    assert other.passages.mode == "token"
+    assert other.mode == "token"
     other.refresh()
-    assert other.passages.mode == "passage"
+    assert other.mode == "passage"
     assert torch.equal(reader(prompt).logits, found)
     detach(reader)
     later = attach(reader, config)

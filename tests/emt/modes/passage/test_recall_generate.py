@@ -188,8 +188,8 @@ def test_the_model_is_the_plain_one_after_an_error():
     model = build("llama")
     prompt = tokens(12, 4)[None]
     plain = model(prompt).logits
-    hooks = len(model.model._forward_pre_hooks), len(model.model._forward_hooks)
     memory = remembering(model, DOCUMENT)
+    hooks = len(model.model._forward_pre_hooks), len(model.model._forward_hooks)
     with pytest.raises(IndexError), memory.recalling(ALL):
         model(torch.tensor([[1000]]))  # fails after the rows were put in
     assert hooks == (len(model.model._forward_pre_hooks), len(model.model._forward_hooks))

@@ -113,7 +113,7 @@ def test_the_question_and_what_was_generated_ask():
     model = build("llama")
     memory = routing(model)
     prompt, answer = tokens(90, 8), tokens(50, 9)
-    router = router_of(memory)
+    router = memory._modes.routing.router(memory.config, memory.backend)
     own, seen = router.hits, []
 
     def hits(token_ids, asking, backend, **options):
