@@ -24,7 +24,7 @@ from experiments.retrieval.conditions import text_of
 
 import emt
 from emt.model.loading import DEFAULT_MODEL
-from emt.routing.question import prompt_ids
+from emt.model.chat import prompt_ids
 
 _QUESTIONS = Path("configs/experiments/data/counterfactual.jsonl")
 

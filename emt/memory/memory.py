@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from emt.citations.citing import Sources
 from emt.citations.recording import Recording
 from emt.config import MemoryConfig
 from emt.errors import DocumentError, MemoryUseError, StoreError
@@ -347,12 +348,17 @@ class Memory:
         Args:
             whole_prompt: record all queries of a prompt, not only the last, which chooses a token.
         """
-        recording = Recording(whole_prompt=whole_prompt)
+        recording = self.new_recording(whole_prompt=whole_prompt)
         self._recordings.append(recording)
         try:
             yield recording
         finally:
             self._recordings.remove(recording)
+
+    def new_recording(self, *, whole_prompt: bool = False) -> Recording:
+        """Return an empty recording that cites this memory's documents."""
+        sources = Sources(lambda: self.backend, lambda: self.layers, self.tokenizer)
+        return Recording(sources, whole_prompt=whole_prompt)
 
     @contextlib.contextmanager
     def recalling(

@@ -21,12 +21,13 @@ import numpy as np
 from torch import Tensor
 
 from emt.errors import ConfigError, MemoryUseError
+from emt.model.chat import prompt_ids
 from emt.profiles.examples import Example, made_from
 from emt.profiles.stored_text import stored_texts
 from emt.routing.evidence import Hits, windows_of
 from emt.routing.head_profile import HeadProfile, ProfiledHead
 from emt.routing.queries import unit_queries
-from emt.routing.question import prompt_ids, question_of
+from emt.routing.question import question_of
 from emt.routing.router import TOPK
 
 if TYPE_CHECKING:

@@ -19,11 +19,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from emt.attach import attach, check_attention, generating, memory_of
-from emt.citations.recording import Recording, Step
+from emt.citations.recording import Recording
 from emt.errors import ConfigError
 from emt.ingest.documents import Source, to_document
 from emt.memory.memory import Memory
 from emt.model.hook import is_watched, weighing
+from emt.passage import Step
 from emt.published.indices import LayerIndices, memory_indices
 from emt.published.settings import absolute, memory_config
 from emt.turn import asking
@@ -224,7 +225,7 @@ class ExtendedMind(PreTrainedModel):
             output_retrieved_memory_idx: return which memories were retrieved; needs
                 `return_dict_in_generate`. Then `attentions` of the output has for each forward a
                 pair: attention weights or None, and what `memory_indices` gives; and `recording`
-                is what `emt.citations.citing` takes.
+                has the citations.
 
         Raises:
             ConfigError: `topk` is not a whole number, indices are asked for without a dict, or
@@ -236,7 +237,7 @@ class ExtendedMind(PreTrainedModel):
                 "output_retrieved_memory_idx needs return_dict_in_generate=True. Pass both."
             )
         memory = self._remember()
-        recording = Recording()
+        recording = memory.new_recording()
         steps: list[LayerIndices] | None = [] if output_retrieved_memory_idx else None
         token = _generating.set(_Generation(self, steps))
         try:
@@ -284,7 +285,7 @@ class ExtendedMind(PreTrainedModel):
         is_recorded = steps is not None or output_retrieved_memory_idx
         memory = self.memory if is_within else self._remember()
         check_attention(self)
-        recording = Recording(whole_prompt=True)
+        recording = memory.new_recording(whole_prompt=True)
         weighed = weighing() if kwargs.get("output_attentions") else contextlib.nullcontext()
         with (
             weighed,

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from emt.citations.sentences import passages_of
+from emt.citations.sentences import sentences_of
 from emt.passage import Passage
 from emt.routing.evidence import Window
 from memory_backends import StoredDocument
@@ -127,7 +127,7 @@ def _bounds(document: StoredDocument, peaks: Sequence[int], num_rows: int) -> In
     found = [0, total]
     for low, high in spans:
         first, stop = int(tokens[low]), int(tokens[high - 1]) + 1
-        ends = passages_of(document, first, stop)[:, 1]
+        ends = sentences_of(document, first, stop)[:, 1]
         found += [low, *np.searchsorted(tokens, ends).tolist()]
     return np.unique(found)
 

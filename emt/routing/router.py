@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from emt.model.attached import living
+from emt.model.chat import prompt_ids
 from emt.model.positions import Angles
 from emt.model.rope import Unrotation
 from emt.passage import Passage, Routed, RoutedPassage, are_among
@@ -21,7 +22,7 @@ from emt.routing.choosing import fused, passages_around, without_gaps
 from emt.routing.evidence import Hits, Window, windows_of
 from emt.routing.head_profile import HeadProfile
 from emt.routing.queries import unit_queries
-from emt.routing.question import prompt_ids, question_of
+from emt.routing.question import question_of
 from emt.routing.relevance import PROBES, Relevance, best_by_chance, measured, runs_of
 from emt.routing.words import Words
 from memory_backends import MemoryBackend, Scope, StoredDocument
