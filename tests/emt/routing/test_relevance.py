@@ -13,9 +13,9 @@ from tokenizers import Regex, normalizers
 
 from emt import detach
 from emt.errors import MemoryUseError
+from emt.model.chat import prompt_ids
 from emt.routing.evidence import Hits, windows_of
 from emt.routing.known_relevance import RELEVANCE, KnownRelevance
-from emt.model.chat import prompt_ids
 from emt.routing.relevance import PROBES, Relevance, best_by_chance, measured, runs_of
 from emt.routing.router import Router
 from memory_backends import ManualBackend
