@@ -62,7 +62,7 @@ def batch_rows(
     return rows
 
 
-def attended(
+def sum_mass(
     steps: Sequence[Step],
     rows: Sequence[int],
     layers: Collection[int] | None,

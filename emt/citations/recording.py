@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from emt.citations.attended import attended, batch_rows
+from emt.citations.attended import batch_rows, sum_mass
 from emt.citations.citing import Citation, CitedDocuments, RowCitation, Sources
 from emt.errors import MemoryUseError
 from emt.passage import Passage, Recalled, Retrieved, Routed, Step
@@ -24,8 +24,8 @@ class Recording:
     query that chose the next token) unless whole prompts are recorded. A step that was redone for
     the setting `uncertainty` is there once, as it was redone.
 
-    Rows of recalled passages are there as if each query had retrieved them, in the order they were
-    put, after those that it did retrieve; all heads and queries have the same.
+    Rows of recalled passages are recorded as if each query had retrieved them, after those that it
+    did retrieve, in their order in the prompt; all heads and queries have the same.
 
     Args:
         sources: where citations look up the text of rows.
@@ -103,7 +103,8 @@ class Recording:
     ) -> list[Citation]:
         """Rank what carried most memory attention when the tokens of a text were chosen.
 
-        The recording must be of one `generate` call. What was removed since is left out.
+        The recording must be of one `generate` call. The query that chose a token counts, even if
+        whole prompts are recorded. What was removed since is left out.
 
         Args:
             by: rank the sentences of all documents, or the passages that were recalled.
@@ -160,8 +161,8 @@ class Recording:
                 raise MemoryUseError(f"{name} must be at least 0; got {number}.")
         steps = self._steps[:num_tokens]
         rows = batch_rows(steps, sequence, beam_indices)
-        rows_attended = attended(steps, rows, layers, self._sources.content_layers)
-        return CitedDocuments(rows_attended, self._sources), rows
+        attended = sum_mass(steps, rows, layers, self._sources.content_layers)
+        return CitedDocuments(attended, self._sources), rows
 
     def _recalled_for(self, rows: Iterable[int]) -> list[Recalled]:
         """Return the passages that some rows of the batch were given, each once.
