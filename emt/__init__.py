@@ -2,10 +2,22 @@
 
 from emt.attach import attach, detach
 from emt.attention.softmax import memory_attention
-from emt.citations.passages import cite_passages
+from emt.citations.citing import Citation, RowCitation
+from emt.citations.recording import Recording
 from emt.config import MemoryConfig
+from emt.errors import (
+    ConfigError,
+    CorpusError,
+    DocumentError,
+    EMTError,
+    IndexFactoryError,
+    MemoryMismatchError,
+    MemoryUseError,
+    StoreError,
+    UnsupportedModelError,
+)
 from emt.memory.memory import Memory
-from emt.passage import Passage, RoutedPassage
+from emt.passage import Passage, Routed, RoutedPassage
 from emt.published import (
     ExtendedLlamaForCausalLM,
     ExtendedMindForCausalLM,
@@ -15,17 +27,29 @@ from emt.routing.head_profile import HeadProfile
 from memory_backends import MemoryBackend
 
 __all__ = [
+    "Citation",
+    "ConfigError",
+    "CorpusError",
+    "DocumentError",
+    "EMTError",
     "ExtendedLlamaForCausalLM",
     "ExtendedMindForCausalLM",
     "ExtendedMptForCausalLM",
     "HeadProfile",
+    "IndexFactoryError",
     "Memory",
     "MemoryBackend",
     "MemoryConfig",
+    "MemoryMismatchError",
+    "MemoryUseError",
     "Passage",
+    "Recording",
+    "Routed",
     "RoutedPassage",
+    "RowCitation",
+    "StoreError",
+    "UnsupportedModelError",
     "attach",
-    "cite_passages",
     "detach",
     "memory_attention",
 ]

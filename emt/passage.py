@@ -107,6 +107,9 @@ class Retrieved:
         return Retrieved(self.layer_idx, self.ids[row], self.scores[row], self.weights[row])
 
 
+Step = dict[int, Retrieved]  # layer -> what its queries retrieved in one forward
+
+
 def are_among(ids: Int64Array, there: Int64Array) -> npt.NDArray[np.bool_]:
     """Tell which ids (n,) are among others, ascending: there may be millions of those."""
     if not len(there):

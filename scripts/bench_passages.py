@@ -23,8 +23,8 @@ from experiments.items import load_items
 from experiments.retrieval.conditions import text_of
 
 import emt
+from emt.model.chat import prompt_ids
 from emt.model.loading import DEFAULT_MODEL
-from emt.routing.question import prompt_ids
 
 _QUESTIONS = Path("configs/experiments/data/counterfactual.jsonl")
 

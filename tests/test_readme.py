@@ -27,7 +27,7 @@ def test_the_python_runs_from_top_to_bottom(
     for block in blocks[:3]:
         exec(block, names)
     assert (tmp_path / "memories" / "catalog.sqlite").is_file()
-    assert {citation.document for citation in names["found"]} == {"grothendieck.txt"}
+    assert {citation.document for citation in names["citations"]} == {"grothendieck.txt"}
     ids = names["inputs"].input_ids
     assert torch.equal(names["output"][:, : ids.shape[1]], ids)
     assert names["output"].shape[1] > ids.shape[1]

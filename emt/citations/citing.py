@@ -1,38 +1,66 @@
-"""Retrieved rows to documents and quoted spans: which passage made the model say it.
+"""Attended rows to documents and quoted spans: which text made the model say it.
 
-A recording holds, for every generated token, layer and head, the rows that were attended and their
-share of the softmax. Summed over tokens, layers and heads, that share is a row's *mass*; the mass
-of a passage is that of its tokens. Attention sinks are left out: their mass says nothing about
-their content.
+The mass of a sentence or a passage is that of its rows. Attention sinks are left out, since their
+mass says nothing about their content, and so is what was removed since it was recorded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
-from emt.citations.recording import Recording, Step
-from emt.citations.sentences import passages_of
-from emt.errors import MemoryUseError
-from emt.memory.memory import Memory
-from emt.passage import Retrieved
-from memory_backends import StoredDocument
+from emt.citations.attended import Attended
+from emt.citations.sentences import sentences_of
+from emt.passage import Recalled
+from memory_backends import MemoryBackend, StoredDocument
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a recording looks up the text of its rows when it is asked for citations.
+
+    Attributes:
+        backend: returns the store of the memory.
+        layers: returns the layers that read memories, ascending.
+        tokenizer: decodes documents that were written as ids; None to quote nothing of these.
+    """
+
+    backend: Callable[[], MemoryBackend]
+    layers: Callable[[], Sequence[int]]
+    tokenizer: PreTrainedTokenizerBase | None
+
+    @property
+    def content_layers(self) -> Sequence[int]:
+        """The upper half of the layers that read memories, whose attention tells most.
+
+        Early layers attend to a few function words whatever is asked, and layers with a window to
+        what is near; in a sum over all layers these outweigh the others. Seen on SmolLM2 and
+        Gemma-3-270M.
+        """
+        layers = self.layers()
+        return layers[len(layers) // 2 :]
 
 
 @dataclass(frozen=True)
 class Citation:
-    """A passage that received memory attention.
+    """A sentence or a recalled passage, and the attention that a generated text gave it.
 
     Attributes:
         document: its name.
         start: first character in the document's text, or None if it was written as ids.
         end: the character after its last, or None.
-        text: the passage, exactly as in the document.
-        share: of all memory attention mass, attention sinks and removed documents left out; more
-            than 0, at most 1.
+        text: the quote, exactly as in the document, without spaces around it.
+        share: its part of all memory attention mass, 0 to 1; attention sinks and removed documents
+            are left out of both.
+        attention: its part of all attention in the layers that count, local tokens included; the
+            mean over the generated tokens.
+        token_attention: the same for each generated token.
+        score: how much the prompt was found to be about it, as `RoutedPassage.score`; None for a
+            sentence, and for a passage that the caller chose.
     """
 
     document: str
@@ -40,6 +68,9 @@ class Citation:
     end: int | None
     text: str
     share: float
+    attention: float
+    token_attention: tuple[float, ...]
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,8 +81,8 @@ class RowCitation:
         row: its id.
         document: its document's name.
         token: its index in the document's token ids.
-        share: of the memory attention mass of this generated token, attention sinks and removed
-            documents left out; more than 0, at most 1.
+        share: its part of the memory attention mass of this generated token, above 0, at most 1;
+            attention sinks and removed documents are left out.
     """
 
     row: int
@@ -60,225 +91,139 @@ class RowCitation:
     share: float
 
 
-def cite(
-    memory: Memory,
-    recording: Recording,
-    *,
-    sequence: int = 0,
-    num_tokens: int | None = None,
-    beam_indices: Sequence[int] | torch.Tensor | None = None,
-    layers: Collection[int] | None = None,
-    top: int = 5,
-) -> list[Citation]:
-    """Rank the passages that carried most memory attention for a generated text.
+@dataclass(frozen=True)
+class Span:
+    """Consecutive tokens of a document that may be cited.
 
-    What was removed between recording and citing is left out.
+    Attributes:
+        document: the document.
+        first: the first token.
+        stop: one after the last token.
+        pairs: (m,) int64, the pairs (generated token, row) that stand in it.
+        score: as in `Citation`.
+    """
+
+    document: StoredDocument
+    first: int
+    stop: int
+    pairs: np.ndarray
+    score: float | None = None
+
+
+class CitedDocuments:
+    """The documents that a sequence's tokens attended to: spans of them, ranked and quoted.
 
     Args:
-        memory: the memory that was recorded.
-        recording: of one `generate` call.
-        sequence: which row of the batch.
-        num_tokens: how many generated tokens to explain, from the first; all if None.
-        beam_indices: (T,) the batch row that each token came from, as `generate` returns them for
-            beams.
-        layers: whose attention counts; all if None. `content_layers` gives those that tell most.
-        top: how many passages to return at the most.
-
-    Returns:
-        Passages (sentences) with their shares, highest first; none if no memory was attended to.
-
-    Raises:
-        MemoryUseError: the recording has no such sequence, or a number is negative.
+        attended: the rows that were attended to.
+        sources: where their documents are.
     """
-    check_numbers(num_tokens, top)
-    ids, mass = mass_of(steps_of(recording, sequence, num_tokens, beam_indices, layers))
-    rows = _Rows(memory, ids)
-    mass = np.where(rows.is_content, mass, 0.0)
-    total = float(mass.sum())
-    citations = []
-    for document, mine in rows.documents:
-        mine = mine[mass[mine] > 0]
-        passages = passages_of(document)
-        at = np.searchsorted(passages[:, 0], rows.token[mine], side="right") - 1
-        for passage in np.unique(at):
-            share = float(mass[mine[at == passage]].sum()) / total
-            citations.append(_citation(memory, document, passages[passage], share))
-    return sorted(citations, key=lambda citation: -citation.share)[:top]
 
+    def __init__(self, attended: Attended, sources: Sources) -> None:
+        self._sources = sources
+        self._catalog = sources.backend().catalog
+        self._num_heads = np.maximum(attended.num_heads, 1)
+        self._recorded, at = np.unique(attended.rows, return_inverse=True)
+        owners = self._catalog.document_of_rows(self._recorded.tolist())
+        names = np.array([owners.get(row, "") for row in self._recorded.tolist()], dtype=object)
+        tokens = np.zeros(len(names), dtype=np.int64)
+        is_content = names != ""
+        documents = [self._catalog.document(name) for name in dict.fromkeys(owners.values())]
+        for document in documents:
+            places = np.flatnonzero(names == document.name)
+            rows = self._recorded[places] - document.first_row
+            tokens[places] = document.row_tokens[rows]
+            is_content[places] = ~np.isin(rows, document.sink_rows)
+        # from here on, pairs are those that count: of content, with some mass
+        counted = np.flatnonzero(is_content[at] & (attended.mass > 0))
+        self._generated, self._mass = attended.tokens[counted], attended.mass[counted]
+        self._rows, self._tokens = attended.rows[counted], tokens[at[counted]]
+        self._names = names[at[counted]]
+        self._documents = documents
 
-def cite_tokens(
-    memory: Memory,
-    recording: Recording,
-    *,
-    sequence: int = 0,
-    num_tokens: int | None = None,
-    beam_indices: Sequence[int] | torch.Tensor | None = None,
-    layers: Collection[int] | None = None,
-    top: int = 3,
-) -> list[list[RowCitation]]:
-    """Rank, for every generated token, the rows that carried most of its memory attention.
+    def sentences(self) -> list[Span]:
+        """Return the sentences that were attended to."""
+        spans = []
+        for document in self._documents:
+            pairs = np.flatnonzero(self._names == document.name)
+            sentences = sentences_of(document)
+            at = np.searchsorted(sentences[:, 0], self._tokens[pairs], side="right") - 1
+            order = np.argsort(at, kind="stable")
+            numbers, starts = np.unique(at[order], return_index=True)
+            for number, part in zip(numbers, np.split(pairs[order], starts[1:]), strict=False):
+                first, stop = sentences[number].tolist()
+                spans.append(Span(document, first, stop, part))
+        return spans
 
-    Args:
-        memory: as in `cite`.
-        recording: as in `cite`.
-        sequence: as in `cite`.
-        num_tokens: as in `cite`.
-        beam_indices: as in `cite`.
-        layers: as in `cite`.
-        top: how many rows for each token, at the most.
+    def passages(self, recalled: Iterable[Recalled]) -> list[Span]:
+        """Return those of the recalled passages whose rows are still there."""
+        spans = []
+        for each in recalled:
+            name, first, last = each.passage.document, each.passage.first, each.passage.stop - 1
+            if not self._catalog.has_document(name):
+                continue
+            document = self._catalog.document(name)
+            first_row, last_row = document.first_row + first, document.first_row + last
+            if first_row not in self._recorded:  # another document has the name now
+                continue
+            pairs = np.flatnonzero((self._rows >= first_row) & (self._rows <= last_row))
+            start, end = document.row_tokens[[first, last]].tolist()
+            spans.append(Span(document, start, end + 1, pairs, each.score))
+        return spans
 
-    Raises:
-        MemoryUseError: as `cite`.
-    """
-    check_numbers(num_tokens, top)
-    steps = steps_of(recording, sequence, num_tokens, beam_indices, layers)
-    all_ids, _ = mass_of(steps)
-    rows = _Rows(memory, all_ids)
-    explained = []
-    for step in steps:
-        ids, mass = mass_of([step])
-        at = np.searchsorted(all_ids, ids)
-        mass = np.where(rows.is_content[at], mass, 0.0)
-        best = np.argsort(-mass, kind="stable")[:top]
-        explained.append(
-            [
-                RowCitation(
-                    row=int(ids[row]),
-                    document=str(rows.owner[at[row]]),
-                    token=int(rows.token[at[row]]),
-                    share=float(mass[row] / mass.sum()),
-                )
-                for row in best
-                if mass[row] > 0
-            ]
+    def cite(self, spans: Iterable[Span], top: int | None) -> list[Citation]:
+        """Return citations of the spans with most mass, highest first."""
+        total = float(self._mass.sum()) or 1.0
+        masses = [(float(self._mass[span.pairs].sum()), span) for span in spans]
+        masses.sort(key=lambda pair: -pair[0])
+        return [self._citation(span, mass / total) for mass, span in masses[:top]]
+
+    def cite_rows(self, top: int | None) -> list[list[RowCitation]]:
+        """Return, for each generated token, the rows with most mass, highest first."""
+        num_tokens = len(self._num_heads)
+        bounds = np.searchsorted(self._generated, np.arange(num_tokens + 1)).tolist()
+        cited = []
+        for start, stop in itertools.pairwise(bounds):
+            mass = self._mass[start:stop]
+            best = np.argsort(-mass, kind="stable")[:top] + start
+            cited.append([self._row_citation(pair, float(mass.sum())) for pair in best.tolist()])
+        return cited
+
+    def _citation(self, span: Span, share: float) -> Citation:
+        mass = np.bincount(
+            self._generated[span.pairs],
+            weights=self._mass[span.pairs],
+            minlength=len(self._num_heads),
         )
-    return explained
+        attention = mass / self._num_heads  # (T,)
+        quote = quoted(span.document, span.first, span.stop, self._sources.tokenizer)
+        return Citation(
+            span.document.name,
+            *quote,
+            share=share,
+            attention=float(attention.mean()),
+            token_attention=tuple(attention.tolist()),
+            score=span.score,
+        )
 
-
-def content_layers(memory: Memory) -> list[int]:
-    """Return the upper half of the layers that read memories: those that see the whole context.
-
-    Early layers attend to a few function words whatever is asked, and layers with a window to what
-    is near; in the sum over all layers these outweigh what others attend to for its content. Seen
-    on SmolLM2 and Gemma-3-270M.
-    """
-    return memory.layers[len(memory.layers) // 2 :]
-
-
-def check_numbers(num_tokens: int | None, top: int) -> None:
-    """Refuse negative numbers.
-
-    Raises:
-        MemoryUseError: naming the one.
-    """
-    for name, number in (("num_tokens", num_tokens), ("top", top)):
-        if number is not None and number < 0:
-            raise MemoryUseError(f"{name} must be at least 0; got {number}.")
-
-
-def steps_of(
-    recording: Recording,
-    sequence: int,
-    num_tokens: int | None,
-    beam_indices: Sequence[int] | torch.Tensor | None,
-    layers: Collection[int] | None,
-) -> list[Step]:
-    """Return the recorded steps, cut down to the layers and the sequence's row: (H, Q, k).
-
-    The arguments are those of `cite`.
-
-    Raises:
-        MemoryUseError: as `cite`.
-    """
-    steps = list(recording)[:num_tokens]
-    if beam_indices is None:
-        rows = [sequence] * len(steps)
-    else:
-        rows = [int(row) for row in beam_indices if int(row) >= 0]
-    if steps:
-        batch = min(next(iter(step.values())).ids.shape[0] for step in steps)
-        wrong = [row for row in rows if not 0 <= row < batch]
-        if wrong:
-            name = "sequence" if beam_indices is None else "beam_indices"
-            raise MemoryUseError(
-                f"{name} must be 0 to {batch - 1}, the recorded batch; got {wrong[0]}. "
-                "For beams, pass one row of the beam_indices that generate() returns."
-            )
-    return [
-        {
-            layer: retrieved.of_sequence(row)
-            for layer, retrieved in step.items()
-            if layers is None or layer in layers
-        }
-        for step, row in zip(steps, rows, strict=False)
-    ]
-
-
-def mass_of(steps: Iterable[Step]) -> tuple[np.ndarray, np.ndarray]:
-    """Sum the softmax shares of each row over tokens, layers and heads.
-
-    Args:
-        steps: of one sequence, as `steps_of` returns them.
-
-    Returns:
-        (n,) int64 row ids, ascending, and (n,) float64, their mass.
-    """
-    parts = [_part(retrieved) for step in steps for retrieved in step.values()]
-    if not parts:
-        return np.empty(0, dtype=np.int64), np.empty(0)
-    ids = np.concatenate([part[0] for part in parts])
-    weights = np.concatenate([part[1] for part in parts])
-    unique, inverse = np.unique(ids[ids >= 0], return_inverse=True)
-    return unique, np.bincount(inverse, weights=weights[ids >= 0], minlength=len(unique))
-
-
-def _part(retrieved: Retrieved) -> tuple[np.ndarray, np.ndarray]:
-    """Return row ids, in which some may come twice, and what they got."""
-    ids, weights = retrieved.ids, retrieved.weights  # (H, Q, k)
-    if ids.stride()[:2] == (0, 0):  # recalled: the same rows for all heads and queries
-        return ids[0, 0].numpy(), weights.sum((0, 1), dtype=torch.float64).numpy()
-    return ids.numpy().ravel(), weights.numpy().ravel()
-
-
-class _Rows:
-    """Where rows come from: `owner`, `token`, and `is_content` (still there, and no sink).
-
-    `documents` has each document with the positions of its rows.
-    """
-
-    def __init__(self, memory: Memory, ids: np.ndarray) -> None:
-        catalog = memory.backend.catalog
-        owners = catalog.document_of_rows(ids.tolist())
-        self.owner = np.array([owners.get(row, "") for row in ids.tolist()], dtype=object)
-        self.token = np.zeros(len(ids), dtype=np.int64)
-        self.is_content = self.owner != ""
-        self.documents: list[tuple[StoredDocument, np.ndarray]] = []
-        for name in dict.fromkeys(owners.values()):
-            document = catalog.document(name)
-            mine = np.flatnonzero(self.owner == name)
-            at = ids[mine] - document.first_row
-            self.token[mine] = document.row_tokens[at]
-            self.is_content[mine] = ~np.isin(at, document.sink_rows)
-            self.documents.append((document, mine))
-
-
-def _citation(
-    memory: Memory, document: StoredDocument, passage: np.ndarray, share: float
-) -> Citation:
-    start, end, text = quoted(memory, document, int(passage[0]), int(passage[1]))
-    return Citation(document.name, start, end, text, share)
+    def _row_citation(self, pair: int, total: float) -> RowCitation:
+        return RowCitation(
+            row=int(self._rows[pair]),
+            document=str(self._names[pair]),
+            token=int(self._tokens[pair]),
+            share=float(self._mass[pair]) / total,
+        )
 
 
 def quoted(
-    memory: Memory, document: StoredDocument, first: int, stop: int
+    document: StoredDocument, first: int, stop: int, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[int | None, int | None, str]:
     """Quote tokens of a document.
 
     Args:
-        memory: whose tokenizer decodes what was written as ids.
         document: the document.
         first: the first token.
         stop: one after the last token.
+        tokenizer: decodes a document that was written as ids.
 
     Returns:
         The first character and the one after the last, None for a document of ids, and the text,
@@ -286,8 +231,7 @@ def quoted(
     """
     if document.text is None or document.offsets is None:
         ids = document.token_ids[first:stop].tolist()
-        text = "" if memory.tokenizer is None else str(memory.tokenizer.decode(ids))
-        return None, None, text
+        return None, None, "" if tokenizer is None else str(tokenizer.decode(ids))
     spans = document.offsets[first:stop]
     spans = spans[spans[:, 1] > spans[:, 0]]  # without special tokens
     start, end = int(spans[:, 0].min(initial=len(document.text))), int(spans[:, 1].max(initial=0))

@@ -1,4 +1,4 @@
-"""Documents to passages: the sentences or lines that a citation quotes."""
+"""Documents to sentences: what a citation quotes, and where a passage may end."""
 
 from __future__ import annotations
 
@@ -15,33 +15,36 @@ _SENTENCE_END = re.compile(
     r"|\n+"
 )
 _LOOK_BACK = 1000  # characters in which a sentence's end is looked for
-_MAX_PASSAGE = 400  # characters; a longer sentence is cut at a space
-_TOKENS_PER_PASSAGE = 32  # of documents that were written as ids
+_MAX_SENTENCE = 400  # characters; a longer sentence is cut at a space
+_TOKENS_PER_SENTENCE = 32  # of documents that were written as ids
 
 
-def passages_of(document: StoredDocument, first: int = 0, stop: int | None = None) -> np.ndarray:
-    """Return (first token, stop token) of each passage of a document, in order: (P, 2).
+def sentences_of(document: StoredDocument, first: int = 0, stop: int | None = None) -> np.ndarray:
+    """Return (first token, stop token) of each sentence of a document, in order: (n, 2) int64.
+
+    A line's end ends a sentence, too; a long sentence is cut at a space; of a document that was
+    written as ids, runs of 32 tokens are its sentences.
 
     Args:
         document: the document.
-        first: the first token to look at; a passage that it is in the middle of begins with it.
+        first: the first token to look at; a sentence that it is in the middle of begins with it.
         stop: one after the last token to look at, likewise; None for the document's last.
     """
     stop = len(document.token_ids) if stop is None else stop
     if document.text is None or document.offsets is None:
-        begin = -(-first // _TOKENS_PER_PASSAGE) * _TOKENS_PER_PASSAGE
-        starts = np.arange(begin, stop, _TOKENS_PER_PASSAGE)
+        begin = -(-first // _TOKENS_PER_SENTENCE) * _TOKENS_PER_SENTENCE
+        starts = np.arange(begin, stop, _TOKENS_PER_SENTENCE)
         starts = starts if begin == first else np.append(first, starts)
     else:
         spans = document.offsets[first:stop]
-        ends = np.array(_passage_ends(document.text, *_characters(spans, document.text)))
-        # A token belongs to the passage that its last character is in; a special token, which
+        ends = np.array(_sentence_ends(document.text, *_characters(spans, document.text)))
+        # A token belongs to the sentence that its last character is in; a special token, which
         # stands nowhere in the text, to that of the token before it.
-        passage = np.searchsorted(ends, spans[:, 1], side="left")
+        sentence = np.searchsorted(ends, spans[:, 1], side="left")
         stands = spans[:, 1] > spans[:, 0]
-        passage = np.where(stands, passage, passage[stands].min(initial=len(ends)))
-        passage = np.maximum.accumulate(passage)
-        starts = first + np.flatnonzero(np.diff(passage, prepend=-1))
+        sentence = np.where(stands, sentence, sentence[stands].min(initial=len(ends)))
+        sentence = np.maximum.accumulate(sentence)
+        starts = first + np.flatnonzero(np.diff(sentence, prepend=-1))
     return np.stack([starts, np.append(starts[1:], stop)], axis=1)
 
 
@@ -49,12 +52,12 @@ def _characters(spans: np.ndarray, text: str) -> tuple[int, int]:
     """Return where to begin and to end with finding sentences, for tokens at some places of a text.
 
     What is too long is cut at the same spaces as in the whole text: it begins with the end of the
-    sentence before these tokens, and sees more than a passage behind them.
+    sentence before these tokens, and sees more than a sentence behind them.
     """
     stands = spans[spans[:, 1] > spans[:, 0]]
     if not len(stands):
         return 0, 0
-    low, high = int(stands[0, 0]), min(int(stands[-1, 1]) + _MAX_PASSAGE + 1, len(text))
+    low, high = int(stands[0, 0]), min(int(stands[-1, 1]) + _MAX_SENTENCE + 1, len(text))
     back = _LOOK_BACK
     while (begin := max(low - back, 0)) > 0:
         ends = [match.end() for match in _SENTENCE_END.finditer(text, begin, low)]
@@ -64,14 +67,14 @@ def _characters(spans: np.ndarray, text: str) -> tuple[int, int]:
     return 0, high
 
 
-def _passage_ends(text: str, start: int, final: int) -> list[int]:
-    """Return where passages end: at sentences, lines, or a space in what is too long.
+def _sentence_ends(text: str, start: int, final: int) -> list[int]:
+    """Return where sentences end: at a mark, at a line's end, or at a space in what is too long.
 
-    No passage is blank: blank lines belong to what stands before them.
+    No sentence is blank: blank lines belong to what stands before them.
 
     Args:
         text: the text.
-        start: where the first passage begins.
+        start: where the first sentence begins.
         final: where the last one ends.
     """
     ends: list[int] = []
@@ -83,13 +86,13 @@ def _passage_ends(text: str, start: int, final: int) -> list[int]:
         elif ends:
             ends[-1] = stop
         else:
-            return  # before the first passage, and so part of it
+            return  # before the first sentence, and so part of it
         start = stop
 
     for stop in [*(match.end() for match in _SENTENCE_END.finditer(text, start, final)), final]:
-        while stop - start > _MAX_PASSAGE:
+        while stop - start > _MAX_SENTENCE:
             before = start
-            end_at(_cut(text, start, start + _MAX_PASSAGE))
+            end_at(_cut(text, start, start + _MAX_SENTENCE))
             if start == before:  # hundreds of spaces before the first word
                 break
         if stop > start:
@@ -98,7 +101,7 @@ def _passage_ends(text: str, start: int, final: int) -> list[int]:
 
 
 def _cut(text: str, start: int, stop: int) -> int:
-    """Return where to cut a long passage: after its last space, or between two characters."""
+    """Return where to cut a long sentence: after its last space, or between two characters."""
     space = text.rfind(" ", start + 1, stop)
     if space > start:
         return space + 1

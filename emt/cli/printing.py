@@ -1,4 +1,4 @@
-"""Numbers in words, and JSON."""
+"""Numbers and indexes in words, and JSON."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def bytes_used(folder: Path) -> int:
     used = 0
     for path in folder.rglob("*"):
         try:
-            found = path.stat()
+            status = path.stat()
         except FileNotFoundError:  # another process writes
             continue
         if path.is_file():
-            used += found.st_blocks * 512 if hasattr(found, "st_blocks") else found.st_size
+            used += status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size
     return used
 
 
@@ -44,3 +44,16 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def index_in_words(index: dict[str, Any]) -> str:
+    """Describe an index: its factory, and what it was measured to find."""
+    if not index:
+        return "none yet"
+    words = f"{index['factory']} over {count(index['num_rows'], 'row')}"
+    if "recall" in index:
+        words += (
+            f", finds {index['recall']:.1%} of the nearest 10 rows, which get "
+            f"{index['attention']:.1%} of their attention, in {index['scanned']:.1%} of the rows"
+        )
+    return words

@@ -1,4 +1,4 @@
-"""What the subcommands start from: a store's path, and a model with its memory."""
+"""What subcommands start from: the path of a store, and a model with its memory."""
 
 from __future__ import annotations
 
@@ -21,28 +21,37 @@ from memory_backends.store.directory import check_directory, has_no_store
 
 
 class Session:
-    """A model, its tokenizer and its memory over a store, from command-line options."""
+    """A model with its memory over a store, from command-line options.
+
+    Args:
+        options: with `store`, `model` and `config`.
+        writing: make the store if there is none.
+
+    Attributes:
+        is_new: whether there was no store.
+        config: the settings of the memory.
+        source: the folder, hub name or file of the model.
+        model: the model.
+        memory: its memory, attached.
+    """
 
     def __init__(self, options: argparse.Namespace, *, writing: bool) -> None:
         store = Path(options.store) if writing else existing(options.store)
         self.is_new = writing and _is_free(store)
         settings: dict[str, Any] = {}
-        self.source = options.model
+        source = options.model
         if not self.is_new:
             with contextlib.closing(Catalog.open(store)) as catalog:
                 settings = catalog.setting("config") or {}
-                self.source = self.source or catalog.setting("model")
+                source = source or catalog.setting("model")
         defaults = {"memory_type": "vector_db", **settings}  # a store outlives the process
         if options.config is not None:
             config = MemoryConfig.from_yaml(options.config, defaults=defaults)
         else:
             config = MemoryConfig.from_dict(defaults)
         self.config = config.replace(path=str(store))
-        self._load()
-
-    def _load(self) -> None:
         with quiet():
-            loaded = load(self.source or DEFAULT_MODEL)
+            loaded = load(source or DEFAULT_MODEL)
         self.source = loaded.source
         self.model = loaded.model
         self.memory = attach(loaded.model, self.config, tokenizer=loaded.tokenizer)

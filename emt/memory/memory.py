@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from emt.calls import overrides_of
+from emt.citations.citing import Sources
 from emt.citations.recording import Recording
 from emt.config import MemoryConfig
 from emt.errors import ConfigError, DocumentError, MemoryUseError, StoreError
@@ -370,12 +371,17 @@ class Memory:
         Args:
             whole_prompt: record all queries of a prompt, not only the last, which chooses a token.
         """
-        recording = Recording(whole_prompt=whole_prompt)
+        recording = self.new_recording(whole_prompt=whole_prompt)
         self._recordings.append(recording)
         try:
             yield recording
         finally:
             self._recordings.remove(recording)
+
+    def new_recording(self, *, whole_prompt: bool = False) -> Recording:
+        """Return an empty recording that cites this memory's documents."""
+        sources = Sources(lambda: self.backend, lambda: self.layers, self.tokenizer)
+        return Recording(sources, whole_prompt=whole_prompt)
 
     @contextlib.contextmanager
     def recalling(

@@ -14,10 +14,11 @@ import numpy as np
 from torch import Tensor
 
 from emt.model.attached import AttachedModel
+from emt.model.chat import prompt_ids
 from emt.profiles.examples import Example
 from emt.routing.evidence import Hits, best_windows
 from emt.routing.queries import unit_queries
-from emt.routing.question import prompt_ids, question_of
+from emt.routing.question import question_of
 from emt.routing.router import TOPK
 from memory_backends import Rows
 

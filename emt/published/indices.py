@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from emt.citations.recording import Step
+from emt.passage import Step
 from memory_backends import StoredDocument
 
 LayerIndices = tuple[Tensor | None, ...]

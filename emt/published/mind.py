@@ -18,11 +18,12 @@ from transformers.utils.generic import ModelOutput
 
 from emt.attach import attach, check_attention, generating, memory_of
 from emt.calls import overrides_of, overriding
-from emt.citations.recording import Recording, Step
+from emt.citations.recording import Recording
 from emt.errors import ConfigError
 from emt.ingest.documents import Source, to_document
 from emt.memory.memory import Memory
 from emt.model.hook import is_watched
+from emt.passage import Step
 from emt.published.indices import LayerIndices, memory_indices
 from emt.published.settings import absolute, memory_config
 from memory_backends import StoredDocument
@@ -206,7 +207,7 @@ class ExtendedMind(PreTrainedModel):
             output_retrieved_memory_idx: return which memories were retrieved; needs
                 `return_dict_in_generate`. Then `attentions` of the output has for each forward a
                 pair: attention weights or None, and what `memory_indices` gives; and `recording`
-                is what `emt.citations.citing` takes.
+                has the citations.
 
         Raises:
             ConfigError: `topk` is not a whole number, indices are asked for without a dict, or
@@ -222,7 +223,7 @@ class ExtendedMind(PreTrainedModel):
             overridden = _overriding(memory, topk, use_external_mind, (), uncertainty)
             with overridden, generating(self, kwargs):
                 return cast(Any, super()).generate(*args, **kwargs)
-        recording, whole = Recording(), Recording(whole_prompt=True)
+        recording, whole = memory.new_recording(), memory.new_recording(whole_prompt=True)
         with _overriding(memory, topk, use_external_mind, (recording, whole), uncertainty):
             if memory.new_turn().config.uncertainty is not None:
                 raise ConfigError(
@@ -251,13 +252,15 @@ class ExtendedMind(PreTrainedModel):
         **kwargs: Any,
     ) -> Any:
         """Run the stock forward with memories; the options are those of `generate`."""
-        if is_watched():  # a family whose decoder is the whole model (Llama 4) is read by `attach`
+        if is_watched():  # a decoder that is the whole model is read by `attach`
             return stock(self, *args, **kwargs)
         # Within `generate` the memory is made, and cannot be written to.
         memory = self.memory
         memory = memory if overrides_of(memory).generation is not None else self._remember()
         check_attention(self)
-        recordings = [Recording(whole_prompt=True)] if output_retrieved_memory_idx else []
+        recordings = (
+            [memory.new_recording(whole_prompt=True)] if output_retrieved_memory_idx else []
+        )
         needs_weights = bool(kwargs.get("output_attentions"))
         with _overriding(memory, topk, use_external_mind, recordings, needs_weights=needs_weights):
             outputs = stock(self, *args, **kwargs)

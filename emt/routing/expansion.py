@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from emt.citations.sentences import passages_of
+from emt.citations.sentences import sentences_of
 from emt.passage import Passage
 from memory_backends import StoredDocument
 from memory_backends.layout import Int64Array
@@ -179,6 +179,6 @@ def _sentence_bounds(document: StoredDocument, rows: Sequence[int], num_rows: in
     bounds = [0, total]
     for low, high in spans:
         first, stop = int(tokens[low]), int(tokens[high - 1]) + 1
-        ends = passages_of(document, first, stop)[:, 1]
+        ends = sentences_of(document, first, stop)[:, 1]
         bounds += [low, *np.searchsorted(tokens, ends).tolist()]
     return np.unique(bounds)

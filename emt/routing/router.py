@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from emt.config import MemoryConfig
 from emt.model.attached import AttachedModel
+from emt.model.chat import prompt_ids
 from emt.model.references import alive
 from emt.passage import Routed
 from emt.routing.choosing import Budget, choose_passages
@@ -21,7 +22,7 @@ from emt.routing.fusion import fuse_rankings
 from emt.routing.head_profile import HeadProfile
 from emt.routing.probes import PROBES
 from emt.routing.queries import unit_queries
-from emt.routing.question import prompt_ids, question_of
+from emt.routing.question import question_of
 from emt.routing.relevance import Relevance, measure_relevance
 from emt.routing.words import WordIndex
 from memory_backends import MemoryBackend, Scope

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from emt import MemoryConfig, attach
-from emt.answer import generate
+from emt.answer import answer
 from emt.cli import quiet
 from emt.model.loading import load
 from memory_backends.catalog import Catalog
@@ -34,22 +34,23 @@ def main() -> None:
     cited = 0
     for question in questions:
         print(f"\n{question['prompt']} ...")
-        for use_memory in (False, True):
-            answer = generate(
+        for enabled in (False, True):
+            answered = answer(
                 loaded.model,
                 memory,
                 question["prompt"],
                 chat=False,
                 max_new_tokens=MAX_NEW_TOKENS,
-                use_memory=use_memory,
+                enabled=enabled,
             )
-            is_right = question["answer"].lower() in answer.text.lower()
-            right[use_memory] += is_right
-            label = "with memory   " if use_memory else "without memory"
-            print(f"   {label}  {'✓' if is_right else '✗'}  ... {' '.join(answer.text.split())}")
-        for citation in answer.citations[:CITATIONS]:
+            is_right = question["answer"].lower() in answered.text.lower()
+            right[enabled] += is_right
+            label = "with memory   " if enabled else "without memory"
+            print(f"   {label}  {'✓' if is_right else '✗'}  ... {' '.join(answered.text.split())}")
+        citations = answered.citations[:CITATIONS]
+        for citation in citations:
             print(f"   cited {citation.share:5.1%}  {citation.document}: {citation.text}")
-        cited += any(question["fact"] in citation.text for citation in answer.citations[:CITATIONS])
+        cited += any(question["fact"] in citation.text for citation in citations)
     total = len(questions)
     print(
         f"\nright without memory: {right[False]} of {total}; with memory: {right[True]} of {total}"

@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,23 +43,62 @@ class _Screen(io.StringIO):
 def emt(*arguments, code=0, terminal=False):
     """Run a command in this process and expect an exit code."""
     out, err = io.StringIO(), _Screen() if terminal else io.StringIO()
-    found = 0
+    exit_code = 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             main([str(argument) for argument in arguments])
         except SystemExit as end:
-            found = end.code
-    done = Done(found, out.getvalue(), err.getvalue())
+            exit_code = end.code
+    done = Done(exit_code, out.getvalue(), err.getvalue())
     assert done.code == code, done
     return done
 
 
-def emt_process(*arguments, code=0, **environment):
-    """Run a command in a new process and expect an exit code."""
+def emt_json(*arguments):
+    """Run a command that prints one object on one line, and return that."""
+    done = emt(*arguments, "--json")
+    assert done.out.count("\n") == 1
+    return json.loads(done.out)
+
+
+def refused(*arguments, message):
+    """Run a command; expect exit code 2, nothing but one line on stderr, and a pattern in it."""
+    done = emt(*arguments, code=2)
+    assert done.out == ""
+    lines = done.err.splitlines()
+    if re.match(r"\d+ documents?, ", lines[0]):  # the estimate
+        del lines[0]
+    assert len(lines) == 1, done.err
+    assert re.match(f"emt: .*{message}", lines[0]), lines[0]
+
+
+def contents(folder):
+    """Return what is in a folder, without locks."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "write.lock"
+    }
+
+
+_ONE_BY_ONE = """
+import json, runpy, sys
+for sys.argv[1:] in json.loads(sys.argv[1]):
+    runpy.run_module("emt", run_name="__main__")
+"""
+
+
+def emt_process(*commands, code=0):
+    """Run commands one by one in a new process, as `python -m emt`; expect its exit code."""
     done = subprocess.run(
-        [sys.executable, "-m", "emt", *map(str, arguments)],
+        [
+            sys.executable,
+            "-c",
+            _ONE_BY_ONE,
+            json.dumps([list(map(str, each)) for each in commands]),
+        ],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         encoding="utf-8",

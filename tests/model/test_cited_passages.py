@@ -2,8 +2,7 @@
 
 import pytest
 
-from emt import MemoryConfig, Passage, attach, cite_passages, detach
-from emt.citations.citing import cite, content_layers
+from emt import MemoryConfig, Passage, attach, detach
 from tests.model.test_gemma3 import DOCUMENTS, FACTS
 
 pytestmark = pytest.mark.model
@@ -28,9 +27,8 @@ def test_the_document_with_the_answer_gets_most_attention(smollm2):
             with memory.recalling(whole), memory.recording() as recording:
                 output = smollm2.model.generate(**ids, max_new_tokens=4, do_sample=False)
             is_right[answer] = answer in tokenizer.decode(output[0, ids.input_ids.shape[1] :])
-            layers = content_layers(memory)
-            cited[answer] = cite_passages(memory, recording)
-            quoted[answer] = cite(memory, recording, layers=layers, top=1)
+            cited[answer] = recording.citations("passage")
+            quoted[answer] = recording.citations(top=1)
     finally:
         detach(smollm2.model)
     assert sum(is_right.values()) >= 3, is_right

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emt.citations.recording import Recording
-from emt.citations.sentences import passages_of
+from emt.citations.sentences import sentences_of
 from memory_backends import StoredDocument
 
 Map = npt.NDArray[np.float64]  # (layers that read memories, query heads)
@@ -79,7 +79,7 @@ def tokens_of(document: StoredDocument, answer: str) -> npt.NDArray[np.int64]:
 
 def share_of_passages_with(document: StoredDocument, answer: str) -> float:
     """Return how often a passage taken at random has the answer: chance, for citations."""
-    passages = passages_of(document)
+    passages = sentences_of(document)
     said = tokens_of(document, answer)
     at = np.searchsorted(passages[:, 0], said, side="right") - 1
     return len(np.unique(at)) / len(passages)

@@ -20,7 +20,6 @@ from tqdm import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from emt.attach import attach, detach
-from emt.citations.citing import cite, content_layers
 from emt.errors import ConfigError
 from emt.model.loading import LoadedModel
 from experiments.interpretability.attention_mass import attention_mass, share_of_passages_with
@@ -111,7 +110,7 @@ class _Asking:
             layers = memory.layers
         document = memory.backend.catalog.document(_DOCUMENT)
         text = str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip()
-        cited = cite(memory, recording, layers=content_layers(memory), top=1)
+        cited = recording.citations(top=1)
         return {
             "item": item.id,
             "split": item.split,

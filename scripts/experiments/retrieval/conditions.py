@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from emt.citations.passages import cite_passages
 from emt.config import MemoryConfig
 from emt.errors import ConfigError
 from emt.memory.memory import Memory
@@ -207,7 +206,7 @@ class AskingWithPassages:
         """Answer once more, for a recording of this answer alone, and look at its citations."""
         with self._memory.recording() as recording:
             self._asking.respond(item)
-        cited = cite_passages(self._memory, recording)
+        cited = recording.citations("passage")
         return bool(cited) and is_right(cited[0].text, item.answer)
 
 

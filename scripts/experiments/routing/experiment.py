@@ -23,10 +23,10 @@ from emt.attach import attach, detach
 from emt.config import MemoryConfig
 from emt.errors import ConfigError
 from emt.memory.memory import Memory
+from emt.model.chat import prompt_ids
 from emt.model.loading import LoadedModel
 from emt.passage import Passage, Routed
 from emt.profiles.examples import Example, read_examples
-from emt.routing.question import prompt_ids
 from experiments.results import Results
 from experiments.routing.settings import RoutingSettings
 from memory_backends import StoredDocument

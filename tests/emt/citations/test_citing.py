@@ -1,4 +1,4 @@
-"""Citations of recordings made by hand, with known weights; of real ones, against plain loops."""
+"""Citations of sentences and rows: by hand, with known weights; of real runs, by plain loops."""
 
 import unicodedata
 from collections import defaultdict
@@ -6,53 +6,28 @@ from collections import defaultdict
 import torch
 import pytest
 
-from emt import MemoryConfig, attach
-from emt.citations.citing import cite, cite_tokens, content_layers
-from emt.citations.recording import Recording
 from emt.errors import MemoryUseError
 from emt.passage import Retrieved
-from tests.emt.bytes import BYTES_VOCAB_SIZE, byte_tokenizer
-from tests.emt.words import word_tokenizer
-from tests.families import build
+from tests.emt.bytes import byte_tokenizer
+from tests.emt.citations.recordings import (
+    ALL_LAYERS,
+    document_and_text,
+    one_step,
+    recorded,
+    remembering,
+)
 
 PARTS = ("ids", "scores", "weights")
 
 
-def remembering(documents, tokenizer=None, **settings):
-    """Attach a fresh model and write documents; token n of a text of words is row n - 1."""
-    tokenizer = tokenizer or word_tokenizer()
-    vocab_size = BYTES_VOCAB_SIZE if tokenizer.vocab_size == BYTES_VOCAB_SIZE else 97
-    model = build("llama", vocab_size=vocab_size)
-    memory = attach(model, MemoryConfig(**settings), tokenizer=tokenizer)
-    for name, source in documents.items():
-        memory.write(source, document=name)
-    return model, memory
-
-
-def recorded(*steps):
-    """Make a recording of steps {layer: (ids, weights)}, each (B, H, 1, k) nested lists."""
-    recording = Recording()
-    for step in steps:
-        for layer_idx, (ids, weights) in step.items():
-            ids, weights = torch.tensor(ids), torch.tensor(weights, dtype=torch.float32)
-            ids, weights = ids.view(*ids.shape[:2], 1, -1), weights.view(*ids.shape[:2], 1, -1)
-            recording.add(Retrieved(layer_idx, ids, torch.ones(ids.shape), weights))
-    return recording
-
-
-def one_step(weights):
-    """Make a recording of one token, layer and head from {row: weight}."""
-    return recorded({0: ([[list(weights)]], [[list(weights.values())]])})
-
-
-# -- by hand ------------------------------------------------------------------------------------
+# -- by hand; token n of a text of words is row n - 1 ---------------------------------------------
 
 
 def test_shares_of_known_weights():
     # the first four tokens are attention sinks: rows 0 to 2 after <bos>, and rows 8 to 11
     _, memory = remembering({"a": "w3 w4 w5 w6 w7 w8\nw9 w10", "b": [11, 12, 13, 14, 15, 16]})
-    assert memory.documents == ["a", "b"]
     recording = recorded(
+        memory,
         {
             0: ([[[4, 0], [6, 5]]], [[[0.1, 0.9], [0.2, 0.1]]]),
             2: ([[[13, 4], [-1, -1]]], [[[0.2, 0.1], [0.0, 0.0]]]),
@@ -64,15 +39,19 @@ def test_shares_of_known_weights():
     )
     # content: row 4: .1 + .1, 5: .1 + .05 + .05, 6: .2, 7: .3, 13: .2; row 12 weighs nothing;
     # rows 0, 8 and 9 are sinks
-    found = cite(memory, recording)
-    assert [(c.document, c.start, c.end, c.text) for c in found] == [
+    citations = recording.citations(layers=ALL_LAYERS)
+    assert document_and_text(citations) == [
         ("a", 18, 24, "w9 w10"),
         ("a", 0, 17, "w3 w4 w5 w6 w7 w8"),
         ("b", None, None, "w11 w12 w13 w14 w15 w16"),
     ]
-    assert [c.share for c in found] == pytest.approx([0.5 / 1.1, 0.4 / 1.1, 0.2 / 1.1])
-    assert sum(c.share for c in found) == pytest.approx(1)
-    rows = cite_tokens(memory, recording)
+    assert [c.share for c in citations] == pytest.approx([0.5 / 1.1, 0.4 / 1.1, 0.2 / 1.1])
+    per_token = [(0.2 / 4, 0.3 / 4), (0.3 / 4, 0.1 / 4), (0.2 / 4, 0.0)]  # 2 layers of 2 heads
+    for citation, expected in zip(citations, per_token, strict=True):
+        assert citation.token_attention == pytest.approx(expected)
+        assert citation.attention == pytest.approx(sum(expected) / 2)
+        assert citation.score is None
+    rows = recording.token_citations(layers=ALL_LAYERS)
     assert [[(r.row, r.document, r.token) for r in token] for token in rows] == [
         [(4, "a", 5), (6, "a", 7), (13, "b", 5)],
         [(7, "a", 8), (5, "a", 6)],
@@ -81,183 +60,206 @@ def test_shares_of_known_weights():
         pytest.approx([0.2 / 0.7, 0.2 / 0.7, 0.2 / 0.7]),
         pytest.approx([0.3 / 0.4, 0.1 / 0.4]),
     ]
-    assert len(cite(memory, recording, top=1)) == 1
-    assert [len(token) for token in cite_tokens(memory, recording, top=1)] == [1, 1]
-    assert cite(memory, recording, top=0) == []
+    for top, expected in ((0, 0), (1, 1), (None, 3)):
+        assert len(recording.citations(layers=ALL_LAYERS, top=top)) == expected
+    assert [len(token) for token in recording.token_citations(layers=ALL_LAYERS, top=1)] == [1, 1]
+
+
+def test_the_upper_half_of_the_layers_counts_unless_others_are_named():
+    _, memory = remembering({"a": list(range(10, 18)), "b": list(range(20, 28))})
+    weights = [[[0.2]]]
+    recording = recorded(
+        memory, {0: ([[[5]]], weights), 1: ([[[13]]], weights), 2: ([[[14]]], weights)}
+    )
+    (row,) = recording.citations()  # layers 1 and 2
+    assert (row.document, row.share, row.attention) == ("b", 1.0, pytest.approx(0.2))
+    (token,) = recording.token_citations()
+    assert [(row.row, row.share) for row in token] == [(13, 0.5), (14, 0.5)]
+    shares = {c.document: c.share for c in recording.citations(layers=ALL_LAYERS)}
+    assert shares == pytest.approx({"a": 1 / 3, "b": 2 / 3})
+    assert [(c.document, c.share) for c in recording.citations(layers=[0])] == [("a", 1.0)]
+    only_lower = recorded(memory, {0: ([[[5]]], weights)})  # so all that there are count
+    assert [c.document for c in only_lower.citations()] == ["a"]
+    assert only_lower.citations(layers=[1, 2]) == []
+
+
+def test_of_a_whole_prompt_the_last_query_counts():
+    _, memory = remembering({"a": list(range(10, 18)), "b": list(range(20, 28))})
+    recording = memory.new_recording(whole_prompt=True)
+    ids = torch.tensor([[[[5], [14]]]])  # (B, H, Q, k)
+    recording.add(Retrieved(2, ids, torch.ones(ids.shape), torch.full(ids.shape, 0.5)))
+    assert [(c.document, c.attention) for c in recording.citations()] == [("b", 0.5)]
+    assert [[r.row for r in token] for token in recording.token_citations()] == [[14]]
 
 
 def test_only_the_first_tokens_if_asked():
     _, memory = remembering({"a": "w3 w4 w5 w6 w7\nw8"})
-    recording = recorded(*({0: ([[[row]]], [[[0.5]]])} for row in (4, 5, 5)))
-    shares = {
-        num_tokens: [(c.text, c.share) for c in cite(memory, recording, num_tokens=num_tokens)]
-        for num_tokens in (0, 1, 2, 9)
-    }
+    recording = recorded(memory, *({2: ([[[row]]], [[[0.5]]])} for row in (4, 5, 5)))
     first, second = "w3 w4 w5 w6 w7", "w8"
-    assert shares[0] == []
-    assert shares[1] == [(first, 1)]
-    assert shares[2] == [(first, 0.5), (second, 0.5)]
-    assert shares[9] == [(second, pytest.approx(2 / 3)), (first, pytest.approx(1 / 3))]
-    assert len(cite_tokens(memory, recording, num_tokens=2)) == 2
+    for num_tokens, expected in {
+        0: [],
+        1: [(first, 1)],
+        2: [(first, 0.5), (second, 0.5)],
+        9: [(second, pytest.approx(2 / 3)), (first, pytest.approx(1 / 3))],
+    }.items():
+        citations = recording.citations(num_tokens=num_tokens)
+        assert [(c.text, c.share) for c in citations] == expected
+    assert len(recording.token_citations(num_tokens=2)) == 2
 
 
 @pytest.mark.parametrize(
-    "recording",
-    [
-        Recording(),
-        one_step({0: 0.5, 2: 0.2}),
-        one_step({4: 0.0, 5: 0.0}),
-        one_step({-1: 0.0}),
-    ],
+    "weights",
+    [None, {0: 0.5, 2: 0.2}, {4: 0.0, 5: 0.0}, {-1: 0.0}],
     ids=["nothing", "sinks", "masked", "no rows"],
 )
-def test_without_mass_there_is_nothing_to_cite(recording):
+def test_without_mass_there_is_nothing_to_cite(weights):
     _, memory = remembering({"a": "w3 w4 w5 w6 w7 w8"})
-    assert cite(memory, recording) == []
-    assert cite_tokens(memory, recording) == [[] for _ in recording]
+    recording = memory.new_recording() if weights is None else one_step(memory, weights)
+    assert recording.citations() == recording.citations("passage") == []
+    assert recording.token_citations() == [[] for _ in recording]
 
 
 def test_sequences_of_a_batch_and_beams():
     _, memory = remembering({"a": "w3 w4 w5 w6 w7\nw8\nw9"})
     recording = recorded(
-        {0: ([[[4]], [[5]], [[6]]], [[[0.5]]] * 3)},
-        {0: ([[[5]], [[6]], [[4]]], [[[0.5]]] * 3)},
+        memory,
+        {2: ([[[4]], [[5]], [[6]]], [[[0.5]]] * 3)},
+        {2: ([[[5]], [[6]], [[4]]], [[[0.5]]] * 3)},
     )
     lines = {4: "w3 w4 w5 w6 w7", 5: "w8", 6: "w9"}
     for sequence, rows in enumerate(([4, 5], [5, 6], [6, 4])):
-        found = cite(memory, recording, sequence=sequence)
-        assert {c.text for c in found} == {lines[row] for row in rows}
-        cited = cite_tokens(memory, recording, sequence=sequence)
-        assert [[r.row for r in token] for token in cited] == [[row] for row in rows]
+        citations = recording.citations(sequence=sequence)
+        assert {c.text for c in citations} == {lines[row] for row in rows}
+        tokens = recording.token_citations(sequence=sequence)
+        assert [[r.row for r in token] for token in tokens] == [[row] for row in rows]
     beams = torch.tensor([2, 0, -1, -1])
-    assert [r[0].row for r in cite_tokens(memory, recording, beam_indices=beams)] == [6, 5]
-    assert [r[0].row for r in cite_tokens(memory, recording, beam_indices=[2])] == [6]
+    assert [r[0].row for r in recording.token_citations(beam_indices=beams)] == [6, 5]
+    assert [r[0].row for r in recording.token_citations(beam_indices=[2])] == [6]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sequence": 1}, "sequence must be 0 to 0, the recorded batch; got 1"),
-        ({"sequence": -1}, "sequence must be 0 to 0, the recorded batch; got -1"),
-        ({"beam_indices": [3]}, "beam_indices must be 0 to 0, the recorded batch; got 3"),
-        ({"num_tokens": -1}, "num_tokens must be at least 0; got -1"),
-        ({"top": -1}, "top must be at least 0; got -1"),
+        ({"sequence": 1}, "^sequence .*0 to 0.* got 1"),
+        ({"sequence": -1}, "^sequence .*0 to 0.* got -1"),
+        ({"beam_indices": [3]}, "^beam_indices .*0 to 0.* got 3"),
+        ({"num_tokens": -1}, "^num_tokens .* at least 0; got -1"),
+        ({"top": -1}, "^top .* at least 0; got -1"),
     ],
 )
-@pytest.mark.parametrize("function", [cite, cite_tokens])
-def test_wrong_numbers_are_refused(function, options, message):
+def test_wrong_numbers_and_words_are_refused(options, message):
     _, memory = remembering({"a": "w3 w4 w5 w6 w7"})
-    with pytest.raises(MemoryUseError, match=message):
-        function(memory, one_step({4: 0.5}), **options)
+    recording = one_step(memory, {4: 0.5})
+    for call in (
+        lambda: recording.citations(**options),
+        lambda: recording.citations("passage", **options),
+        lambda: recording.token_citations(**options),
+    ):
+        with pytest.raises(MemoryUseError, match=message):
+            call()
+    with pytest.raises(MemoryUseError, match=r"^by must be .* got 'word'"):
+        recording.citations("word")
 
 
 def test_what_was_removed_is_left_out_and_the_others_stay_who_they_are():
     _, memory = remembering({name: [5, 6, 7, 8, n] for n, name in enumerate("abc", start=20)})
-    recording = one_step({4: 0.1, 9: 0.6, 14: 0.3})
+    recording = one_step(memory, {4: 0.1, 9: 0.6, 14: 0.3})
     memory.remove("b")
     memory.write([5, 6, 7, 8, 30], document="b")  # another b, of rows 15 to 19
-    assert {c.document: c.share for c in cite(memory, recording)} == pytest.approx(
-        {"a": 0.25, "c": 0.75}
-    )
-    assert [r.row for r in cite_tokens(memory, recording)[0]] == [14, 4]
+    shares = {c.document: c.share for c in recording.citations()}
+    assert shares == pytest.approx({"a": 0.25, "c": 0.75})
+    assert [r.row for r in recording.token_citations()[0]] == [14, 4]
     memory.clear()
-    assert cite(memory, recording) == []
-    assert cite_tokens(memory, recording) == [[]]
+    assert recording.citations() == []
+    assert recording.token_citations() == [[]]
 
 
 def test_documents_of_ids_are_cited_in_runs_of_tokens():
     ids = [3 + n % 90 for n in range(70)]
     _, memory = remembering({"d": ids})
-    found = cite(memory, one_step({31: 0.1, 32: 0.2, 63: 0.3, 64: 0.4}))
+    citations = one_step(memory, {31: 0.1, 32: 0.2, 63: 0.3, 64: 0.4}).citations()
     runs = [(32, 64), (64, 70), (0, 32)]
-    assert [c.text for c in found] == [
+    assert [c.text for c in citations] == [
         " ".join(f"w{token}" for token in ids[start:stop]) for start, stop in runs
     ]
-    assert [c.share for c in found] == pytest.approx([0.5, 0.4, 0.1])
+    assert [c.share for c in citations] == pytest.approx([0.5, 0.4, 0.1])
     memory.tokenizer = None
-    assert [c.text for c in cite(memory, one_step({31: 0.1}))] == [""]
+    assert [c.text for c in one_step(memory, {31: 0.1}).citations()] == [""]
 
 
 # -- exact quotes -------------------------------------------------------------------------------
 
-TEXTS = {
-    "emoji": "First 😀 one. Family 👩\u200d👩\u200d👧 here! Flag 🇫🇷 🏳️\u200d🌈? End",
-    "combining": "Cafe\u0301 one. Ångstro\u0308m two.\nसंस्कृत तीन.",
-    "CRLF": "One line.\r\nAnother\r\n\r\n\r\nThird one.\r\n",
-    "quotes": 'He said "Go." She went. (Then what?) \u201cYes!\u201d he said. End.',
-    "CJK": "彼は言った。「行け！」彼女は行った。終わり",
-    "blank lines": "\n\n \n  First.\n \n\t\nSecond.   \n\n",
-    "NUL and controls": "a\x00b.\x0b c.\x85d. e",
-    "no end": "just words with no end",
-    "astral": "𓀀𓀁. 𝒜𝒷!",
-}
 SENTENCES = {
-    "emoji": ["First 😀 one.", "Family 👩\u200d👩\u200d👧 here!", "Flag 🇫🇷 🏳️\u200d🌈?", "End"],
-    "combining": ["Cafe\u0301 one.", "Ångstro\u0308m two.", "संस्कृत तीन."],
-    "CRLF": ["One line.", "Another", "Third one."],
-    "quotes": [
-        'He said "Go."',
-        "She went.",
-        "(Then what?)",
-        "\u201cYes!\u201d",
-        "he said.",
-        "End.",
+    "First 😀 one. Family 👩\u200d👩\u200d👧 here! Flag 🇫🇷 🏳️\u200d🌈? End": [
+        *("First 😀 one.", "Family 👩\u200d👩\u200d👧 here!", "Flag 🇫🇷 🏳️\u200d🌈?", "End"),
     ],
-    "CJK": ["彼は言った。", "「行け！」", "彼女は行った。", "終わり"],
-    "blank lines": ["First.", "Second."],
-    "NUL and controls": ["a\x00b.", "c.", "d.", "e"],
-    "no end": ["just words with no end"],
-    "astral": ["𓀀𓀁.", "𝒜𝒷!"],
+    "Cafe\u0301 one. Ångstro\u0308m two.\nसंस्कृत तीन.": [
+        *("Cafe\u0301 one.", "Ångstro\u0308m two.", "संस्कृत तीन."),
+    ],
+    "One line.\r\nAnother\r\n\r\n\r\nThird one.\r\n": ["One line.", "Another", "Third one."],
+    'He said "Go." She went. (Then what?) \u201cYes!\u201d he said. End.': [
+        *('He said "Go."', "She went.", "(Then what?)", "\u201cYes!\u201d", "he said.", "End."),
+    ],
+    "彼は言った。「行け！」彼女は行った。終わり": [
+        "彼は言った。",
+        "「行け！」",
+        "彼女は行った。",
+        "終わり",
+    ],
+    "\n\n \n  First.\n \n\t\nSecond.   \n\n": ["First.", "Second."],
+    "a\x00b.\x0b c.\x85d. e": ["a\x00b.", "c.", "d.", "e"],
+    "just words with no end": ["just words with no end"],
+    "𓀀𓀁. 𝒜𝒷!": ["𓀀𓀁.", "𝒜𝒷!"],
 }
 
 
-def passages_row_by_row(memory, name):
-    """Cite each row of a document alone; return its passages in order and each row's own."""
+def cited_by_each_row(memory, name):
+    """Let each row have a token of its own; return the document, sentences, and rows' citations."""
     document = memory.backend.catalog.document(name)
-    rows = {}
-    for at in range(len(document.row_tokens)):
-        found = cite(memory, one_step({document.first_row + at: 0.5}))
-        if at in document.sink_rows:
-            assert found == []
-        else:
-            assert len(found) == 1
-            rows[at] = found[0]
-    return document, sorted({(c.start, c.end, c.text) for c in rows.values()}), rows
+    num_rows = len(document.row_tokens)
+    steps = ({2: ([[[document.first_row + row]]], [[[0.5]]])} for row in range(num_rows))
+    citations = recorded(memory, *steps).citations(top=None)
+    pairs = [(row, c) for c in citations for row, part in enumerate(c.token_attention) if part]
+    assert sorted(row for row, _ in pairs) == [
+        row for row in range(num_rows) if row not in document.sink_rows
+    ]
+    return document, sorted((c.start, c.end, c.text) for c in citations), dict(pairs)
 
 
-@pytest.mark.parametrize("name", TEXTS)
-def test_sentences_are_quoted_exactly(name):
-    text = "Head\n" + TEXTS[name]  # the sinks are in the first line
-    _, memory = remembering({"d": text}, byte_tokenizer())
-    document, passages, rows = passages_row_by_row(memory, "d")
+@pytest.mark.parametrize("text", SENTENCES, ids=ascii)
+def test_sentences_are_quoted_exactly(text):
+    expected = ["Head", *SENTENCES[text]]
+    text = "Head\n" + text  # the sinks are in the first line
+    _, memory = remembering({"d": text}, tokenizer=byte_tokenizer())
+    document, sentences, citations = cited_by_each_row(memory, "d")
     assert document.text == text
-    for start, end, quoted in passages:
-        assert text[start:end] == quoted == quoted.strip() != ""
-        quoted.encode()
-    assert [quoted for _, _, quoted in passages] == ["Head", *SENTENCES[name]]
-    for at, citation in rows.items():  # each byte's row is cited by the sentence it is in
-        start, end = document.offsets[document.row_tokens[at]]
+    for start, end, quote in sentences:
+        assert text[start:end] == quote == quote.strip() != ""
+        quote.encode()
+    assert [quote for _, _, quote in sentences] == expected
+    for row, citation in citations.items():  # each byte's row is cited by the sentence it is in
+        start, end = document.offsets[document.row_tokens[row]]
         inside = text[start:end].strip()
         assert not inside or citation.start <= start < end <= citation.end
 
 
 def test_special_tokens_do_not_stretch_a_quote():
     text = "Head of it.\nLast line."
-    _, memory = remembering({"d": text}, byte_tokenizer(), remove_special_ids=False)
-    document, passages, rows = passages_row_by_row(memory, "d")
+    _, memory = remembering({"d": text}, tokenizer=byte_tokenizer(), remove_special_ids=False)
+    document, sentences, citations = cited_by_each_row(memory, "d")
     assert document.token_ids[[0, -1]].tolist() == [1, 2]  # <bos> and <eos>
-    assert [quoted for _, _, quoted in passages] == ["Head of it.", "Last line."]
-    assert rows[len(document.row_tokens) - 1].text == "Last line."
+    assert [quote for _, _, quote in sentences] == ["Head of it.", "Last line."]
+    assert citations[len(document.row_tokens) - 1].text == "Last line."
 
 
 def test_rows_of_dropped_tokens_keep_the_others_in_place():
     text = "Head of it.\nSecond e line.\nThird."
     e = byte_tokenizer()("e").input_ids[1]
-    _, memory = remembering({"d": text}, byte_tokenizer(), special_ids=[1, 2, e])
-    document, _, rows = passages_row_by_row(memory, "d")
+    _, memory = remembering({"d": text}, tokenizer=byte_tokenizer(), special_ids=[1, 2, e])
+    document, _, citations = cited_by_each_row(memory, "d")
     assert len(document.row_tokens) == len(text) - text.count("e")
-    for at, citation in rows.items():
-        start = document.offsets[document.row_tokens[at], 0]
+    for row, citation in citations.items():
+        start = document.offsets[document.row_tokens[row], 0]
         assert citation.start <= start <= citation.end
 
 
@@ -275,14 +277,14 @@ def test_rows_of_dropped_tokens_keep_the_others_in_place():
 )
 def test_long_sentences_are_cut_between_characters(sentence):
     text = "Head\n" + sentence + " end"
-    _, memory = remembering({"d": text}, byte_tokenizer())
-    _, passages, _ = passages_row_by_row(memory, "d")
-    assert "".join("".join(quoted.split()) for _, _, quoted in passages) == "".join(text.split())
-    for start, end, quoted in passages:
-        assert 0 < len(quoted) <= 400
-        assert text[start:end] == quoted
-        assert unicodedata.category(quoted[0])[0] != "M"
-        assert "\u200d" not in (quoted[0], quoted[-1])
+    _, memory = remembering({"d": text}, tokenizer=byte_tokenizer())
+    _, sentences, _ = cited_by_each_row(memory, "d")
+    assert "".join("".join(quote.split()) for _, _, quote in sentences) == "".join(text.split())
+    for start, end, quote in sentences:
+        assert 0 < len(quote) <= 400
+        assert text[start:end] == quote
+        assert unicodedata.category(quote[0])[0] != "M"
+        assert "\u200d" not in (quote[0], quote[-1])
 
 
 # -- real recordings ----------------------------------------------------------------------------
@@ -295,32 +297,31 @@ def share_by_loop(memory, recording, rows_of_step):
     documents = [catalog.document(name) for name in memory.documents]
     for step, batch_row in zip(recording, rows_of_step, strict=True):
         for retrieved in step.values():
-            for head in range(retrieved.ids.shape[1]):
-                for at in range(retrieved.ids.shape[3]):
-                    row = int(retrieved.ids[batch_row, head, 0, at])
-                    weight = float(retrieved.weights[batch_row, head, 0, at])
-                    for document in documents:
-                        inside = row - document.first_row
-                        if not 0 <= inside < len(document.row_tokens):
-                            continue
-                        if inside in document.sink_rows.tolist():
-                            continue
-                        character = document.offsets[document.row_tokens[inside], 0]
-                        line = document.text[:character].count("\n")
-                        mass[document.name, document.text.split("\n")[line]] += weight
+            ids, weights = retrieved.ids[batch_row, :, 0], retrieved.weights[batch_row, :, 0]
+            for row, weight in zip(ids.flatten().tolist(), weights.flatten().tolist(), strict=True):
+                for document in documents:
+                    inside = row - document.first_row
+                    is_row = 0 <= inside < len(document.row_tokens)
+                    if is_row and inside not in document.sink_rows.tolist():
+                        mass[line_of(document, document.row_tokens[inside])] += weight
     total = sum(mass.values())
     return {key: value / total for key, value in mass.items()}
 
 
-def texts(seed):
+def line_of(document, token):
+    number = document.text[: document.offsets[token, 0]].count("\n")
+    return document.name, document.text.split("\n")[number]
+
+
+def lines(seed):
     generator = torch.Generator().manual_seed(seed)
-    lines = torch.randint(3, 97, (6, 5), generator=generator).tolist()
-    return "\n".join(" ".join(f"w{token}" for token in line) for line in lines)
+    tokens = torch.randint(3, 97, (6, 5), generator=generator).tolist()
+    return "\n".join(" ".join(f"w{token}" for token in line) for line in tokens)
 
 
 @pytest.fixture
 def real():
-    return remembering({"a": texts(1), "b": texts(2)}, topk=6)
+    return remembering({"a": lines(1), "b": lines(2)}, topk=6)
 
 
 def test_shares_of_a_real_batch(real):
@@ -329,22 +330,20 @@ def test_shares_of_a_real_batch(real):
     with memory.recording() as recording:
         model.generate(prompts, max_new_tokens=5, min_new_tokens=5, do_sample=False)
     for sequence in range(2):
-        found = cite(memory, recording, sequence=sequence, top=1000)
+        options = {"sequence": sequence, "layers": ALL_LAYERS, "top": None}
+        citations = recording.citations(**options)
         expected = share_by_loop(memory, recording, [sequence] * 5)
-        assert {(c.document, c.text): c.share for c in found} == pytest.approx(expected)
-        assert [c.share for c in found] == sorted(expected.values(), reverse=True)
-        assert sum(c.share for c in found) == pytest.approx(1)
-        tokens = cite_tokens(memory, recording, sequence=sequence, top=1000)
-        assert [sum(r.share for r in token) for token in tokens] == pytest.approx([1] * 5)
-        for at, token in enumerate(tokens):
-            lines = defaultdict(float)
+        assert {(c.document, c.text): c.share for c in citations} == pytest.approx(expected)
+        assert [c.share for c in citations] == sorted(expected.values(), reverse=True)
+        assert sum(c.share for c in citations) == pytest.approx(1)
+        for at, token in enumerate(recording.token_citations(**options)):
+            assert sum(row.share for row in token) == pytest.approx(1)
+            shares = defaultdict(float)
             for row in token:
                 document = memory.backend.catalog.document(row.document)
                 assert document.row_tokens[row.row - document.first_row] == row.token
-                line = document.text[: document.offsets[row.token, 0]].count("\n")
-                lines[row.document, document.text.split("\n")[line]] += row.share
-            alone = share_by_loop(memory, [recording[at]], [sequence])
-            assert lines == pytest.approx(alone)
+                shares[line_of(document, row.token)] += row.share
+            assert shares == pytest.approx(share_by_loop(memory, [recording[at]], [sequence]))
 
 
 def test_beams_are_explained_by_the_queries_that_chose_their_tokens(real):
@@ -365,38 +364,26 @@ def test_beams_are_explained_by_the_queries_that_chose_their_tokens(real):
     for sequence, beams in zip(output.sequences, output.beam_indices, strict=True):
         with memory.recording(whole_prompt=True) as again, torch.no_grad():
             model(sequence[None, :-1])
-        whole = again[0]
         replayed = [
             {
-                idx: Retrieved(idx, *(getattr(found, part)[:, :, at : at + 1] for part in PARTS))
-                for idx, found in whole.items()
+                idx: Retrieved(idx, *(getattr(layer, part)[:, :, at : at + 1] for part in PARTS))
+                for idx, layer in again[0].items()
             }
             for at in range(prompt.shape[1] - 1, sequence.shape[0] - 1)
         ]
         expected = share_by_loop(memory, replayed, [0] * 6)
-        found = cite(memory, recording, beam_indices=beams, top=1000)
-        assert {(c.document, c.text): c.share for c in found} == pytest.approx(expected, abs=1e-4)
+        citations = recording.citations(beam_indices=beams, layers=ALL_LAYERS, top=None)
+        shares = {(c.document, c.text): c.share for c in citations}
+        assert shares == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("sinks", ["all", "one"])
 def test_sinks_are_retrieved_and_not_cited(sinks):
-    model, memory = remembering({"a": texts(1), "b": texts(2)}, topk=60, sinks=sinks)
+    model, memory = remembering({"a": lines(1), "b": lines(2)}, topk=60, sinks=sinks)
     with memory.recording() as recording:
         model.generate(torch.tensor([[5, 9]]), max_new_tokens=2, do_sample=False)
-    seen = set(recording[0][0].ids.flatten().tolist())
-    assert {0, 1, 2} <= seen  # the tokens after <bos>
-    assert ({30, 31, 32} <= seen) == (sinks == "all")
-    cited = {r.row for token in cite_tokens(memory, recording, top=100) for r in token}
+    retrieved = set(recording[0][0].ids.flatten().tolist())
+    assert {0, 1, 2} <= retrieved  # the tokens after <bos>
+    assert ({30, 31, 32} <= retrieved) == (sinks == "all")
+    cited = {row.row for token in recording.token_citations(top=None) for row in token}
     assert cited == set(range(60)) - {0, 1, 2, 30, 31, 32}
-
-
-def test_only_the_named_layers_count():
-    _, memory = remembering({"a": list(range(10, 18)), "b": list(range(20, 28))})
-    weights = [[[0.2]]]
-    recording = recorded({0: ([[[5]]], weights), 1: ([[[13]]], weights), 2: ([[[14]]], weights)})
-    shares = {c.document: c.share for c in cite(memory, recording)}
-    assert shares == pytest.approx({"a": 1 / 3, "b": 2 / 3})
-    assert [(c.document, c.share) for c in cite(memory, recording, layers=[0])] == [("a", 1.0)]
-    assert content_layers(memory) == [1, 2]
-    upper = cite_tokens(memory, recording, layers=content_layers(memory))
-    assert [(row.row, row.share) for row in upper[0]] == [(13, 0.5), (14, 0.5)]

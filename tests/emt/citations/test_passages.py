@@ -3,62 +3,42 @@
 import torch
 import pytest
 
-from emt import HeadProfile, MemoryConfig, attach, cite_passages
-from emt.answer import generate
-from emt.citations.citing import cite, cite_tokens
-from emt.citations.recording import Recording
-from emt.errors import MemoryUseError
-from emt.passage import Passage, Recalled, Retrieved
+from emt import HeadProfile
+from emt.answer import answer
+from emt.passage import Passage, Recalled
 from emt.routing.head_profile import ProfiledHead
+from tests.emt.citations.recordings import ALL_LAYERS, document_and_text, recorded
+from tests.emt.citations.recordings import remembering as remembering_documents
 from tests.emt.modes.passage.test_recall import left_padded
-from tests.emt.words import word_tokenizer
-from tests.families import build
 
 PROMPTS = [torch.tensor(ids) for ids in ([1, 5, 9, 33], [1, 60], [1, 8, 71])]
 GREEDY = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
 # 40 words in lines of 5; of the first document, rows 0 to 2 are attention sinks (<bos> has no row)
 LINES = [" ".join(f"w{n}" for n in range(first, first + 5)) for first in range(10, 50, 5)]
+DOCUMENTS = {"a": "\n".join(LINES), "b": "\n".join(reversed(LINES))}
 
 
-def remembering(model_type="llama", texts=None, **settings):
-    model = build(model_type, attn_implementation="eager")
-    memory = attach(model, MemoryConfig(**settings), tokenizer=word_tokenizer())
-    for name, text in (texts or {"a": "\n".join(LINES), "b": "\n".join(reversed(LINES))}).items():
-        memory.write(text, document=name)
-    return model, memory
+def remembering(model_type="llama", **settings):
+    return remembering_documents(DOCUMENTS, model_type, **settings)
 
 
-def tiny_profile():
-    """Return a profile of two heads of the tiny model, chosen for nothing."""
+@pytest.fixture
+def routing(tmp_path):
+    """Settings with a profile of two heads of the tiny model, chosen for nothing."""
     heads = tuple(ProfiledHead(layer, head, 1.0) for layer, head in ((1, 0), (2, 3)))
-    return HeadProfile("tiny", "none", heads, torch.zeros(2, 16), 8)
-
-
-def recorded(put, *steps):
-    """Make a recording of steps {layer: (ids, weights)}, each (B, H, k) nested lists."""
-    recording = Recording()
-    if put is not None:
-        recording.recall(put)
-    for step in steps:
-        for layer_idx, (ids, weights) in step.items():
-            ids, weights = torch.tensor(ids)[:, :, None], torch.tensor(weights)[:, :, None]
-            recording.add(Retrieved(layer_idx, ids, torch.ones(ids.shape), weights))
-    return recording
-
-
-def described(cited):
-    return [(passage.document, passage.start, passage.end, passage.text) for passage in cited]
+    HeadProfile("tiny", "none", heads, torch.zeros(2, 16), 8).write(tmp_path / "p.json")
+    return {"profile": str(tmp_path / "p.json"), "passage_rows": 12, "relevance": None}
 
 
 # -- by hand ------------------------------------------------------------------------------------
 
 
-def test_shares_of_known_weights():
+def test_attention_of_known_weights():
     _, memory = remembering()
-    put = [[Recalled(Passage("a", 0, 5), 0.25), Recalled(Passage("b", 10, 15), 0.5)]]
+    recalled = [[Recalled(Passage("a", 0, 5), 0.25), Recalled(Passage("b", 10, 15), 0.5)]]
     ids = [0, 3, 4, 50, 51]  # row 0 is a sink; document b begins with row 40
     recording = recorded(
-        put,
+        memory,
         {
             0: ([[ids, ids]], [[[0.5, 0.1, 0.0, 0.2, 0.1], [0.3, 0.1, 0.2, 0.0, 0.1]]]),
             2: ([[ids, ids]], [[[0.0, 0.0, 0.4, 0.3, 0.3], [0.1, 0.0, 0.2, 0.6, 0.0]]]),
@@ -67,61 +47,63 @@ def test_shares_of_known_weights():
             0: ([[ids, ids]], [[[0.9, 0.1, 0.0, 0.0, 0.0], [0.9, 0.0, 0.0, 0.1, 0.0]]]),
             2: ([[ids, ids]], [[[0.2, 0.0, 0.1, 0.1, 0.0], [0.5, 0.1, 0.1, 0.0, 0.0]]]),
         },
+        recalled=recalled,
     )
-    found = cite_passages(memory, recording, layers=[0, 2])
-    assert described(found) == [("b", 40, 59, LINES[5]), ("a", 0, 19, LINES[0])]
-    assert [passage.score for passage in found] == [0.5, 0.25]
-    b, a = found
+    b, a = citations = recording.citations("passage", layers=ALL_LAYERS)
+    assert document_and_text(citations) == [("b", 40, 59, LINES[5]), ("a", 0, 19, LINES[0])]
+    assert [citation.score for citation in citations] == [0.5, 0.25]
     assert b.token_attention == pytest.approx((1.6 / 4, 0.2 / 4))
     assert a.token_attention == pytest.approx((1.0 / 4, 0.4 / 4))
     assert (b.attention, a.attention) == pytest.approx((0.9 / 4, 0.7 / 4))
-    (b, a) = cite_passages(memory, recording)  # the upper half of the layers
-    assert (b.token_attention, a.token_attention) == (
-        pytest.approx((1.2 / 2, 0.1 / 2)),
-        pytest.approx((0.6 / 2, 0.3 / 2)),
-    )
-    found = cite_passages(memory, recording, layers=[0], num_tokens=1)
-    assert [passage.token_attention for passage in found] == [
-        pytest.approx((0.4 / 2,)),
-        pytest.approx((0.4 / 2,)),
-    ]
-    assert cite_passages(memory, recording, num_tokens=0) == []
+    assert (b.share, a.share) == pytest.approx((1.8 / 3.2, 1.4 / 3.2))
+    b, a = recording.citations("passage")  # the upper half of the layers
+    assert b.token_attention == pytest.approx((1.2 / 2, 0.1 / 2))
+    assert a.token_attention == pytest.approx((0.6 / 2, 0.3 / 2))
+    b, a = recording.citations("passage", layers=[0], num_tokens=1)
+    assert b.token_attention == a.token_attention == pytest.approx((0.4 / 2,))
+    assert recording.citations("passage", num_tokens=0) == []
+    assert [citation.document for citation in recording.citations("passage", top=1)] == ["b"]
+    sentences = recording.citations(layers=ALL_LAYERS)  # those of the passages
+    assert document_and_text(sentences) == document_and_text(citations)
+    assert [c.token_attention for c in sentences] == [c.token_attention for c in citations]
 
 
 def test_a_text_without_passages_has_none():
     _, memory = remembering()
-    assert cite_passages(memory, Recording()) == []
-    retrieved = recorded(None, {0: ([[[5, 6]]], [[[0.5, 0.5]]])})
-    assert cite_passages(memory, retrieved) == []
+    assert recorded(memory, {2: ([[[5, 6]]], [[[0.5, 0.5]]])}).citations("passage") == []
 
 
 def test_what_was_removed_is_left_out_even_if_another_has_its_name():
     _, memory = remembering()
-    put = [[Recalled(Passage(name, 10, 12), None) for name in "ab"]]
-    recording = recorded(put, {0: ([[[10, 11, 50, 51]]], [[[0.1, 0.1, 0.3, 0.3]]])})
-    assert [passage.document for passage in cite_passages(memory, recording)] == ["b", "a"]
+    recalled = [[Recalled(Passage(name, 10, 12)) for name in "ab"]]
+    step = {2: ([[[10, 11, 50, 51]]], [[[0.1, 0.1, 0.3, 0.3]]])}
+    recording = recorded(memory, step, recalled=recalled)
+    assert [citation.document for citation in recording.citations("passage")] == ["b", "a"]
     memory.remove("b")
-    assert [passage.document for passage in cite_passages(memory, recording)] == ["a"]
-    memory.write("\n".join(LINES), document="b")
-    assert [passage.document for passage in cite_passages(memory, recording)] == ["a"]
+    assert [(c.document, c.share) for c in recording.citations("passage")] == [("a", 1.0)]
+    memory.write(DOCUMENTS["b"], document="b")
+    assert [citation.document for citation in recording.citations("passage")] == ["a"]
 
 
-@pytest.mark.parametrize("options", [{"sequence": 1}, {"beam_indices": [2]}, {"num_tokens": -1}])
-def test_wrong_numbers_are_refused(options):
+def test_passages_without_attention_are_cited_too():
     _, memory = remembering()
-    put = [[Recalled(Passage("a", 10, 11), None)]]
-    with pytest.raises(MemoryUseError, match=r"must be|at least"):
-        cite_passages(memory, recorded(put, {0: ([[[10]]], [[[0.5]]])}), **options)
+    recalled = [[Recalled(Passage("a", 0, 2)), Recalled(Passage("a", 10, 12))]]  # the first: sinks
+    step = {2: ([[[0, 1, 10, 11]]], [[[0.5, 0.5, 0.0, 0.0]]])}
+    citations = recorded(memory, step, recalled=recalled).citations("passage")
+    assert [(c.text, c.share, c.attention) for c in citations] == [
+        ("w10 w11", 0.0, 0.0),
+        ("w20 w21", 0.0, 0.0),
+    ]
 
 
 def test_documents_of_ids_are_decoded():
     _, memory = remembering()
     memory.write(list(range(10, 60)), document="ids")
-    put = [[Recalled(Passage("ids", 20, 23), None)]]
-    recording = recorded(put, {0: ([[[100, 101]]], [[[0.25, 0.25]]])})
-    (found,) = cite_passages(memory, recording)
-    assert (found.start, found.end, found.text) == (None, None, "w30 w31 w32")
-    assert found.attention == 0.5
+    recalled = [[Recalled(Passage("ids", 20, 23))]]
+    step = {2: ([[[100, 101]]], [[[0.25, 0.25]]])}
+    (citation,) = recorded(memory, step, recalled=recalled).citations("passage")
+    assert document_and_text([citation]) == [("ids", None, None, "w30 w31 w32")]
+    assert citation.attention == 0.5
 
 
 # -- real runs ----------------------------------------------------------------------------------
@@ -135,32 +117,36 @@ def test_attention_is_that_of_the_weights_the_model_returns(model_type):
     options = {"output_attentions": True, "return_dict_in_generate": True, **GREEDY}
     with memory.recalling(passages, at=1), memory.recording() as recording:
         output = model.generate(PROMPTS[0][None], **options)
-    places = {"b": range(6), "a": range(6 + 3, 6 + 8)}  # without the sinks of a, rows 0 to 2
+    columns = {"b": range(6), "a": range(6 + 3, 6 + 8)}  # without the sinks of a, rows 0 to 2
     expected = {
         name: [
-            sum(float(layer[0, :, -1, list(at)].sum()) / 4 for layer in step) / len(step)
+            sum(float(layer[0, :, -1, list(of_name)].sum()) / 4 for layer in step) / len(step)
             for step in output.attentions
         ]
-        for name, at in places.items()
+        for name, of_name in columns.items()
     }
-    found = cite_passages(memory, recording, layers=range(model.config.num_hidden_layers))
-    assert [passage.score for passage in found] == [None, None]
-    assert found[0].attention >= found[1].attention
-    assert {passage.document for passage in found} == {"a", "b"}
-    for passage in found:
-        assert passage.token_attention == pytest.approx(expected[passage.document], abs=1e-6)
-        assert passage.attention == pytest.approx(sum(expected[passage.document]) / 5, abs=1e-6)
-    # sentences and rows of the passages are cited as those of single memories are
+    citations = recording.citations("passage", layers=ALL_LAYERS)
+    assert {(citation.document, citation.score) for citation in citations} == {
+        ("a", None),
+        ("b", None),
+    }
+    assert citations[0].attention >= citations[1].attention
     total = sum(map(sum, expected.values()))
+    for citation in citations:
+        attention = expected[citation.document]
+        assert citation.token_attention == pytest.approx(attention, abs=1e-6)
+        assert citation.attention == pytest.approx(sum(attention) / 5, abs=1e-6)
+        assert citation.share == pytest.approx(sum(attention) / total, abs=1e-6)
+    # sentences and rows of the passages are cited as those of single memories are
     shares = dict.fromkeys("ab", 0.0)
-    for citation in cite(memory, recording, top=100):
+    for citation in recording.citations(layers=ALL_LAYERS, top=None):
         shares[citation.document] += citation.share
     assert shares == pytest.approx({n: sum(e) / total for n, e in expected.items()}, abs=1e-6)
-    for step, token in enumerate(cite_tokens(memory, recording, top=100)):
+    for step, token in enumerate(recording.token_citations(layers=ALL_LAYERS, top=None)):
         assert {row.row for row in token} == {*range(60, 66), *range(3, 8)}
-        mine = sum(row.share for row in token if row.document == "a")
+        of_a = sum(row.share for row in token if row.document == "a")
         both = expected["a"][step] + expected["b"][step]
-        assert mine == pytest.approx(expected["a"][step] / both, abs=1e-6)
+        assert of_a == pytest.approx(expected["a"][step] / both, abs=1e-6)
 
 
 @pytest.mark.parametrize("num_beams", [1, 2])
@@ -169,23 +155,18 @@ def test_each_prompt_of_a_batch_has_its_own_passages(num_beams):
     model, memory = remembering()
     ids, mask = left_padded(PROMPTS)
     passages = [[Passage("a", 10, 15)], [], [Passage("b", 5, 10), Passage("a", 30, 35)]]
+    options = {"num_beams": num_beams, "return_dict_in_generate": True, "output_scores": True}
     with memory.recalling(passages, at=1), memory.recording() as recording:
-        output = model.generate(
-            ids,
-            attention_mask=mask,
-            num_beams=num_beams,
-            return_dict_in_generate=True,
-            output_scores=True,
-            **GREEDY,
-        )
-    for row, mine in enumerate(passages):
+        output = model.generate(ids, attention_mask=mask, **options, **GREEDY)
+    for row, of_prompt in enumerate(passages):
         beams = {} if num_beams == 1 else {"beam_indices": output.beam_indices[row]}
-        found = cite_passages(memory, recording, **(beams or {"sequence": row}))
-        assert {(one.document, one.text) for one in found} == {
-            (one.document, quote(memory, one)) for one in mine
+        citations = recording.citations("passage", **(beams or {"sequence": row}))
+        assert {(citation.document, citation.text) for citation in citations} == {
+            (passage.document, quote(memory, passage)) for passage in of_prompt
         }
-        assert all(0 < share < 1 for one in found for share in one.token_attention)
-        assert all(len(one.token_attention) == 5 for one in found)
+        for citation in citations:
+            assert len(citation.token_attention) == 5
+            assert all(0 < attention < 1 for attention in citation.token_attention)
 
 
 def quote(memory, passage):
@@ -195,53 +176,43 @@ def quote(memory, passage):
 
 
 @torch.no_grad()
-def test_passage_mode_says_why_each_passage_was_recalled(tmp_path):
-    tiny_profile().write(tmp_path / "p.json")
-    settings = {"profile": str(tmp_path / "p.json"), "passage_rows": 12, "relevance": None}
-    settings["mode"] = "passage"
-    model, memory = remembering(**settings)
+def test_passage_mode_says_why_each_passage_was_recalled(routing):
+    model, memory = remembering(mode="passage", **routing)
     ids, mask = left_padded(PROMPTS)
     with memory.recording() as recording:
         model.generate(ids, attention_mask=mask, **GREEDY)
     assert len(recording.routed) == 3
     for row, routed in enumerate(recording.routed):
-        found = cite_passages(memory, recording, sequence=row)
-        assert {(one.document, one.text, one.score) for one in found} == {
-            (one.passage.document, quote(memory, one.passage), one.score) for one in routed.passages
+        citations = recording.citations("passage", sequence=row)
+        assert {(citation.document, citation.text, citation.score) for citation in citations} == {
+            (each.passage.document, quote(memory, each.passage), each.score)
+            for each in routed.passages
         }
-        assert len(found) == len(routed.passages) > 1
-        assert [one.attention for one in found] == sorted(
-            (one.attention for one in found), reverse=True
-        )
+        assert len(citations) == len(routed.passages) > 1
+        attention = [citation.attention for citation in citations]
+        assert attention == sorted(attention, reverse=True)
 
 
-def test_an_answer_has_its_passages(tmp_path):
-    tiny_profile().write(tmp_path / "p.json")
-    settings = {"profile": str(tmp_path / "p.json"), "passage_rows": 12, "relevance": None}
-    model, memory = remembering(**settings)
-    answer = generate(model, memory, "w12 w13 w14", max_new_tokens=5, mode="passage")
+def test_an_answer_has_its_passages(routing):
+    model, memory = remembering(**routing)
+    answered = answer(model, memory, "w12 w13 w14", max_new_tokens=5, mode="passage")
     routed = memory.route("w12 w13 w14")
-    assert len(answer.passages) == len(routed.passages) > 0
-    assert {one.score for one in answer.passages} == {one.score for one in routed.passages}
-    assert answer.citations
-    assert all(answer.token_citations)
-    assert {one.document for one in answer.citations} <= {one.document for one in answer.passages}
-    as_json = answer.to_json()["passages"]
-    assert [one["text"] for one in as_json] == [one.text for one in answer.passages]
-    assert all(len(one["token_attention"]) == len(answer.token_ids) for one in as_json)
-    for other in (
-        generate(model, memory, "w12", max_new_tokens=3, mode="token"),
-        generate(model, memory, "w12", max_new_tokens=3),
-        generate(model, memory, "w12", max_new_tokens=3, mode="passage", use_memory=False),
-    ):
-        assert other.passages == []
+    assert len(answered.passages) == len(routed.passages) > 0
+    assert {each.score for each in answered.passages} == {each.score for each in routed.passages}
+    assert all(answered.token_citations)
+    documents = {each.document for each in answered.passages}
+    assert {each.document for each in answered.citations} <= documents
+    as_json = answered.to_json()["passages"]
+    assert [each["text"] for each in as_json] == [each.text for each in answered.passages]
+    for settings in ({"mode": "token"}, {}, {"mode": "passage", "enabled": False}):
+        assert answer(model, memory, "w12", max_new_tokens=3, **settings).passages == []
 
 
-def test_a_prompt_that_nothing_is_relevant_for_has_no_passages(tmp_path):
-    tiny_profile().write(tmp_path / "p.json")
-    settings = {"profile": str(tmp_path / "p.json"), "relevance": 1e6}
-    model, memory = remembering(texts={"a": "\n".join(LINES * 4)}, mode="passage", **settings)
-    answer = generate(model, memory, "w12 w13 w14", max_new_tokens=5)
-    plain = generate(model, memory, "w12 w13 w14", max_new_tokens=5, use_memory=False)
-    assert answer.token_ids == plain.token_ids
-    assert (answer.passages, answer.citations, answer.token_citations) == ([], [], [])
+def test_a_prompt_that_nothing_is_relevant_for_has_no_passages(routing):
+    documents = {"a": "\n".join(LINES * 4)}
+    settings = {**routing, "mode": "passage", "relevance": 1e6}
+    model, memory = remembering_documents(documents, **settings)
+    answered = answer(model, memory, "w12 w13 w14", max_new_tokens=5)
+    plain = answer(model, memory, "w12 w13 w14", max_new_tokens=5, enabled=False)
+    assert answered.token_ids == plain.token_ids
+    assert (answered.passages, answered.citations, answered.token_citations) == ([], [], [])

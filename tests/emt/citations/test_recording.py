@@ -1,8 +1,9 @@
+"""What is recorded: for each step and layer, the rows of the query that chose the token."""
+
 import torch
 import pytest
 
 from emt import MemoryConfig, attach
-from emt.citations.recording import Recording
 from emt.passage import Retrieved
 from tests.families import build
 
@@ -29,18 +30,18 @@ def test_one_step_a_new_token_with_the_query_that_chose_it(remembering):
     assert len(recorded) == NEW == len(list(recorded))
     for step in recorded:
         assert list(step) == [0, 2]
-        for idx, found in step.items():
-            assert found.layer_idx == idx
-            assert found.ids.shape == found.scores.shape == found.weights.shape == (1, 4, 1, 4)
+        for idx, layer in step.items():
+            assert layer.layer_idx == idx
+            assert layer.ids.shape == layer.scores.shape == layer.weights.shape == (1, 4, 1, 4)
     with memory.recording(whole_prompt=True) as again, torch.no_grad():
         model(tokens[:, :-1])
     whole = again[0][2]
     assert whole.ids.shape == (1, 4, PROMPT.shape[1] + NEW - 1, 4)
-    for step, found in enumerate(recorded):
-        query = PROMPT.shape[1] - 1 + step
-        assert torch.equal(found[2].ids[:, :, 0], whole.ids[:, :, query])
+    for number, step in enumerate(recorded):
+        query = PROMPT.shape[1] - 1 + number
+        assert torch.equal(step[2].ids[:, :, 0], whole.ids[:, :, query])
         torch.testing.assert_close(
-            found[2].weights[:, :, 0], whole.weights[:, :, query], atol=1e-6, rtol=0
+            step[2].weights[:, :, 0], whole.weights[:, :, query], atol=1e-6, rtol=0
         )
 
 
@@ -49,13 +50,13 @@ def test_values_are_ordered_and_shares(remembering):
     with memory.recording() as recorded:
         generate(model)
     for step in recorded:
-        for found in step.values():
-            assert (found.scores.diff(dim=-1) <= 0).all()
-            assert (found.scores.abs() <= 1 + 1e-6).all()
-            assert (found.weights > 0).all()
-            assert (found.weights.sum(-1) < 1).all()
-            assert found.ids.min() >= 0
-            assert found.ids.max() < 50
+        for layer in step.values():
+            assert (layer.scores.diff(dim=-1) <= 0).all()
+            assert (layer.scores.abs() <= 1 + 1e-6).all()
+            assert (layer.weights > 0).all()
+            assert (layer.weights.sum(-1) < 1).all()
+            assert layer.ids.min() >= 0
+            assert layer.ids.max() < 50
 
 
 def test_whole_prompts_only_if_asked(remembering):
@@ -94,7 +95,7 @@ def test_recording_changes_no_logits(remembering):
 
 
 def test_a_layer_seen_again_begins_a_step_and_prompts_are_not_kept_alive():
-    recording = Recording()
+    recording = attach(build("llama")).new_recording()
     prompt = torch.arange(24.0).view(1, 2, 4, 3)
     for layer in (1, 3, 1, 3):
         recording.add(Retrieved(layer, prompt.long(), prompt, prompt.requires_grad_()))

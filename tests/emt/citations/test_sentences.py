@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from emt.citations.sentences import passages_of
+from emt.citations.sentences import sentences_of
 from memory_backends import StoredDocument
 
 PIECES = [
@@ -40,7 +40,7 @@ def random_document(seed):
 def test_a_part_has_the_sentences_of_the_whole(seed):
     document = random_document(seed)
     total = len(document.token_ids)
-    whole = passages_of(document)
+    whole = sentences_of(document)
     assert whole[0, 0] == 0
     assert whole[-1, 1] == total
     assert (whole[1:, 0] == whole[:-1, 1]).all()
@@ -49,7 +49,7 @@ def test_a_part_has_the_sentences_of_the_whole(seed):
     for _ in range(40):
         first, last = sorted(rng.choice(stands, 2).tolist())
         stop = last + 1
-        part = passages_of(document, first, stop)
+        part = sentences_of(document, first, stop)
         inner = whole[(whole[:, 0] > first) & (whole[:, 0] < stop), 0]
         assert part[:, 0].tolist() == [first, *inner.tolist()]
         assert part[:, 1].tolist() == [*inner.tolist(), stop]
@@ -57,7 +57,7 @@ def test_a_part_has_the_sentences_of_the_whole(seed):
 
 def test_a_part_of_ids_has_the_runs_of_the_whole():
     document = StoredDocument("d", np.arange(100, dtype=np.int32))
-    assert passages_of(document)[:, 0].tolist() == [0, 32, 64, 96]
-    assert passages_of(document, 32, 70).tolist() == [[32, 64], [64, 70]]
-    assert passages_of(document, 40, 41).tolist() == [[40, 41]]
-    assert passages_of(document, 40, 90).tolist() == [[40, 64], [64, 90]]
+    assert sentences_of(document)[:, 0].tolist() == [0, 32, 64, 96]
+    assert sentences_of(document, 32, 70).tolist() == [[32, 64], [64, 70]]
+    assert sentences_of(document, 40, 41).tolist() == [[40, 41]]
+    assert sentences_of(document, 40, 90).tolist() == [[40, 64], [64, 90]]

@@ -4,7 +4,6 @@ import torch
 import pytest
 
 from emt import MemoryConfig, attach, detach
-from emt.citations.citing import cite, cite_tokens
 from emt.errors import ConfigError, DocumentError, MemoryUseError
 from emt.ingest.changes import Written
 from memory_backends import Scope
@@ -250,10 +249,10 @@ def test_recordings_and_citations_name_documents_in_scope(backend):
     }
     assert rows
     assert rows <= set(scope.mask(1000).nonzero()[0].tolist())
-    cited = cite(memory, recording)
+    cited = recording.citations()
     assert cited
     assert {citation.document for citation in cited} <= {"b", "d"}
-    named = {row.document for token in cite_tokens(memory, recording) for row in token}
+    named = {row.document for token in recording.token_citations() for row in token}
     assert named
     assert named <= {"b", "d"}
 

@@ -8,7 +8,7 @@ from accelerate import cpu_offload, disk_offload, dispatch_model
 from transformers import AutoModelForCausalLM
 
 from emt import MemoryConfig, attach, detach
-from emt.answer import generate
+from emt.answer import answer
 from emt.cli import quiet
 from emt.errors import MemoryMismatchError
 from emt.model.devices import input_device
@@ -104,14 +104,15 @@ def test_placed_and_plain_models_share_a_store_and_its_tokens(
     memory.write(TEXT, document="d")
     memory.save()
     expected = plain.generate(PROMPT, **GREEDY).tolist()
-    answer = generate(plain, memory, "w5 w9 w33", max_new_tokens=4)
+    expected_answer = answer(plain, memory, "w5 w9 w33", max_new_tokens=4)
     assert expected != without
     assert identity(model, memory) == identity(plain, memory)
     detach(plain)
 
     opened = attach(model, config("plain"), tokenizer=tokenizer)  # what the plain one wrote
     assert model.generate(PROMPT, **GREEDY).tolist() == expected
-    assert generate(model, opened, "w5 w9 w33", max_new_tokens=4).token_ids == answer.token_ids
+    again = answer(model, opened, "w5 w9 w33", max_new_tokens=4)
+    assert again.token_ids == expected_answer.token_ids
     detach(model)
     placed = attach(model, config("placed"), tokenizer=tokenizer)
     placed.write(TEXT, document="d")

@@ -22,7 +22,6 @@ from transformers import (
 
 import emt
 from emt import MemoryConfig
-from emt.citations.citing import cite, cite_tokens
 from emt.errors import ConfigError, DocumentError, MemoryUseError
 from emt.published import ExtendedLlamaConfig, ExtendedMptConfig
 from emt.published.settings import PUBLISHED
@@ -528,9 +527,9 @@ def test_what_was_retrieved_can_be_cited(tmp_path):
         return_dict_in_generate=True,
     )
     assert len(out.recording) == 3
-    cited = cite(model.memory, out.recording)
+    cited = out.recording.citations()
     assert {citation.document for citation in cited} == {"external_memories"}
-    by_token = cite_tokens(model.memory, out.recording)
+    by_token = out.recording.token_citations()
     for step, rows in enumerate(by_token):
         named = torch.cat([idx.flatten() for idx in out.attentions[step][1]])
         assert rows

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tokenizers import Regex, normalizers
 
+from emt.model.chat import prompt_ids
 from emt.routing.evidence import Hits, best_windows
 from emt.routing.probes import PROBES
-from emt.routing.question import prompt_ids
 from emt.routing.relevance import Relevance, expected_maximum, measure_relevance, token_runs
 from tests.emt.routing.worlds import asked, build, router_of, routing, tokens
 from tests.emt.words import word_tokenizer

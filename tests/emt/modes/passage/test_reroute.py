@@ -27,7 +27,6 @@ from tests.emt.routing.worlds import (
     chosen,
     document,
     put,
-    router_of,
     routing,
     tokens,
 )

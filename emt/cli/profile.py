@@ -1,4 +1,4 @@
-"""The subcommand `profile`, and what `index` and `info` need of head profiles."""
+"""`emt profile`: find the heads of a model that know which passage is meant."""
 
 from __future__ import annotations
 
@@ -17,13 +17,30 @@ from emt.cli.session import Session, quiet
 from emt.errors import ConfigError
 from emt.memory.memory import Memory
 from emt.model.loading import DEFAULT_MODEL, load
-from emt.profiles.choice import PROFILE, shipped_profiles
-from emt.profiles.examples import Example, read_examples
+from emt.profiles.examples import read_examples
 from emt.profiles.ranking import Ranked
-from emt.routing.head_profile import HeadProfile
-from memory_backends.catalog import Catalog
 
 _SHOWN = 12  # heads of the ranking
+
+
+def add_to(commands: Any) -> None:
+    """Add the subcommand to a parser's."""
+    parser = commands.add_parser(
+        "profile",
+        help="find the heads of a model that know which passage is meant",
+        description="Find the heads of a model that know which passage is meant, for the passage "
+        "mode. They are found by questions: those of --data, or else some that are made from the "
+        "text of --store.",
+    )
+    parser.set_defaults(run=profile, config=None)
+    parser.add_argument("--model", help="(default: the store's, or SmolLM2-135M)")
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        help=".json in SQuAD's layout, or .jsonl with context, question and answer",
+    )
+    parser.add_argument("--store", metavar="DIR", help="keep the profile here, without --output")
+    parser.add_argument("--output", metavar="FILE", help="write the profile here")
 
 
 def profile(options: argparse.Namespace) -> None:
@@ -45,11 +62,17 @@ def profile(options: argparse.Namespace) -> None:
         memory, source = attach(loaded.model, tokenizer=loaded.tokenizer), loaded.source
     else:
         session = Session(options, writing=False)
-        memory, source = session.memory, session.source or DEFAULT_MODEL
+        memory, source = session.memory, session.source
     if examples is None:
-        ranked = ranked_from_store(memory, source)
+        ranked = _ranked_by_own_text(memory, source)
     else:
-        ranked = _ranked(memory, source, examples, Path(options.data).name)
+        with _progress() as on_step:
+            ranked = memory.rank_heads(
+                examples,
+                name=Path(source).name,
+                source=Path(options.data).name,
+                on_step=on_step,
+            )
     _print_ranking(ranked)
     if options.output is not None:
         ranked.profile.write(options.output)
@@ -60,32 +83,18 @@ def profile(options: argparse.Namespace) -> None:
         print(f"kept in '{options.store}'")
 
 
-def ranked_from_store(memory: Memory, source: str) -> Ranked:
-    """Rank the heads by questions made from a memory's own text, and show the progress.
-
-    Args:
-        memory: with documents.
-        source: of the model, as `load` takes it.
-
-    Raises:
-        ConfigError: too few questions can be made from it, or no head finds anything.
-    """
-    with _progress() as on_step:
-        return memory.rank_heads(name=Path(source).name, on_step=on_step)
-
-
 def profile_if_needed(memory: Memory, source: str) -> None:
     """Make a head profile from a memory's text if that is all its passage mode lacks; say so.
 
     Args:
         memory: with documents.
-        source: of the model, as `load` takes it.
+        source: the folder, hub name or file of the model.
     """
     if not memory.lacks_profile:
         return
     _say("no head profile of this model: one is made from the text that was read")
     try:
-        ranked = ranked_from_store(memory, source)
+        ranked = _ranked_by_own_text(memory, source)
     except ConfigError as error:
         _say(
             f"no head profile could be made: {error} Until there is one, from `emt profile --store "
@@ -97,46 +106,9 @@ def profile_if_needed(memory: Memory, source: str) -> None:
     _say(f"head profile: {_together(ranked)}")
 
 
-def describe(catalog: Catalog) -> dict[str, Any] | None:
-    """Return what a store's head profile is, or the one that comes with emt; None for none."""
-    kept = catalog.setting(PROFILE)
-    try:
-        found = None if kept is None else HeadProfile.from_json(kept)
-    except ConfigError as error:
-        return {"error": str(error)}
-    if kept is None:
-        found = shipped_profiles().get(str(catalog.identity.get("weights")))
-    if found is None:
-        return None
-    return {
-        "kept": kept is not None,
-        "model": found.model,
-        "source": found.source,
-        "heads": [
-            {"layer": head.layer, "head": head.head, "hit_rate": head.hit_rate}
-            for head in found.heads
-        ],
-    }
-
-
-def in_words(described: dict[str, Any] | None) -> str:
-    """Say in one line what `describe` found."""
-    if described is None:
-        return "none (`emt profile` makes one)"
-    if "error" in described:
-        return f"cannot be read: {described['error']}"
-    heads = described["heads"]
-    named = ", ".join(f"{head['layer']}.{head['head']}" for head in heads)
-    words = f"{count(len(heads), 'query head')} ({named}) of {described['model']}"
-    if described["source"]:
-        words += f", from {described['source']}"
-    return words if described["kept"] else f"{words}; comes with emt"
-
-
-def _ranked(memory: Memory, source: str, examples: list[Example], about: str) -> Ranked:
+def _ranked_by_own_text(memory: Memory, source: str) -> Ranked:
     with _progress() as on_step:
-        name = Path(source).name
-        return memory.rank_heads(examples, name=name, source=about, on_step=on_step)
+        return memory.rank_heads(name=Path(source).name, on_step=on_step)
 
 
 @contextlib.contextmanager
@@ -167,6 +139,6 @@ def _together(ranked: Ranked) -> str:
     )
 
 
-def _say(what: str) -> None:
+def _say(message: str) -> None:
     """Print to stderr, above a progress bar if there is one."""
-    tqdm.write(f"emt: {' '.join(what.split())}", file=sys.stderr)
+    tqdm.write(f"emt: {' '.join(message.split())}", file=sys.stderr)

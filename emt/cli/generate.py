@@ -1,0 +1,158 @@
+"""`emt generate`: answer a prompt from a store, and show what the answer is from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+from memory_backends.catalog.metadata import is_value
+
+from emt.answer import Answer, answer
+from emt.citations.citing import Citation
+from emt.cli.printing import count, print_json
+from emt.cli.session import Session
+
+_SETTINGS = ("enabled", "mode", "topk", "uncertainty", "documents")  # of `Memory.using`
+
+
+def add_to(commands: Any) -> None:
+    """Add the subcommand to a parser's."""
+    parser = commands.add_parser("generate", help="answer a prompt from a store")
+    parser.set_defaults(run=generate)
+    parser.add_argument("prompt")
+    parser.add_argument("--store", required=True, metavar="DIR")
+    parser.add_argument("--model", help="(default: the model that wrote the store)")
+    parser.add_argument("--config", metavar="FILE", help="memory settings in YAML")
+    parser.add_argument(
+        "--chat",
+        action=argparse.BooleanOptionalAction,
+        help="use the chat template (default: if the model has one)",
+    )
+    parser.add_argument(
+        "--mode",
+        choices=("token", "passage", "auto"),
+        help="how the memory is used (default: the store's setting)",
+    )
+    parser.add_argument("--max-new-tokens", type=_positive, default=64, metavar="N")
+    parser.add_argument("--topk", type=_topk, metavar="K", help="memories for each query, or auto")
+    parser.add_argument(
+        "--uncertainty",
+        type=_uncertainty,
+        metavar="ENTROPY:K",
+        help="redo a step whose entropy, in nats, is above ENTROPY with K memories: 1.0:12",
+    )
+    parser.add_argument("--documents", nargs="+", metavar="NAME", help="read these documents only")
+    parser.add_argument(
+        "--where",
+        type=_where,
+        action="append",
+        metavar="KEY=VALUE",
+        help="read only documents with this metadata; of one key, any value given will do",
+    )
+    parser.add_argument(
+        "--citations", action="store_true", help="print the sentences and passages that were used"
+    )
+    parser.add_argument("--json", action="store_true", help="print one object")
+    parser.add_argument(
+        "--no-memory",
+        dest="enabled",
+        action="store_const",
+        const=False,
+        help="the plain model: the setting `enabled` is false",
+    )
+
+
+def generate(options: argparse.Namespace) -> None:
+    """Answer a prompt from a store."""
+    started = time.perf_counter()
+    session = Session(options, writing=False)
+    opened = time.perf_counter()
+    settings = {name: getattr(options, name) for name in _SETTINGS}
+    settings["where"] = _filter(options.where)
+    answered = answer(
+        session.model,
+        session.memory,
+        options.prompt,
+        chat=options.chat,
+        max_new_tokens=options.max_new_tokens,
+        **{name: value for name, value in settings.items() if value is not None},
+    )
+    if options.json:
+        timings = {"open_seconds": round(opened - started, 3), **answered.timings}
+        print_json({**answered.to_json(), "timings": timings})
+        return
+    print(answered.text)
+    if options.citations:
+        _print_sources(answered)
+
+
+def _print_sources(answered: Answer) -> None:
+    """Print the sentences that were used, and the passages they are from if those were recalled."""
+    print()
+    for rank, citation in enumerate(answered.citations, start=1):
+        print(f"[{rank}] {citation.share:5.1%}  {_place(citation)}")
+        print(f"      {' '.join(citation.text.split())}")
+    if not answered.citations:
+        print("No memory was used.")
+    if answered.passages:
+        print(f"\n{count(len(answered.passages), 'passage')} recalled:")
+    for passage in answered.passages:
+        score = "" if passage.score is None else f", score {passage.score:.2f}"
+        print(f"      {_place(passage)}: {passage.attention:.1%} of the attention{score}")
+
+
+def _place(citation: Citation) -> str:
+    characters = "" if citation.start is None else f" {citation.start}-{citation.end}"
+    return f"{citation.document}{characters}"
+
+
+def _filter(pairs: list[tuple[str, list[Any]]] | None) -> dict[str, list[Any]] | None:
+    """Return what `--where` was given as one filter: of one key, any value will do."""
+    if pairs is None:
+        return None
+    joined: dict[str, list[Any]] = {}
+    for key, values in pairs:
+        joined.setdefault(key, []).extend(values)
+    return joined
+
+
+# -- what an option may be ----------------------------------------------------------------------
+
+
+def _topk(text: str) -> int | str:
+    return text if text == "auto" else _positive(text)
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text!r}")
+    return number
+
+
+def _uncertainty(text: str) -> dict[str, Any]:
+    entropy, _, topk = text.partition(":")
+    try:
+        return {"entropy": float(entropy), "topk": int(topk)}
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be an entropy and a whole number, such as 1.0:12; got {text!r}"
+        ) from None
+
+
+def _where(text: str) -> tuple[str, list[Any]]:
+    """Read KEY=VALUE; a value that looks like a number or a truth value may be that, or text."""
+    key, is_pair, value = text.partition("=")
+    if not key or not is_pair:
+        raise argparse.ArgumentTypeError(f"must be KEY=VALUE, such as year=1999; got {text!r}")
+    try:
+        parsed = json.loads(value)
+    except (ValueError, RecursionError):
+        parsed = None
+    is_other = is_value(parsed) and not isinstance(parsed, str)
+    return key, [value, parsed] if is_other else [value]

@@ -1,0 +1,165 @@
+"""`emt info`: describe a store, without reading its rows."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from emt.cli.printing import bytes_used, count, index_in_words, print_json, size
+from emt.cli.session import existing
+from emt.errors import ConfigError
+from emt.profiles.choice import PROFILE, shipped_profiles
+from emt.routing.head_profile import HeadProfile
+from memory_backends.catalog import Catalog
+from memory_backends.faiss.coverage import coverage_of
+from memory_backends.layout import MemoryLayout
+
+_INDEX_FACTS = ("factory", "num_rows", "recall", "attention", "scanned")
+_LAYERS_NAMED = 8
+
+
+def add_to(commands: Any) -> None:
+    """Add the subcommand to a parser's."""
+    parser = commands.add_parser("info", help="describe a store")
+    parser.set_defaults(run=info)
+    parser.add_argument("store", metavar="DIR")
+    parser.add_argument("--json", action="store_true", help="print one object")
+
+
+def info(options: argparse.Namespace) -> None:
+    """Describe a store."""
+    store = existing(options.store)
+    with contextlib.closing(Catalog.open(store)) as catalog:
+        described = _describe(store, catalog)
+    if options.json:
+        print_json(described)
+    else:
+        _print(described)
+
+
+def _describe(store: Path, catalog: Catalog) -> dict[str, Any]:
+    """Return what a store has, as plain JSON types."""
+    documents = catalog.document_sizes()
+    index = catalog.setting("index") or {}
+    return {
+        "store": str(store),
+        "format_version": catalog.setting("format_version"),
+        "model": {"source": catalog.setting("model"), **catalog.identity},
+        "config": catalog.setting("config"),
+        "documents": [
+            {"name": name, "tokens": tokens, "rows": rows} for name, tokens, rows in documents
+        ],
+        "tokens": sum(tokens for _, tokens, _ in documents),
+        "rows": len(catalog.searchable_rows("all")),
+        "layers": len(catalog.layout.layers),
+        "row_codec": catalog.row_codec,
+        "index": {
+            **{key: index[key] for key in _INDEX_FACTS if key in index},
+            **(_coverage(index, catalog.layout) if index else {}),
+        },
+        "profile": _profile(catalog),
+        "bytes": {
+            "rows": bytes_used(store / "rows"),
+            "index": bytes_used(store / "index"),
+            "total": bytes_used(store),
+            "per_row": catalog.bytes_per_row,
+        },
+    }
+
+
+def _coverage(index: dict[str, Any], layout: MemoryLayout) -> dict[str, Any]:
+    """Return which heads have FAISS files, the bytes of these, and about how many that saves."""
+    heads, num_bytes, all_bytes = coverage_of(index, layout)
+    return {
+        "heads": {str(layer_idx): list(of_layer) for layer_idx, of_layer in heads.items()},
+        "num_heads": sum(map(len, heads.values())),
+        "all_heads": sum(layer.num_key_value_heads for layer in layout.layers.values()),
+        "file_bytes": num_bytes,
+        "saved_bytes_estimate": max(all_bytes - num_bytes, 0),
+    }
+
+
+def _profile(catalog: Catalog) -> dict[str, Any] | None:
+    """Return the store's head profile, or the one that comes with emt; None if there is none."""
+    kept = catalog.setting(PROFILE)
+    if kept is None:
+        profile = shipped_profiles().get(str(catalog.identity.get("weights")))
+    else:
+        try:
+            profile = HeadProfile.from_json(kept)
+        except ConfigError as error:
+            return {"error": str(error)}
+    if profile is None:
+        return None
+    return {
+        "kept": kept is not None,
+        "model": profile.model,
+        "source": profile.source,
+        "heads": [
+            {"layer": head.layer, "head": head.head, "hit_rate": head.hit_rate}
+            for head in profile.heads
+        ],
+    }
+
+
+# -- in words -----------------------------------------------------------------------------------
+
+
+def _print(described: dict[str, Any]) -> None:
+    model, index, sizes = described["model"], described["index"], described["bytes"]
+    print(f"store      {described['store']}")
+    print(f"model      {model['source']} ({model.get('model_type')})")
+    print(f"documents  {len(described['documents']):,}")
+    print(f"tokens     {described['tokens']:,}")
+    print(f"rows       {described['rows']:,} in each of {described['layers']} layers")
+    print(f"index      {index_in_words(index)}")
+    if index:
+        print(f"heads      {_heads_in_words(index)}")
+    print(f"profile    {_profile_in_words(described['profile'])}")
+    print(
+        f"size       {size(sizes['total'])}: rows {size(sizes['rows'])} "
+        f"({sizes['per_row']:,} bytes a token, {described['row_codec']}), "
+        f"index {size(sizes['index'])}"
+    )
+    for document in described["documents"]:
+        tokens, rows = count(document["tokens"], "token"), count(document["rows"], "row")
+        print(f"  {document['name']}  {tokens}, {rows}")
+
+
+def _heads_in_words(index: dict[str, Any]) -> str:
+    """Say which heads are indexed, as layer.head, and what it saves that the others are not."""
+    num_heads, of_all = index["num_heads"], index["all_heads"]
+    files = f"FAISS files {size(index['file_bytes'])}"
+    if num_heads == of_all:
+        return f"all {count(of_all, 'head')}, {files}"
+    names = [_heads_of_layer(layer_idx, heads) for layer_idx, heads in index["heads"].items()]
+    named = ", ".join(names[:_LAYERS_NAMED])
+    if len(names) > _LAYERS_NAMED:
+        named += f" and those of {count(len(names) - _LAYERS_NAMED, 'layer')} more"
+    words = f"{num_heads} of {count(of_all, 'head')}" + (f" ({named})" if named else "")
+    if not index["file_bytes"]:
+        return words
+    saved = size(index["saved_bytes_estimate"])
+    return f"{words}, {files}: about {saved} less than all heads, estimated from these files"
+
+
+def _heads_of_layer(layer_idx: str, heads: list[int]) -> str:
+    """Name heads of one layer: "17.1", "17.0, 17.2" or, for a run of them, "17.0-2"."""
+    if len(heads) > 1 and heads == list(range(heads[0], heads[-1] + 1)):
+        return f"{layer_idx}.{heads[0]}-{heads[-1]}"
+    return ", ".join(f"{layer_idx}.{head}" for head in heads)
+
+
+def _profile_in_words(profile: dict[str, Any] | None) -> str:
+    if profile is None:
+        return "none (`emt profile` makes one)"
+    if "error" in profile:
+        return f"cannot be read: {profile['error']}"
+    heads = profile["heads"]
+    named = ", ".join(f"{head['layer']}.{head['head']}" for head in heads)
+    words = f"{count(len(heads), 'query head')} ({named}) of {profile['model']}"
+    if profile["source"]:
+        words += f", from {profile['source']}"
+    return words if profile["kept"] else f"{words}; comes with emt"

@@ -1,0 +1,186 @@
+"""Chat prompts: put a user's message into the chat template, and find it again in a prompt."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from emt.errors import ConfigError
+
+_FIRST, _REPLY, _LAST = "Xylophone.", "Quokka.", "Zeppelin."  # messages of an example chat
+_BEGINNINGS = ("Xylophone", "who", "1", " a", "\n", "\n\nA", '"', "\u00e9", "\u6587")  # of messages
+
+
+def in_template(
+    tokenizer: PreTrainedTokenizerBase, message: str, chat: bool | None = None
+) -> str | None:
+    """Put a user's message into the chat template.
+
+    Args:
+        tokenizer: the model's.
+        message: what the user says.
+        chat: True to require a template, False for none, None to use it if there is one that takes
+            a message of the user alone.
+
+    Returns:
+        The prompt's text, with all special tokens; None if the message is to be a plain text.
+
+    Raises:
+        ConfigError: `chat` is True, and there is no such template.
+    """
+    if chat is False:
+        return None
+    text = ""
+    if tokenizer.chat_template:
+        messages = [{"role": "user", "content": message}]
+        options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": False}
+        try:
+            text = str(tokenizer.apply_chat_template(messages, **options))
+        except Exception:  # a template may raise whatever it likes
+            text = ""
+    if chat and not text:
+        raise ConfigError(
+            "this model's tokenizer has no chat template for a user's message. Use --no-chat, or "
+            "set chat to False."
+        )
+    return text or None
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, message: str, chat: bool | None = None
+) -> Tensor:
+    """Return the tokens of a user's message as the model is asked it, (T,) int64.
+
+    The arguments and errors are those of `in_template`; a plain text has the special tokens that
+    the tokenizer adds.
+    """
+    text = in_template(tokenizer, message, chat)
+    if text is None:
+        encoded = tokenizer(message, verbose=False)
+    else:  # a template writes its own special tokens
+        encoded = tokenizer(text, add_special_tokens=False, verbose=False)
+    return torch.tensor(encoded["input_ids"], dtype=torch.long)
+
+
+def last_message(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[int, int] | None:
+    """Return (first, stop) of the user's last message among the tokens of a prompt.
+
+    None if the marks that the template puts around a message are unknown or not in the prompt.
+    """
+    marks = _marks_of(tokenizer)
+    return None if marks is None else marks.last_message(ids)
+
+
+@dataclass(frozen=True)
+class _Marks:
+    """The tokens that a chat template has around a user's message.
+
+    Attributes:
+        before: those before it.
+        num_stable: how many of these are the same whatever the message begins with; the others may
+            join it, as a space joins a word.
+        after: those after it.
+    """
+
+    before: list[int]
+    num_stable: int
+    after: list[int]
+
+    def last_message(self, ids: list[int]) -> tuple[int, int] | None:
+        """Return (first, stop) of the last message between the marks."""
+        stable = self.before[: self.num_stable]
+        starts = range(len(ids) - len(stable), -1, -1)
+        start = next((i for i in starts if ids[i : i + len(stable)] == stable), None)
+        if start is None:
+            return None
+        start += len(stable)
+        start += _num_shared(ids[start:], self.before[len(stable) :])
+        length = len(self.after)
+        stop = next(
+            (i for i in range(start, len(ids)) if ids[i : i + length] == self.after), len(ids)
+        )
+        return (start, stop) if stop > start else None
+
+
+def _marks_of(tokenizer: PreTrainedTokenizerBase) -> _Marks | None:
+    """Return the marks of a tokenizer's template, which are looked for once."""
+    if not tokenizer.chat_template:
+        return None
+    of_templates: dict[str, _Marks | None] = vars(tokenizer).setdefault("_emt_marks", {})
+    template = str(tokenizer.chat_template)
+    if template not in of_templates:
+        of_templates[template] = _search_marks(tokenizer)
+    return of_templates[template]
+
+
+def _search_marks(tokenizer: PreTrainedTokenizerBase) -> _Marks | None:
+    """Find the marks in prompts that the template makes of example messages."""
+    prompts = _example_prompts(tokenizer)
+    if prompts is None:
+        return None
+    short, long = prompts
+    opening, other = short.partition(_FIRST)[0], long.partition(_REPLY)[2].partition(_LAST)[0]
+    opening = opening[len(opening) - _num_shared(opening[::-1], other[::-1]) :]
+    closing, other = short.partition(_FIRST)[2], long.partition(_LAST)[2]
+    closing = closing[: _num_shared(closing, other)]
+    encode = functools.partial(tokenizer.encode, add_special_tokens=False)
+    before, after = list(encode(opening)), list(encode(closing))
+    num_stable = min(_num_shared(before, encode(opening + text)) for text in _BEGINNINGS)
+    # The end of a message may join what follows it: the first special token is enough.
+    special = set(tokenizer.all_special_ids)
+    after = next(([idx] for idx in after if idx in special), after[:1])
+    if not before or not after:
+        return None
+    # From the last special token on that the user's header alone has; its stable part may be what
+    # all headers begin with.
+    starts = [i for i, idx in enumerate(before) if idx in special][::-1] or [0]
+    for start in starts:
+        for count in (num_stable - start, len(before) - start):
+            # One token that is not special could be any word of a message.
+            is_mark = count > 1 or (count == 1 and before[start] in special)
+            marks = _Marks(before[start:], count, after)
+            if is_mark and _are_right(marks, tokenizer, long):
+                return marks
+    return None
+
+
+def _example_prompts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
+    """Return prompts of one message and of three; None if the template does not quote them."""
+    roles = ("user", "assistant", "user")
+    chat = [
+        {"role": role, "content": content}
+        for role, content in zip(roles, (_FIRST, _REPLY, _LAST), strict=True)
+    ]
+    fill = functools.partial(
+        tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True
+    )
+    try:
+        short, long = str(fill(chat[:1])), str(fill(chat))
+    except Exception:  # a template may raise whatever it likes, for a chat it does not want
+        return None
+    is_quoted = _FIRST in short and _LAST in long and _REPLY in long
+    return (short, long) if is_quoted else None
+
+
+def _are_right(marks: _Marks, tokenizer: PreTrainedTokenizerBase, prompt: str) -> bool:
+    """Tell whether marks find the last message of the example chat in its prompt."""
+    encode = functools.partial(tokenizer.encode, add_special_tokens=False)
+    ids = list(encode(prompt))
+    start, stop = marks.last_message(ids) or (0, 0)
+    message = ids[start:stop]
+    if message == list(encode(_LAST)):  # a small vocabulary may not know the word
+        return True
+    return str(tokenizer.decode(message)).strip() == _LAST
+
+
+def _num_shared(items: Sequence[Any], others: Sequence[Any]) -> int:
+    """Return how many items two sequences have in common at their start."""
+    pairs = zip(items, others, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

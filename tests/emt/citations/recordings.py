@@ -1,0 +1,43 @@
+"""Memories of tiny models, and recordings made by hand of what their queries attended to."""
+
+import torch
+
+from emt import MemoryConfig, attach
+from emt.passage import Retrieved
+from tests.emt.bytes import BYTES_VOCAB_SIZE
+from tests.emt.words import word_tokenizer
+from tests.families import build
+
+ALL_LAYERS = range(3)
+
+
+def remembering(documents, model_type="llama", tokenizer=None, **settings):
+    """Attach a fresh model of three layers and write documents; a <bos> has no row."""
+    tokenizer = tokenizer or word_tokenizer()
+    vocab_size = BYTES_VOCAB_SIZE if tokenizer.vocab_size == BYTES_VOCAB_SIZE else 97
+    model = build(model_type, vocab_size=vocab_size, attn_implementation="eager")
+    memory = attach(model, MemoryConfig(**settings), tokenizer=tokenizer)
+    for name, source in documents.items():
+        memory.write(source, document=name)
+    return model, memory
+
+
+def recorded(memory, *steps, recalled=None):
+    """Make a recording of steps {layer: (ids, weights)}, each (B, H, k) nested lists."""
+    recording = memory.new_recording()
+    if recalled is not None:
+        recording.recall(recalled)
+    for step in steps:
+        for layer_idx, (ids, weights) in step.items():
+            ids, weights = torch.tensor(ids)[:, :, None], torch.tensor(weights)[:, :, None]
+            recording.add(Retrieved(layer_idx, ids, torch.ones(ids.shape), weights.float()))
+    return recording
+
+
+def one_step(memory, weights):
+    """Make a recording of one token, layer and head from {row: weight}."""
+    return recorded(memory, {2: ([[list(weights)]], [[list(weights.values())]])})
+
+
+def document_and_text(citations):
+    return [(each.document, each.start, each.end, each.text) for each in citations]

@@ -1,0 +1,38 @@
+"""A tiny model of words, and a store that it has written; tests change copies of it."""
+
+import shutil
+
+import pytest
+
+from tests.emt.commands import emt, make_documents, make_model
+
+
+@pytest.fixture(scope="package")
+def model(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="package")
+def indexed(tmp_path_factory, model):
+    folder = tmp_path_factory.mktemp("indexed")
+    documents = make_documents(folder / "documents")
+    emt("index", documents, "--store", folder / "store", "--model", model)
+    return folder
+
+
+@pytest.fixture
+def documents(tmp_path, indexed):
+    return shutil.copytree(indexed / "documents", tmp_path / "documents")
+
+
+@pytest.fixture
+def store(tmp_path, indexed):
+    return shutil.copytree(indexed / "store", tmp_path / "store")
+
+
+@pytest.fixture
+def more(tmp_path):
+    """A folder with one more document."""
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "d.txt").write_text("w20 w30 w40")
+    return tmp_path / "more"

@@ -1,0 +1,286 @@
+"""`emt index`: documents into a store, again and after what went wrong, and what it refuses."""
+
+import contextlib
+import errno
+import json
+import re
+
+import numpy as np
+import pytest
+from memory_backends.rows.files import RowFiles
+from memory_backends.faiss import index as faiss_index
+
+from emt import MemoryConfig
+from emt.cli.printing import bytes_used
+from memory_backends.catalog import Catalog
+from tests.emt.cli.test_generate import METADATA, PROMPT, generated, of_library
+from tests.emt.commands import TEXTS, contents, emt, emt_json, make_documents, make_model, refused
+from tests.emt.words import word_tokenizer
+from tests.families import REFUSED
+
+
+def names_of(store):
+    return [document["name"] for document in emt_json("info", store)["documents"]]
+
+
+def test_it_says_what_it_will_do_and_what_it_did(tmp_path, model, documents):
+    store = tmp_path / "new"
+    done = emt("index", documents, "--store", store, "--model", model)
+    tokens = sum(len(text.split()) + 1 for text in TEXTS.values())
+    rows = tokens - len(TEXTS)
+    assert re.fullmatch(rf"3 documents, {tokens} tokens: about [\d.]+ kB and 0:00:0\d\n", done.err)
+    said = re.fullmatch(
+        rf"3 documents added; {tokens} tokens, {rows} rows in ([\d.]+) s \([\d,]+ tokens/s\); "
+        rf"'{store}' has ([\d.]+) kB\n",
+        done.out,
+    )
+    assert float(said[2]) == pytest.approx(bytes_used(store) / 1000, abs=0.05)
+
+
+def test_a_progress_bar_on_a_terminal_only(tmp_path, model, documents):
+    done = emt("index", documents, "--store", tmp_path / "pipe", "--model", model)
+    assert "%" not in done.err
+    done = emt("index", documents, "--store", tmp_path / "screen", "--model", model, terminal=True)
+    assert "100%" in done.err
+    assert "tok/s" in done.err
+    assert done.out.count("\n") == 1
+
+
+def test_it_adds_to_a_store_and_needs_no_model(store, more):
+    done = emt("index", more, "--store", store)
+    assert done.out.startswith("1 document added; 4 tokens, 3 rows in ")
+    described = emt_json("info", store)
+    assert names_of(store) == [*sorted(TEXTS), "d.txt"]
+    assert described["index"]["num_rows"] == described["rows"]
+
+
+def test_the_same_command_again_has_nothing_to_do(store, documents):
+    before = emt_json("info", store)
+    done = emt("index", documents, "--store", store)
+    assert re.fullmatch(
+        rf"0 documents added, 3 were there already; '{store}' has [\d.]+ kB\n", done.out
+    )
+    after = emt_json("info", store)
+    assert (after["documents"], after["rows"]) == (before["documents"], before["rows"])
+
+
+def test_what_is_new_is_added_and_what_has_changed_is_replaced(tmp_path, model, store, documents):
+    (documents / "b.md").write_text("w70 w71 w72")
+    (documents / "d.txt").write_text("w80 w81")
+    done = emt("index", documents, "--store", store)
+    assert done.out.startswith(
+        "1 document added, 1 replaced, 2 were there already; 7 tokens, 5 rows in "
+    )
+    whole = tmp_path / "whole"
+    emt("index", documents, "--store", whole, "--model", model)
+    parts = (sorted(map(str, emt_json("info", path)["documents"])) for path in (store, whole))
+    assert len(set(map(tuple, parts))) == 1
+    assert generated(store)["token_ids"] == generated(whole)["token_ids"]
+
+
+def test_a_removed_document_can_be_indexed_again(store, documents):
+    tokens = generated(store)["token_ids"]
+    emt("remove", store, "b.md")
+    emt("index", documents / "b.md", "--store", store)
+    assert generated(store)["token_ids"] == tokens
+
+
+def test_the_settings_of_a_store_are_kept_until_changed(tmp_path, model, documents, more):
+    store, yaml = tmp_path / "new", tmp_path / "c.yaml"
+    yaml.write_text("memory_type: vector_db\ntopk: 3\nsinks: one\npath: other\n")
+    emt("index", documents, "--store", store, "--model", model, "--config", yaml)
+    assert not (tmp_path / "other").exists()
+    config = MemoryConfig(memory_type="vector_db", topk=3, sinks="one")
+    kept = emt_json("info", store)["config"]
+    assert kept == {key: value for key, value in config.to_dict().items() if key != "path"}
+    assert generated(store)["token_ids"] == of_library(model, config)[0]
+    emt("index", more, "--store", store)
+    assert emt_json("info", store)["config"] == kept
+    (more / "d.txt").rename(more / "again.txt")
+    yaml.write_text("topk: 5\n")
+    emt("index", more, "--store", store, "--config", yaml)
+    assert emt_json("info", store)["config"] == {**kept, "topk": 5}
+
+
+def test_it_goes_on_in_what_a_killed_process_left(tmp_path, model, documents):
+    store = tmp_path / "new"
+    store.mkdir()
+    (store / "write.lock").touch()
+    (store / "catalog.sqlite.partial").write_bytes(b"half")
+    emt("index", documents, "--store", store, "--model", model)
+    assert names_of(store) == sorted(TEXTS)
+
+
+def test_metadata_is_indexed_and_brought_up_to_date(tmp_path, model):
+    store, lines = tmp_path / "new", tmp_path / "lines.jsonl"
+
+    def index(metadata, said):
+        documents = [{"id": name, "text": text} for name, text in TEXTS.items()]
+        for document in documents:
+            if metadata[document["id"]] is not None:
+                document["metadata"] = metadata[document["id"]]
+        lines.write_text("\n".join(map(json.dumps, documents)))
+        assert emt("index", lines, "--store", store, "--model", model).out.startswith(said)
+        with contextlib.closing(Catalog.open(store)) as catalog:
+            return {name: catalog.metadata(name) for name in catalog.document_names()}
+
+    expected = {name: metadata or {} for name, metadata in METADATA.items()}
+    assert index(METADATA, "3 documents added;") == expected
+    assert index(METADATA, "0 documents added, 3 were there already;") == expected
+    changed = {"a.txt": {"year": 2000}, "b.md": None, "c": {"year": 7}}
+    expected = {**changed, "b.md": METADATA["b.md"]}
+    assert index(changed, "0 documents added, 3 were there already;") == expected
+
+
+# -- refused: no store is made, and none is changed -----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("bad.txt", b"ab\0c", "'.*bad.txt' is binary"),
+        ("bad.jsonl", b'{"id": "x", "text": "w5"}\n[1]', "'.*bad.jsonl' line 2"),
+        ("bad.jsonl", b'{"id": "d.txt", "text": "w5"}', "'d.txt' is in"),
+        ("bad.txt", b"no words of the model", "'bad.txt' has nothing but special tokens"),
+    ],
+)
+def test_bad_documents(tmp_path, store, more, model, name, data, message):
+    (more / name).write_bytes(data)
+    refused("index", more, "--store", tmp_path / "new", "--model", model, message=message)
+    assert not (tmp_path / "new").exists()
+    before = contents(store)
+    refused("index", more, "--store", store, message=message)
+    assert contents(store) == before
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("topk: 0", "'.*c.yaml': topk .* got 0"),
+        ("top_k: 3", "'.*c.yaml': .*'top_k'.*'topk'"),
+        ("a: [1", "'.*c.yaml' cannot be read as YAML: "),
+        (None, "'.*c.yaml' cannot be read as YAML: .*No such file"),
+        ("layers: [0, 3]", "layers .* 0 to 2; got 3"),
+        ("memory_type: vector_db\nindex: Flatt", "index .* got 'Flatt'. FAISS says: "),
+    ],
+)
+def test_wrong_settings(tmp_path, store, more, model, yaml, message):
+    config = tmp_path / "c.yaml"
+    if yaml is not None:
+        config.write_text(yaml)
+    new, before = tmp_path / "new", contents(store)
+    refused("index", more, "--store", new, "--model", model, "--config", config, message=message)
+    assert not new.exists()
+    refused("index", more, "--store", store, "--config", config, message=message)
+    refused("generate", "--store", store, PROMPT, "--config", config, message=message)
+    assert contents(store) == before
+
+
+def test_paths_without_documents_or_room_for_a_store(tmp_path, more, model):
+    (tmp_path / "file").write_text("text")
+    for source, store, message in (
+        (tmp_path / "nothing", "new", "'.*nothing' does not exist"),
+        (model / "config.json", "new", "expected a .txt, .md, .jsonl file"),
+        (more, "file", "'.*file'; it is a file"),
+        (more, "file/store", "'.*store' cannot be written: Not a directory"),
+        (more, "more", "'.*more' has no catalog.sqlite"),
+    ):
+        refused("index", source, "--store", tmp_path / store, "--model", model, message=message)
+    assert not (tmp_path / "new").exists()
+    assert list(contents(more)) == ["d.txt"]
+
+
+def test_documents_longer_than_the_models_positions(tmp_path):
+    short = make_model(tmp_path / "model", max_position_embeddings=32)
+    documents = make_documents(tmp_path / "documents")
+    message = r"max_length \(41\) .* 32 positions"
+    refused("index", documents, "--store", tmp_path / "s", "--model", short, message=message)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing", "./nothing", "./nothing.gguf"])
+def test_models_that_are_not_there(tmp_path, more, name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    message = "model (file )?'(nobody/|./)?nothing(.gguf)?' (cannot be loaded|does not exist)"
+    refused("index", more, "--store", tmp_path / "new", "--model", name, message=message)
+    assert not (tmp_path / "new").exists()
+
+
+def test_models_that_cannot_be_reached(tmp_path, more):
+    family = REFUSED[0]
+    folder = tmp_path / "model"
+    family.build().save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    message = f"{family.model_type}: .*AttentionInterface"
+    refused("index", more, "--store", tmp_path / "new", "--model", folder, message=message)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_store_of_another_model(tmp_path, store, more):
+    other = make_model(tmp_path / "other", num_hidden_layers=2)
+    before = contents(store)
+    message = (
+        "'.*store' was written by another model; num_hidden_layers: the memory has 3, this model "
+        "2; weights: the memory has '.*', this model '.*'"
+    )
+    refused("index", more, "--store", store, "--model", other, message=message)
+    refused("generate", "--store", store, "--model", other, PROMPT, message=message)
+    assert contents(store) == before
+
+
+# -- a disk that fills up -------------------------------------------------------------------------
+
+FULL = "'.*' cannot be written: No space left on device"
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def full_after(rows, monkeypatch):
+    """Let the disk fill up once this many rows were appended."""
+    append, written = RowFiles.append, []
+
+    def limited(self, run):
+        written.append(len(run))
+        if sum(written) > rows:
+            full_disk()
+        append(self, run)
+
+    monkeypatch.setattr(RowFiles, "append", limited)
+
+
+def test_a_full_disk_at_the_first_document(tmp_path, store, more, model, monkeypatch):
+    new, before = tmp_path / "new", contents(store)
+    full_after(0, monkeypatch)
+    refused("index", more, "--store", new, "--model", model, message=FULL)
+    assert not new.exists()
+    (tmp_path / "c.yaml").write_text("topk: 3\n")
+    refused("index", more, "--store", store, "--config", tmp_path / "c.yaml", message=FULL)
+    assert contents(store) == before
+
+
+def test_a_full_disk_later_keeps_the_documents_before(tmp_path, more, model, monkeypatch):
+    (more / "e.txt").write_text("w50 w60")
+    store, whole = tmp_path / "new", tmp_path / "whole"
+    with monkeypatch.context() as patch:
+        full_after(3, patch)
+        refused("index", more, "--store", store, "--model", model, message=FULL)
+    assert names_of(store) == ["d.txt"]
+    assert emt_json("info", store)["model"]["source"] == str(model)
+    again = emt("index", more, "--store", store)  # the same command goes on
+    assert again.out.startswith("1 document added, 1 was there already; 3 tokens, 2 rows in ")
+    emt("index", more, "--store", whole, "--model", model)
+    rows, expected = (
+        np.fromfile(path / "rows" / "layer-000.bin", dtype=np.float32) for path in (store, whole)
+    )
+    np.testing.assert_allclose(rows, expected, atol=1e-6)  # alone, or in a batch of two
+
+
+def test_a_full_disk_at_the_index_keeps_the_documents(tmp_path, more, model, monkeypatch):
+    store = tmp_path / "new"
+    with monkeypatch.context() as patch:
+        patch.setattr(faiss_index, "write_index", full_disk)
+        refused("index", more, "--store", store, "--model", model, message=FULL)
+    assert not list(store.glob("index/*"))
+    assert emt("generate", "--store", store, PROMPT).out

@@ -1,0 +1,34 @@
+"""A user's message as a prompt; `tests/emt/routing/test_question.py` finds it again."""
+
+import pytest
+
+from emt.errors import ConfigError
+from emt.model.chat import in_template, last_message, prompt_ids
+from tests.emt.words import word_tokenizer
+
+TEMPLATE = "{% for m in messages %}<bos> w90 {{ m.content }} w91 {% endfor %}"
+PLAIN, CHAT = [1, 5, 9], [1, 90, 5, 9, 91]  # <bos> is added once
+
+
+def tokenizer_with(template):
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_the_template_is_used_if_there_is_one():
+    tokenizer = tokenizer_with(TEMPLATE)
+    assert in_template(tokenizer, "w5 w9").split() == ["<bos>", "w90", "w5", "w9", "w91"]
+    assert in_template(tokenizer, "w5 w9", chat=False) is None
+    for chat, expected in ((None, CHAT), (True, CHAT), (False, PLAIN)):
+        assert prompt_ids(tokenizer, "w5 w9", chat).tolist() == expected
+
+
+@pytest.mark.parametrize("template", [None, "{{ raise_exception('no') }}", "{{ '' }}"])
+def test_without_a_template_for_a_message_alone_it_is_a_plain_text(template):
+    tokenizer = tokenizer_with(template)
+    assert in_template(tokenizer, "w5 w9") is None
+    assert prompt_ids(tokenizer, "w5 w9").tolist() == PLAIN
+    with pytest.raises(ConfigError, match="no chat template"):
+        prompt_ids(tokenizer, "w5 w9", chat=True)
+    assert last_message(PLAIN, tokenizer) is None
