@@ -13,11 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from emt.citations.recording import Recording
 from emt.config import MemoryConfig
 from emt.errors import DocumentError, MemoryUseError, StoreError
-from emt.ingest.batch import encode_all
-from emt.ingest.changes import Changes, Written, reported
+from emt.ingest.changes import Changes, Written, counting
 from emt.ingest.documents import Source
-from emt.ingest.encode import encode
-from emt.ingest.reader import DocumentReader
+from emt.ingest.encoder import Encoder
 from emt.memory.activity import Activity
 from emt.memory.attending import attend
 from emt.memory.backend import make_backend
@@ -98,12 +96,11 @@ class Memory:
             StoreError: the store cannot be written; it is as it was before.
         """
         self.check_open("write")
-        reader = self._reader()
-        read = reader.document(source, document, metadata=metadata)
-        ids = torch.from_numpy(read.token_ids).long()
-        rows = encode(reader.decoder(), ids, **reader.encoding)
+        encoder = self.encoder
+        tokenized = encoder.document(source, document, metadata=metadata)
+        rows = encoder.encode(tokenized)
         with self._alone("write"):
-            return self.backend.add(read, rows, replace=replace)
+            return self.backend.add(tokenized, rows, replace=replace)
 
     def write_all(
         self,
@@ -133,21 +130,19 @@ class Memory:
 
             Documents before the one that failed stay.
         """
-        decoder = self._reader().decoder()
+        encoder = self.encoder
         with self._alone("write"):
             changes = Changes(
                 self.backend,
                 (
-                    self._reader().document(
-                        source, name, metadata=metadata[0] if metadata else None
-                    )
+                    encoder.document(source, name, metadata=metadata[0] if metadata else None)
                     for name, source, *metadata in documents
                 ),
             )
-            encoded = encode_all(decoder, changes, **self._reader().encoding)
-            told = ((document, reported(rows, on_rows)) for document, rows in encoded)
-            for name, _ in self.backend.add_many(told, replace=True):
-                changes.published(name)
+            encoded = encoder.encode_all(changes)
+            counted = ((document, counting(rows, on_rows)) for document, rows in encoded)
+            for name, _ in self.backend.add_many(counted, replace=True):
+                changes.committed(name)
         self._using.forget()
         if before_save is not None:
             before_save()
@@ -171,12 +166,10 @@ class Memory:
         config = self.config.replace(
             stride=self.config.stride if stride is None else stride,
             max_length=self.config.max_length if max_length is None else max_length,
+            remove_special_ids=False,
         )
-        reader = self._reader()
-        read = reader.document(source, "input_ids", max_length=config.max_length)
-        windows = {"stride": config.stride, "max_length": config.max_length}
-        options = {**reader.encoding, **windows, "drop_ids": ()}
-        yield from encode(reader.decoder(), torch.from_numpy(read.token_ids).long(), **options)
+        encoder = Encoder(self.attached_model("write"), config, self.tokenizer)
+        yield from encoder.encode(encoder.document(source, "input_ids"))
 
     def remove(self, *documents: str) -> int:
         """Forget documents; row ids of others never change. Returns how many rows they had.
@@ -427,7 +420,7 @@ class Memory:
                 closed.
         """
         self.check_open("route")
-        read = self._reader().document(prompt, "prompt")
+        read = self.encoder.document(prompt, "prompt")
         with self.activity.shared("route"):
             (routed,) = self.passages.finder.route([torch.from_numpy(read.token_ids).long()])
         return routed
@@ -567,13 +560,15 @@ class Memory:
         self.passages.say_what_takes_long(backend)
         return backend
 
-    def _reader(self) -> DocumentReader:
-        return DocumentReader(self.attached_model("write"), self.config, self.tokenizer)
+    @property
+    def encoder(self) -> Encoder:
+        """What encodes documents, with the settings in force now."""
+        return Encoder(self.attached_model("write"), self.config, self.tokenizer)
 
     @property
     def read_as(self) -> dict[str, Any]:
         """How documents are read, as plain JSON types: what their rows depend on."""
-        return self._reader().read_as
+        return self.encoder.settings
 
     def attached_model(self, what: str) -> AttachedModel:
         """Return what is known of the model.
