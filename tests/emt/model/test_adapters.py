@@ -11,7 +11,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from emt import MemoryConfig, attach, detach
 from emt.errors import MemoryUseError, UnsupportedModelError
-from emt.model import adapters
 from emt.model.adapters import installing, mpt
 from emt.model.hook import is_bound
 from tests.emt.test_prefix_oracle import BATCHES, TOLERANCE, config
@@ -334,7 +333,7 @@ def test_other_classes_than_the_adapters_own_are_refused(change, monkeypatch):
     kind = type(model.transformer.blocks[0].attn)
     if change == "other parameters":
         monkeypatch.setattr(kind, "forward", lambda self, hidden_states, **_: None)
-        assert adapters.install(model) == []
+        assert installing.install(model) == []
         return
     for block in model.transformer.blocks:
         block.attn.__class__ = type("OtherAttention", (kind,), {"__module__": __name__})
