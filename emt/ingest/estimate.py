@@ -63,8 +63,8 @@ def estimate(
     reader, windows, catalog = encoder.row_reader(), encoder.windows, backend.catalog
     drop_ids = sorted(encoder.drop_ids)
     tokens = rows = tokens_run = 0
-    for text in corpus:
-        document = encoder.document(text.text, text.name, metadata=text.metadata)
+    for source in corpus:
+        document = encoder.document(source.text, source.name, metadata=source.metadata)
         if catalog.content_hash(document.name) == content_hash(document):
             continue
         num_rows = int(np.isin(document.token_ids, drop_ids, invert=True).sum())
