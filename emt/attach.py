@@ -23,8 +23,8 @@ from emt.calls import GenerateOptions, Generation, overriding
 from emt.config import MemoryConfig
 from emt.errors import MemoryUseError, UnsupportedModelError
 from emt.memory.memory import Memory
-from emt.model import adapters
-from emt.model.adapters import Adapted
+from emt.model.adapters import installing as adapters
+from emt.model.adapters.installing import Adapted
 from emt.model.attached import AttachedModel
 from emt.model.devices import input_device, no_autocast
 from emt.model.hook import (

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from emt.ingest.encode import encode
+from emt.ingest.encoder import encode
+from emt.ingest.rows import RowReader
+from emt.ingest.windows import Windows
 from emt.memory.memory import Memory
 from emt.model import hook
 from memory_backends import Document
@@ -261,13 +263,8 @@ def oracle_error(
     prefix = torch.randint(3, VOCAB_SIZE, (num_prefix,))
     suffixes = [torch.randint(3, VOCAB_SIZE, (length,)) for length in lengths]
     decoder = memory._attached("test").decoder()
-    rows = encode(
-        decoder,
-        prefix,
-        stride=num_prefix,
-        max_length=num_prefix,
-        unrotations=dict.fromkeys(memory.backend.layout.layers),
-    )
+    reader = RowReader(decoder, dict.fromkeys(memory.backend.layout.layers))
+    rows = encode(reader, prefix, Windows(num_prefix, num_prefix))
     with memory.using(enabled=False):
         expected = [
             model(torch.cat([prefix, suffix])[None]).logits[0, num_prefix:] for suffix in suffixes

@@ -22,7 +22,9 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
-from emt.ingest.encode import encode
+from emt.ingest.encoder import encode
+from emt.ingest.rows import RowReader
+from emt.ingest.windows import Windows
 from emt.memory.memory import Memory
 from memory_backends import Document
 
@@ -66,13 +68,8 @@ def forget_and_remember(
         whole = _continued(model, prefix, rest, forgets=False)
         forgotten = _continued(model, prefix, rest)
     decoder = memory._attached("test").decoder()
-    rows = encode(
-        decoder,
-        prefix[0],
-        stride=NUM_PREFIX,
-        max_length=NUM_PREFIX,
-        unrotations=dict.fromkeys(layers),
-    )
+    reader = RowReader(decoder, dict.fromkeys(layers))
+    rows = encode(reader, prefix[0], Windows(NUM_PREFIX, NUM_PREFIX))
     memory.backend.add(Document("prefix", prefix[0].numpy().astype(np.int32)), rows)
     with memory.using(topk=topk, layers=layers, mask_by_sim=False):
         remembered = _continued(model, prefix, rest, memory)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +11,10 @@ from transformers import PreTrainedModel
 import emt
 from emt.errors import ConfigError, EMTError, UnsupportedModelError
 from emt.ingest.batch import encode_batch
-from emt.ingest.carry import read_carrying
-from emt.ingest.encode import encode
-from emt.ingest.rows import Reader
+from emt.ingest.carry import encode_carrying
+from emt.ingest.encoder import encode
+from emt.ingest.rows import RowReader
+from emt.ingest.windows import Windows
 from memory_backends import Rows
 from tests.families import oracle_error
 from tests.forgetting import Found, forget_and_remember
@@ -115,23 +115,18 @@ def reading_errors(memory: emt.Memory) -> tuple[float, float | None]:
         and of one read with carried context; None if the family refuses that.
     """
     attached = memory._attached("test")
-    reader = Reader(attached.decoder(), attached.unrotations)
+    reader = RowReader(attached.decoder(), attached.unrotations)
     generator = torch.Generator().manual_seed(2)
     longest = torch.randint(3, VOCAB_SIZE, (60,), generator=generator)
     documents = [longest, longest[:33], longest[:50]]
-    whole = [list(_read(reader, ids)) for ids in documents]
+    whole = [list(encode(reader, ids, Windows(len(ids), len(ids)))) for ids in documents]
     together = encode_batch(reader, documents)
     errors = [_difference(alone, [rows]) for alone, rows in zip(whole, together, strict=True)]
     try:
-        runs = list(read_carrying(reader, longest, stride=20, max_length=80, first_length=20))
+        runs = list(encode_carrying(reader, longest, Windows(20, 80), first_length=20))
     except UnsupportedModelError:
         return max(errors), None
     return max(errors), _difference(whole[0], runs)
-
-
-def _read(reader: Reader, ids: torch.Tensor) -> Iterator[Rows]:
-    lengths = {"stride": len(ids), "max_length": len(ids)}
-    return encode(reader.decoder, ids, **lengths, unrotations=reader.unrotations)
 
 
 def _difference(expected: list[Rows], found: list[Rows]) -> float:

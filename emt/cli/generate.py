@@ -7,12 +7,11 @@ import json
 import time
 from typing import Any
 
-from memory_backends.catalog.metadata import is_value
-
 from emt.answer import Answer, answer
 from emt.citations.citing import Citation
 from emt.cli.printing import count, print_json
 from emt.cli.session import Session
+from memory_backends.catalog.metadata import is_value
 
 _SETTINGS = ("enabled", "mode", "topk", "uncertainty", "documents")  # of `Memory.using`
 

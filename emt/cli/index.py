@@ -45,7 +45,7 @@ def index(options: argparse.Namespace) -> None:
     corpus = Corpus(options.source)
     session = Session(options, writing=True)
     memory = session.memory
-    expected = estimate(session.model, memory, corpus)
+    expected = estimate(memory.encoder, memory.backend, memory.layers, corpus)
     print(
         f"{count(len(corpus.names), 'document')}, {count(expected.tokens, 'token')}: "
         f"about {size(expected.bytes)} and {duration(expected.seconds)}",

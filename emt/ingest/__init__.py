@@ -1,1 +1,1 @@
-"""Files to documents, documents to windows, windows to rows."""
+"""From files to the rows of a store: corpus -> documents -> windows -> rows."""

@@ -1,17 +1,17 @@
-"""Carried context: each token of a document is read once, after rows of the tokens before it.
+"""Carried context: each token of a document is run once, after rows of the tokens before it.
 
 A window of new tokens attends to a context: the document's first `SINK_ROWS` rows and its last
 ones, as many as `max_length` leaves room for. Rows are kept at position 0, so the context is placed
-anew for every window: its keys are turned to positions 0, 1, 2, ... by the model's own rotation,
+anew for every window: its keys are rotated to positions 0, 1, 2, ... by the model's own rotation,
 the new tokens follow, and no position is beyond `max_length`, however long the document is. A
 document of up to `max_length` tokens is one plain forward.
 
-The cosines and sines are those the model handed to its layers when it read the first window, which
-has every position that a context can take. (A model that adds learned positions to its embeddings
-rotates nothing; its keys say where they were when they were read.)
+The cosines and sines are those that the model handed to its layers in the first window, which has
+every position that a context can take. A model that adds learned positions to its embeddings
+rotates nothing: its keys keep the positions at which they were computed.
 
-Source: Xiao et al., Efficient Streaming Language Models with Attention Sinks (arXiv 2309.17453):
-sections 3.1 and 3.2, keep the first rows, which four are enough for, and count positions in the
+Source: Xiao et al., Efficient Streaming Language Models with Attention Sinks (arXiv 2309.17453),
+sections 3.1 and 3.2: keep the first rows, of which four are enough, and count positions in the
 cache, not in the text.
 """
 
@@ -26,25 +26,26 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from emt.errors import ConfigError, UnsupportedModelError
-from emt.ingest.rows import SINK_ROWS, Reader, Reading
+from emt.ingest.rows import SINK_ROWS, LayerStates, RowReader
+from emt.ingest.windows import Windows
 from emt.model.rope import PositionEmbeddings, Unrotation
 from memory_backends import Rows
 
-_SAME = 1e-2  # cosines of equal positions, in any dtype; other frequencies differ far more
+_TOLERANCE = 1e-2  # between cosines of equal positions, in any dtype; others differ far more
 
 
-def check_carry(config: PreTrainedConfig, stride: int, max_length: int) -> None:
-    """Refuse what cannot be encoded with carried context.
+def check_carry(config: PreTrainedConfig, windows: Windows) -> None:
+    """Refuse windows and models that cannot carry context.
 
     Raises:
         ConfigError: a window of `stride` tokens leaves no room for sinks and one row more.
-        UnsupportedModelError: layers that keep something else between tokens than keys and values.
+        UnsupportedModelError: a layer keeps something else between tokens than keys and values.
     """
-    if max_length - stride <= SINK_ROWS:
+    if windows.max_length - windows.stride <= SINK_ROWS:
         raise ConfigError(
-            f"with carry_context, max_length ({max_length}) must be at least stride ({stride}) + "
-            f"{SINK_ROWS + 1}, so that there is context to carry. Lower stride, or set "
-            "carry_context to false."
+            f"with carry_context, max_length ({windows.max_length}) must be at least stride "
+            f"({windows.stride}) + {SINK_ROWS + 1}, so that there is context to carry. Lower "
+            "stride, or set carry_context to false."
         )
     other = [
         f"{idx} ({type(layer).__name__})"
@@ -58,50 +59,15 @@ def check_carry(config: PreTrainedConfig, stride: int, max_length: int) -> None:
         )
 
 
-def _check_cache(config: PreTrainedConfig, cache: DynamicCache, reading: Reading) -> None:
-    """Refuse a model whose cache cannot be made of rows.
-
-    Latent attention caches what it makes keys and values from, and some layers repeat KV heads
-    before they attend.
-
-    Args:
-        config: names the model.
-        cache: of a window.
-        reading: of the same window.
-
-    Raises:
-        UnsupportedModelError: a layer caches something else than the keys and values it attends to.
-    """
-    for idx, value in reading.values.items():
-        layer = cache.layers[idx] if idx < len(cache.layers) else None
-        kept_key, kept = getattr(layer, "keys", None), getattr(layer, "values", None)
-        if kept_key is not None and kept is not None:
-            recent = value[:, :, value.shape[2] - kept.shape[2] :]  # all a sliding window keeps
-            group = max(kept.shape[1] // value.shape[1], 1)  # Falcon caches KV heads repeated
-            is_key_wide = kept_key.shape[3] == reading.keys[idx].shape[3]
-            if is_key_wide and torch.equal(kept[:, ::group], recent):
-                continue
-        raise UnsupportedModelError(
-            f"{config.model_type}: carry_context needs layers that keep the keys and values they "
-            f"attend to; layer {idx} keeps something else. Set carry_context to false."
-        )
-
-
-def read_carrying(
-    reader: Reader,
-    token_ids: Tensor,
-    *,
-    stride: int,
-    max_length: int,
-    first_length: int | None = None,
+def encode_carrying(
+    reader: RowReader, token_ids: Tensor, windows: Windows, *, first_length: int | None = None
 ) -> Iterator[Rows]:
-    """Read one document, each token once.
+    """Encode one document, running each token once.
 
     Args:
         reader: the model.
         token_ids: (T,) int64, on any device.
-        stride: tokens in a window, after the first.
-        max_length: tokens in a window and its context.
+        windows: `stride` new tokens in each window after the first, `max_length` with the context.
         first_length: tokens in the first window; `max_length` if None.
 
     Yields:
@@ -112,33 +78,57 @@ def read_carrying(
             caches something else than what it attends to, or the model rotates equal positions
             differently from window to window.
     """
-    num_tokens, stop = len(token_ids), 0
+    config, num_tokens, stop = reader.decoder.config, len(token_ids), 0
+    first_length = first_length or windows.max_length
     context = _Context(reader.unrotations)
-    if num_tokens > (first_length or max_length):
-        check_carry(reader.decoder.config, stride, max_length)
+    if num_tokens > first_length:
+        check_carry(config, windows)
     while stop < num_tokens:
-        length = stride if stop else first_length or max_length
-        start, stop = stop, min(stop + length, num_tokens)
+        start, stop = stop, min(stop + (windows.stride if stop else first_length), num_tokens)
         new = token_ids[start:stop]
-        num_before = 0
-        if start:
-            context.make_room(max_length - len(new))
-            cache = context.cache(reader.decoder)
-            num_before = len(context)
-            reading = reader.read(new[None], past_key_values=cache, use_cache=True)
-            del cache
-        elif stop < num_tokens:
-            cache = DynamicCache(config=reader.decoder.config)
-            reading = reader.read(new[None], past_key_values=cache, use_cache=True)
-            _check_cache(reader.decoder.config, cache, reading)
-            del cache
-        else:
-            reading = reader.read(new[None])
-        rows = reader.rows(reading, new, first_token=start, num_before=num_before)
+        if stop - start == num_tokens:  # all of it fits into the first window
+            yield reader.rows(reader.forward(new[None]), new, first_token=0, num_before=0)
+            return
+        context.make_room(windows.max_length - len(new))
+        num_before, cache = len(context), context.cache(reader.decoder)
+        states = reader.forward(new[None], past_key_values=cache, use_cache=True)
+        if not start:
+            _check_cache(config, cache, states)
+        del cache
+        rows = reader.rows(states, new, first_token=start, num_before=num_before)
         if stop < num_tokens:
-            context.add(reading)
-        del reading  # before the next one is made
+            context.add(states)
+        del states  # before the next ones are made
         yield rows
+
+
+def _check_cache(config: PreTrainedConfig, cache: DynamicCache, states: LayerStates) -> None:
+    """Refuse a model whose cache cannot be made of rows.
+
+    Latent attention caches what it makes keys and values from, and some layers repeat KV heads
+    before they attend.
+
+    Args:
+        config: names the model.
+        cache: after the first window.
+        states: of the same window.
+
+    Raises:
+        UnsupportedModelError: a layer caches something else than the keys and values it attends to.
+    """
+    for idx, value in states.values.items():
+        layer = cache.layers[idx] if idx < len(cache.layers) else None
+        cached_key, cached_value = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if cached_key is not None and cached_value is not None:
+            recent = value[:, :, value.shape[2] - cached_value.shape[2] :]  # of a sliding window
+            group = max(cached_value.shape[1] // value.shape[1], 1)  # Falcon repeats KV heads
+            is_key_wide = cached_key.shape[3] == states.keys[idx].shape[3]
+            if is_key_wide and torch.equal(cached_value[:, ::group], recent):
+                continue
+        raise UnsupportedModelError(
+            f"{config.model_type}: carry_context needs layers that keep the keys and values they "
+            f"attend to; layer {idx} keeps something else. Set carry_context to false."
+        )
 
 
 @dataclass
@@ -146,10 +136,10 @@ class _Context:
     """Rows that the next window attends to, layer by layer.
 
     Attributes:
-        unrotations: layer -> how its keys are turned.
-        keys: (1, Hkv, C, D), at position 0.
-        values: (1, Hkv, C, Dv).
-        embeddings: cos and sin of positions 0, 1, 2, ... of layers that rotate their keys.
+        unrotations: layer -> how its keys are rotated; None if they are not.
+        keys: layer -> (1, Hkv, C, D), at position 0.
+        values: layer -> (1, Hkv, C, Dv).
+        embeddings: layer that rotates its keys -> cos and sin of positions 0, 1, 2, ...
     """
 
     unrotations: Mapping[int, Unrotation | None]
@@ -160,17 +150,17 @@ class _Context:
     def __len__(self) -> int:
         return next((key.shape[2] for key in self.keys.values()), 0)
 
-    def make_room(self, most: int) -> None:
-        """Evict rows after the sinks until `most` are left."""
-        if len(self) <= most:
+    def make_room(self, num_rows: int) -> None:
+        """Evict rows after the sinks until at most `num_rows` are left."""
+        if len(self) <= num_rows:
             return
         for part in (self.keys, self.values):
             for idx, tensor in part.items():
-                recent = tensor[:, :, SINK_ROWS - most :]
+                recent = tensor[:, :, SINK_ROWS - num_rows :]
                 part[idx] = torch.cat([tensor[:, :, :SINK_ROWS], recent], dim=2)
 
     def cache(self, decoder: PreTrainedModel) -> DynamicCache:
-        """Return the model's cache as if it had just read this context."""
+        """Return the cache that the model would have after reading just this context."""
         cache = DynamicCache(config=decoder.config)
         for idx, key in self.keys.items():
             unrotate = self.unrotations[idx]
@@ -181,37 +171,37 @@ class _Context:
             cache.update(key, self.values[idx], idx)
         return cache
 
-    def add(self, reading: Reading) -> None:
-        """Take in a window that has just been read after this context."""
-        for idx, embeddings in reading.embeddings.items():
-            self.embeddings[idx] = self._with(idx, embeddings)
-        for mine, new in ((self.keys, reading.keys), (self.values, reading.values)):
+    def add(self, states: LayerStates) -> None:
+        """Add a window that has been read after this context."""
+        for idx, embeddings in states.embeddings.items():
+            self.embeddings[idx] = self._extended(idx, embeddings)
+        for part, new in ((self.keys, states.keys), (self.values, states.values)):
             for idx, tensor in new.items():
-                mine[idx] = torch.cat([mine[idx], tensor], dim=2) if idx in mine else tensor
+                part[idx] = torch.cat([part[idx], tensor], dim=2) if idx in part else tensor
 
-    def _with(self, layer_idx: int, new: PositionEmbeddings) -> PositionEmbeddings:
-        """Return a layer's embeddings, those of the positions after the context included.
+    def _extended(self, layer_idx: int, new: PositionEmbeddings) -> PositionEmbeddings:
+        """Return a layer's embeddings with those of the positions after the context.
 
         Raises:
-            UnsupportedModelError: they are known already, and not the same.
+            UnsupportedModelError: a position has different embeddings in both.
         """
         if layer_idx not in self.embeddings:
             return new
-        known, start = self.embeddings[layer_idx], len(self)
+        old, start = self.embeddings[layer_idx], len(self)
         length = new[0].shape[-2]
-        overlap = min(known[0].shape[-2] - start, length)
-        for old_part, new_part in zip(known, new, strict=True):
+        overlap = min(old[0].shape[-2] - start, length)
+        for old_part, new_part in zip(old, new, strict=True):
             before, now = old_part[..., start : start + overlap, :], new_part[..., :overlap, :]
-            if not torch.allclose(before, now, rtol=0, atol=_SAME):
+            if not torch.allclose(before, now, rtol=0, atol=_TOLERANCE):
                 raise UnsupportedModelError(
                     f"layer {layer_idx} rotates positions {start} to {start + overlap - 1} "
                     "differently than in the window before, so its context cannot be carried. "
                     "Set carry_context to false."
                 )
         if overlap == length:
-            return known
+            return old
         cos, sin = (
             torch.cat([old_part, new_part[..., overlap:, :]], dim=-2)
-            for old_part, new_part in zip(known, new, strict=True)
+            for old_part, new_part in zip(old, new, strict=True)
         )
         return cos, sin

@@ -1,4 +1,4 @@
-"""Which documents of a stream a store must read, and how many it did."""
+"""The documents of a stream that a store does not have yet, and counts of those written."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from memory_backends import Document, MemoryBackend, Rows, content_hash
 
 
 class Written(NamedTuple):
-    """What became of a stream of documents.
+    """How many documents of a stream were added, replaced and skipped.
 
     Attributes:
-        added: new ones.
-        replaced: those that were there with other content.
-        skipped: those that were there already, word for word; the model did not read them. Their
-            metadata is the stream's, if it has some.
+        added: new documents.
+        replaced: documents that the store had with other content.
+        skipped: documents that the store had with the same content. The model did not read them;
+            metadata that the stream has for them was written.
     """
 
     added: int
@@ -27,11 +27,11 @@ class Written(NamedTuple):
 class Changes:
     """The documents of a stream that a store does not have yet, while they are written to it.
 
+    Iterating reads the stream; `committed` counts what has become part of the store.
+
     Args:
         backend: the store.
-        documents: names must come once.
-
-    Iterating reads the stream; `published` counts what has become part of the store.
+        documents: the stream. A name that comes twice is a `DocumentError`.
     """
 
     def __init__(self, backend: MemoryBackend, documents: Iterable[Document]) -> None:
@@ -51,17 +51,17 @@ class Changes:
             self._seen.add(name)
             catalog = self._backend.catalog  # another one, once the store has been made
             if catalog.content_hash(name) == content_hash(document):
-                given = document.metadata
-                if given is not None and catalog.metadata(name) != given:
-                    catalog.set_metadata(name, given)
+                metadata = document.metadata
+                if metadata is not None and catalog.metadata(name) != metadata:
+                    catalog.set_metadata(name, metadata)
                 self._skipped += 1
                 continue
             if catalog.has_document(name):
                 self._replacing.add(name)
             yield document
 
-    def published(self, name: str) -> None:
-        """Take notice that a document is part of the store now."""
+    def committed(self, name: str) -> None:
+        """Count a document that has become part of the store."""
         if name in self._replacing:
             self._replacing.remove(name)
             self._replaced += 1
@@ -70,12 +70,12 @@ class Changes:
 
     @property
     def counts(self) -> Written:
-        """How many documents were written so far."""
+        """The counts so far."""
         return Written(self._added, self._replaced, self._skipped)
 
 
-def reported(rows: Iterator[Rows], on_rows: Callable[[int], object] | None) -> Iterator[Rows]:
-    """Pass rows on, and tell `on_rows` how many, each time the store has taken some."""
+def counting(rows: Iterator[Rows], on_rows: Callable[[int], object] | None) -> Iterator[Rows]:
+    """Pass rows on; call `on_rows` with the number of those that the store has taken."""
     for run in rows:
         yield run
         if on_rows is not None:

@@ -1,7 +1,7 @@
 """Files and folders to documents: .txt, .md, .jsonl, and folders of them.
 
-Everything is read and checked once before the first document is handed out, so bad input stops a
-run before it has written anything.
+Everything is read and checked once before the first document is yielded, so bad input stops a run
+before it has written anything.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SUFFIXES = (".txt", ".md", ".jsonl")
 
 @dataclass(frozen=True)
 class TextDocument:
-    """A document as it was found.
+    """A document of text, and where it is from.
 
     Attributes:
         name: the file's path below the folder that was given, or the "id" of a .jsonl line.
@@ -37,13 +37,12 @@ class TextDocument:
 
 
 class Corpus:
-    """The documents of some files and folders, in a fixed order. Iterating reads them from the
-    disk.
+    """The documents of some files and folders, in a fixed order, read from the disk each time.
 
     Args:
-        sources: .txt and .md files (one document each), .jsonl files (one object with "id" and
-            "text" a line, and "metadata", a flat object, if there is some), and folders, searched
-            through and sorted by path.
+        sources: .txt and .md files (one document each); .jsonl files (a line is an object with
+            "id", "text" and, if any, "metadata", a flat object); and folders of such files, at any
+            depth, sorted by path.
 
     Raises:
         CorpusError: no source, or one that is missing, empty, binary or not UTF-8, a folder without
@@ -51,7 +50,7 @@ class Corpus:
     """
 
     def __init__(self, sources: Iterable[Path | str]) -> None:
-        self._files = [found for source in sources for found in _files_of(Path(source))]
+        self._files = [file for source in sources for file in _files_of(Path(source))]
         if not self._files:
             raise CorpusError("expected at least one file or folder of documents; got none.")
         origins: dict[str, str] = {}
@@ -91,17 +90,17 @@ def _files_of(source: Path) -> list[tuple[Path, str]]:
 
 
 def _files_in(folder: Path) -> list[tuple[Path, str]]:
-    found = []
+    files = []
     for path in sorted(folder.rglob("*")):
         below = path.relative_to(folder)
         is_hidden = any(part.startswith(".") for part in below.parts)
         if path.suffix.lower() in SUFFIXES and not is_hidden and path.is_file():
-            found.append((path, below.as_posix()))
-    if not found:
+            files.append((path, below.as_posix()))
+    if not files:
         raise CorpusError(
             f"folder '{folder}' has no documents. Put {', '.join(SUFFIXES)} files into it."
         )
-    return found
+    return files
 
 
 def _documents_of(path: Path, name: str) -> Iterator[TextDocument]:
@@ -154,8 +153,8 @@ def _document_of_line(line: str, origin: str) -> TextDocument:
     for key, value in (("id", name), ("text", text)):
         if not isinstance(value, str) or not value.strip():
             got = "blank text" if isinstance(value, str) else type(value).__name__
-            what = "text or a whole number" if key == "id" else "text"
-            raise CorpusError(f'{origin}: "{key}" must be {what}, not blank; got {got}.')
+            expected = "text or a whole number" if key == "id" else "text"
+            raise CorpusError(f'{origin}: "{key}" must be {expected}, not blank; got {got}.')
         if not is_utf8(value):
             raise CorpusError(
                 f'{origin}: "{key}" has half of a surrogate pair (\\ud800 to \\udfff), which is no '

@@ -1,4 +1,4 @@
-"""What a user writes to a document of token ids: text, or ids, checked before anything is read."""
+"""From the text or token ids that a user gives to a checked document."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from emt.config import MemoryConfig
 from emt.errors import DocumentError, MemoryUseError
 from memory_backends import Document
 
-Int32Array = npt.NDArray[np.int32]
 Source = str | Sequence[int] | torch.Tensor
 
 
@@ -30,7 +29,8 @@ def to_document(
         vocab_size: ids must be below.
 
     Raises:
-        DocumentError: no name, nothing to remember, not ids, or an id the model does not have.
+        DocumentError: the name is empty, or the source is empty, no token ids, or has an id that
+            the model does not have.
         MemoryUseError: text without a tokenizer.
     """
     if not isinstance(name, str) or not name:
@@ -51,23 +51,10 @@ def is_utf8(text: str) -> bool:
     return True
 
 
-def token_ids_of(
-    text: str, name: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int
-) -> Int32Array:
-    """Return the token ids of a document's text, (T,) int32; `to_document` makes the same.
-
-    Raises:
-        DocumentError: as `to_document`.
-    """
-    _check_text(text, name)
-    ids = tokenizer(text, verbose=False)["input_ids"]
-    return _checked(np.asarray(ids, dtype=np.int64), name, vocab_size)
-
-
 def special_ids(
     config: MemoryConfig, tokenizer: PreTrainedTokenizerBase | None, model_config: PreTrainedConfig
 ) -> set[int]:
-    """Return the token ids whose rows are dropped.
+    """Return the token ids that leave no rows.
 
     They are the config's, or the tokenizer's, or else the model's bos, eos and pad ids.
     """
@@ -79,8 +66,8 @@ def special_ids(
         return set(tokenizer.all_special_ids)
     special: set[int] = set()
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        found = getattr(model_config, name, None)
-        special.update([found] if isinstance(found, int) else found or [])
+        ids = getattr(model_config, name, None)
+        special.update([ids] if isinstance(ids, int) else ids or [])
     return special
 
 
@@ -92,7 +79,13 @@ def _of_text(
             "writing text needs a tokenizer. "
             "Pass one to attach(model, config, tokenizer=...), or write ids."
         )
-    _check_text(text, name)
+    if not text.strip():
+        raise DocumentError(f"document '{name}' is empty. Leave it out.")
+    if not is_utf8(text):
+        raise DocumentError(
+            f"document '{name}' has half of a surrogate pair, which is no character. "
+            "Decode it as UTF-8."
+        )
     encoded = tokenizer(text, return_offsets_mapping=tokenizer.is_fast, verbose=False)
     offsets = encoded.get("offset_mapping")
     return Document(
@@ -103,18 +96,10 @@ def _of_text(
     )
 
 
-def _check_text(text: str, name: str) -> None:
-    if not text.strip():
-        raise DocumentError(f"document '{name}' is empty. Leave it out.")
-    if not is_utf8(text):
-        raise DocumentError(
-            f"document '{name}' has half of a surrogate pair, which is no character. "
-            "Decode it as UTF-8."
-        )
-
-
-def _checked(ids: npt.NDArray[np.integer[Any]], name: str, vocab_size: int) -> Int32Array:
-    """Return ids as int32, once they are known to be the model's."""
+def _checked(
+    ids: npt.NDArray[np.integer[Any]], name: str, vocab_size: int
+) -> npt.NDArray[np.int32]:
+    """Return ids as int32; refuse those that are not the model's."""
     if len(ids) and (ids.min() < 0 or ids.max() >= vocab_size):
         raise DocumentError(
             f"token ids of document '{name}' must be 0 to {vocab_size - 1}; "

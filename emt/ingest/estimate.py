@@ -1,36 +1,35 @@
-"""What a corpus will cost, and whether it can be read at all, before anything is written."""
+"""The cost of encoding a corpus, and errors that it would raise, before anything is written."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
 import numpy as np
-from transformers import PreTrainedModel
 
+from emt.config import MemoryConfig
 from emt.errors import DocumentError, MemoryUseError
-from emt.ingest.carry import check_carry
 from emt.ingest.corpus import Corpus
-from emt.ingest.documents import special_ids, token_ids_of
-from emt.ingest.encode import check_max_length, tokens_read
-from emt.memory.memory import Memory
+from emt.ingest.encoder import Encoder
+from emt.ingest.rows import RowReader
 from emt.model.devices import input_device
 from emt.model.positions import max_positions
-from memory_backends import Document, content_hash
+from memory_backends import MemoryBackend, content_hash
 from memory_backends.faiss.index import bytes_per_key, factory_for
 
 _TIMED_TOKENS = 128
 
 
 class Estimate(NamedTuple):
-    """What the documents of a corpus that are new or changed will be.
+    """What writing the documents of a corpus that are new or changed will take.
 
     Attributes:
-        tokens: counted, special ones included.
-        rows: counted.
-        bytes: of rows and index on disk.
-        seconds: from one short timed window.
+        tokens: of these documents, special ones included.
+        rows: that they will leave.
+        bytes: of rows and index on disk, estimated.
+        seconds: estimated from one short timed forward.
     """
 
     tokens: int
@@ -39,67 +38,69 @@ class Estimate(NamedTuple):
     seconds: float
 
 
-def estimate(model: PreTrainedModel, memory: Memory, corpus: Corpus) -> Estimate:
-    """Tokenize the corpus once, without reading it, so that no document stops a run halfway.
+def estimate(
+    encoder: Encoder, backend: MemoryBackend, layers: Collection[int], corpus: Corpus
+) -> Estimate:
+    """Tokenize a corpus without encoding it, so that no document stops a run halfway.
 
-    Documents that `Memory.write_all` would skip cost nothing.
+    Documents that the store has already cost nothing.
+
+    Args:
+        encoder: of the memory that the documents will be written to.
+        backend: of the same memory.
+        layers: those that read memories, and will be indexed.
+        corpus: the documents.
 
     Raises:
-        MemoryUseError: the memory has no tokenizer.
+        MemoryUseError: the encoder has no tokenizer, or its model is not ready.
         DocumentError: a document that `Memory.write` would refuse.
         ConfigError: `max_length` is beyond the model's positions, and a document is as long; or
-            the context cannot be carried.
-        UnsupportedModelError: the same, for what the model is.
+            it leaves no room for carried context.
+        UnsupportedModelError: the model's context cannot be carried.
     """
-    tokenizer, config = memory.tokenizer, memory.config
-    if tokenizer is None:
+    if encoder.tokenizer is None:
         raise MemoryUseError("an estimate needs a tokenizer. Pass one to attach().")
-    model_config = model.config.get_text_config()
-    if config.carry_context:
-        check_carry(model_config, config.stride, config.max_length)
-    dropped = sorted(special_ids(config, tokenizer, model_config))
-    tokens = rows = read = 0
-    for document in corpus:
-        ids = token_ids_of(document.text, document.name, tokenizer, model_config.vocab_size)
-        present = memory.backend.catalog.content_hash(document.name)
-        if present == content_hash(Document(document.name, ids, document.text)):
+    reader, windows, catalog = encoder.row_reader(), encoder.windows, backend.catalog
+    drop_ids = sorted(encoder.drop_ids)
+    tokens = rows = tokens_run = 0
+    for source in corpus:
+        document = encoder.document(source.text, source.name, metadata=source.metadata)
+        if catalog.content_hash(document.name) == content_hash(document):
             continue
-        check_max_length(model_config, min(config.max_length, len(ids)))
-        kept = int(np.isin(ids, dropped, invert=True).sum())
-        if not kept:
+        num_rows = int(np.isin(document.token_ids, drop_ids, invert=True).sum())
+        if not num_rows:
             raise DocumentError(
                 f"document '{document.name}' has nothing but special tokens. Leave it out."
             )
-        tokens, rows = tokens + len(ids), rows + kept
-        read += tokens_read(
-            len(ids), config.stride, config.max_length, carry_context=config.carry_context
-        )
+        num_tokens = len(document.token_ids)
+        tokens, rows = tokens + num_tokens, rows + num_rows
+        tokens_run += windows.tokens_run(num_tokens)
     if not tokens:
         return Estimate(0, 0, 0, 0.0)
-    with memory.using(enabled=False):
-        seconds = read * _seconds_per_token(model)
-    return Estimate(tokens, rows, rows * _bytes_per_row(memory, rows), seconds)
+    num_bytes = rows * _bytes_per_row(encoder.config, backend, layers, rows)
+    return Estimate(tokens, rows, num_bytes, tokens_run * _seconds_per_token(reader))
 
 
-def _bytes_per_row(memory: Memory, num_rows: int) -> int:
-    layout, stored = memory.backend.layout, memory.backend.catalog.bytes_per_row
-    if memory.config.memory_type == "manual":
+def _bytes_per_row(
+    config: MemoryConfig, backend: MemoryBackend, layers: Collection[int], num_rows: int
+) -> int:
+    layout, stored = backend.layout, backend.catalog.bytes_per_row
+    if config.memory_type == "manual":
         return stored
-    indexed = [layout.layers[layer_idx] for layer_idx in memory.layers]
-    factory = factory_for(memory.config.index, num_rows, layout.largest_head_dim)
+    factory = factory_for(config.index, num_rows, layout.largest_head_dim)
     return stored + sum(
-        layer.num_key_value_heads * bytes_per_key(factory, layer.head_dim) for layer in indexed
+        layer.num_key_value_heads * bytes_per_key(factory, layer.head_dim)
+        for layer in (layout.layers[layer_idx] for layer_idx in layers)
     )
 
 
-@torch.no_grad()
-def _seconds_per_token(model: PreTrainedModel) -> float:
-    positions = max_positions(model.config.get_text_config())
-    length = min(_TIMED_TOKENS, positions or _TIMED_TOKENS)
-    token_ids = torch.zeros(1, length, dtype=torch.long, device=input_device(model))
-    model.base_model(input_ids=token_ids, use_cache=False)  # warm up
+def _seconds_per_token(reader: RowReader) -> float:
+    positions = max_positions(reader.decoder.config)
+    device, length = input_device(reader.decoder), min(_TIMED_TOKENS, positions or _TIMED_TOKENS)
+    token_ids = torch.zeros(1, length, dtype=torch.long)
+    reader.forward(token_ids)  # warm up
     started = time.perf_counter()
-    model.base_model(input_ids=token_ids, use_cache=False)
-    if token_ids.is_cuda:
-        torch.cuda.synchronize(token_ids.device)
+    reader.forward(token_ids)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return (time.perf_counter() - started) / length

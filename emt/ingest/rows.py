@@ -20,92 +20,15 @@ from memory_backends.layout import Int32Array
 SINK_ROWS = 4  # the first tokens a model sees; most heads park their attention there
 
 
-@dataclass(frozen=True)
-class Reader:
-    """A model that reads, and what is kept of what it reads.
+class LayerStates(NamedTuple):
+    """What each layer computed for the last n tokens of a forward.
 
     Attributes:
-        decoder: the model without its language-model head, attached or being attached.
-        unrotations: layer -> how to bring its keys to position 0; None leaves them where they are.
-        drop_ids: token ids whose rows are left out, after the others have attended to them.
-    """
-
-    decoder: PreTrainedModel
-    unrotations: Mapping[int, Unrotation | None]
-    drop_ids: Collection[int] = ()
-
-    @torch.no_grad()
-    def read(self, input_ids: Tensor, *, skip: int = 0, **options: Any) -> Reading:
-        """Run the model over tokens, as if it had no memory.
-
-        Args:
-            input_ids: (B, Q) int64, on any device.
-            skip: how many of the Q tokens, from the first, to return nothing of.
-            **options: further arguments of the decoder; a cache may hold what came before.
-
-        Returns:
-            What the last n = Q - `skip` tokens have become.
-        """
-        device = input_device(self.decoder)
-        with watching(self.decoder) as seen, no_autocast(device):
-            self.decoder(
-                input_ids=input_ids.to(device),
-                **{"use_cache": False, **options},
-            )
-        reading = Reading({}, {}, {}, {})
-        new = slice(skip - input_ids.shape[1], None)  # with a cache, keys have earlier ones first
-        for call in seen.calls:
-            layer_idx = call.layer_idx
-            if layer_idx not in self.unrotations:
-                continue
-            unrotate, key = self.unrotations[layer_idx], call.key[:, :, new]
-            if unrotate is not None:
-                cos, sin = as_cos_sin(seen.position_embeddings[call.module])
-                embeddings = cos[..., new, :], sin[..., new, :]
-                key = unrotate(key, embeddings)
-                reading.embeddings[layer_idx] = embeddings
-            reading.keys[layer_idx] = key
-            reading.values[layer_idx] = call.value[:, :, new]
-            reading.queries[layer_idx] = call.query[:, :, new]
-        return reading
-
-    def rows(
-        self,
-        reading: Reading,
-        token_ids: Tensor,
-        *,
-        first_token: int,
-        num_before: int,
-        sequence: int = 0,
-    ) -> Rows:
-        """Return the rows of tokens that were read; views, where no row in between is dropped.
-
-        Args:
-            reading: of at least these n tokens.
-            token_ids: (n,) int64.
-            first_token: where in its document the first of them stands.
-            num_before: how many tokens the first of them could attend to.
-            sequence: which of the B sequences.
-        """
-        is_kept = np.isin(token_ids.cpu().numpy(), sorted(self.drop_ids), invert=True)
-        kept = np.flatnonzero(is_kept).astype(np.int32)
-        keys, values, queries = (
-            {idx: _picked(tensor[sequence], kept) for idx, tensor in part.items()}
-            for part in (reading.keys, reading.values, reading.queries)
-        )
-        sinks = kept + num_before < SINK_ROWS
-        return Rows(keys, values, kept + np.int32(first_token), sinks, queries)
-
-
-class Reading(NamedTuple):
-    """What one forward made of its last n tokens, layer by layer.
-
-    Attributes:
-        keys: (B, Hkv, n, D), at position 0.
-        values: (B, Hkv, n, Dv).
-        queries: (B, H, n, D), after norms and RoPE.
-        embeddings: cos and sin of the tokens' positions, each (B or 1, n, rotary dims); of layers
-            that rotate their keys.
+        keys: layer -> (B, Hkv, n, D), at position 0.
+        values: layer -> (B, Hkv, n, Dv).
+        queries: layer -> (B, H, n, D), after norms and RoPE.
+        embeddings: layer -> cos and sin of the tokens' positions, each (B or 1, n, rotary dims);
+            only of layers that rotate their keys.
     """
 
     keys: dict[int, Tensor]
@@ -114,7 +37,81 @@ class Reading(NamedTuple):
     embeddings: dict[int, PositionEmbeddings]
 
 
-def _picked(tensor: Tensor, kept: Int32Array) -> Tensor:
+@dataclass(frozen=True)
+class RowReader:
+    """Runs a model over tokens, and makes rows of its keys and values.
+
+    Attributes:
+        decoder: the model without its language-model head, attached or being attached.
+        unrotations: layer -> how to bring its keys to position 0; None leaves them where they are.
+        drop_ids: token ids that leave no rows; other tokens attend to them all the same.
+    """
+
+    decoder: PreTrainedModel
+    unrotations: Mapping[int, Unrotation | None]
+    drop_ids: Collection[int] = ()
+
+    @torch.no_grad()
+    def forward(self, input_ids: Tensor, *, skip: int = 0, **options: Any) -> LayerStates:
+        """Run the model over tokens, as if it had no memory.
+
+        Args:
+            input_ids: (B, Q) int64, on any device.
+            skip: how many of the first tokens to return nothing of.
+            **options: further arguments of the decoder, such as a cache with earlier tokens.
+
+        Returns:
+            The states of the last n = Q - `skip` tokens.
+        """
+        device = input_device(self.decoder)
+        with watching(self.decoder) as seen, no_autocast(device):
+            self.decoder(input_ids=input_ids.to(device), **{"use_cache": False, **options})
+        states = LayerStates({}, {}, {}, {})
+        last = slice(skip - input_ids.shape[1], None)  # keys of a cache come before them
+        for call in seen.calls:
+            layer_idx = call.layer_idx
+            if layer_idx not in self.unrotations:
+                continue
+            unrotate, key = self.unrotations[layer_idx], call.key[:, :, last]
+            if unrotate is not None:
+                cos, sin = as_cos_sin(seen.position_embeddings[call.module])
+                embeddings = cos[..., last, :], sin[..., last, :]
+                key = unrotate(key, embeddings)
+                states.embeddings[layer_idx] = embeddings
+            states.keys[layer_idx] = key
+            states.values[layer_idx] = call.value[:, :, last]
+            states.queries[layer_idx] = call.query[:, :, last]
+        return states
+
+    def rows(
+        self,
+        states: LayerStates,
+        token_ids: Tensor,
+        *,
+        first_token: int,
+        num_before: int,
+        sequence: int = 0,
+    ) -> Rows:
+        """Return the rows of tokens; views of the states, unless a token in between is dropped.
+
+        Args:
+            states: of at least these n tokens.
+            token_ids: (n,) int64.
+            first_token: the place of the first of them in its document.
+            num_before: how many tokens the first of them could attend to.
+            sequence: which of the B sequences.
+        """
+        is_kept = np.isin(token_ids.cpu().numpy(), sorted(self.drop_ids), invert=True)
+        kept = np.flatnonzero(is_kept).astype(np.int32)
+        keys, values, queries = (
+            {idx: _select(tensor[sequence], kept) for idx, tensor in part.items()}
+            for part in (states.keys, states.values, states.queries)
+        )
+        sinks = kept + num_before < SINK_ROWS
+        return Rows(keys, values, kept + np.int32(first_token), sinks, queries)
+
+
+def _select(tensor: Tensor, kept: Int32Array) -> Tensor:
     """Return tokens `kept` (m,) of (heads, n, dim): (heads, m, dim)."""
     if len(kept) and kept[-1] - kept[0] == len(kept) - 1:
         return tensor[:, kept[0] : kept[-1] + 1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,27 +15,23 @@ from emt.calls import overrides_of
 from emt.citations.citing import Sources
 from emt.citations.recording import Recording
 from emt.config import MemoryConfig
-from emt.errors import ConfigError, DocumentError, MemoryUseError, StoreError
-from emt.ingest.batch import encode_all
-from emt.ingest.changes import Changes, Written, reported
+from emt.errors import DocumentError, MemoryUseError, StoreError
+from emt.ingest.changes import Changes, Written, counting
 from emt.ingest.documents import Source
-from emt.ingest.encode import encode
-from emt.ingest.reader import DocumentReader
+from emt.ingest.encoder import Encoder
 from emt.memory.activity import Activity
 from emt.memory.backend import make_backend
+from emt.memory.head_profiles import HeadProfiles
 from emt.memory.modes import Modes
 from emt.memory.overrides import UsingBlocks, changes_scope
 from emt.model.attached import AttachedModel, reading_layers
 from emt.model.forward import Forward
 from emt.model.hook import AttentionCall
-from emt.model.references import alive
 from emt.modes.passage.sources import Fixed
 from emt.modes.passage.state import state_of
 from emt.passage import Passage, Routed
-from emt.profiles.choice import PROFILE
-from emt.profiles.examples import Example, make_examples
-from emt.profiles.ranking import HeadRanking, Ranked
-from emt.profiles.stored_text import stored_texts
+from emt.profiles.examples import Example
+from emt.profiles.ranking import Ranked
 from emt.routing.head_profile import HeadProfile
 from emt.turn import Turn, begun_turn, set_turn
 from memory_backends import MemoryBackend, Rows
@@ -44,11 +39,6 @@ from memory_backends.layout import Metadata
 from memory_backends.store.directory import check_directory, has_no_store
 
 _logger = logging.getLogger(__name__)
-_MAKES_PROFILE = (
-    "this model has no head profile: one is made of the memory's own text and kept in its store, "
-    "which takes about as long as reading 30,000 tokens. To avoid it, make one beforehand with "
-    "`emt profile` and set profile to its file, or set mode to token."
-)
 _LACKS_FILES = (
     "the store has no FAISS files of some heads that this memory searches: it was saved with "
     "another head profile, or in another mode. Their indexes are made in RAM at the first search, "
@@ -82,6 +72,7 @@ class Memory:
         self._is_open = True
         self.config = config
         self._modes = Modes(model, tokenizer)
+        self._profiles = HeadProfiles(model, tokenizer, self._modes, self.read)
         self.backend = self._make_backend(model, config)
 
     # -- writing --------------------------------------------------------------------------------
@@ -116,12 +107,11 @@ class Memory:
             StoreError: the store cannot be written; it is as it was before.
         """
         self._check_open("write")
-        reader = self._reader()
-        new = reader.document(source, document, metadata=metadata)
-        ids = torch.from_numpy(new.token_ids).long()
-        rows = encode(reader.decoder(), ids, **reader.encoding)
+        encoder = self.encoder
+        tokenized = encoder.document(source, document, metadata=metadata)
+        rows = encoder.encode(tokenized)
         with self._alone("write"):
-            return self.backend.add(new, rows, replace=replace)
+            return self.backend.add(tokenized, rows, replace=replace)
 
     def write_all(
         self,
@@ -151,21 +141,19 @@ class Memory:
 
             Documents before the one that failed stay.
         """
-        decoder = self._reader().decoder()
+        encoder = self.encoder
         with self._alone("write"):
             changes = Changes(
                 self.backend,
                 (
-                    self._reader().document(
-                        source, name, metadata=metadata[0] if metadata else None
-                    )
+                    encoder.document(source, name, metadata=metadata[0] if metadata else None)
                     for name, source, *metadata in documents
                 ),
             )
-            encoded = encode_all(decoder, changes, **self._reader().encoding)
-            told = ((document, reported(rows, on_rows)) for document, rows in encoded)
-            for name, _ in self.backend.add_many(told, replace=True):
-                changes.published(name)
+            encoded = encoder.encode_all(changes)
+            counted = ((document, counting(rows, on_rows)) for document, rows in encoded)
+            for name, _ in self.backend.add_many(counted, replace=True):
+                changes.committed(name)
         self._using.forget()
         if before_save is not None:
             before_save()
@@ -189,12 +177,10 @@ class Memory:
         config = self.config.replace(
             stride=self.config.stride if stride is None else stride,
             max_length=self.config.max_length if max_length is None else max_length,
+            remove_special_ids=False,
         )
-        reader = self._reader()
-        read = reader.document(source, "input_ids", max_length=config.max_length)
-        windows = {"stride": config.stride, "max_length": config.max_length}
-        options = {**reader.encoding, **windows, "drop_ids": ()}
-        yield from encode(reader.decoder(), torch.from_numpy(read.token_ids).long(), **options)
+        encoder = Encoder(self._attached("write"), config, self.tokenizer)
+        yield from encoder.encode(encoder.document(source, "input_ids"))
 
     def remove(self, *documents: str) -> int:
         """Forget documents; row ids of others never change. Returns how many rows they had.
@@ -293,8 +279,8 @@ class Memory:
                 "this memory has no path. Give save() one, or set `path` in the config."
             )
         with self._alone("save"):
-            if path is None:
-                self._make_profile_if_needed()
+            if path is None and self._model is not None:
+                self._profiles.make_if_lacking(self.config, self.backend)
             if self._model is not None:  # else what is indexed stays as it was
                 self._index_heads(self.backend, self.config)
             self.backend.save(path)
@@ -441,7 +427,7 @@ class Memory:
                 closed.
         """
         self._check_open("route")
-        document = self._reader().document(prompt, "prompt")
+        document = self.encoder.document(prompt, "prompt")
         token_ids = torch.from_numpy(document.token_ids).long()
         with self.activity.shared("route"):
             (routed,) = self._modes.routing.route(self.new_turn(), [token_ids])
@@ -462,9 +448,13 @@ class Memory:
 
     @property
     def lacks_profile(self) -> bool:
-        """Whether this memory would be read in passages if its model had a head profile."""
-        is_large = self._modes.is_large(self.config, self.backend)
-        return (self.config.mode == "passage" or is_large) and self.profile is None
+        """Whether this memory would be read in passages if its model had a head profile.
+
+        Raises:
+            ConfigError, MemoryUseError: as `profile`.
+        """
+        self._check_open("look for a head profile")
+        return self._profiles.is_lacking(self.config, self.backend)
 
     def rank_heads(
         self,
@@ -490,15 +480,10 @@ class Memory:
             MemoryUseError: there is no tokenizer, or no model any more; or the memory was closed.
         """
         self._check_open("rank heads")
-        attached = self._attached("rank heads")
-        ranking = HeadRanking(attached, self.tokenizer, self.read)
-        if not name:
-            model = alive(attached.model, "rank heads")
-            name = Path(str(model.config.name_or_path or model.config.model_type)).name
-        if examples is None:
-            texts = stored_texts(self.backend, self.tokenizer)
-            examples, source = make_examples(texts), "stored text"
-        return ranking.rank(examples, name=name, source=source, on_step=on_step, **options)
+        self._attached("rank heads")
+        return self._profiles.rank(
+            self.backend, examples, name=name, source=source, on_step=on_step, **options
+        )
 
     def make_profile(self, *, on_step: Callable[[str], object] | None = None) -> HeadProfile:
         """Make a head profile from the memory's own text, and keep it with the memory.
@@ -526,26 +511,8 @@ class Memory:
             StoreError: the store cannot be written.
         """
         self._check_open("keep a head profile")
-        model = self._attached("keep a head profile")
-        profile.check(model.query_heads, model.layout)
-        self.backend.set_setting(PROFILE, profile.to_json())
-        self._modes.profiles.look_again(self.config, self.backend)
-
-    def _make_profile_if_needed(self) -> None:
-        """Make a head profile if one is lacking, and can be made and kept; log it."""
-        decoder = None if self._model is None else self._model.decoder()
-        if decoder is None or decoder.training or self.tokenizer is None:
-            return
-        if self.backend.is_read_only or not self.lacks_profile:
-            return
-        steps = itertools.count()
-
-        def log_once(step: str) -> None:
-            if not next(steps):  # the text was found to be enough
-                _logger.warning(_MAKES_PROFILE)
-
-        with contextlib.suppress(ConfigError, MemoryUseError):  # a prompt says what is missing
-            self.make_profile(on_step=log_once)
+        self._attached("keep a head profile")
+        self._profiles.keep(profile, self.config, self.backend)
 
     # -- forwards: called by the model, through its hook ----------------------------------------
 
@@ -589,9 +556,13 @@ class Memory:
     # -- for emt --------------------------------------------------------------------------------
 
     @property
-    def read_as(self) -> dict[str, Any]:
-        """How documents are read, as plain JSON types: what their rows depend on."""
-        return self._reader().read_as
+    def encoder(self) -> Encoder:
+        """What reads documents, with the settings in force.
+
+        Raises:
+            MemoryUseError: the model was detached.
+        """
+        return Encoder(self._attached("write"), self.config, self.tokenizer)
 
     def forget_model(self) -> None:
         """Let go of the model; called by `detach`."""
@@ -631,9 +602,6 @@ class Memory:
         """Let a backend index the heads that are searched, and no others."""
         mode = self._modes.of_settings(config, backend)
         backend.index_heads(mode.heads_to_index(config, backend))
-
-    def _reader(self) -> DocumentReader:
-        return DocumentReader(self._attached("write"), self.config, self.tokenizer)
 
     def _attached(self, action: str) -> AttachedModel:
         """Return what is known of the model.

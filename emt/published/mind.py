@@ -177,7 +177,7 @@ class ExtendedMind(PreTrainedModel):
     def _write(self, memory: Memory, ids: list[int]) -> None:
         """Write `memory_ids`, unless the store has them as they would be read now."""
         if memory.config.path is not None:
-            read_as = memory.read_as
+            read_as = memory.encoder.settings
             catalog = memory.backend.catalog
             if catalog.has_document(DOCUMENT) and catalog.setting(DOCUMENT) != read_as:
                 memory.remove(DOCUMENT)

@@ -5,7 +5,7 @@ import pytest
 from experiments.perplexity.growing import GrowingMemory
 
 from emt import MemoryConfig, attach
-from emt.ingest.encode import tokens_read
+from emt.ingest.windows import Windows
 from tests.experiments.long_texts import random_ids, tiny
 
 IDS = torch.cat([torch.tensor([1]), random_ids(60, 4)])
@@ -32,7 +32,7 @@ def test_it_has_the_rows_of_a_memory_written_at_once(carry_context):
     for length in (0, 10, 10, 30, 53):
         growing.grow(length)
         assert len(memory) == max(length - 1, 0)  # <bos> has no row
-    assert sum(read) == tokens_read(53, 8, 24, carry_context=carry_context)
+    assert sum(read) == Windows(8, 24, carry_context).tokens_run(53)
     for layer_idx in memory.layers:
         rows = zip(
             all_rows(memory.backend, layer_idx), all_rows(expected.backend, layer_idx), strict=True

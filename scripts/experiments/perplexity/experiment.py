@@ -30,7 +30,7 @@ from emt.attach import attach, detach
 from emt.config import MemoryConfig
 from emt.errors import ConfigError
 from emt.ingest.documents import special_ids
-from emt.ingest.encode import check_max_length
+from emt.ingest.windows import check_max_length
 from emt.memory.memory import Memory
 from emt.model.loading import LoadedModel
 from emt.model.positions import max_positions

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from emt.errors import ConfigError
-from emt.ingest.encode import check_max_length
+from emt.ingest.windows import check_max_length
 from emt.model.loading import LoadedModel
 from emt.model.positions import max_positions
 from experiments.results import Results

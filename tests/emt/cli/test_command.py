@@ -4,9 +4,9 @@ import contextlib
 import os
 
 import pytest
-from memory_backends.rows.files import RowFiles
 
 from emt.cli import main
+from memory_backends.rows.files import RowFiles
 from tests.emt.cli.test_generate import PROMPT
 from tests.emt.commands import contents, emt, emt_json, emt_process, refused
 

@@ -7,12 +7,12 @@ import re
 
 import numpy as np
 import pytest
-from memory_backends.rows.files import RowFiles
-from memory_backends.faiss import index as faiss_index
 
 from emt import MemoryConfig
 from emt.cli.printing import bytes_used
 from memory_backends.catalog import Catalog
+from memory_backends.faiss import index as faiss_index
+from memory_backends.rows.files import RowFiles
 from tests.emt.cli.test_generate import METADATA, PROMPT, generated, of_library
 from tests.emt.commands import TEXTS, contents, emt, emt_json, make_documents, make_model, refused
 from tests.emt.words import word_tokenizer

@@ -82,7 +82,10 @@ def test_info_says_which_heads_are_indexed_and_what_that_saves(store):
         ({1: [0], 2: [1]}, "2 of 6 heads (1.0, 2.1)"),
         ({0: [1], 2: [0, 1]}, "3 of 6 heads (0.1, 2.0-1)"),
     ):
-        with contextlib.closing(MemoryBackend.open(store, "vector_db", indexed_heads=heads)) as backend:
+        handle = MemoryBackend.open(store, "vector_db", indexed_heads=heads)
+        with contextlib.closing(handle) as backend:
+            MemoryBackend.open(store, "vector_db", indexed_heads=heads)
+        ) as backend:
             backend.rebuild()
         indexed = sum(map(len, heads.values()))
         index = emt_json("info", store)["index"]

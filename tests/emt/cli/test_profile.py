@@ -9,8 +9,8 @@ import torch
 import pytest
 
 from emt import HeadProfile, attach, profile_heads
-from emt.model.loading import load
 from emt.memory import modes as passage_mode
+from emt.model.loading import load
 from emt.profiles.examples import made_from, read_examples
 from emt.routing.head_profile import ProfiledHead
 from emt.routing.router import Router

@@ -10,7 +10,7 @@ import pytest
 import memory_backends
 from emt import MemoryConfig
 from emt.cli import printing
-from memory_backends import StoreError, MemoryBackend
+from memory_backends import MemoryBackend, StoreError
 from memory_backends.catalog import Catalog
 from tests.emt.cli.test_generate import PROMPT, generated, of_library
 from tests.emt.commands import TEXTS, contents, emt, emt_json, refused

@@ -6,7 +6,7 @@ import pytest
 from emt import MemoryConfig, attach
 from emt.errors import ConfigError, DocumentError, MemoryUseError, StoreError
 from emt.ingest.changes import Written
-from emt.ingest.rows import Reader
+from tests.emt.ingest.encoding import count_forwards
 from tests.emt.words import word_tokenizer
 from tests.families import build
 
@@ -16,16 +16,7 @@ TEXTS = [("a", SHORT), ("b", LONG), ("c", "w9"), ("d", "w8 w9"), ("e", LONG), ("
 
 @pytest.fixture
 def forwards(monkeypatch):
-    """How many tokens each forward reads, padding included."""
-    seen = []
-    read = Reader.read
-
-    def counting(self, input_ids, **options):
-        seen.append(input_ids.numel())
-        return read(self, input_ids, **options)
-
-    monkeypatch.setattr(Reader, "read", counting)
-    return seen
+    return count_forwards(monkeypatch)
 
 
 def remembering(tmp_path=None, **settings):
@@ -37,7 +28,7 @@ def remembering(tmp_path=None, **settings):
 
 def contents(memory):
     """Return each document's text, tokens, and rows of every layer."""
-    found = {}
+    result = {}
     for name in memory.documents:
         stored = memory.backend.catalog.document(name)
         ids = stored.first_row + torch.arange(len(stored.row_tokens))
@@ -45,8 +36,8 @@ def contents(memory):
             torch.cat(memory.backend.fetch(idx, torch.stack([ids] * 2)), dim=-1)
             for idx in memory.backend.layout.layers
         ]
-        found[name] = (stored.text, stored.row_tokens.tolist(), stored.sink_rows.tolist(), rows)
-    return found
+        result[name] = (stored.text, stored.row_tokens.tolist(), stored.sink_rows.tolist(), rows)
+    return result
 
 
 @pytest.mark.parametrize("memory_type", ["manual", "vector_db"])
@@ -57,13 +48,12 @@ def test_many_documents_are_as_if_written_one_by_one(tmp_path, memory_type, carr
     _other, one_by_one = remembering(carry_context=carry_context)
     for name, text in TEXTS:
         one_by_one.write(text, document=name)
-    found, expected = contents(memory), contents(one_by_one)
-    assert list(found) == list(expected) == [name for name, _ in TEXTS]
-    for name, (*mine, rows) in found.items():
-        *other, other_rows = expected[name]
-        assert mine == other
-        for row, other_row in zip(rows, other_rows, strict=True):
-            torch.testing.assert_close(row, other_row, atol=1e-5, rtol=1e-5)
+    written, expected = contents(memory), contents(one_by_one)
+    assert list(written) == list(expected) == [name for name, _ in TEXTS]
+    for name, (*described, rows) in written.items():
+        *expected_described, expected_rows = expected[name]
+        assert described == expected_described
+        torch.testing.assert_close(rows, expected_rows, atol=1e-5, rtol=1e-5)
 
 
 def test_short_documents_share_a_forward_and_carried_tokens_are_read_once(forwards):
@@ -90,9 +80,9 @@ def test_what_is_there_is_skipped_and_what_has_changed_is_replaced(tmp_path, for
     assert memory.write_all(changed) == Written(added=1, replaced=1, skipped=2)
     assert forwards == [2 * 3]
     assert memory.documents == ["a", "c", "d", "e", "f", "b", "g"]
-    found = contents(memory)
-    assert [found[name][0] for name in ("b", "g")] == ["w20 w21", "w22"]
-    for row, before in zip(found["a"][-1], rows, strict=True):
+    written = contents(memory)
+    assert [written[name][0] for name in ("b", "g")] == ["w20 w21", "w22"]
+    for row, before in zip(written["a"][-1], rows, strict=True):
         assert torch.equal(row, before)
 
 

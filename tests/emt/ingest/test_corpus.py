@@ -9,7 +9,7 @@ from emt.errors import CorpusError
 from emt.ingest.corpus import Corpus
 
 
-def found(*sources):
+def documents(*sources):
     return [(document.name, document.text) for document in Corpus(sources)]
 
 
@@ -26,13 +26,13 @@ def test_folders_are_searched_and_sorted_by_path(tmp_path):
         write(tmp_path / name, b"\xff not text")
     (tmp_path / "folder.txt").mkdir()
     expected = [("a/B.TXT", "a/B.TXT"), ("a/z.md", "a/z.md"), ("b.txt", "b.txt"), ("line", "of c")]
-    assert found(tmp_path) == expected
+    assert documents(tmp_path) == expected
     assert Corpus([tmp_path]).names == [name for name, _ in expected]
 
 
 def test_sources_keep_the_order_they_are_given_in(tmp_path):
     later, earlier = write(tmp_path / "z.txt", "1"), write(tmp_path / "a" / "a.txt", "2")
-    assert found(later, str(earlier.parent)) == [("z.txt", "1"), ("a.txt", "2")]
+    assert documents(later, str(earlier.parent)) == [("z.txt", "1"), ("a.txt", "2")]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_sources_keep_the_order_they_are_given_in(tmp_path):
     ids=["CRLF", "BOM", "emoji", "other line ends"],
 )
 def test_text_is_what_is_in_the_file(tmp_path, data, text):
-    assert found(write(tmp_path / "d.txt", data)) == [("d.txt", text)]
+    assert documents(write(tmp_path / "d.txt", data)) == [("d.txt", text)]
 
 
 def test_jsonl_lines_are_documents(tmp_path):
@@ -60,7 +60,7 @@ def test_jsonl_lines_are_documents(tmp_path):
         "   ",
     ]
     path = write(tmp_path / "d.jsonl", b"\xef\xbb\xbf" + "\n".join(lines).encode())
-    assert found(path) == [("a", "one\r\ntwo \U0001f600"), ("17", "  three\u2028")]
+    assert documents(path) == [("a", "one\r\ntwo \U0001f600"), ("17", "  three\u2028")]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from emt.config import MemoryConfig
 from emt.errors import DocumentError
-from emt.ingest.documents import is_utf8, special_ids, to_document, token_ids_of
+from emt.ingest.documents import is_utf8, special_ids, to_document
 from tests.emt.bytes import BYTES_VOCAB_SIZE, byte_tokenizer
 from tests.families import VOCAB_SIZE, build
 
@@ -24,14 +24,11 @@ def test_tokens_know_their_characters_when_one_takes_several():
     assert byte_tokenizer().decode(document.token_ids, skip_special_tokens=True) == TEXT
 
 
-def test_counting_tokens_makes_the_same_tokens():
-    tokenizer = byte_tokenizer()
-    ids = token_ids_of(TEXT, "d", tokenizer, BYTES_VOCAB_SIZE)
-    assert ids.tolist() == to_document(TEXT, "d", tokenizer, BYTES_VOCAB_SIZE).token_ids.tolist()
+def test_blank_text_and_tokens_of_another_model_are_refused():
     with pytest.raises(DocumentError, match="document 'd' must be 0 to 99; got 1 to 256"):
-        token_ids_of(TEXT, "d", tokenizer, 100)
+        to_document(TEXT, "d", byte_tokenizer(), 100)
     with pytest.raises(DocumentError, match="document 'd' is empty"):
-        token_ids_of("\n", "d", tokenizer, BYTES_VOCAB_SIZE)
+        to_document("\n", "d", byte_tokenizer(), BYTES_VOCAB_SIZE)
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.uint32])

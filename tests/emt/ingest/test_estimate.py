@@ -4,13 +4,17 @@ import time
 
 import pytest
 
-from emt import MemoryConfig, attach
+from emt import MemoryConfig, attach, detach
 from emt.errors import ConfigError, DocumentError, MemoryUseError
 from emt.ingest.corpus import Corpus
 from emt.ingest.estimate import estimate
 from tests.emt.bytes import BYTES_VOCAB_SIZE, byte_tokenizer
 from tests.emt.words import word_tokenizer
 from tests.families import build
+
+
+def estimated(memory, corpus):
+    return estimate(memory.encoder, memory.backend, memory.layers, corpus)
 
 
 def bytes_in(folder):
@@ -22,29 +26,29 @@ def corpus(tmp_path):
     """Documents of very different lengths, and of characters of one to four bytes."""
     folder = tmp_path / "documents"
     folder.mkdir()
-    (folder / "long.txt").write_text("A sentence of some words. " * 150, encoding="utf-8")
+    (folder / "long.txt").write_text("A sentence of some words. " * 100, encoding="utf-8")
     (folder / "short.txt").write_text("Hi.", encoding="utf-8")
     (folder / "other.md").write_text("日本語のテキスト。\U0001f600" * 40, encoding="utf-8")
     return Corpus([folder])
 
 
-@pytest.mark.parametrize("memory_type", ["manual", "vector_db"])
 @pytest.mark.parametrize(
-    ("model_type", "settings"),
+    ("model_type", "memory_type", "settings"),
     [
-        ("llama", {}),
-        ("llama", {"layers": [1], "index": "Flat", "stride": 100, "max_length": 400}),
-        ("llama", {"remove_special_ids": False}),
-        ("llama", {"row_codec": "int4"}),
-        ("gemma3_text", {}),  # one of its three layers reads memories
+        ("llama", "manual", {"stride": 100, "max_length": 400}),
+        ("llama", "manual", {"remove_special_ids": False}),
+        ("llama", "vector_db", {}),
+        ("llama", "vector_db", {"layers": [1], "index": "Flat"}),
+        ("llama", "vector_db", {"row_codec": "int4"}),
+        ("gemma3_text", "vector_db", {}),  # one of its three layers reads memories
     ],
 )
-def test_estimates_are_what_is_written(tmp_path, corpus, model_type, settings, memory_type):
+def test_estimates_are_what_is_written(tmp_path, corpus, model_type, memory_type, settings):
     model = build(model_type, vocab_size=BYTES_VOCAB_SIZE)
     store = tmp_path / "store"
     config = MemoryConfig(memory_type=memory_type, path=store, **settings)
     memory = attach(model, config, tokenizer=byte_tokenizer())
-    expected = estimate(model, memory, corpus)
+    expected = estimated(memory, corpus)
     assert not store.exists()
     memory.write_all((document.name, document.text) for document in corpus)
     sizes = memory.backend.catalog.document_sizes()
@@ -60,28 +64,25 @@ def test_seconds_grow_with_what_is_read(tmp_path, monkeypatch):
     clock = iter(range(1000))
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))  # a second between two
     (tmp_path / "d.txt").write_text("x" * 298)  # 300 tokens with <bos> and <eos>
-    model = build("llama", vocab_size=BYTES_VOCAB_SIZE)
-    for stride, max_length, carry, read in (
+    for stride, max_length, carry_context, tokens_run in (
         (300, 300, False, 300),
         (100, 100, False, 300),
         (100, 200, False, 400),
         (100, 200, True, 300),
     ):
-        memory = attach(
-            build("llama", vocab_size=BYTES_VOCAB_SIZE),
-            MemoryConfig(stride=stride, max_length=max_length, carry_context=carry),
-            tokenizer=byte_tokenizer(),
-        )
-        assert estimate(model, memory, Corpus([tmp_path])).seconds == pytest.approx(read / 128)
+        model = build("llama", vocab_size=BYTES_VOCAB_SIZE)
+        config = MemoryConfig(stride=stride, max_length=max_length, carry_context=carry_context)
+        memory = attach(model, config, tokenizer=byte_tokenizer())
+        assert estimated(memory, Corpus([tmp_path])).seconds == pytest.approx(tokens_run / 128)
 
 
 def test_models_of_few_positions_are_timed_within_them(tmp_path):
     (tmp_path / "d.txt").write_text("w5 w6 w7")
     model = build("gpt2", n_positions=16)
     memory = attach(model, MemoryConfig(stride=16, max_length=16), tokenizer=word_tokenizer())
-    found = estimate(model, memory, Corpus([tmp_path]))
-    assert (found.tokens, found.rows) == (4, 3)
-    assert found.seconds > 0
+    expected = estimated(memory, Corpus([tmp_path]))
+    assert (expected.tokens, expected.rows) == (4, 3)
+    assert expected.seconds > 0
 
 
 def test_timing_does_not_read_the_memory(tmp_path, monkeypatch):
@@ -90,7 +91,7 @@ def test_timing_does_not_read_the_memory(tmp_path, monkeypatch):
     memory = attach(model, tokenizer=word_tokenizer())
     memory.write("w5 w6", document="before")
     monkeypatch.setattr(memory.backend, "search", None)
-    assert estimate(model, memory, Corpus([tmp_path])).rows == 3
+    assert estimated(memory, Corpus([tmp_path])).rows == 3
     assert memory.layers == [0, 1, 2]
 
 
@@ -109,7 +110,7 @@ def test_what_cannot_be_written_is_found_before_the_start(tmp_path, name, text, 
     config = MemoryConfig(stride=20, max_length=40)
     memory = attach(model, config, tokenizer=word_tokenizer())
     with pytest.raises(error, match=message):
-        estimate(model, memory, Corpus([tmp_path]))
+        estimated(memory, Corpus([tmp_path]))
     with pytest.raises(error):  # the same that writing would have found
         memory.write(text, document=name)
 
@@ -122,10 +123,10 @@ def test_only_what_is_new_or_changed_costs(tmp_path):
     memory.write("w5 w6", document="same.txt")
     memory.write("w5", document="changed.txt")
     corpus = Corpus([tmp_path])
-    found = estimate(model, memory, corpus)
-    assert (found.tokens, found.rows) == (4 + 2, 3 + 1)
+    expected = estimated(memory, corpus)
+    assert (expected.tokens, expected.rows) == (4 + 2, 3 + 1)
     memory.write_all((document.name, document.text) for document in corpus)
-    assert estimate(model, memory, corpus) == (0, 0, 0, 0.0)
+    assert estimated(memory, corpus) == (0, 0, 0, 0.0)
 
 
 def test_context_that_cannot_be_carried_is_found_before_the_start(tmp_path):
@@ -134,11 +135,16 @@ def test_context_that_cannot_be_carried_is_found_before_the_start(tmp_path):
     config = MemoryConfig(stride=20, max_length=20, carry_context=True)
     memory = attach(model, config, tokenizer=word_tokenizer())
     with pytest.raises(ConfigError, match=r"max_length \(20\) must be at least stride \(20\) \+ 5"):
-        estimate(model, memory, Corpus([tmp_path]))
+        estimated(memory, Corpus([tmp_path]))
 
 
-def test_it_needs_a_tokenizer(tmp_path):
+def test_it_needs_a_tokenizer_and_a_model_that_is_ready(tmp_path):
     (tmp_path / "a.txt").write_text("w5 w6")
     model = build("llama")
     with pytest.raises(MemoryUseError, match="needs a tokenizer"):
-        estimate(model, attach(model), Corpus([tmp_path]))
+        estimated(attach(model), Corpus([tmp_path]))
+    detach(model)
+    memory = attach(model, tokenizer=word_tokenizer())
+    model.train()
+    with pytest.raises(MemoryUseError, match="in training mode"):
+        estimated(memory, Corpus([tmp_path]))

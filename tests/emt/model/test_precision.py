@@ -79,13 +79,15 @@ def assert_rounded_once(output, expected, values):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("memory_type", BACKENDS)
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize(
-    "model_type",
-    ["llama", "qwen3", "gemma2", "gemma3_text", "cohere", "gpt_oss", "gpt_neox", "gpt2"],
+    ("model_type", "memory_type"),
+    [
+        *((name, "manual") for name in ("llama", "qwen3", "gemma2", "gpt_oss", "gpt2")),
+        ("llama", "vector_db"),
+    ],
 )
-def test_attention_is_rounded_once(model_type, dtype, memory_type):
+def test_attention_is_rounded_once(model_type, memory_type, dtype):
     model = build(model_type, dtype=dtype)
     memory = remembering(model, memory_type)
     calls = spied(memory)
@@ -93,10 +95,10 @@ def test_attention_is_rounded_once(model_type, dtype, memory_type):
     mask = torch.ones_like(prompt)
     mask[1, :2] = 0  # left padding
     with memory.recording(whole_prompt=True) as recorded:
-        found = model(prompt, attention_mask=mask)
+        cache = model(prompt, attention_mask=mask).past_key_values
     mask = torch.cat([mask, mask[:, -1:]], dim=1)
     step = ids(2, 6)[:, None]
-    model(step, attention_mask=mask, past_key_values=found.past_key_values)  # not recorded
+    model(step, attention_mask=mask, past_key_values=cache)  # not recorded
     assert [call.query.shape[2] for call, _ in calls] == (
         [PROMPT_LENGTH] * len(memory.layers) + [1] * len(memory.layers)
     )
@@ -113,7 +115,7 @@ def test_attention_is_rounded_once(model_type, dtype, memory_type):
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", HALF, ids=str)
-@pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "gpt2"])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_a_store_keeps_every_bit_in_the_models_dtype(model_type, dtype, tmp_path):
     model = build(model_type, dtype=dtype)
     memory = remembering(model, path=str(tmp_path / "store"))
@@ -124,13 +126,10 @@ def test_a_store_keeps_every_bit_in_the_models_dtype(model_type, dtype, tmp_path
     )
     for layer_idx, layer in memory.backend.layout.layers.items():
         rows = torch.arange(NUM_ROWS).expand(layer.num_key_value_heads, -1)
-        for one, other in zip(
-            opened.backend.fetch(layer_idx, rows),
-            expected.backend.fetch(layer_idx, rows),
-            strict=True,
-        ):
-            assert one.dtype == dtype
-            assert torch.equal(one, other)
+        stored = opened.backend.fetch(layer_idx, rows)
+        for tensor, written in zip(stored, expected.backend.fetch(layer_idx, rows), strict=True):
+            assert tensor.dtype == dtype
+            assert torch.equal(tensor, written)
 
 
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
@@ -158,8 +157,10 @@ def test_a_float64_model_is_refused_and_left_as_it_was():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("memory_type", BACKENDS)
-@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gpt_oss"])
+@pytest.mark.parametrize(
+    ("model_type", "memory_type"),
+    [("llama", "manual"), ("llama", "vector_db"), ("gpt_oss", "manual")],
+)
 def test_autocast_changes_the_models_products_and_not_the_memorys(model_type, memory_type):
     model = build(model_type)
     with torch.autocast("cpu", torch.bfloat16):  # attached and written to with it on
@@ -167,12 +168,9 @@ def test_autocast_changes_the_models_products_and_not_the_memorys(model_type, me
     plain = remembering(build(model_type))
     for layer_idx in memory.layers:
         rows = torch.arange(NUM_ROWS).expand(2, -1)
-        for one, other in zip(
-            memory.backend.fetch(layer_idx, rows),
-            plain.backend.fetch(layer_idx, rows),
-            strict=True,
-        ):
-            assert torch.equal(one, other)
+        stored = memory.backend.fetch(layer_idx, rows)
+        for tensor, written in zip(stored, plain.backend.fetch(layer_idx, rows), strict=True):
+            assert torch.equal(tensor, written)
     calls = spied(memory)
     prompt = ids(PROMPT_LENGTH, 4)[None]
     with torch.autocast("cpu", torch.bfloat16), memory.recording(whole_prompt=True) as recorded:

@@ -43,7 +43,7 @@ def rotate_half(x):
 def keys_of(memory, model, token, positions):
     """Return each layer's key of one token alone at each position, brought back to position 0."""
     unrotations = memory._attached("test").unrotations
-    found = {idx: [] for idx in unrotations}
+    at_zero = {idx: [] for idx in unrotations}
     raw = {idx: [] for idx in unrotations}
     for position in positions:
         with watching(model) as seen:
@@ -54,15 +54,15 @@ def keys_of(memory, model, token, positions):
             raw[call.layer_idx].append(key)
             if unrotate is not None:
                 key = unrotate(key, as_cos_sin(seen.position_embeddings[call.module]))
-            found[call.layer_idx].append(key)
-    return found, raw
+            at_zero[call.layer_idx].append(key)
+    return at_zero, raw
 
 
 @pytest.mark.parametrize("scaling", SCALINGS.values(), ids=SCALINGS)
 def test_scaled_rope_comes_back_to_the_models_own_key_at_zero(scaling):
     model = build("llama", rope_parameters={"rope_theta": 10000.0, **scaling})
-    found, raw = keys_of(attach(model), model, 17, [0, 1, 9, 50])
-    for idx, keys in found.items():
+    at_zero, raw = keys_of(attach(model), model, 17, [0, 1, 9, 50])
+    for idx, keys in at_zero.items():
         assert (raw[idx][1] - raw[idx][0]).abs().max() > 0.1
         for key in keys:
             torch.testing.assert_close(key, raw[idx][0], atol=2e-6, rtol=1e-5)
@@ -73,8 +73,8 @@ def test_scaled_rope_comes_back_to_the_models_own_key_at_zero(scaling):
 )
 def test_every_family_comes_back_to_its_own_key_at_zero(family):
     model = family.build()
-    found, raw = keys_of(attach(model), model, 23, [0, 3, 200])
-    for idx, keys in found.items():
+    at_zero, raw = keys_of(attach(model), model, 23, [0, 3, 200])
+    for idx, keys in at_zero.items():
         for key in keys:
             torch.testing.assert_close(key, raw[idx][0], atol=1e-5, rtol=1e-4)
 
@@ -105,8 +105,8 @@ def test_half_precision_models_are_recognised(model_type, dtype):
     memory = attach(model)
     unrotations = memory._attached("test").unrotations
     assert [unrotation is not None for unrotation in unrotations.values()] == [True] * 3
-    found, raw = keys_of(memory, model, 5, [0, 4])
-    for idx, (_, key) in found.items():
+    at_zero, raw = keys_of(memory, model, 5, [0, 4])
+    for idx, (_, key) in at_zero.items():
         bound = 0.02 * raw[idx][0].abs() + 0.02 * raw[idx][1].abs() + 0.01
         assert ((key - raw[idx][0]).abs() <= bound).all()
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
 
-from emt.ingest.encode import windows
+from emt.ingest.windows import Windows
 from tests.emt.reference_fixtures import MODELS, case, published_folder
 
 MEMORY_TYPES = {"manual": {}, "vector_db": {"index": "Flat"}}
@@ -123,7 +123,7 @@ def test_keys_and_values_of_the_memories(name, case_name, memory_type, tmp_path)
 def test_windows(name):
     expected = case(name, "e_windows")
     used = expected.settings["generate_cache"]
-    cut = windows(expected.arrays["memory_ids"].shape[1], used["stride"], used["max_len"])
+    cut = Windows(used["stride"], used["max_len"]).cut(expected.arrays["memory_ids"].shape[1])
     found = [(window.start, window.stop, window.stop - window.keep_from) for window in cut]
     assert found == [tuple(row) for row in expected.arrays["windows"].tolist()]
 

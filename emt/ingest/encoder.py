@@ -1,0 +1,178 @@
+"""Documents to rows: check that a document and its model can be encoded, and encode it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from emt.config import MemoryConfig
+from emt.errors import MemoryUseError
+from emt.ingest.batch import encode_group, groups
+from emt.ingest.carry import check_carry, encode_carrying
+from emt.ingest.documents import Source, special_ids, to_document
+from emt.ingest.rows import RowReader
+from emt.ingest.windows import Windows, check_max_length
+from emt.model.attached import AttachedModel
+from emt.model.identity import weights_fingerprint
+from emt.model.references import alive
+from memory_backends import Document, Rows
+from memory_backends.catalog.metadata import check_metadata
+from memory_backends.layout import Metadata
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A model that encodes documents for its memory.
+
+    Attributes:
+        model: the attached model.
+        config: the memory's settings.
+        tokenizer: for text, and for the special ids; None if there is none.
+    """
+
+    model: AttachedModel
+    config: MemoryConfig
+    tokenizer: PreTrainedTokenizerBase | None
+
+    @property
+    def windows(self) -> Windows:
+        """How documents are cut."""
+        return Windows.of(self.config)
+
+    @property
+    def drop_ids(self) -> frozenset[int]:
+        """The token ids that leave no rows."""
+        return frozenset(special_ids(self.config, self.tokenizer, self.model.config))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything but the model that rows depend on, as plain JSON types."""
+        return {
+            "stride": self.config.stride,
+            "max_length": self.config.max_length,
+            "carry_context": self.config.carry_context,
+            "drop_ids": sorted(self.drop_ids),
+        }
+
+    def document(self, source: Source, name: str, *, metadata: Metadata | None = None) -> Document:
+        """Tokenize a document, and refuse one that cannot be encoded.
+
+        Args:
+            source: text, or token ids of shape (T,) or (1, T).
+            name: the document's name.
+            metadata: facts by which searches can be narrowed; see `Memory.write`.
+
+        Raises:
+            DocumentError: as `to_document`, or metadata that is not flat.
+            MemoryUseError: text without a tokenizer.
+            ConfigError: `max_length` is beyond the model's positions.
+        """
+        document = to_document(source, name, self.tokenizer, self.model.config.vocab_size)
+        if metadata is not None:
+            document = replace(document, metadata=check_metadata(metadata, name))
+        check_max_length(self.model.config, min(self.config.max_length, len(document.token_ids)))
+        return document
+
+    def encode(self, document: Document) -> Iterator[Rows]:
+        """Return the rows of a document, window by window; the model runs when they are taken.
+
+        Raises:
+            As `row_reader`.
+        """
+        return encode(self.row_reader(), _ids(document), self.windows)
+
+    def encode_all(
+        self, documents: Iterable[Document]
+    ) -> Iterator[tuple[Document, Iterator[Rows]]]:
+        """Return documents with their rows, in order; see `encode_all` below.
+
+        Raises:
+            As `row_reader`.
+        """
+        return encode_all(self.row_reader(), documents, self.windows)
+
+    def row_reader(self) -> RowReader:
+        """Return the model as a reader of rows, if it is ready to be one.
+
+        Raises:
+            MemoryUseError: the model is gone, in training mode, or has other weights by now.
+            ConfigError: with `carry_context`, `max_length` leaves no room for context.
+            UnsupportedModelError: with `carry_context`, a layer keeps more than keys and values.
+        """
+        model, decoder = alive(self.model.model, "write"), alive(self.model.decoder, "write")
+        if decoder.training:
+            raise MemoryUseError(
+                "documents must be read in evaluation mode; the model is in training mode. "
+                "Call model.eval()."
+            )
+        if weights_fingerprint(model) != self.model.identity.get("weights"):
+            raise MemoryUseError(
+                "the model's weights have changed since attach(), by training or by an adapter: "
+                "the memory would mix rows of two models. detach(), and attach() again."
+            )
+        if self.windows.carry_context:
+            check_carry(decoder.config, self.windows)
+        return RowReader(decoder, self.model.unrotations, self.drop_ids)
+
+
+def encode(reader: RowReader, token_ids: Tensor, windows: Windows) -> Iterator[Rows]:
+    """Encode one document, window by window.
+
+    Args:
+        reader: the model.
+        token_ids: (T,) int64, on any device.
+        windows: how to cut the document.
+
+    Yields:
+        The rows of one window, in order; layers are those of `reader.unrotations`.
+
+    Raises:
+        ConfigError, UnsupportedModelError: the context cannot be carried; see `encode_carrying`.
+    """
+    if windows.carry_context:
+        yield from encode_carrying(reader, token_ids, windows)
+        return
+    for start, stop, keep_from in windows.cut(len(token_ids)):
+        num_before = keep_from - start
+        states = reader.forward(token_ids[None, start:stop], skip=num_before)
+        kept = token_ids[keep_from:stop]
+        yield reader.rows(states, kept, first_token=keep_from, num_before=num_before)
+
+
+def encode_all(
+    reader: RowReader, documents: Iterable[Document], windows: Windows
+) -> Iterator[tuple[Document, Iterator[Rows]]]:
+    """Encode documents, each on its own; short ones share forwards.
+
+    Args:
+        reader: the model.
+        documents: read ahead as far as they are short, `BATCH_TOKENS` tokens at most. If it raises,
+            the documents before the error are yielded first.
+        windows: how to cut documents; those of up to `max_length` tokens are short.
+
+    Yields:
+        Each document with its rows, in order. The model runs when rows are taken; take them all
+        before the next document.
+    """
+    longest = windows.max_length if _rotates_alike(reader.decoder.config) else 0
+    for group in groups(documents, longest):
+        if len(group) == 1:
+            yield group[0], encode(reader, _ids(group[0]), windows)
+        else:
+            yield from encode_group(reader, group)
+
+
+def _rotates_alike(config: PreTrainedConfig) -> bool:
+    """Tell whether a token is rotated alike however long the longest document of a batch is."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    return not any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds)
+
+
+def _ids(document: Document) -> Tensor:
+    return torch.from_numpy(document.token_ids).long()

@@ -1,0 +1,80 @@
+"""Cut a document into windows: the tokens that a model runs at a time.
+
+Windows start every `stride` tokens and take up to `max_length`, with positions from 0 in each. Only
+the tokens that the window before did not reach leave rows. So a row has between
+`max_length - stride` and `max_length` tokens of left context, once the document is long enough, and
+each token is run up to `max_length / stride` times.
+
+With carried context (`emt.ingest.carry`) rows have as much context, and each token is run once.
+
+Source: Klett and Ahle, Extended Mind Transformers (arXiv 2406.02332), section 3.1 and the
+published `generate_cache`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+from emt.config import MemoryConfig
+from emt.errors import ConfigError
+from emt.model.positions import max_positions
+
+
+class Window(NamedTuple):
+    """Tokens `start` to `stop` are run, and tokens `keep_from` to `stop` leave rows."""
+
+    start: int
+    stop: int
+    keep_from: int
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How documents are cut.
+
+    Attributes:
+        stride: tokens between the starts of two windows.
+        max_length: tokens in a window, carried context included; at least `stride`.
+        carry_context: run each token once, after rows of the windows before it.
+    """
+
+    stride: int
+    max_length: int
+    carry_context: bool = False
+
+    @classmethod
+    def of(cls, config: MemoryConfig) -> Self:
+        """Return the windows that a memory's settings ask for."""
+        return cls(config.stride, config.max_length, config.carry_context)
+
+    def cut(self, num_tokens: int) -> Iterator[Window]:
+        """Yield the windows of a document without carried context, each token kept once."""
+        keep_from = 0
+        for start in range(0, num_tokens, self.stride):
+            stop = min(start + self.max_length, num_tokens)
+            yield Window(start, stop, keep_from)
+            keep_from = stop
+            if stop == num_tokens:
+                return
+
+    def tokens_run(self, num_tokens: int) -> int:
+        """Return how many tokens the model runs to encode a document, repetitions included."""
+        if self.carry_context:
+            return num_tokens
+        return sum(window.stop - window.start for window in self.cut(num_tokens))
+
+
+def check_max_length(config: object, max_length: int) -> None:
+    """Refuse windows that are longer than the model's positions.
+
+    Raises:
+        ConfigError: naming both numbers.
+    """
+    positions = max_positions(config)
+    if positions is not None and max_length > positions:
+        raise ConfigError(
+            f"max_length ({max_length}) must be at most the model's {positions} positions. "
+            f"Set max_length={positions} or less in the memory config."
+        )

@@ -1,0 +1,61 @@
+import pytest
+
+from emt import MemoryConfig
+from emt.errors import ConfigError
+from emt.ingest.windows import Window, Windows, check_max_length
+from tests.families import build
+
+
+def marked_windows(num_tokens, stride, max_length):
+    """Go through the starts as the published encoder does, marking tokens one by one."""
+    done = [False] * num_tokens
+    result = []
+    start = 0
+    while not all(done):
+        run = [token for token in range(num_tokens) if start <= token < start + max_length]
+        new = [token for token in run if not done[token]]
+        for token in new:
+            done[token] = True
+        result.append((run, new))
+        start += stride
+    return result
+
+
+@pytest.mark.parametrize("stride", range(1, 9))
+def test_windows_against_a_slow_enumeration(stride):
+    for max_length in range(stride, 9):
+        windows = Windows(stride, max_length)
+        for num_tokens in range(30):
+            cut = [
+                (list(range(start, stop)), list(range(keep_from, stop)))
+                for start, stop, keep_from in windows.cut(num_tokens)
+            ]
+            assert cut == marked_windows(num_tokens, stride, max_length)
+            assert windows.tokens_run(num_tokens) == sum(len(run) for run, _ in cut)
+
+
+def test_windows_at_the_published_settings():
+    windows = Windows.of(MemoryConfig())
+    assert windows == Windows(512, 3072)
+    assert list(windows.cut(4000)) == [
+        Window(0, 3072, 0),
+        Window(512, 3584, 3072),
+        Window(1024, 4000, 3584),
+    ]
+    assert Windows.of(MemoryConfig(carry_context=True)).tokens_run(4000) == 4000
+
+
+def test_windows_that_leave_out_tokens_are_refused():
+    with pytest.raises(ConfigError, match="must be at least stride"):
+        MemoryConfig(stride=5, max_length=4)
+
+
+def test_windows_longer_than_the_model_are_refused():
+    for config in (
+        build("llama", max_position_embeddings=64).config,
+        build("mpt", max_seq_len=64).config,
+    ):
+        check_max_length(config, 64)
+        with pytest.raises(ConfigError, match=r"max_length \(65\) must be at most the model's 64"):
+            check_max_length(config, 65)
+    check_max_length(build("bloom").config, 10**6)
