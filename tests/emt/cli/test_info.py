@@ -84,8 +84,6 @@ def test_info_says_which_heads_are_indexed_and_what_that_saves(store):
     ):
         handle = MemoryBackend.open(store, "vector_db", indexed_heads=heads)
         with contextlib.closing(handle) as backend:
-            MemoryBackend.open(store, "vector_db", indexed_heads=heads)
-        ) as backend:
             backend.rebuild()
         indexed = sum(map(len, heads.values()))
         index = emt_json("info", store)["index"]

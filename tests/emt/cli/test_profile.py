@@ -8,10 +8,10 @@ import shutil
 import torch
 import pytest
 
-from emt import HeadProfile, attach, profile_heads
+from emt import HeadProfile, attach
 from emt.memory import modes as passage_mode
 from emt.model.loading import load
-from emt.profiles.examples import made_from, read_examples
+from emt.profiles.examples import make_examples, read_examples
 from emt.routing.head_profile import ProfiledHead
 from emt.routing.router import Router
 from memory_backends.catalog import Catalog
@@ -63,7 +63,7 @@ def store(tmp_path, indexed):
 @pytest.fixture
 def all_is_relevant(monkeypatch):
     """Let no prompt be refused: what a model of random weights finds means nothing."""
-    monkeypatch.setattr(Router, "relevance", lambda self, backend: None)
+    monkeypatch.setattr(Router, "measure_relevance", lambda self, backend: None)
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def data(tmp_path):
 def by_hand(model, examples):
     loaded = load(str(model))
     memory = attach(loaded.model, tokenizer=loaded.tokenizer)
-    return profile_heads(memory, examples, name=model.name)
+    return memory.rank_heads(examples, name=model.name)
 
 
 # -- profile ------------------------------------------------------------------------------------
@@ -127,10 +127,10 @@ def test_what_is_being_done_is_told_on_a_terminal_only(tmp_path, model, data):
     assert "layer 2" in done.err
 
 
-def test_a_store_keeps_a_profile_made_from_its_own_text(kept, model):
+def test_a_store_keeps_a_profile_make_examples_its_own_text(kept, model):
     store, done = kept
     assert done.out.endswith(f"kept in '{store}'\n")
-    expected = by_hand(model, made_from(TEXTS[name] for name in sorted(TEXTS)))
+    expected = by_hand(model, make_examples(TEXTS[name] for name in sorted(TEXTS)))
     assert expected.num_questions == 18
     profile = emt_json("info", store)["profile"]
     assert profile["kept"]

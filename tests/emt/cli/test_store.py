@@ -138,7 +138,8 @@ def test_rebuild_keeps_the_heads_and_the_settings_of_the_index(store, monkeypatc
     seen = {}
 
     def fake(self):
-        seen.update(index=self._index_option, heads=self._indexed_heads, sinks=self.sinks)
+        seen.update(index=self.searcher.options.index, sinks=self.sinks)
+        seen["heads"] = self.searcher._indexed_heads
         set_index(store, factory="SQ8", num_rows=87)
 
     monkeypatch.setattr(MemoryBackend, "rebuild", fake)

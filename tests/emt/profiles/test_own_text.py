@@ -4,9 +4,9 @@ import logging
 
 import pytest
 
-from emt import MemoryConfig, attach, detach, profile_heads
+from emt import MemoryConfig, attach, detach
 from emt.errors import ConfigError, MemoryUseError
-from emt.profiles.examples import made_from
+from emt.profiles.examples import make_examples
 from emt.profiles.stored_text import stored_texts
 from emt.routing.head_profile import HeadProfile
 from tests.emt.bytes import BYTES_VOCAB_SIZE, byte_tokenizer
@@ -67,8 +67,8 @@ def test_saving_gives_a_memory_the_profile_that_it_lacks(lacking):
     memory.save()  # as `write_all` does
     kept = memory.profile
     assert (kept.model, kept.source) == ("llama", "stored text")
-    examples = made_from(TEXTS[name] for name in sorted(TEXTS))
-    expected = profile_heads(memory, examples, name="llama").profile
+    examples = make_examples(TEXTS[name] for name in sorted(TEXTS))
+    expected = memory.rank_heads(examples, name="llama").profile
     assert [(head.layer, head.head) for head in kept.heads] == [
         (head.layer, head.head) for head in expected.heads
     ]
@@ -86,7 +86,7 @@ def test_without_questions_a_memory_is_saved_without_a_profile(tmp_path, caplog)
     assert not caplog.records  # nothing took long
     with pytest.raises(ConfigError, match="a profile needs at least 4 questions"):
         memory.make_profile()
-    with pytest.raises(ConfigError, match=r"memory\.passages\.make_profile\(\)"):
+    with pytest.raises(ConfigError, match=r"memory\.make_profile\(\)"):
         memory.route("what?")
 
 
