@@ -5,6 +5,7 @@ EMTError
 ├── DocumentError         ValueError           a document that is already there, or is not there
 ├── IndexFactoryError     ValueError           a FAISS factory string that cannot be used
 └── StoreError            OSError              a store directory that is damaged, locked or full
+    └── StoreVersionError                      a store of another format version
 
 `emt.errors` shows the whole tree, with the errors of the other package.
 """
@@ -34,6 +35,10 @@ class IndexFactoryError(EMTError, ValueError):
 
 class StoreError(EMTError, OSError):
     """A store directory that cannot be read or written."""
+
+
+class StoreVersionError(StoreError):
+    """A store of a format version that this emt does not read."""
 
 
 @contextlib.contextmanager

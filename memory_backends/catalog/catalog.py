@@ -1,9 +1,9 @@
 """The catalogue of a memory: settings, documents and removed rows, in one SQLite database.
 
-A row id is the row's position in the order of writing. The catalogue says which ids are published
-(`num_rows`), which document owns each, and which are removed. One transaction publishes documents
+A row id is the row's position in the order of writing. The catalogue says which ids are committed
+(`num_rows`), which document owns each, and which are removed. One transaction commits documents
 together with their rows, so a reader sees all of them or nothing; what a reader may ask is in
-`published.py`. `Catalog.in_memory` keeps the same tables in RAM for memories that are never saved.
+`reader.py`. `Catalog.in_memory` keeps the same tables in RAM for memories that are never saved.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from memory_backends.catalog.documents import (
     write_row_checksums,
 )
 from memory_backends.catalog.metadata import check_metadata, delete_metadata, write_metadata
-from memory_backends.catalog.reader import Published, no_document
+from memory_backends.catalog.reader import CatalogReader, no_document
 from memory_backends.catalog.records import NewDocument
 from memory_backends.errors import MemoryMismatchError, StoreError
 from memory_backends.layout import MemoryLayout, Metadata
 
 
-class Catalog(Published):
+class Catalog(CatalogReader):
     """Settings, documents and removed rows of one memory. Safe to share between threads.
 
-    `Published` is the half that reads, and has the attributes; here is all that writes. One process
-    writes at a time, which `store.py` sees to, and every change is one transaction.
+    `CatalogReader` is the half that reads, and has the attributes; here is all that writes. One
+    process writes at a time, which `Store.writing` sees to; every change is one transaction.
     """
 
     # -- making, opening, copying ---------------------------------------------------------------
@@ -75,8 +75,8 @@ class Catalog(Published):
         """Open the catalogue in `directory`; documents are not read.
 
         Raises:
-            StoreError: there is none, it is not one of ours, it is damaged, an older emt wrote it
-                and it needs `upgrade`, or a newer one did.
+            StoreError: there is none, it is not one of ours, it is damaged, or it has another
+                format version.
         """
         path = directory / FILE_NAME
         with contextlib.ExitStack() as on_error:
@@ -136,7 +136,7 @@ class Catalog(Published):
         with self._transaction():
             schema.write_setting(self._connection, key, value)
 
-    def publish(
+    def commit(
         self,
         documents: Sequence[NewDocument],
         *,
@@ -207,7 +207,7 @@ class Catalog(Published):
         """Remove single rows; other ids keep their rows and their documents.
 
         Raises:
-            MemoryMismatchError: an id was never published.
+            MemoryMismatchError: an id was never committed.
         """
         wanted = np.unique(np.fromiter(ids, dtype=np.int64))
         outside = wanted[(wanted < 0) | (wanted >= self.num_rows)]

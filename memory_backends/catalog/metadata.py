@@ -1,8 +1,4 @@
-"""What a user says of a document: a flat mapping, one record a document in a table of its own.
-
-The table is made with the first document that has metadata. So a store without any is what emt
-wrote before there were any, byte for byte and to both; one with some, an older emt refuses to open.
-"""
+"""What a user says of a document: a flat mapping, kept in one record of the table `metadata`."""
 
 from __future__ import annotations
 
@@ -14,12 +10,6 @@ from collections.abc import Collection, Iterator, Mapping
 from memory_backends.catalog.records import record_crc32
 from memory_backends.errors import DocumentError, StoreError
 from memory_backends.layout import Metadata, MetadataValue
-
-TABLE = """CREATE TABLE metadata (
-    first_row INTEGER PRIMARY KEY,  -- of the document
-    value TEXT NOT NULL,          -- JSON object
-    crc32 INTEGER NOT NULL
-)"""
 
 Where = Mapping[str, MetadataValue | Collection[MetadataValue]]
 
@@ -110,8 +100,6 @@ def write_metadata(connection: sqlite3.Connection, first_row: int, metadata: Met
     delete_metadata(connection, first_row)
     if not metadata:
         return
-    if not _has_table(connection):
-        connection.execute(TABLE)
     text = json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False)
     record = (first_row, text, record_crc32((first_row, text)))
     connection.execute("INSERT INTO metadata VALUES (?, ?, ?)", record)
@@ -119,9 +107,8 @@ def write_metadata(connection: sqlite3.Connection, first_row: int, metadata: Met
 
 def delete_metadata(connection: sqlite3.Connection, first_row: int | None = None) -> None:
     """Take a document's metadata away, or, without one, everybody's."""
-    if _has_table(connection):
-        rest, values = ("", ()) if first_row is None else (" WHERE first_row = ?", (first_row,))
-        connection.execute(f"DELETE FROM metadata{rest}", values)
+    rest, values = ("", ()) if first_row is None else (" WHERE first_row = ?", (first_row,))
+    connection.execute(f"DELETE FROM metadata{rest}", values)
 
 
 def read_metadata(
@@ -132,8 +119,6 @@ def read_metadata(
     Raises:
         StoreError: a record is damaged.
     """
-    if not _has_table(connection):
-        return
     query = "SELECT first_row, value, crc32 FROM metadata"
     rest, values = ("", ()) if first_row is None else (" WHERE first_row = ?", (first_row,))
     for first, text, crc32 in connection.execute(query + rest, values):
@@ -146,11 +131,6 @@ def read_metadata(
         if not isinstance(found, dict) or not all(map(is_value, found.values())):
             raise StoreError(f"the metadata of the document at row {first!r:.40} is not flat.")
         yield first, found
-
-
-def _has_table(connection: sqlite3.Connection) -> bool:
-    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'metadata'"
-    return connection.execute(query).fetchone() is not None
 
 
 def _is_text(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""What a catalogue has published: settings, documents and rows, read as one snapshot.
+"""What a catalogue has committed: settings, documents and rows, read as one snapshot.
 
 A reader sees the documents that there were when it last called `refresh`, less those removed since.
 """
@@ -30,7 +30,7 @@ from memory_backends.scope import Scope
 _MAX_ROWS = 2**48
 
 
-class Published:
+class CatalogReader:
     """The half of a `Catalog` that changes nothing. Safe to share between threads.
 
     Args:
@@ -43,7 +43,7 @@ class Published:
         identity: what the model that writes the rows looks like, as plain JSON types.
         row_codec: how rows become records; see `codecs.row_codec`.
         bytes_per_row: of one token's records in all layers.
-        num_rows: rows published when last refreshed, removed ones included: the next gets this id.
+        num_rows: rows committed when last refreshed, removed ones included: the next gets this id.
 
     Raises:
         MemoryMismatchError: the settings have no layout, identity or codec that there is.
@@ -75,7 +75,7 @@ class Published:
         self._connection.close()
 
     def refresh(self) -> bool:
-        """See what is published by now; tell whether another process has changed something."""
+        """See what is committed by now; tell whether another process has changed something."""
         with self.snapshot():
             (version,) = self._connection.execute("PRAGMA data_version").fetchone()
             found = schema.read_setting(self._connection, "num_rows")

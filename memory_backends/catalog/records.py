@@ -24,7 +24,7 @@ COLUMNS = (
 
 
 class NewDocument(NamedTuple):
-    """A document whose rows are appended and wait to be published.
+    """A document whose rows are appended and wait to be committed.
 
     Attributes:
         document: the document.
@@ -92,7 +92,7 @@ def from_record(record: tuple[Any, ...], num_rows: int) -> StoredDocument:
 
     Args:
         record: `COLUMNS` and the crc32.
-        num_rows: how many rows are published.
+        num_rows: how many rows are committed.
 
     Raises:
         StoreError: it is damaged.
@@ -126,7 +126,7 @@ def unpack_crc32(column: bytes) -> tuple[int, ...]:
     return tuple(np.frombuffer(column, dtype="<u4").tolist())
 
 
-def _damage(record: tuple[Any, ...], published: int) -> str | None:
+def _damage(record: tuple[Any, ...], committed: int) -> str | None:
     """Say what is wrong with a record, or None."""
     *values, crc32 = record
     if record_crc32(values) != crc32:
@@ -142,8 +142,8 @@ def _damage(record: tuple[Any, ...], published: int) -> str | None:
         and isinstance(digest, str)
     ):
         return "a column has another type"
-    if min(numbers) < 0 or first + rows > published:
-        return f"it has rows {first} to {first + rows - 1} of {published}"
+    if min(numbers) < 0 or first + rows > committed:
+        return f"it has rows {first} to {first + rows - 1} of {committed}"
     if (
         len(token_ids) != 4 * tokens
         or len(row_tokens) != 4 * rows

@@ -1,8 +1,7 @@
-"""The catalogue's tables (format version 2), and how one record at a time is written to them.
+"""The catalogue's tables, and how one record at a time is written to them.
 
 Every table but `query_samples`, which has checksums for its content, ends in the crc32 of its
-other columns. The statements below are compared, letter by letter, with those of a store; so is
-that of the table of metadata, which a store may have or not (`metadata.py`).
+other columns. The statements below are compared, letter by letter, with those of a store.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from memory_backends.catalog.database import FORMAT_VERSION
-from memory_backends.catalog.metadata import TABLE as METADATA
 from memory_backends.catalog.records import record_crc32
 from memory_backends.errors import StoreError
 
@@ -55,6 +53,11 @@ SCHEMA = (
     state BLOB NOT NULL,          -- as the codec has it
     crc32 INTEGER NOT NULL
 )""",
+    """CREATE TABLE metadata (
+    first_row INTEGER PRIMARY KEY,  -- of the document
+    value TEXT NOT NULL,          -- JSON object
+    crc32 INTEGER NOT NULL
+)""",
 )
 
 
@@ -72,7 +75,7 @@ def check_schema(connection: sqlite3.Connection) -> None:
     """
     query = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL"
     found = sorted(str(sql) for (sql,) in connection.execute(query))
-    if found not in (sorted(SCHEMA), sorted((*SCHEMA, METADATA))):
+    if found != sorted(SCHEMA):
         raise StoreError(
             f"expected the tables of format version {FORMAT_VERSION} in the catalogue; got other "
             "ones. The store is damaged, or another program wrote to it."

@@ -1,10 +1,10 @@
 """Append-only files of records of a fixed size: one file a layer, mapped read-only.
 
-A published record never moves. `append` writes after the published ones, where no reader looks;
+A committed record never moves. `append` writes after the committed ones, where no reader looks;
 `seal` ends a unit (a document) and tells its checksum; `rewind` drops what was appended after the
-last seal; `flush` makes everything durable. Then the catalogue commits or does not, and `publish`
-shows as many records as it says, and cuts off the others. A crash before the commit leaves bytes
-past the published end, which the next append overwrites.
+last seal; `flush` makes everything durable. Then the catalogue commits or does not, and `show`
+maps as many records as it says, and cuts off the others. A crash before the commit leaves bytes
+past the committed end, which the next append overwrites.
 
 Files are mapped when they are opened, so a reader keeps what it saw when compaction puts another
 file in the place of one.
@@ -50,12 +50,12 @@ class AppendFile:
 
     @property
     def num_records(self) -> int:
-        """How many records are published."""
+        """How many records are committed."""
         return self._num_records
 
     @property
     def records(self) -> torch.Tensor:
-        """The published records, (n, record_bytes) uint8, mapped. Nothing may write to them."""
+        """The committed records, (n, record_bytes) uint8, mapped. Nothing may write to them."""
         return self._records
 
     def append(self, data: bytes | memoryview) -> None:
@@ -91,7 +91,7 @@ class AppendFile:
         if self._file is not None:
             os.fsync(self._file.fileno())
 
-    def publish(self, num_records: int) -> None:
+    def show(self, num_records: int) -> None:
         """Show the first `num_records` records; cut off what was appended after them."""
         if self._file is not None:
             with contextlib.suppress(OSError):  # no reader looks there; the next append cuts it off
@@ -108,12 +108,12 @@ class AppendFile:
 
     def reopen(self, num_records: int) -> None:
         """Show the first `num_records` records of the file that has the name now."""
-        self.publish(num_records)
+        self.show(num_records)
         self._records = self._mapped()
 
     def close(self) -> None:
         """Let go of the file; tensors handed out stay valid."""
-        self.publish(self._num_records)
+        self.show(self._num_records)
         self._num_records = self._end = self._sealed = 0
         self._records = self._mapped()
 
@@ -165,7 +165,7 @@ class AppendFiles:
     Args:
         folder: where they are; made with the first file.
         record_bytes: layer -> bytes of one record.
-        num_records: layer -> how many are published; 0 if a layer is not there.
+        num_records: layer -> how many are committed; 0 if a layer is not there.
 
     Raises:
         StoreError: a file is missing or shorter than that.
@@ -218,10 +218,10 @@ class AppendFiles:
             for file in self._files.values():
                 file.is_new = False
 
-    def publish(self, num_records: Mapping[int, int]) -> None:
+    def show(self, num_records: Mapping[int, int]) -> None:
         """Show the first so many records of each layer; cut off what was appended after them."""
         for layer_idx, file in self._files.items():
-            file.publish(num_records.get(layer_idx, 0))
+            file.show(num_records.get(layer_idx, 0))
 
     def reopen(self, num_records: Mapping[int, int]) -> None:
         """Show the first so many records of the files that have the names now."""

@@ -59,7 +59,7 @@ class QuerySamples:
     Args:
         layout: the shape of the memory.
         directory: the store's; None for RAM.
-        sampled: layer -> its heads and how many samples of it are published.
+        sampled: layer -> its heads and how many samples of it are committed.
 
     Raises:
         StoreError: a file is missing or shorter than that.
@@ -129,11 +129,11 @@ class QuerySamples:
         if self._files is not None:
             self._files.flush()
 
-    def publish(self, sampled: Mapping[int, SampledLayer]) -> None:
+    def show(self, sampled: Mapping[int, SampledLayer]) -> None:
         """Show what the catalogue says, and forget what was appended after it."""
         self._appended.clear()
         if self._files is not None:
-            self._files.publish({idx: layer.num_samples for idx, layer in sampled.items()})
+            self._files.show({idx: layer.num_samples for idx, layer in sampled.items()})
         self._show(sampled)
 
     def layer(self, layer_idx: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 A row's position is its id, so rows never move. A layer's file is written anew with holes where no
 document is (a sparse file: holes read as zeros and take no space), forced to the disk, and put in
-the place of the old one. All published rows have the same bytes in both, so the store is valid at
+the place of the old one. All committed rows have the same bytes in both, so the store is valid at
 every instant. Readers that have the old file mapped keep it.
 """
 

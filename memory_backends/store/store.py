@@ -103,18 +103,18 @@ class Store:
         return True
 
     def refresh(self) -> bool:
-        """See what is published by now; tell whether anything may have changed."""
+        """See what is committed by now; tell whether anything may have changed."""
         with self.catalog.snapshot():
             if not self.catalog.refresh():
                 return False
             self.rows.reopen(self.catalog.num_rows)
-            self.samples.publish(self.catalog.query_samples())
+            self.samples.show(self.catalog.query_samples())
         return True
 
-    def show_published(self) -> None:
+    def show_committed(self) -> None:
         """Show the rows and samples that the catalogue has, and forget others."""
-        self.rows.publish(self.catalog.num_rows)
-        self.samples.publish(self.catalog.query_samples())
+        self.rows.show(self.catalog.num_rows)
+        self.samples.show(self.catalog.query_samples())
 
     def sampled_queries(self, layer_idx: int) -> torch.Tensor:
         """Return the sample of a layer's queries; see `MemoryBackend.sampled_queries`.
@@ -166,8 +166,8 @@ class Store:
                 for layer_idx in self.samples.num_heads:
                     new_samples.append_samples(layer_idx, self.samples.layer(layer_idx))
                 new_samples.flush()
-                new_rows.publish(self.catalog.num_rows)
-                new_samples.publish(self.catalog.query_samples())
+                new_rows.show(self.catalog.num_rows)
+                new_samples.show(self.catalog.query_samples())
             row_crc32 = dict(zip(names, flushed.row_crc32, strict=True))
             # Last: before, it is not a store.
             self.catalog.copy_to(directory, row_crc32, flushed.codec_states)

@@ -1,7 +1,7 @@
 """Reading a whole store and naming every file of it that is damaged.
 
 Opening a store compares sizes and the checksums of what it reads; `verify` reads everything, in
-parts of a few megabytes. Bytes past the published end of a file, and rows that no document has any
+parts of a few megabytes. Bytes past the committed end of a file, and rows that no document has any
 more, are nobody's: they are not damage.
 """
 
@@ -17,7 +17,7 @@ from memory_backends.catalog import Catalog, schema
 from memory_backends.catalog.database import FILE_NAME, as_store_error
 from memory_backends.catalog.metadata import read_metadata
 from memory_backends.catalog.records import COLUMNS, RecordSpan, from_record, unpack_crc32
-from memory_backends.errors import EMTError, StoreError, refuse_link
+from memory_backends.errors import EMTError, StoreError, StoreVersionError, refuse_link
 from memory_backends.rows import files as row_files
 from memory_backends.rows import query_samples as queries
 from memory_backends.rows.append_files import layer_file_name
@@ -51,9 +51,9 @@ def verify(path: Path | str) -> list[Damage]:
         Catalog.open(directory)  # says so
     try:
         catalog = Catalog.open(directory)
+    except StoreVersionError:
+        raise
     except StoreError as error:
-        if "has format version" in str(error):
-            raise
         return [Damage(FILE_NAME, str(error))]
     with contextlib.ExitStack() as at_end:
         at_end.callback(catalog.close)
@@ -150,14 +150,14 @@ class _Reading:
             self._spans.append(RecordSpan(document.name, first, stop, row_crc32))
 
     def _span_damage(self) -> Iterator[Damage]:
-        published = self._catalog.num_rows
+        committed = self._catalog.num_rows
         spans = [(span.first, span.stop) for span in self._spans]
         spans += schema.read_removed(self._connection)
         covered = schema.joined(sorted(spans))
-        if covered != ([(0, published)] if published else []):
+        if covered != ([(0, committed)] if committed else []):
             yield Damage(
                 FILE_NAME,
-                f"each of the rows 0 to {published - 1} must be a document's or removed; those "
+                f"each of the rows 0 to {committed - 1} must be a document's or removed; those "
                 f"that are: {covered[:5]}",
             )
 
@@ -228,7 +228,7 @@ class _Reading:
             yield from self._opened(name, layer.num_samples * size, parts)
 
     def index_files(self) -> Iterator[_File]:
-        """Yield the FAISS files of the current generation, if their checksums are known."""
+        """Yield the FAISS files of the current generation."""
         try:
             saved = self._catalog.setting("index") or {}
             if not saved:
@@ -236,7 +236,7 @@ class _Reading:
             folder = f"{INDEX_FOLDER}/{check_generation(saved['generation'])}"
             files = {
                 name: (int(expected["size"]), int(expected["crc32"]))
-                for name, expected in saved.get("files", {}).items()
+                for name, expected in saved["files"].items()
             }
         except EMTError as error:
             self.damage.append(Damage(FILE_NAME, str(error)))

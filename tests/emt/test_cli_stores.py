@@ -177,7 +177,10 @@ def test_info_names_the_heads_of_a_few_layers_only(store):
         anywhere = next(iter(layout["layers"].values()))
         layout["layers"] = {str(layer_idx): anywhere for layer_idx in range(12)}
         catalog.set_setting("layout", layout)
-    set_index(store, layers=[], heads=heads, files={})
+    nothing = {"size": 0, "crc32": 0}
+    set_index(
+        store, heads=heads, files={f"layer-{n:03d}-head-001.faiss": nothing for n in range(11)}
+    )
     said = emt("info", store).out
     named = ", ".join(f"{layer_idx}.1" for layer_idx in range(8))
     assert f"heads      11 of 24 heads ({named} and those of 3 layers more)\n" in said
@@ -260,9 +263,9 @@ def test_compact_says_what_it_gave_back(store, monkeypatch):
 @pytest.mark.parametrize(
     ("facts", "heads"),
     [
-        ({"layers": [2]}, {2: (0, 1)}),  # as a store has it whose layers are indexed as a whole
-        ({"layers": [2], "heads": {"0": [1]}}, {0: (1,), 2: (0, 1)}),
-        ({"layers": [7]}, {0: (0, 1), 1: (0, 1), 2: (0, 1)}),  # damaged: the model has three
+        ({"heads": {"2": [0, 1]}}, {2: (0, 1)}),
+        ({"heads": {"0": [1], "2": [0, 1]}}, {0: (1,), 2: (0, 1)}),
+        ({"heads": {"7": [0]}}, {0: (0, 1), 1: (0, 1), 2: (0, 1)}),  # damaged: the model has three
         ({"heads": {"1": [2]}}, {0: (0, 1), 1: (0, 1), 2: (0, 1)}),
     ],
 )

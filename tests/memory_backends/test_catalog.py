@@ -48,7 +48,7 @@ def new(name: str, num_rows: int, sinks: tuple[int, ...] = (), **more: Any) -> N
 
 
 def publish(catalog: Catalog, name: str, num_rows: int, sinks: tuple[int, ...] = ()) -> range:
-    (ids,) = catalog.publish([new(name, num_rows, sinks)])
+    (ids,) = catalog.commit([new(name, num_rows, sinks)])
     return ids
 
 
@@ -144,15 +144,15 @@ def test_a_transaction_that_fails_is_rolled_back(
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("memory_backends.schema.write_setting", fail)
+        patch.setattr("memory_backends.catalog.schema.write_setting", fail)
         with pytest.raises(StoreError, match="cannot be used: database or disk is full"):
-            catalog.publish([new("a", 9, row_crc32={0: 1})], replace=True)
+            catalog.commit([new("a", 9, row_crc32={0: 1})], replace=True)
     assert catalog.document_sizes() == [("a", 3, 3)]
     assert catalog.searchable_rows("all").tolist() == [0, 1, 2]
 
 
 def test_a_copy_leaves_out_the_index_and_gets_checksums(catalog: Catalog, tmp_path: Path) -> None:
-    catalog.publish(
+    catalog.commit(
         [new("a", 3, (0,), row_crc32={0: 11, 3: 12}), new("b", 2, samples={3: Segment(2, 9)})],
         query_heads={3: 2},
     )
@@ -179,7 +179,7 @@ def test_a_reader_sees_one_state_until_it_refreshes(tmp_path: Path) -> None:
     assert reader.num_rows == 0
     assert reader.refresh()
     assert not reader.refresh()
-    writer.publish([new("a", 2)], replace=True)
+    writer.commit([new("a", 2)], replace=True)
     assert reader.num_rows == 3
     assert not reader.has_document("a")  # not the new one, whose rows the reader does not know
     with pytest.raises(DocumentError, match="no document 'a'"):
@@ -192,7 +192,7 @@ def test_a_reader_sees_one_state_until_it_refreshes(tmp_path: Path) -> None:
 def test_a_hash_tells_whether_a_document_changed(catalog: Catalog) -> None:
     text = Document("t", np.array([5, 6], dtype=np.int32), "naïve")
     rows = np.zeros(1, dtype=np.int32)
-    catalog.publish([NewDocument(text, rows, rows, {}, {}), new("ids", 2)])
+    catalog.commit([NewDocument(text, rows, rows, {}, {}), new("ids", 2)])
     assert catalog.content_hash("t") == hashlib.sha256("naïve".encode()).hexdigest()
     assert catalog.content_hash("t") == content_hash(text)
     ids = hashlib.sha256(bytes([0, 0, 0, 0, 1, 0, 0, 0])).hexdigest()
@@ -237,7 +237,7 @@ def test_a_vacuum_joins_removed_spans(catalog: Catalog) -> None:
         (
             "CREATE VIEW removed_rows AS SELECT * FROM removed",
             Catalog.document_names,
-            "expected the tables of format version 2 in the catalogue",
+            "expected the tables of format version 1 in the catalogue",
         ),
     ],
 )
@@ -259,16 +259,12 @@ def test_what_the_disk_changed_is_not_used(
     ("statement", "message"),
     [
         (
-            "UPDATE settings SET value = '3' WHERE key = 'format_version'",
-            "has format version 3; this emt reads version 2. Use the emt version that wrote",
-        ),
-        (
-            "UPDATE settings SET value = '1' WHERE key = 'format_version'",
-            "has format version 1; this emt reads version 2. Run `emt upgrade ",
+            "UPDATE settings SET value = '2' WHERE key = 'format_version'",
+            "has format version 2; this emt reads version 1. Use the emt version that wrote",
         ),
         (
             "DELETE FROM settings WHERE key = 'format_version'",
-            "has format version None; this emt reads version 2",
+            "has format version None; this emt reads version 1",
         ),
         ("DELETE FROM settings WHERE key = 'layout'", "is damaged: not a memory layout: None"),
         ("UPDATE settings SET value = '{' WHERE key = 'format_version'", "cannot be used: Expect"),

@@ -110,7 +110,7 @@ def test_a_crash_at_any_step_leaves_a_good_store(
         raise StoreError("the catalogue cannot be used: disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("memory_backends.compaction.os.fsync", failing)
+        patch.setattr("memory_backends.store.compaction.os.fsync", failing)
         patch.setattr("memory_backends.catalog.Catalog.vacuum", full)
         with pytest.raises(StoreError, match=r"No space left|disk is full"):
             backend.compact()

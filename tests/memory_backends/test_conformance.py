@@ -41,7 +41,7 @@ class TestFlatOverCodedRows(BackendConformance):
 
 
 class Selected(ScopeConformance):
-    """Scopes that FAISS selects in the index; all lists are searched, so that training does not matter."""
+    """Scopes that FAISS selects in the index, of which all lists are searched."""
 
     memory_type = "vector_db"
 

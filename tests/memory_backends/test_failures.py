@@ -49,7 +49,7 @@ def files_no_longer_than(num_bytes: int) -> Iterator[None]:
 
 def assert_as_before(backend: MemoryBackend, store: Path) -> None:
     left = [*range(70), *range(130, 210)]
-    for memory in (backend, type(backend).open(store)):
+    for memory in (backend, MemoryBackend.open(store, backend.memory_type)):
         assert_finds(memory, RUNS, left)
         assert_fetches(memory, RUNS)
         assert memory.catalog.document_names() == ["a", "c"]

@@ -26,9 +26,8 @@ from memory_backends import (
 )
 from memory_backends.faiss import gpu as gpu_module
 from memory_backends.faiss.gpu import GPU, bytes_on_gpu, gpu_of, layers_that_fit
-from memory_backends.testing.checks import assert_finds
 from memory_backends.testing import BackendConformance
-from memory_backends.testing.suite import Make
+from memory_backends.testing.checks import assert_finds
 from memory_backends.testing.rows import (
     LAYERS,
     LAYOUT,
@@ -107,11 +106,12 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeFaiss]:
 class TestOnAGPU(BackendConformance):
     """The whole contract, with every layer on the stand-in for a GPU."""
 
-    @pytest.fixture
-    def make(self, fake: FakeFaiss) -> Make:
-        return lambda layout=LAYOUT, **options: MemoryBackend(
-            layout, "vector_db", index="Flat", device="cuda:0", **options
-        )
+    memory_type = "vector_db"
+    options = {"index": "Flat", "device": "cuda:0"}
+
+    @pytest.fixture(autouse=True)
+    def _with_a_gpu(self, fake: FakeFaiss) -> None:
+        pass
 
 
 def _filled(num_rows: int = 17, **options: Any) -> MemoryBackend:
@@ -121,7 +121,7 @@ def _filled(num_rows: int = 17, **options: Any) -> MemoryBackend:
 
 
 def _on_gpu(backend: MemoryBackend) -> list[int]:
-    layers = backend._gpu_layers
+    layers = backend.searcher._gpu_layers
     assert layers is not None
     return [idx for idx in LAYERS if layers.get(idx) is not None]
 
@@ -132,7 +132,7 @@ def _on_gpu(backend: MemoryBackend) -> list[int]:
 @pytest.mark.parametrize("device", [None, "cpu", torch.device("cpu")])
 def test_the_cpu_is_no_gpu(device: Any) -> None:
     assert gpu_of(device) is None
-    assert MemoryBackend(LAYOUT, "vector_db", device=device)._gpu_layers is None
+    assert MemoryBackend(LAYOUT, "vector_db", device=device).searcher._gpu_layers is None
 
 
 def test_faiss_without_gpu_support_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +235,7 @@ def test_a_search_of_some_heads_is_the_cpus(fake: FakeFaiss) -> None:
     backend, queries = _filled(indexed_heads={0: [1]}), make_queries(0, 4)
     alone = backend.search(0, queries[1:], 5, heads=[1])
     assert fake.cloned == []  # a copy would be of the whole layer
-    assert backend._indexes.made.keys() == {(0, 1)}
+    assert backend.searcher._indexes.made.keys() == {(0, 1)}
     every = backend.search(0, queries, 5)
     assert (_on_gpu(backend), fake.cloned) == ([0], [8, 8])
     assert torch.equal(alone.ids[0], every.ids[1])
@@ -294,7 +294,7 @@ def test_new_rows_are_copied_anew(fake: FakeFaiss) -> None:
     assert _on_gpu(backend) == []
     assert_finds(backend, runs, range(22))
     assert _on_gpu(backend) == [0, 3]
-    assert len(backend._gpu_layers.get(0).rows) == 22
+    assert len(backend.searcher._gpu_layers.get(0).rows) == 22
 
 
 def test_more_than_a_gpu_selects_is_searched_on_the_cpu(fake: FakeFaiss) -> None:
@@ -344,7 +344,7 @@ def test_both_devices_find_the_same(fake: FakeFaiss, tmp_path: Path, index: str)
             assert torch.equal(ours, theirs)
     assert _on_gpu(on_gpu) == [0, 3]
     assert fake.cloned == [8, 8, 4]
-    assert on_gpu.factory == index
+    assert on_gpu.searcher.factory == index
 
 
 def test_retrieved_rows_are_read_on_the_gpu(fake: FakeFaiss) -> None:
@@ -352,7 +352,7 @@ def test_retrieved_rows_are_read_on_the_gpu(fake: FakeFaiss) -> None:
         backend = _filled(_ENOUGH, index=index)
         queries = make_queries(0, 2)
         backend.search(0, queries, 3)
-        backend._gpu_layers.get(0).rows.fill_(7)
+        backend.searcher._gpu_layers.get(0).rows.fill_(7)
         assert (backend.retrieve(0, queries, 3).values == 7).all()
         assert (backend.nearest(0, queries, 3)[1] == 7).all()
 

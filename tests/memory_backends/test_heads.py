@@ -115,14 +115,9 @@ def test_only_indexed_heads_have_files(tmp_path: Path, heads: dict[int, Any]) ->
     assert not verify(store)
 
 
-def test_the_setting_names_the_heads_of_layers_that_are_not_indexed_whole(tmp_path: Path) -> None:
+def test_the_setting_names_the_heads(tmp_path: Path) -> None:
     written(tmp_path / "some", indexed_heads=SOME)
-    found = setting(tmp_path / "some")
-    assert (found["layers"], found["heads"]) == ([2], {"0": [1]})
-    written(tmp_path / "every", indexed_heads=EVERY)
-    found = setting(tmp_path / "every")
-    assert found["layers"] == [0, 2]
-    assert "heads" not in found  # as it always was
+    assert setting(tmp_path / "some")["heads"] == {"0": [1], "2": [0, 1]}
 
 
 def test_heads_take_the_place_of_layers(tmp_path: Path) -> None:
@@ -150,9 +145,9 @@ def test_the_index_of_a_head_is_the_same_whatever_others_there_are(
             torch.testing.assert_close(found.scores[0], expected.scores[head])
             assert torch.equal(found.ids[0], expected.ids[head])
     if factory.startswith("IVF"):  # 2,200 rows have enough sampled queries to calibrate
-        assert every.efforts[2] == some.efforts[2]
-        assert None not in every.efforts[0]
-        assert some.efforts[0] == [None, every.efforts[0][1], None]
+        assert every.searcher.efforts[2] == some.searcher.efforts[2]
+        assert None not in every.searcher.efforts[0]
+        assert some.searcher.efforts[0] == [None, every.searcher.efforts[0][1], None]
 
 
 @pytest.mark.parametrize(
@@ -184,23 +179,11 @@ def test_only_the_indexes_of_heads_that_are_searched_are_made_or_read(tmp_path: 
     file.write_bytes(b"pickle" + file.read_bytes()[6:])
     backend.search(0, torch.ones(1, 2, 8), 3, heads=[1])
     backend.search(2, torch.ones(1, 2, 4), 3, heads=[1])
-    assert backend._indexes.made.keys() == {(0, 1), (2, 1)}
+    assert backend.searcher._indexes.made.keys() == {(0, 1), (2, 1)}
     with pytest.raises(StoreError, match=r"head-002\.faiss' is damaged: its checksum differs"):
         backend.search(0, torch.ones(3, 2, 8), 3)
     (damage,) = verify(store)
     assert damage.file == "index/000001/layer-000-head-002.faiss"
-
-
-def test_a_store_that_says_nothing_of_heads_has_all_those_of_its_layers(tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    written(store, indexed_layers=[2])
-    assert "heads" not in setting(store)
-    backend = MemoryBackend.open(store, "vector_db", indexed_layers=[2])
-    assert backend._indexes.cache is not None
-    assert backend._indexes.cache.heads == {2: (0, 1)}
-    assert_finds(backend, range(30))
-    backend.save()
-    assert generation(store) == "000001"  # up to date
 
 
 @pytest.mark.parametrize(
@@ -212,8 +195,9 @@ def test_a_store_that_says_nothing_of_heads_has_all_those_of_its_layers(tmp_path
         {"heads": {"0": "12"}},
         {"heads": [0, 1]},
         {"heads": {"zero": [1]}},
-        {"layers": [1]},
-        {"layers": None},
+        {"heads": None},
+        {"files": {}},
+        {"files": None},
         {"efforts": {"0": [[], []]}},
     ],
     ids=json.dumps,
@@ -246,7 +230,7 @@ def test_a_layer_grows_of_which_some_heads_have_files(
     backend.search(0, torch.ones(1, 2, 8), 3, heads=[1])  # from its file
     backend.add(make_document("b", 20), [rows_with_queries(20, 2)])
     backend.search(0, torch.ones(1, 2, 8), 3, heads=[1])  # has all rows, 0.2 lacks some, 0.0 all
-    found = backend._indexes.of_layer(0).heads
+    found = backend.searcher._indexes.of_layer(0).heads
     assert [index.ntotal for index in found] == [420] * 3
     if factory == "Flat":
         assert_finds(backend, range(420))
@@ -257,7 +241,9 @@ def test_a_layer_grows_of_which_some_heads_have_files(
     assert not verify(store)
     left = [row for row in range(420) if row >= 100 or row % 3]
     reopened = MemoryBackend.open(store, "vector_db", **options)
-    assert [index.ntotal for index in reopened._indexes.of_layer(0, [1]).heads] == [len(left)]
+    assert [index.ntotal for index in reopened.searcher._indexes.of_layer(0, [1]).heads] == [
+        len(left)
+    ]
     if factory == "Flat":
         assert_finds(reopened, left)
         assert_finds(backend, left)

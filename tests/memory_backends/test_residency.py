@@ -61,7 +61,7 @@ def test_a_store_serves_the_same_from_mapped_indexes(tmp_path: Path) -> None:
         found = mapped.search(layer_idx, queries, 7)
         torch.testing.assert_close(found.scores, expected.scores)
         assert torch.equal(found.ids, expected.ids)
-        heads = mapped._indexes.of_layer(layer_idx).heads
+        heads = mapped.searcher._indexes.of_layer(layer_idx).heads
         assert all(faiss_index.mapped_lists(index) is not None for index in heads)
     mapped.add(make_document("b", 300), [make_rows(300, seed=2)])  # mapped lists cannot grow
     with_ram.refresh()

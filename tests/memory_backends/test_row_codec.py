@@ -196,7 +196,9 @@ def test_a_commit_that_fails_publishes_no_state(
         raise OSError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr("memory_backends.catalog.insert_document", fail)  # states are written first
+        patch.setattr(
+            "memory_backends.catalog.catalog.insert_document", fail
+        )  # states are written first
         with pytest.raises(StoreError, match="no room"):
             backend.add(make_document("x", 7), [RUNS[1]])
     assert states_of(path) == {}
@@ -398,7 +400,7 @@ def test_a_disk_that_fills_while_the_first_rows_are_written(
         files.append(make_rows(ROWS_TO_LEARN, seed=5))
     files.rewind()
     flushed = files.flush()
-    files.publish(17)
+    files.show(17)
     _, expected = by_hand("int8", [*RUNS, make_rows(ROWS_TO_LEARN, seed=5)], 17 + ROWS_TO_LEARN)
     assert len(flushed.row_crc32) == 2
     for idx, size in record_bytes(LAYOUT, "int8").items():

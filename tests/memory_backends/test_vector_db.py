@@ -25,8 +25,6 @@ from memory_backends import (
     StoreError,
 )
 from memory_backends.testing.checks import assert_fetches, assert_finds
-from memory_backends.testing import BackendConformance
-from memory_backends.testing.suite import Make
 from memory_backends.testing.rows import (
     LAYOUT,
     keys_of,
@@ -37,20 +35,6 @@ from memory_backends.testing.rows import (
 )
 
 RUNS = [make_rows(10, seed=1), make_rows(7, seed=2)]
-
-
-class TestVectorDB(BackendConformance):
-    @pytest.fixture
-    def make(self) -> Make:
-        return lambda layout=LAYOUT, **options: MemoryBackend(layout, "vector_db", index="Flat", **options)
-
-
-class TestCoded(BackendConformance):
-    @pytest.fixture
-    def make(self) -> Make:
-        return lambda layout=LAYOUT, **options: MemoryBackend(
-            layout, "vector_db", index="Flat", row_codec="int8", **options
-        )
 
 
 @pytest.fixture
@@ -88,7 +72,7 @@ def test_another_process_opens_the_store(store: Path) -> None:
         "from memory_backends import MemoryBackend\n"
         "torch.set_num_threads(1)\n"
         f"queries = torch.tensor({queries.tolist()})\n"
-        "print(MemoryBackend.open(sys.argv[1], "vector_db").search(0, queries, 4).ids.tolist())\n"
+        "print(MemoryBackend.open(sys.argv[1], 'vector_db').search(0, queries, 4).ids.tolist())\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(store)], capture_output=True, text=True, check=True
@@ -148,7 +132,9 @@ def test_rows_out_of_order_are_searched_as_they_are(tmp_path: Path) -> None:
     backend.add(make_document("d", 2), [runs[3]])  # rows 11, a sink, and 12
     assert_finds(backend, runs, [*range(3, 11), 12])  # the last three added are 10, 3, 12
     backend.save()
-    assert_finds(MemoryBackend.open(tmp_path / "store", "vector_db", sinks="one"), runs, [*range(3, 11), 12])
+    assert_finds(
+        MemoryBackend.open(tmp_path / "store", "vector_db", sinks="one"), runs, [*range(3, 11), 12]
+    )
 
 
 @pytest.mark.parametrize("name", ["layer-000-head-001.faiss", "layer-003-head-000.faiss"])
@@ -228,7 +214,7 @@ def test_a_reader_outlives_the_files_it_was_going_to_read(store: Path) -> None:
     np.testing.assert_array_equal(found.ids.numpy(), expected[1])
 
 
-@pytest.mark.parametrize("full", ["memory_backends.vector_db.index.faiss.write_index", "os.fsync"])
+@pytest.mark.parametrize("full", ["memory_backends.faiss.index.faiss.write_index", "os.fsync"])
 def test_a_full_disk_while_saving_leaves_the_files_as_they_were(
     store: Path, monkeypatch: pytest.MonkeyPatch, full: str
 ) -> None:
@@ -257,14 +243,14 @@ def test_a_full_disk_while_saving_leaves_the_files_as_they_were(
 def test_auto_is_exact_while_small_and_then_ivf(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memory_backends.vector_db.index.AUTO_IVF_ROWS", 700)
+    monkeypatch.setattr("memory_backends.faiss.index.AUTO_IVF_ROWS", 700)
     backend = MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "store")
     runs = [make_rows(699, seed=1), make_rows(1801, seed=2)]
     backend.add(make_document("a", 699), [runs[0]])
-    assert backend.factory == "Flat"
+    assert backend.searcher.factory == "Flat"
     assert_finds(backend, runs, range(699))
     backend.add(make_document("b", 1801), [runs[1]])
-    assert backend.factory == "IVF64,SQfp16"  # 2 * sqrt(2500) = 100 lists, a power of two
+    assert backend.searcher.factory == "IVF64,SQfp16"  # 2 * sqrt(2500) = 100 lists, a power of two
     _assert_finds_itself(backend, runs, 2500, tolerance=2e-3)
     backend.save()
     file = _generation(tmp_path / "store") / "layer-000-head-000.faiss"
@@ -272,7 +258,7 @@ def test_auto_is_exact_while_small_and_then_ivf(
     assert isinstance(index, faiss.IndexIVFScalarQuantizer)
     assert (index.nlist, index.ntotal) == (64, 2500)
     reopened = MemoryBackend.open(tmp_path / "store", "vector_db")
-    assert reopened.factory == "IVF64,SQfp16"
+    assert reopened.searcher.factory == "IVF64,SQfp16"
     _assert_finds_itself(reopened, runs, 2500, tolerance=2e-3)
 
 
@@ -293,13 +279,13 @@ def test_a_factory_string_of_the_user(tmp_path: Path, factory: str, tolerance: f
     backend = MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "store", index=factory)
     for name, rows in zip("ab", runs, strict=True):
         backend.add(make_document(name, len(rows)), [rows])
-        assert backend.factory == factory
+        assert backend.searcher.factory == factory
     _assert_finds_itself(backend, runs, 1500, tolerance)
     backend.save()
     backend.remove_document("a")
     reopened = MemoryBackend.open(tmp_path / "store", "vector_db", index=factory)
     for memory in (backend, reopened, MemoryBackend.open(tmp_path / "store", "vector_db")):
-        assert memory.factory == factory
+        assert memory.searcher.factory == factory
         found = memory.search(0, make_queries(0, 50), 5).ids
         assert set(found.unique().tolist()) <= {-1, *range(1100, 1500)}
         _assert_finds_itself(memory, runs, 1500, tolerance, first=1100)
@@ -325,19 +311,19 @@ def test_a_factory_that_needs_training_waits_for_enough_rows(tmp_path: Path) -> 
     backend = MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "store", index="IVF4,Flat")
     runs = [make_rows(155, seed=1), make_rows(1, seed=2)]
     backend.add(make_document("a", 155), [runs[0]])
-    assert backend.factory == "Flat"  # below 4 lists of 39 points
+    assert backend.searcher.factory == "Flat"  # below 4 lists of 39 points
     assert_finds(backend, runs, range(155))
     backend.add(make_document("b", 1), [runs[1]])
-    assert backend.factory == "IVF4,Flat"
+    assert backend.searcher.factory == "IVF4,Flat"
     _assert_finds_itself(backend, runs, 156, tolerance=1e-6)
 
 
 def test_another_index_than_the_saved_one_is_made_anew(store: Path) -> None:
     backend = MemoryBackend.open(store, "vector_db", index="HNSW16")
-    assert backend.factory == "HNSW16"
+    assert backend.searcher.factory == "HNSW16"
     assert_finds(backend, RUNS, range(17))
     backend.save()
-    assert MemoryBackend.open(store, "vector_db").factory == "HNSW16"
+    assert MemoryBackend.open(store, "vector_db").searcher.factory == "HNSW16"
     file = _generation(store) / "layer-000-head-000.faiss"
     assert isinstance(faiss.downcast_index(faiss.read_index(str(file))), faiss.IndexHNSW)
 

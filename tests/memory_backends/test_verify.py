@@ -230,7 +230,7 @@ def with_files(files: dict[str, Any], generation: str = "000001") -> Callable[[P
         (
             changed("CREATE TABLE more (x)"),
             "catalog.sqlite",
-            "expected the tables of format version 2",
+            "expected the tables of format version 1",
         ),
         (
             lambda store: (store / "rows" / "layer-001.bin").touch(),
@@ -285,7 +285,7 @@ def test_checksums_of_index_files_are_compared(store: Path) -> None:
 
 def test_a_store_of_another_version_is_not_called_damaged(store: Path, tmp_path: Path) -> None:
     changed("UPDATE settings SET value = '3' WHERE key = 'format_version'")(store)
-    with pytest.raises(StoreError, match="has format version 3; this emt reads version 2"):
+    with pytest.raises(StoreError, match="has format version 3; this emt reads version 1"):
         verify(store)
     with pytest.raises(StoreError, match="found none"):
         verify(tmp_path / "nowhere")
