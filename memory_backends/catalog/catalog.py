@@ -37,6 +37,7 @@ from memory_backends.catalog.reader import CatalogReader, no_document
 from memory_backends.catalog.records import NewDocument
 from memory_backends.errors import MemoryMismatchError, StoreError
 from memory_backends.layout import MemoryLayout, Metadata
+from memory_backends.scope import joined
 
 
 class Catalog(CatalogReader):
@@ -184,10 +185,7 @@ class Catalog(CatalogReader):
         """
         check_metadata(metadata, name)
         with self._transaction():
-            found = self._visible("first_row", "AND name = ?", name)
-            if not found:
-                raise no_document(name)
-            write_metadata(self._connection, found[0][0], metadata)
+            write_metadata(self._connection, self._span(name)[0], metadata)
 
     # -- removing -------------------------------------------------------------------------------
 
@@ -238,7 +236,7 @@ class Catalog(CatalogReader):
         with self._transaction():
             spans = list(schema.read_removed(self._connection))
             self._connection.execute("DELETE FROM removed")
-            for first, stop in schema.joined(spans):
+            for first, stop in joined(spans):
                 schema.write_removed(self._connection, first, stop)
         with self._lock, as_store_error(self.path):
             self._connection.execute("VACUUM")

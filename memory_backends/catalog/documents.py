@@ -1,4 +1,4 @@
-"""Statements on the tables of documents and query samples, each within the caller's transaction."""
+"""Statements on the tables of documents and query samples, within the caller's transaction."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ def insert_samples(
 def delete_document(connection: sqlite3.Connection, name: str) -> int | None:
     """Take a document away and mark its rows; return how many, None if there is none."""
     query = "SELECT first_row, num_rows FROM documents WHERE name = ?"
-    found = connection.execute(query, (name,)).fetchone()
-    if found is None:
+    record = connection.execute(query, (name,)).fetchone()
+    if record is None:
         return None
-    first, num_rows = found
+    first, num_rows = record
     connection.execute("DELETE FROM documents WHERE name = ?", (name,))
     delete_metadata(connection, first)
     schema.write_removed(connection, first, first + num_rows)

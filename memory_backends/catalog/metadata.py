@@ -7,7 +7,7 @@ import math
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping
 
-from memory_backends.catalog.records import record_crc32
+from memory_backends.catalog.records import damaged, record_crc32
 from memory_backends.errors import DocumentError, StoreError
 from memory_backends.layout import Metadata, MetadataValue
 
@@ -69,7 +69,7 @@ def check_where(where: object) -> dict[str, list[MetadataValue]]:
             "where must be a mapping of keys of the metadata to a value, or to a list of values; "
             f"got {where!r:.80}."
         )
-    found = {}
+    filters = {}
     for key, wanted in where.items():
         is_list = isinstance(wanted, Collection) and not isinstance(wanted, str | bytes | Mapping)
         values = list(wanted) if is_list else [wanted]
@@ -79,8 +79,8 @@ def check_where(where: object) -> dict[str, list[MetadataValue]]:
                 "where must compare keys with text, numbers, True or False, or a list of them; "
                 f"got {key!r:.80}: {wanted!r:.80}."
             )
-        found[key] = values
-    return found
+        filters[key] = values
+    return filters
 
 
 def matches(metadata: Metadata, where: Mapping[str, Collection[MetadataValue]]) -> bool:
@@ -123,14 +123,11 @@ def read_metadata(
     rest, values = ("", ()) if first_row is None else (" WHERE first_row = ?", (first_row,))
     for first, text, crc32 in connection.execute(query + rest, values):
         if record_crc32((first, text)) != crc32:
-            raise StoreError(
-                f"the metadata of the document at row {first!r:.40} is damaged: its checksum does "
-                "not match. Restore the catalogue from a copy, or index the document again."
-            )
-        found = json.loads(text)
-        if not isinstance(found, dict) or not all(map(is_value, found.values())):
+            raise damaged(f"the metadata of the document at row {first!r:.40}")
+        metadata = json.loads(text)
+        if not isinstance(metadata, dict) or not all(map(is_value, metadata.values())):
             raise StoreError(f"the metadata of the document at row {first!r:.40} is not flat.")
-        yield first, found
+        yield first, metadata
 
 
 def _is_text(value: object) -> bool:

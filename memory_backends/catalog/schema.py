@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from memory_backends.catalog.database import FORMAT_VERSION
-from memory_backends.catalog.records import record_crc32
+from memory_backends.catalog.records import damaged, record_crc32
 from memory_backends.errors import StoreError
 
 SCHEMA = (
@@ -74,8 +74,7 @@ def check_schema(connection: sqlite3.Connection) -> None:
         StoreError: it is one.
     """
     query = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL"
-    found = sorted(str(sql) for (sql,) in connection.execute(query))
-    if found != sorted(SCHEMA):
+    if sorted(str(sql) for (sql,) in connection.execute(query)) != sorted(SCHEMA):
         raise StoreError(
             f"expected the tables of format version {FORMAT_VERSION} in the catalogue; got other "
             "ones. The store is damaged, or another program wrote to it."
@@ -89,15 +88,12 @@ def read_setting(connection: sqlite3.Connection, key: str) -> Any:
         StoreError: it is damaged.
     """
     query = "SELECT value, crc32 FROM settings WHERE key = ?"
-    found = connection.execute(query, (key,)).fetchone()
-    if found is None:
+    record = connection.execute(query, (key,)).fetchone()
+    if record is None:
         return None
-    value, crc32 = found
+    value, crc32 = record
     if record_crc32((key, value)) != crc32:
-        raise StoreError(
-            f"the setting '{key}' is damaged: its checksum does not match. "
-            "Restore the catalogue from a copy, or index the documents again."
-        )
+        raise damaged(f"the setting '{key}'")
     return json.loads(value)
 
 
@@ -118,20 +114,16 @@ def read_codec_state(connection: sqlite3.Connection, layer_idx: int) -> bytes | 
         StoreError: it is damaged, or missing.
     """
     query = "SELECT state, crc32 FROM codec_states WHERE layer = ?"
-    found = connection.execute(query, (layer_idx,)).fetchone()
-    if found is None:
+    record = connection.execute(query, (layer_idx,)).fetchone()
+    what_was_learned = f"what the codec learned of layer {layer_idx}"
+    if record is None:
         if connection.execute("SELECT 1 FROM documents LIMIT 1").fetchone() is None:
             return None
-        damage = "is missing"
-    else:
-        state, crc32 = found
-        if isinstance(state, bytes) and record_crc32((layer_idx, state)) == crc32:
-            return state
-        damage = "is damaged: its checksum does not match"
-    raise StoreError(
-        f"what the codec learned of layer {layer_idx} {damage}, and its rows cannot be read "
-        "without. Restore the catalogue from a copy, or index the documents again."
-    )
+        raise damaged(what_was_learned, "it is missing")
+    state, crc32 = record
+    if not isinstance(state, bytes) or record_crc32((layer_idx, state)) != crc32:
+        raise damaged(what_was_learned)
+    return state
 
 
 def write_codec_states(connection: sqlite3.Connection, states: Mapping[int, bytes]) -> None:
@@ -161,19 +153,5 @@ def read_removed(connection: sqlite3.Connection) -> Iterator[tuple[int, int]]:
     query = "SELECT first_row, stop_row, crc32 FROM removed ORDER BY first_row"
     for first, stop, crc32 in connection.execute(query):
         if record_crc32((first, stop)) != crc32 or not 0 <= first < stop:
-            raise StoreError(
-                f"the record of removed rows {first!r:.40} is damaged: its checksum does not "
-                "match. Restore the catalogue from a copy, or index the documents again."
-            )
+            raise damaged(f"the record of removed rows {first!r:.40}")
         yield first, stop
-
-
-def joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Join spans (first, stop), ascending, that overlap or touch."""
-    found: list[tuple[int, int]] = []
-    for first, stop in spans:
-        if found and first <= found[-1][1]:
-            found[-1] = (found[-1][0], max(found[-1][1], stop))
-        else:
-            found.append((first, stop))
-    return found

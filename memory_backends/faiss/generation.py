@@ -120,8 +120,8 @@ class Generation:
 
     def efforts_of(self, layer_idx: int, head: int) -> list[Effort]:
         """Return what calibration found of a head that has a file; an empty list if nothing."""
-        found = self.efforts.get(layer_idx)
-        return found[self.heads[layer_idx].index(head)] if found else []
+        of_layer = self.efforts.get(layer_idx)
+        return of_layer[self.heads[layer_idx].index(head)] if of_layer else []
 
     @property
     def num_bytes(self) -> int:
@@ -232,7 +232,7 @@ def write_generation(
                     "factory": factory,
                     "heads": {str(idx): list(chosen) for idx, chosen in heads.items()},
                     "num_rows": len(ids),
-                    "efforts": {str(idx): found for idx, found in efforts.items() if any(found)},
+                    "efforts": {str(idx): e for idx, e in efforts.items() if any(e)},
                     "files": files,
                     **_summary(efforts, recall),
                 },
@@ -257,7 +257,8 @@ def _last_number(directory: Path, catalog: Catalog) -> int:
 
 def _summary(efforts: Mapping[int, list[list[Effort]]], recall: float) -> dict[str, float]:
     """Return what `emt info` says of a calibrated index: means over layers and heads."""
-    chosen = [least_effort(found, recall) for heads in efforts.values() for found in heads if found]
+    of_heads = (of_head for of_layer in efforts.values() for of_head in of_layer)
+    chosen = [least_effort(of_head, recall) for of_head in of_heads if of_head]
     if not chosen:
         return {}
     return {

@@ -149,9 +149,9 @@ class AppendFile:
         refuse_link(self.path.parent)
         refuse_link(self.path)
         expected = self._num_records * self.record_bytes
-        found = self.path.stat().st_size if self.path.is_file() else None
-        if expected and (found is None or found < expected):
-            state = "is missing" if found is None else f"is truncated to {found} bytes"
+        size = self.path.stat().st_size if self.path.is_file() else None
+        if expected and (size is None or size < expected):
+            state = "is missing" if size is None else f"is truncated to {size} bytes"
             raise StoreError(
                 f"'{self.path}' {state}; expected at least {expected} bytes for "
                 f"{self._num_records} rows. "

@@ -83,14 +83,14 @@ class RowCoding:
         Raises:
             StoreError: the committed state is damaged, or missing though there are documents.
         """
-        found = self._coders.get(layer_idx)
-        if found is None:
+        coder = self._coders.get(layer_idx)
+        if coder is None:
             state = self._state(layer_idx)
             if state is None:
                 return None
-            found = self._codec.coder(self._layout.layers[layer_idx], state)
-            self._coders[layer_idx] = found
-        return found
+            coder = self._codec.coder(self._layout.layers[layer_idx], state)
+            self._coders[layer_idx] = coder
+        return coder
 
     def _state(self, layer_idx: int) -> bytes | None:
         if not self._codec.learns:

@@ -28,16 +28,16 @@ def check_heads(layer: LayerLayout, layer_idx: int, heads: Iterable[int]) -> tup
     Raises:
         MemoryMismatchError: any of these.
     """
-    found = tuple(heads)
+    chosen = tuple(heads)
     num_heads = layer.num_key_value_heads
-    are_numbers = all(isinstance(head, Integral) and head in range(num_heads) for head in found)
-    if not found or not are_numbers or len(set(found)) < len(found):
+    are_numbers = all(isinstance(head, Integral) and head in range(num_heads) for head in chosen)
+    if not chosen or not are_numbers or len(set(chosen)) < len(chosen):
         raise MemoryMismatchError(
             f"heads must be one or more of the KV heads 0 to {num_heads - 1} of layer {layer_idx}, "
-            f"each once; got {list(found)}. Number KV heads, not query heads, and stack the "
+            f"each once; got {list(chosen)}. Number KV heads, not query heads, and stack the "
             "queries of one head along N."
         )
-    return tuple(int(head) for head in found)
+    return tuple(int(head) for head in chosen)
 
 
 def check_search(
@@ -92,14 +92,14 @@ def usable_device(device: torch.device | str) -> torch.device:
         MemoryMismatchError: this machine or this torch has no such device.
     """
     try:
-        found = torch.device(device)
-        if found.type == "meta":
+        usable = torch.device(device)
+        if usable.type == "meta":
             raise RuntimeError("it holds no numbers")
-        torch.empty(1, device=found)
+        torch.empty(1, device=usable)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         reason = str(error).splitlines()[0]
         raise MemoryMismatchError(
             f"memory_device must be a device of this machine, such as 'cpu'; got '{device}': "
             f"{reason}"
         ) from error
-    return found
+    return usable

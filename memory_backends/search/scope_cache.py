@@ -50,10 +50,10 @@ class ScopeCache:
     def rows(self, scope: Scope, find: Callable[[], Int64Array]) -> Int64Array:
         """Return a scope's searchable rows, found by `find` if they are not known."""
         with self._lock:
-            known = self._kept.get(scope)
-            if known is not None:
+            kept = self._kept.get(scope)
+            if kept is not None:
                 self._kept.move_to_end(scope)
-                return known.rows
+                return kept.rows
         rows = find()
         with self._lock:
             self._kept.setdefault(scope, _Kept(rows))
@@ -68,14 +68,14 @@ class ScopeCache:
         that do: what every decode step needs again must not drive out itself.
         """
         with self._lock:
-            known = self._kept.get(scope)
-            if known is not None and place in known.keys:
-                return known.keys[place]
+            kept = self._kept.get(scope)
+            if kept is not None and place in kept.keys:
+                return kept.keys[place]
         keys = read()
         with self._lock:
-            known = self._kept.get(scope)
-            if known is not None and self._make_room(scope, keys.nbytes):
-                known.keys[place] = keys
+            kept = self._kept.get(scope)
+            if kept is not None and self._make_room(scope, keys.nbytes):
+                kept.keys[place] = keys
         return keys
 
     def key_blocks(

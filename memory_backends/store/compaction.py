@@ -14,9 +14,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from memory_backends.catalog.schema import joined
 from memory_backends.rows.append_files import AppendFile, sync_folder
 from memory_backends.rows.files import FOLDER, RowFiles
+from memory_backends.scope import joined
 from memory_backends.store.store import Store
 
 PARTIAL = ".partial"
@@ -79,8 +79,8 @@ def _rewrite(file: AppendFile, live: Iterable[tuple[int, int]]) -> None:
 
 def _disk_bytes(paths: Iterable[Path]) -> int:
     """Return the space that files take, which is less than their size if they have holes."""
-    found = (path.stat() for path in paths if path.is_file())
+    statuses = (path.stat() for path in paths if path.is_file())
     return sum(
         status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size
-        for status in found
+        for status in statuses
     )

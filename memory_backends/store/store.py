@@ -276,8 +276,8 @@ class Store:
         return names
 
     def _check_copied(self, span: RecordSpan, row_crc32: Mapping[int, int]) -> None:
-        found = tuple(row_crc32[layer_idx] for layer_idx in sorted(row_crc32))
-        if self.catalog.path is not None and found != span.row_crc32:
+        copied = tuple(row_crc32[layer_idx] for layer_idx in sorted(row_crc32))
+        if self.catalog.path is not None and copied != span.row_crc32:
             raise StoreError(
                 f"the rows of document '{span.name}' in '{self.path}' are damaged: their checksum "
                 "does not match. `emt verify` lists all damage; index the document again."

@@ -1,4 +1,4 @@
-"""Append-only files: what is published, what is cut off, and what readers keep."""
+"""Append-only files: what is committed, what is cut off, and what readers keep."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_seal_ends_a_unit_with_its_checksum(tmp_path: Path) -> None:
     assert file.records.shape == (5, 4)
 
 
-def test_what_is_not_published_is_cut_off(tmp_path: Path) -> None:
+def test_what_is_not_committed_is_cut_off(tmp_path: Path) -> None:
     file = written(tmp_path / "f", b"aaaa")
     file.append(b"bbbbcccc")
     file.seal()

@@ -47,7 +47,7 @@ def new(name: str, num_rows: int, sinks: tuple[int, ...] = (), **more: Any) -> N
     )
 
 
-def publish(catalog: Catalog, name: str, num_rows: int, sinks: tuple[int, ...] = ()) -> range:
+def commit(catalog: Catalog, name: str, num_rows: int, sinks: tuple[int, ...] = ()) -> range:
     (ids,) = catalog.commit([new(name, num_rows, sinks)])
     return ids
 
@@ -62,7 +62,7 @@ def test_a_new_catalogue_has_nothing(catalog: Catalog) -> None:
 
 
 def test_documents_own_their_rows(catalog: Catalog) -> None:
-    assert [publish(catalog, name, n) for name, n in (("z", 3), ("a", 1), ("m", 2))] == [
+    assert [commit(catalog, name, n) for name, n in (("z", 3), ("a", 1), ("m", 2))] == [
         range(3),
         range(3, 4),
         range(4, 6),
@@ -75,9 +75,9 @@ def test_documents_own_their_rows(catalog: Catalog) -> None:
 
 
 def test_a_refused_name_changes_nothing(catalog: Catalog) -> None:
-    publish(catalog, "a", 3)
+    commit(catalog, "a", 3)
     with pytest.raises(DocumentError, match="document 'a' is already in the memory"):
-        publish(catalog, "a", 4)
+        commit(catalog, "a", 4)
     assert (catalog.num_rows, catalog.document_sizes()) == (3, [("a", 3, 3)])
     for refuse in (catalog.document, catalog.remove_document):
         with pytest.raises(DocumentError, match="no document 'b' in this memory"):
@@ -85,8 +85,8 @@ def test_a_refused_name_changes_nothing(catalog: Catalog) -> None:
 
 
 def test_removed_spans_may_overlap(catalog: Catalog) -> None:
-    publish(catalog, "a", 6)
-    publish(catalog, "b", 6)
+    commit(catalog, "a", 6)
+    commit(catalog, "b", 6)
     catalog.remove_rows([6, 1, 7, 2, 11])
     assert catalog.searchable_rows("all").tolist() == [0, 3, 4, 5, 8, 9, 10]
     catalog.remove_rows([6])  # a span within one there
@@ -95,14 +95,14 @@ def test_removed_spans_may_overlap(catalog: Catalog) -> None:
     assert catalog.searchable_rows("all").tolist() == [0, 3, 4, 5]
     catalog.remove_all()
     assert catalog.searchable_rows("all").tolist() == []
-    assert publish(catalog, "a", 2) == range(12, 14)
+    assert commit(catalog, "a", 2) == range(12, 14)
     assert catalog.searchable_rows("all").tolist() == [12, 13]
 
 
 def test_the_first_sinks_still_there_are_the_ones(catalog: Catalog) -> None:
-    publish(catalog, "none", 2)
-    publish(catalog, "a", 3, sinks=(0, 2))
-    publish(catalog, "b", 3, sinks=(1,))
+    commit(catalog, "none", 2)
+    commit(catalog, "a", 3, sinks=(0, 2))
+    commit(catalog, "b", 3, sinks=(1,))
     assert catalog.searchable_rows("one").tolist() == [0, 1, 2, 3, 4, 5, 7]
     assert catalog.searchable_rows("all").tolist() == list(range(8))
     catalog.remove_document("a")
@@ -130,7 +130,7 @@ def test_only_fields_of_both_sides_are_compared(catalog: Catalog) -> None:
 
 def test_threads_share_a_catalogue(catalog: Catalog) -> None:
     with ThreadPoolExecutor(4) as pool:
-        ids = list(pool.map(lambda n: publish(catalog, f"doc {n}", n), range(1, 21)))
+        ids = list(pool.map(lambda n: commit(catalog, f"doc {n}", n), range(1, 21)))
     assert sorted(row for rows in ids for row in rows) == list(range(210))
     assert all(len(catalog.document(f"doc {n}").row_tokens) == n for n in range(1, 21))
 
@@ -138,7 +138,7 @@ def test_threads_share_a_catalogue(catalog: Catalog) -> None:
 def test_a_transaction_that_fails_is_rolled_back(
     catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish(catalog, "a", 3)
+    commit(catalog, "a", 3)
 
     def fail(*_: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
@@ -174,7 +174,7 @@ def test_a_copy_leaves_out_the_index_and_gets_checksums(catalog: Catalog, tmp_pa
 
 def test_a_reader_sees_one_state_until_it_refreshes(tmp_path: Path) -> None:
     writer, reader = new_catalog(tmp_path), Catalog.open(tmp_path)
-    publish(writer, "a", 3)
+    commit(writer, "a", 3)
     assert reader.document_names() == []
     assert reader.num_rows == 0
     assert reader.refresh()
@@ -202,7 +202,7 @@ def test_a_hash_tells_whether_a_document_changed(catalog: Catalog) -> None:
 
 def test_a_vacuum_joins_removed_spans(catalog: Catalog) -> None:
     for name in "abcd":
-        publish(catalog, name, 3)
+        commit(catalog, name, 3)
     for name in "acb":
         catalog.remove_document(name)
     catalog.remove_rows([10])
@@ -245,7 +245,7 @@ def test_what_the_disk_changed_is_not_used(
     tmp_path: Path, statement: str, use: Callable[[Catalog], object], message: str
 ) -> None:
     catalog = new_catalog(tmp_path)
-    publish(catalog, "a", 3, sinks=(1,))
+    commit(catalog, "a", 3, sinks=(1,))
     catalog.remove_rows([0])
     catalog.close()
     with sqlite3.connect(tmp_path / "catalog.sqlite") as connection:

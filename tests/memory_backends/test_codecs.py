@@ -195,7 +195,7 @@ def test_float16_refuses_what_it_cannot_hold() -> None:
 
 
 def test_an_unknown_codec_is_refused() -> None:
-    with pytest.raises(MemoryMismatchError, match=r"must be one of 'exact', .*; got 'int2'"):
+    with pytest.raises(MemoryMismatchError, match=r"one of .*'int4'.*; got 'int2'"):
         row_codec("int2", torch.float32)
 
 

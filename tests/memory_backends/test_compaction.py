@@ -23,7 +23,6 @@ from memory_backends.testing.rows import make_document, make_rows
 LAYOUT = MemoryLayout({0: LayerLayout(2, 32, 32), 3: LayerLayout(1, 64, 64)}, torch.float32)
 BYTES_PER_ROW = sum(record_bytes(LAYOUT, "exact").values())
 ROWS = 200  # a document: 100 KiB a layer
-KINDS = pytest.mark.parametrize("kind", ["manual", "vector_db"])
 NAMES = "abcdef"
 RUNS = {name: make_rows(ROWS, seed=at, layout=LAYOUT) for at, name in enumerate(NAMES)}
 
@@ -57,9 +56,8 @@ def disk_bytes(store: Path) -> int:
     return sum(file.stat().st_blocks * 512 for file in (store / "rows").iterdir())
 
 
-@KINDS
-def test_space_is_given_back_and_ids_stay(kind: str, store: Path) -> None:
-    backend = MemoryBackend.open(store, kind)
+def test_space_is_given_back_and_ids_stay(store: Path) -> None:
+    backend = MemoryBackend.open(store)
     assert backend.compact() < 2**16  # there was nothing to give back
     for name in "bcd":
         backend.remove_document(name)
@@ -69,7 +67,7 @@ def test_space_is_given_back_and_ids_stay(kind: str, store: Path) -> None:
     assert freed >= before - disk_bytes(store) > 0.9 * 3 * ROWS * BYTES_PER_ROW
     assert [file.stat().st_size for file in sorted((store / "rows").iterdir())] == sizes
     assert_has(backend, "aef")
-    assert_has(MemoryBackend.open(store, kind), "aef")
+    assert_has(MemoryBackend.open(store), "aef")
     assert verify(store) == []
     rows = (store / "rows" / "layer-003.bin").read_bytes()
     assert not any(rows[ROWS * 512 : 4 * ROWS * 512])
@@ -78,9 +76,8 @@ def test_space_is_given_back_and_ids_stay(kind: str, store: Path) -> None:
     assert verify(store) == []
 
 
-@KINDS
-def test_an_open_reader_keeps_its_rows_until_it_refreshes(kind: str, store: Path) -> None:
-    reader, writer = MemoryBackend.open(store, kind), MemoryBackend.open(store, kind)
+def test_an_open_reader_keeps_its_rows_until_it_refreshes(store: Path) -> None:
+    reader, writer = MemoryBackend.open(store), MemoryBackend.open(store)
     writer.remove_document("b")
     writer.compact()
     found = reader.search(0, RUNS["b"].keys[0][:, 3:4], 1)

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import faiss
@@ -107,7 +107,7 @@ class TestOnAGPU(BackendConformance):
     """The whole contract, with every layer on the stand-in for a GPU."""
 
     memory_type = "vector_db"
-    options = {"index": "Flat", "device": "cuda:0"}
+    options: ClassVar = {"index": "Flat", "device": "cuda:0"}
 
     @pytest.fixture(autouse=True)
     def _with_a_gpu(self, fake: FakeFaiss) -> None:

@@ -48,7 +48,7 @@ def test_auto_grows_with_the_rows(num_rows: int, factory: str) -> None:
         ("IVF100,SQ8", 100 * 39),
         ("IVF4,SQ8", 1024),
         ("SQ8", 1024),
-        ("IVF4,PQ1", 256 * 39),
+        pytest.param("IVF4,PQ1", 256 * 39, marks=pytest.mark.slow),  # 3 s of training
         ("IVF4,PQ4x4fs", 16 * 39),
         ("PCA16,Flat", 256),
         ("PCA16,IVF16,Flat", 16 * 39),

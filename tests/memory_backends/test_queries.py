@@ -55,11 +55,9 @@ def test_samples_get_rarer_with_each_doubling() -> None:
     assert sampled_rows(1, 64).tolist() == sampled_rows(5, 5).tolist() == []
 
 
-@pytest.fixture(params=["manual in RAM", "manual", "vector_db"])
+@pytest.fixture(params=["in RAM", "in files"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> MemoryBackend:
-    if request.param == "vector_db":
-        return MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "store")
-    return MemoryBackend(LAYOUT, path=tmp_path / "store" if request.param == "manual" else None)
+    return MemoryBackend(LAYOUT, path=tmp_path / "store" if request.param == "in files" else None)
 
 
 def test_queries_are_sampled_kept_and_copied(backend: MemoryBackend, tmp_path: Path) -> None:
@@ -75,13 +73,9 @@ def test_queries_are_sampled_kept_and_copied(backend: MemoryBackend, tmp_path: P
             [grouped(first, layer_idx, [0, 64]), grouped(runs[1], layer_idx, [0, 64])], dim=1
         )
         assert expected.shape[1:3] == (4, HEADS[layer_idx] // LAYERS[layer_idx].num_key_value_heads)
-        memories = [backend]
         if layer_idx == 0:
             backend.save(tmp_path / "copy")
-        memories += [
-            MemoryBackend.open(tmp_path / "copy", kind) for kind in ("manual", "vector_db")
-        ]
-        for memory in memories:
+        for memory in (backend, MemoryBackend.open(tmp_path / "copy")):
             found = memory.sampled_queries(layer_idx)
             assert found.dtype == torch.float32
             torch.testing.assert_close(found, expected, atol=2e-3, rtol=1e-3)

@@ -34,7 +34,7 @@ def test_a_row_is_its_heads_keys_and_values_side_by_side() -> None:
         assert joined[row, head, 4:].tolist() == rows.values[3][head, row].tolist()
 
 
-def test_appended_rows_show_when_published(storage: RowStorage) -> None:
+def test_appended_rows_show_when_committed(storage: RowStorage) -> None:
     first, second = make_rows(300, seed=1), make_rows(5, seed=2)
     storage.append(first)
     storage.append(second)

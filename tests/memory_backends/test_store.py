@@ -164,7 +164,7 @@ def test_another_models_store_is_refused(store: Path) -> None:
 
 def test_another_layouts_store_is_refused(store: Path) -> None:
     layout = MemoryLayout({0: LayerLayout(2, 8, 8)}, torch.float16)
-    with pytest.raises(MemoryMismatchError, match="float32.*3.* this model has .*float16"):
+    with pytest.raises(MemoryMismatchError, match=r"float32.*3.* this model has .*float16"):
         MemoryBackend(layout, path=store)
 
 

@@ -6,8 +6,6 @@ import errno
 import gc
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,30 +61,6 @@ def test_faiss_opens_the_files_and_finds_normalised_keys_in_order(store: Path) -
         unit = keys / np.linalg.norm(keys, axis=1, keepdims=True)
         np.testing.assert_allclose(index.reconstruct_n(0, index.ntotal), unit, atol=1e-6)
     assert np.fromfile(_generation(store) / "ids.bin", "<i8").tolist() == list(range(17))
-
-
-def test_another_process_opens_the_store(store: Path) -> None:
-    queries = make_queries(0, 3)
-    code = (
-        "import sys, torch\n"
-        "from memory_backends import MemoryBackend\n"
-        "torch.set_num_threads(1)\n"
-        f"queries = torch.tensor({queries.tolist()})\n"
-        "print(MemoryBackend.open(sys.argv[1], 'vector_db').search(0, queries, 4).ids.tolist())\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(store)], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == str(nearest(keys_of(RUNS, 0), queries, 4, range(17))[1].tolist())
-
-
-def test_rows_written_after_saving_are_found(store: Path) -> None:
-    backend = MemoryBackend.open(store, "vector_db")
-    more = make_rows(4, seed=5)
-    backend.add(make_document("c", 4), [more])
-    assert_finds(backend, [*RUNS, more], range(21))
-    assert_finds(MemoryBackend.open(store, "vector_db"), [*RUNS, more], range(21))
-    assert len(np.fromfile(_generation(store) / "ids.bin", "<i8")) == 17
 
 
 def test_saving_drops_removed_rows_from_the_files(store: Path) -> None:
