@@ -56,11 +56,7 @@ def reported(path: Path | None) -> Iterator[None]:
 
 
 def refuse_link(path: Path) -> None:
-    """Refuse a part of a store that is a symbolic link: it could lead anywhere.
-
-    Raises:
-        StoreError: it is one.
-    """
+    """Raise a StoreError for a part of a store that is a symbolic link: it could lead anywhere."""
     if path.is_symlink():
         raise StoreError(
             f"expected '{path}' to be in its store; it is a symbolic link. "

@@ -53,11 +53,7 @@ class Catalog(CatalogReader):
     def in_memory(
         cls, layout: MemoryLayout, identity: Mapping[str, Any], row_codec: str = "exact"
     ) -> Catalog:
-        """Make an empty catalogue that lives in RAM.
-
-        Raises:
-            MemoryMismatchError: there is no such codec.
-        """
+        """Make an empty catalogue in RAM."""
         connection = connect_to(":memory:")
         with transaction(connection):
             schema.create_tables(connection)
@@ -124,7 +120,7 @@ class Catalog(CatalogReader):
             partial.replace(path)
 
     def copy_in_memory(self) -> Catalog:
-        """Return a copy of the catalogue that lives in RAM."""
+        """Return a copy of the catalogue in RAM."""
         connection = connect_to(":memory:")
         with self._lock, as_store_error(self.path):
             self._connection.backup(connection)
@@ -178,10 +174,10 @@ class Catalog(CatalogReader):
         return ids
 
     def set_metadata(self, name: str, metadata: Metadata) -> None:
-        """Store what is known of a document, in place of what was.
+        """Give a document metadata, in place of what it has.
 
         Raises:
-            DocumentError: there is none of that name, or it is no metadata.
+            DocumentError: there is no document of that name, or this is no metadata.
         """
         check_metadata(metadata, name)
         with self._transaction():
@@ -190,10 +186,10 @@ class Catalog(CatalogReader):
     # -- removing -------------------------------------------------------------------------------
 
     def remove_document(self, name: str) -> int:
-        """Remove a document; its rows are never found again. Returns how many rows it had.
+        """Remove a document; return how many rows it had.
 
         Raises:
-            DocumentError: there is none of that name.
+            DocumentError: there is no document of that name.
         """
         with self._transaction():
             removed = delete_document(self._connection, name)

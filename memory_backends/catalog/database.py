@@ -18,7 +18,7 @@ def connect(directory: Path) -> sqlite3.Connection:
     """Connect to the catalogue of a store, whatever its version.
 
     Raises:
-        StoreError: there is none.
+        StoreError: there is no catalogue in the directory.
     """
     path = directory / FILE_NAME
     refuse_link(path)
@@ -53,11 +53,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def check_version(connection: sqlite3.Connection, directory: Path) -> None:
-    """Refuse a store of another format version.
-
-    Raises:
-        StoreVersionError: it has another one, or none.
-    """
+    """Raise a StoreVersionError for a store of another format version."""
     record = connection.execute(
         "SELECT value FROM settings WHERE key = 'format_version'"
     ).fetchone()
@@ -70,11 +66,7 @@ def check_version(connection: sqlite3.Connection, directory: Path) -> None:
 
 
 def check_size(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse a database file that lacks its end; SQLite notices when it reads there.
-
-    Raises:
-        StoreError: it does.
-    """
+    """Raise a StoreError for a truncated database file; SQLite notices only when it reads there."""
     connection.execute("BEGIN")  # no writer changes the size meanwhile
     try:
         (pages,) = connection.execute("PRAGMA page_count").fetchone()

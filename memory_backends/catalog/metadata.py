@@ -17,14 +17,14 @@ _INT_STOP = 2**63
 
 
 def check_metadata(metadata: object, document: str) -> Metadata:
-    """Refuse what cannot be kept as metadata, and return it.
+    """Return metadata that can be kept.
 
     Args:
         metadata: the mapping.
         document: the document's name, for messages.
 
     Raises:
-        DocumentError: it is not a mapping of text to text, numbers, True or False; a number is not
+        DocumentError: this is no mapping of text to text, numbers, True or False; a number is not
             finite or has more than 64 bits.
     """
     if not isinstance(metadata, Mapping):
@@ -62,7 +62,7 @@ def check_where(where: object) -> dict[str, list[MetadataValue]]:
         where: key -> a value, or several.
 
     Raises:
-        DocumentError: it is something else.
+        DocumentError: `where` is something else.
     """
     if not isinstance(where, Mapping):
         raise DocumentError(
@@ -96,7 +96,7 @@ def matches(metadata: Metadata, where: Mapping[str, Collection[MetadataValue]]) 
 
 
 def write_metadata(connection: sqlite3.Connection, first_row: int, metadata: Metadata) -> None:
-    """Store a document's metadata in place of what it had; nothing for an empty mapping."""
+    """Store a document's metadata in place of its old one; an empty mapping needs no record."""
     delete_metadata(connection, first_row)
     if not metadata:
         return
@@ -106,7 +106,7 @@ def write_metadata(connection: sqlite3.Connection, first_row: int, metadata: Met
 
 
 def delete_metadata(connection: sqlite3.Connection, first_row: int | None = None) -> None:
-    """Take a document's metadata away, or, without one, everybody's."""
+    """Remove the metadata of the document at a row, or that of all documents."""
     rest, values = ("", ()) if first_row is None else (" WHERE first_row = ?", (first_row,))
     connection.execute(f"DELETE FROM metadata{rest}", values)
 

@@ -47,8 +47,8 @@ class CatalogReader:
         num_rows: rows committed when last refreshed, removed ones included: the next gets this id.
 
     Raises:
-        MemoryMismatchError: the settings have no layout, identity or codec that there is.
-        StoreError: the database is damaged.
+        MemoryMismatchError: the settings have no valid layout, identity or codec.
+        StoreError: the database is damaged. Every method raises it if a record that it reads is.
     """
 
     def __init__(self, connection: sqlite3.Connection, path: Path | None) -> None:
@@ -68,7 +68,7 @@ class CatalogReader:
 
     @property
     def connection(self) -> sqlite3.Connection:
-        """The database, for those who check or convert it; use it within a `snapshot`."""
+        """The database, for checks of it; use it within a `snapshot`."""
         return self._connection
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class CatalogReader:
         self._connection.close()
 
     def refresh(self) -> bool:
-        """See what is committed by now; tell whether another process has changed something."""
+        """See what is committed by now; return whether another process has changed something."""
         with self.snapshot():
             (version,) = self._connection.execute("PRAGMA data_version").fetchone()
             num_rows = schema.read_setting(self._connection, "num_rows")
@@ -122,11 +122,7 @@ class CatalogReader:
             )
 
     def setting(self, key: str) -> Any:
-        """Return a setting as plain JSON types, or None.
-
-        Raises:
-            StoreError: it is damaged.
-        """
+        """Return a setting as plain JSON types, or None."""
         with self._lock, as_store_error(self.path):
             return schema.read_setting(self._connection, key)
 
@@ -151,7 +147,6 @@ class CatalogReader:
         Raises:
             DocumentError: there is none of that name; it may have been removed or replaced by
                 another process.
-            StoreError: its record is damaged.
         """
         with self.snapshot():
             records = self._visible(f"{COLUMNS}, crc32", "AND name = ?", name)
@@ -161,11 +156,10 @@ class CatalogReader:
             return dataclasses.replace(document, metadata=self._metadata_at(document.first_row))
 
     def metadata(self, name: str) -> Metadata:
-        """Return what is known of a document; {} if nothing is.
+        """Return a document's metadata; {} if it has none.
 
         Raises:
-            DocumentError: there is none of that name.
-            StoreError: the record is damaged.
+            DocumentError: there is no document of that name.
         """
         with self.snapshot():
             return self._metadata_at(self._span(name)[0])
@@ -187,7 +181,6 @@ class CatalogReader:
 
         Raises:
             DocumentError: a name is unknown, or `where` is not a filter.
-            StoreError: a record of metadata is damaged.
         """
         wanted = None if where is None else check_where(where)
         with self.snapshot():
@@ -236,11 +229,7 @@ class CatalogReader:
                 yield RecordSpan(str(name), first, first + rows, unpack_crc32(crc32))
 
     def query_samples(self) -> dict[int, SampledLayer]:
-        """Return layer -> its query heads and samples, of the layers that have some.
-
-        Raises:
-            StoreError: it is damaged.
-        """
+        """Return layer -> its query heads and samples, of the layers that have some."""
         setting = self.setting("query_samples") or {}
         sampled = {int(layer_idx): SampledLayer(*numbers) for layer_idx, numbers in setting.items()}
         for layer_idx, (num_heads, num_samples) in sampled.items():
@@ -254,11 +243,7 @@ class CatalogReader:
         return sampled
 
     def codec_state(self, layer_idx: int) -> bytes | None:
-        """Return what the codec learned of a layer; None if there was no document to learn from.
-
-        Raises:
-            StoreError: it is damaged, or missing.
-        """
+        """Return what the codec learned of a layer; None if there was no document to learn from."""
         with self.snapshot():
             return schema.read_codec_state(self._connection, layer_idx)
 
@@ -268,10 +253,7 @@ class CatalogReader:
         Args:
             sinks: "all" for every row; "one" leaves out the attention sinks of all documents but
                 the first that still has some, so that the memory has exactly one set of them.
-            scope: leave out all others, as if they were not there; None for all rows.
-
-        Raises:
-            StoreError: a record is damaged.
+            scope: leave out all other rows, as if the store did not have them; None for all rows.
         """
         with self.snapshot():
             searchable = np.ones(self.num_rows, dtype=bool)
@@ -284,11 +266,7 @@ class CatalogReader:
         return np.flatnonzero(searchable)
 
     def sink_rows(self) -> Int64Array:
-        """Return the ids of all documents' attention sinks, ascending.
-
-        Raises:
-            StoreError: a record is damaged.
-        """
+        """Return the ids of all documents' attention sinks, ascending."""
         with self.snapshot():
             ids = read_sinks(self._connection, self.num_rows)
             return np.concatenate([np.empty(0, dtype=np.int64), *ids])

@@ -62,17 +62,13 @@ SCHEMA = (
 
 
 def create_tables(connection: sqlite3.Connection) -> None:
-    """Make the tables, within the transaction there is."""
+    """Make the tables, within the caller's transaction."""
     for statement in SCHEMA:
         connection.execute(statement)
 
 
 def check_schema(connection: sqlite3.Connection) -> None:
-    """Refuse a database with other tables, or with views or triggers.
-
-    Raises:
-        StoreError: it is one.
-    """
+    """Raise a StoreError for a database with other tables, or with views or triggers."""
     query = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL"
     if sorted(str(sql) for (sql,) in connection.execute(query)) != sorted(SCHEMA):
         raise StoreError(
@@ -82,11 +78,7 @@ def check_schema(connection: sqlite3.Connection) -> None:
 
 
 def read_setting(connection: sqlite3.Connection, key: str) -> Any:
-    """Return a setting as plain JSON types, or None.
-
-    Raises:
-        StoreError: it is damaged.
-    """
+    """Return a setting as plain JSON types, or None; raise a StoreError if it is damaged."""
     query = "SELECT value, crc32 FROM settings WHERE key = ?"
     record = connection.execute(query, (key,)).fetchone()
     if record is None:
@@ -111,18 +103,18 @@ def read_codec_state(connection: sqlite3.Connection, layer_idx: int) -> bytes | 
     """Return what the codec learned of a layer; None if there was no document to learn from.
 
     Raises:
-        StoreError: it is damaged, or missing.
+        StoreError: the state is damaged or missing.
     """
     query = "SELECT state, crc32 FROM codec_states WHERE layer = ?"
     record = connection.execute(query, (layer_idx,)).fetchone()
-    what_was_learned = f"what the codec learned of layer {layer_idx}"
+    part = f"what the codec learned of layer {layer_idx}"
     if record is None:
         if connection.execute("SELECT 1 FROM documents LIMIT 1").fetchone() is None:
             return None
-        raise damaged(what_was_learned, "it is missing")
+        raise damaged(part, "it is missing")
     state, crc32 = record
     if not isinstance(state, bytes) or record_crc32((layer_idx, state)) != crc32:
-        raise damaged(what_was_learned)
+        raise damaged(part)
     return state
 
 
@@ -148,7 +140,7 @@ def read_removed(connection: sqlite3.Connection) -> Iterator[tuple[int, int]]:
     """Yield the removed spans, (first, stop), ascending; they may overlap.
 
     Raises:
-        StoreError: one is damaged.
+        StoreError: a span's record is damaged.
     """
     query = "SELECT first_row, stop_row, crc32 FROM removed ORDER BY first_row"
     for first, stop, crc32 in connection.execute(query):

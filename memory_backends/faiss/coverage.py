@@ -1,4 +1,4 @@
-"""Which KV heads of which layers have FAISS files, and what it saves that others have none.
+"""The KV heads that have FAISS files, and the bytes that leaving out others saves.
 
 A memory of which only some heads are searched needs no index for the others: their rows stay in the
 store, and an index can be made of them at any time. The catalogue's setting "index" names the heads
@@ -43,10 +43,11 @@ def all_heads(layout: MemoryLayout, layers: Iterable[int] | None = None) -> Inde
 
 
 def checked(layout: MemoryLayout, heads: Mapping[int, Iterable[int]]) -> IndexedHeads:
-    """Refuse layers and KV heads that the layout has not, and return the heads in order.
+    """Return layers and heads in order.
 
     Raises:
-        MemoryMismatchError: one of these, a layer without heads, or a head named twice.
+        MemoryMismatchError: the layout has no such layer or head, a layer is named without heads,
+            or a head twice.
     """
     unknown = sorted(heads.keys() - layout.layers.keys())
     if unknown:
@@ -75,7 +76,7 @@ def file_name(layer_idx: int, head: int) -> str:
 
 
 def coverage_of(setting: Mapping[str, Any], layout: MemoryLayout) -> Coverage:
-    """Tell from the setting "index" which heads have files, and how big those are.
+    """Read from the setting "index" which heads have files, and how big those are.
 
     Raises:
         StoreError: the setting is damaged.

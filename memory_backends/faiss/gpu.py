@@ -110,11 +110,7 @@ def gpu_of(device: torch.device | str | None) -> GPU | None:
 
 
 def check_gpu_factory(factory: str, dim: int) -> None:
-    """Refuse an index that cannot be copied to a GPU.
-
-    Raises:
-        IndexFactoryError: it is not of the kinds that FAISS searches there as it does on the CPU.
-    """
+    """Raise an IndexFactoryError for an index that FAISS does not search on a GPU as on the CPU."""
     if factory == "auto":
         return
     index = faiss_index.new_index(factory, dim)

@@ -62,7 +62,7 @@ _NO_SELECTOR = (faiss.IndexIVFAdditiveQuantizer, faiss.IndexIVFAdditiveQuantizer
 
 
 def check_factory(factory: str, dim: int) -> None:
-    """Refuse a factory string that cannot serve a memory.
+    """Check that a factory string can serve a memory.
 
     Raises:
         IndexFactoryError: FAISS rejects it, or its index cannot leave removed rows out of a search.

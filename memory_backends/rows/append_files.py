@@ -28,7 +28,7 @@ from memory_backends.errors import StoreError, refuse_link
 
 
 class AppendFile:
-    """One file of records. It is made by the first `append`, not before.
+    """One file of records, which the first `append` makes.
 
     Attributes:
         path: the file.
@@ -191,11 +191,7 @@ class AppendFiles:
         return list(self._files)
 
     def add_layer(self, layer_idx: int, record_bytes: int, num_records: int) -> None:
-        """Have a file for one more layer.
-
-        Raises:
-            StoreError: as for the class.
-        """
+        """Have a file for one more layer; errors as for the class."""
         path = self.folder / layer_file_name(layer_idx)
         self._files[layer_idx] = AppendFile(path, record_bytes, num_records)
 
@@ -240,7 +236,7 @@ def layer_file_name(layer_idx: int) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force the names in a folder to the disk, where the system lets one do so."""
+    """Force the names in a folder to the disk, where the system can."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except PermissionError:  # Windows opens no folders

@@ -74,7 +74,7 @@ class RowFiles:
         """Put rows (n, Hkv, D + Dv) after everything appended to one layer so far.
 
         Raises:
-            As `append`.
+            MemoryMismatchError, StoreError: as `append`.
         """
         coder = self.coding.coder(layer_idx)
         assert coder is not None  # the caller has made it learn
@@ -132,10 +132,7 @@ class RowFiles:
     def span(
         self, layer_idx: int, first: int, stop: int, heads: Sequence[int] | None = None
     ) -> torch.Tensor:
-        """Return consecutive committed rows, (stop - first, h, D + Dv), of `heads` or all Hkv.
-
-        All heads' rows are mapped, if they are not coded.
-        """
+        """Return consecutive committed rows, (stop - first, h, D + Dv), of `heads` or all Hkv."""
         records = self._by_head(layer_idx, self.records(layer_idx, first, stop))
         if heads is not None:
             records = records[:, list(heads)]

@@ -50,7 +50,7 @@ class RowTensors:
         self._appended = self._sealed
 
     def flush(self) -> Flushed:
-        """Do nothing: tensors are as durable as they get, and need no checksums and no codec."""
+        """Do nothing: tensors need no checksums and no codec."""
         return Flushed([{}] * self._num_documents, {})
 
     def show(self, num_rows: int) -> None:
@@ -59,7 +59,7 @@ class RowTensors:
         self._num_documents = 0
 
     def reopen(self, num_rows: int) -> None:
-        """Show the first `num_rows` rows: nobody else writes to them."""
+        """Do what `show` does: no other process writes to tensors."""
         self.show(num_rows)
 
     def layer(self, layer_idx: int) -> torch.Tensor:

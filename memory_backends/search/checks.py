@@ -12,21 +12,17 @@ from memory_backends.layout import LayerLayout, MemoryLayout
 
 
 def checked_layer(layout: MemoryLayout, layer_idx: int) -> LayerLayout:
-    """Return the shape of a layer's rows.
-
-    Raises:
-        MemoryMismatchError: the layout has no such layer.
-    """
+    """Return the shape of a layer's rows; raise a MemoryMismatchError if there is no such layer."""
     if layer_idx not in layout.layers:
         raise MemoryMismatchError(f"layer must be one of {sorted(layout.layers)}; got {layer_idx}.")
     return layout.layers[layer_idx]
 
 
 def check_heads(layer: LayerLayout, layer_idx: int, heads: Iterable[int]) -> tuple[int, ...]:
-    """Refuse heads that a layer has not, none at all, or one named twice; return them.
+    """Return KV heads of a layer.
 
     Raises:
-        MemoryMismatchError: any of these.
+        MemoryMismatchError: there are none, one is named twice, or the layer has no such head.
     """
     chosen = tuple(heads)
     num_heads = layer.num_key_value_heads
@@ -43,12 +39,11 @@ def check_heads(layer: LayerLayout, layer_idx: int, heads: Iterable[int]) -> tup
 def check_search(
     layer: LayerLayout, queries: torch.Tensor, k: int, heads: Sequence[int] | None = None
 ) -> None:
-    """Refuse queries of another shape than (Hkv, N, head_dim), and k below 1.
-
-    With `heads`, queries are (len(heads), N, head_dim).
+    """Check the arguments of a search.
 
     Raises:
-        MemoryMismatchError: either.
+        MemoryMismatchError: queries are not (Hkv, N, head_dim), or with `heads` not (len(heads), N,
+            head_dim); or k is below 1.
     """
     if heads is None:
         first, num_heads = "num_key_value_heads", layer.num_key_value_heads
@@ -65,11 +60,7 @@ def check_search(
 
 
 def check_ids(layer: LayerLayout, ids: torch.Tensor, num_rows: int) -> None:
-    """Refuse row ids of another shape than (Hkv, ...), and ids that were never given out.
-
-    Raises:
-        MemoryMismatchError: either.
-    """
+    """Raise a MemoryMismatchError for row ids that are not (Hkv, ...), or were never given out."""
     num_heads = layer.num_key_value_heads
     if ids.ndim < 1 or ids.shape[0] != num_heads or ids.dtype != torch.int64:
         raise MemoryMismatchError(

@@ -1,4 +1,4 @@
-"""What a store refuses before it changes anything: documents, their rows and their queries."""
+"""Checks of documents, rows and queries, before anything is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from memory_backends.rows.query_samples import sampled_rows
 
 
 def check_document(document: Document) -> None:
-    """Refuse a document whose parts do not fit together.
+    """Check that the parts of a document fit together.
 
     Raises:
         DocumentError: an empty name, token ids that are not (T,), offsets that are not (T, 2),
@@ -37,7 +37,7 @@ def check_document(document: Document) -> None:
 
 
 def check_rows(rows: Rows, layout: MemoryLayout, document: Document, first: int) -> None:
-    """Refuse rows that are not the layout's or not the document's, or that cannot be searched.
+    """Check that rows are the layout's and the document's, and can be searched.
 
     Args:
         rows: a run of the document's rows.
@@ -75,7 +75,7 @@ def check_rows(rows: Rows, layout: MemoryLayout, document: Document, first: int)
 def check_queries(
     rows: Rows, layout: MemoryLayout, num_heads: Mapping[int, int], first: int
 ) -> None:
-    """Refuse queries that are not those of these rows, or of other heads than those before.
+    """Check that queries are those of the rows, and of as many heads as those before.
 
     Args:
         rows: a run of a document's rows, with queries or without.

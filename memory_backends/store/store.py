@@ -1,4 +1,4 @@
-"""What a memory consists of: catalogue, rows and query samples, in a directory or in RAM.
+"""The parts of a memory, in a directory or in RAM: catalogue, rows and query samples.
 
 A store is made by its first write; until then the memory is in RAM. Everything that is read by
 several calls (row count, removals, mapped files) is read within one snapshot of the catalogue,
@@ -38,7 +38,7 @@ _ROWS_PER_COPY = 4096
 
 
 class Store:
-    """The parts of one memory, and who may write to them.
+    """The parts of one memory, and the right to write to them.
 
     Args:
         layout: the shape of the rows. A store that is opened must have the same.
@@ -87,11 +87,7 @@ class Store:
         return any(not os.access(part, os.W_OK) and part.exists() for part in parts)
 
     def check_idle(self) -> None:
-        """Refuse what must not come between the steps of a write.
-
-        Raises:
-            StoreError: a thread is writing.
-        """
+        """Raise a StoreError if a thread is writing."""
         if self._thread_writes.locked():
             raise StoreError(_IS_WRITING)
 
@@ -117,11 +113,7 @@ class Store:
         self.samples.show(self.catalog.query_samples())
 
     def sampled_queries(self, layer_idx: int) -> torch.Tensor:
-        """Return the sample of a layer's queries; see `MemoryBackend.sampled_queries`.
-
-        Raises:
-            StoreError: samples are damaged.
-        """
+        """Return the sample of a layer's queries; see `MemoryBackend.sampled_queries`."""
         samples = self.samples.grouped(layer_idx)
         if not bool(torch.isfinite(samples).all()):
             raise StoreError(

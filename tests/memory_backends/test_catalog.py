@@ -99,16 +99,6 @@ def test_removed_spans_may_overlap(catalog: Catalog) -> None:
     assert catalog.searchable_rows("all").tolist() == [12, 13]
 
 
-def test_the_first_sinks_still_there_are_the_ones(catalog: Catalog) -> None:
-    commit(catalog, "none", 2)
-    commit(catalog, "a", 3, sinks=(0, 2))
-    commit(catalog, "b", 3, sinks=(1,))
-    assert catalog.searchable_rows("one").tolist() == [0, 1, 2, 3, 4, 5, 7]
-    assert catalog.searchable_rows("all").tolist() == list(range(8))
-    catalog.remove_document("a")
-    assert catalog.searchable_rows("one").tolist() == [0, 1, 5, 6, 7]
-
-
 def test_settings_keep_json(catalog: Catalog) -> None:
     value = {"b": [1, 2.5, None, "é"], "a": True}
     catalog.set_setting("index", {"old": 1})

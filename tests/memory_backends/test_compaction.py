@@ -76,19 +76,6 @@ def test_space_is_given_back_and_ids_stay(store: Path) -> None:
     assert verify(store) == []
 
 
-def test_an_open_reader_keeps_its_rows_until_it_refreshes(store: Path) -> None:
-    reader, writer = MemoryBackend.open(store), MemoryBackend.open(store)
-    writer.remove_document("b")
-    writer.compact()
-    found = reader.search(0, RUNS["b"].keys[0][:, 3:4], 1)
-    assert found.ids.flatten().tolist() == [ROWS + 3, ROWS + 3]
-    assert torch.equal(reader.fetch(0, found.ids)[0][:, 0], RUNS["b"].keys[0][:, 3:4])
-    reader.refresh()
-    assert_has(reader, "acdef")
-    found = reader.search(0, RUNS["b"].keys[0][:, 3:4], 1)
-    assert not ((found.ids >= ROWS) & (found.ids < 2 * ROWS)).any()
-
-
 @pytest.mark.parametrize("step", [0, 1, 2, 3, 4])
 def test_a_crash_at_any_step_leaves_a_good_store(
     store: Path, monkeypatch: pytest.MonkeyPatch, step: int

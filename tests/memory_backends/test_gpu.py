@@ -137,11 +137,7 @@ def test_the_cpu_is_no_gpu(device: Any) -> None:
 
 def test_faiss_without_gpu_support_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(faiss, "StandardGpuResources", raising=False)
-    with pytest.raises(
-        IndexFactoryError,
-        match=r"^memory_device 'cuda:0' needs FAISS with GPU support; the installed faiss "
-        r"\d+\.\d+\.\d+\S* has none\. `pip install 'emt\[gpu\]'`, or set memory_device: null\.$",
-    ):
+    with pytest.raises(IndexFactoryError, match=r"'cuda:0' needs FAISS with GPU support"):
         MemoryBackend(LAYOUT, "vector_db", device="cuda:0")
 
 

@@ -91,18 +91,6 @@ def test_files_have_what_the_codec_makes_of_rows(codec: str, tmp_path: Path) -> 
         assert fetched(reopened) == before
 
 
-@pytest.mark.parametrize("codec", CODEC_NAMES)
-def test_retrieving_is_searching_and_fetching(codec: str, tmp_path: Path) -> None:
-    backend = MemoryBackend(LAYOUT, path=tmp_path / "m", row_codec=codec)
-    fill(backend)
-    for layer_idx, layer in LAYERS.items():
-        queries = torch.randn(layer.num_key_value_heads, 3, layer.head_dim)
-        found = backend.retrieve(layer_idx, queries, 4)
-        keys, values = backend.fetch(layer_idx, found.ids)
-        torch.testing.assert_close(found.keys, keys, rtol=0, atol=1e-6)
-        torch.testing.assert_close(found.values, values, rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize(("head_dim", "value_head_dim"), [(1, 1), (3, 5), (33, 7), (80, 80)])
 @pytest.mark.parametrize("codec", CODEC_NAMES)
 def test_odd_dims_are_kept(codec: str, head_dim: int, value_head_dim: int, tmp_path: Path) -> None:
