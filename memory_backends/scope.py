@@ -14,9 +14,9 @@ from memory_backends.layout import Int64Array
 
 @dataclass(frozen=True)
 class Scope:
-    """Rows that a search may find; it never looks at others. Immutable, a key of mappings.
+    """Rows that a search may find; it never looks at others. Immutable and hashable.
 
-    Removed rows may lie in it: they are not found, as anywhere.
+    Removed rows may lie in a scope; no search finds them.
 
     Attributes:
         spans: (first, stop) row ids, ascending; none overlaps or touches the next. `of` makes them
@@ -53,7 +53,7 @@ class Scope:
         return sum(stop - first for first, stop in self.spans)
 
     def mask(self, num_rows: int) -> npt.NDArray[np.bool_]:
-        """Tell of each of the first `num_rows` row ids whether it is in the scope, (num_rows,)."""
+        """Return a mask over the first `num_rows` row ids, (num_rows,)."""
         is_inside = np.zeros(num_rows, dtype=bool)
         for first, stop in self.spans:
             is_inside[first:stop] = True

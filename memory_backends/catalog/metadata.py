@@ -1,4 +1,4 @@
-"""What a user says of a document: a flat mapping, kept in one record of the table `metadata`."""
+"""Metadata of documents: flat mappings, each in one record of the table `metadata`."""
 
 from __future__ import annotations
 

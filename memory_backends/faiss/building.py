@@ -28,7 +28,7 @@ _TOKENS_TO_CALIBRATE = 64  # of the sample; others make the metric and rank the 
 
 
 class LayerRows(Protocol):
-    """What building needs to read of a layer."""
+    """The keys and queries of a layer, from which its indexes are built."""
 
     def keys(self, ids: Int64Array) -> Float32Array:
         """Return the keys of rows as stored, (Hkv, n, head_dim) float32."""
@@ -73,7 +73,7 @@ def add_rows(indexes: list[Any], rows: LayerRows, present: int, ids: Int64Array)
 def calibrate(
     indexes: list[Any], rows: LayerRows, ids: Int64Array, is_sink: npt.NDArray[np.bool_]
 ) -> list[list[Effort]]:
-    """Rank lists by their best keys, and find out what searching more and more of them finds.
+    """Rank lists by their best keys, and measure what searches of more and more lists find.
 
     Args:
         indexes: one a KV head, with all of `ids` in them.

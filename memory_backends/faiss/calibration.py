@@ -1,4 +1,4 @@
-"""How many lists a search must look into, found out on queries that the model really asked.
+"""How many lists a search must look into, measured on queries that the model really asked.
 
 The user asks for a recall, not for nprobe. For each (layer, KV head) the sampled queries' exact
 nearest rows are known, and so is the rank, by inner product with the centroids, of the list that
@@ -24,10 +24,10 @@ _EFFORTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 51
 
 
 class Effort(NamedTuple):
-    """What a search of so many lists finds.
+    """What a search that looks into some number of lists finds.
 
     Attributes:
-        nprobe: lists.
+        nprobe: how many lists it looks into.
         attention: share of the attention paid to the exact `K` nearest rows that goes to found
             rows.
         recall: share of the exact `K` nearest rows that are found.
@@ -47,7 +47,7 @@ def efforts(
     nearest: npt.NDArray[np.int64],
     attention: Float32Array,
 ) -> list[Effort]:
-    """Tell what searching more and more lists finds.
+    """Measure what searches of more and more lists find.
 
     Args:
         index: an IVF index.

@@ -43,7 +43,7 @@ def all_heads(layout: MemoryLayout, layers: Iterable[int] | None = None) -> Inde
 
 
 def checked(layout: MemoryLayout, heads: Mapping[int, Iterable[int]]) -> IndexedHeads:
-    """Return layers and heads in order.
+    """Return the chosen layers and KV heads in ascending order.
 
     Raises:
         MemoryMismatchError: the layout has no such layer or head, a layer is named without heads,

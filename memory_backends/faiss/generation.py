@@ -37,7 +37,7 @@ _BYTES_AT_ONCE = 2**22
 
 @dataclass(frozen=True)
 class Generation:
-    """One committed set of FAISS files.
+    """One complete set of FAISS files.
 
     Attributes:
         folder: where they are.
@@ -95,7 +95,7 @@ class Generation:
         return generation
 
     def is_in_force(self, catalog: Catalog) -> bool:
-        """Tell whether no other process has committed another since."""
+        """Tell whether this is still the store's generation."""
         saved = catalog.setting(_SETTING) or {}
         return self.folder.is_dir() and saved.get("generation") == self.folder.name
 
@@ -115,11 +115,11 @@ class Generation:
         return head in self.heads.get(layer_idx, ())
 
     def covers(self, heads: IndexedHeads) -> bool:
-        """Tell whether all of some heads have files; others may, too."""
+        """Tell whether all of these heads have files."""
         return all(self.holds(idx, head) for idx, chosen in heads.items() for head in chosen)
 
     def efforts_of(self, layer_idx: int, head: int) -> list[Effort]:
-        """Return what calibration found of a head that has a file; an empty list if nothing."""
+        """Return the calibrated efforts of a head that has a file; an empty list without any."""
         of_layer = self.efforts.get(layer_idx)
         return of_layer[self.heads[layer_idx].index(head)] if of_layer else []
 

@@ -170,7 +170,7 @@ def bytes_on_gpu(
 
 
 def can_select(number: int) -> bool:
-    """Tell whether a GPU index can select so many: rows to find, or lists to look into."""
+    """Tell whether a GPU index can select this number of rows or lists."""
     return number < _SELECTION_LIMIT
 
 

@@ -179,6 +179,6 @@ class QuerySamples:
 
 
 def _as_half(queries: torch.Tensor) -> torch.Tensor:
-    """Return queries as float16, those that do not fit made shorter: the direction counts."""
+    """Return queries as float16. Too long ones are shortened: only their direction counts."""
     longest = queries.abs().amax(dim=-1, keepdim=True).float()
     return (queries.float() / (longest / _LARGEST).clamp(min=1)).half()

@@ -51,7 +51,7 @@ class Batch:
         self.num_rows += len(new.row_tokens)
 
     def commit(self) -> list[tuple[str, range]]:
-        """Commit all documents of the batch; return their names and row ids, and begin anew.
+        """Commit all documents of the batch, and empty it; return their names and row ids.
 
         Raises:
             StoreError: the disk is full, or failed; none of them is committed.

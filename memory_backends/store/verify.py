@@ -20,7 +20,7 @@ from memory_backends.errors import EMTError, StoreError, StoreVersionError, refu
 from memory_backends.rows import files, query_samples
 from memory_backends.rows.append_files import layer_file_name
 from memory_backends.rows.coding import record_bytes
-from memory_backends.store.catalog_damage import CatalogCheck
+from memory_backends.store.catalog_check import CatalogCheck
 from memory_backends.store.compaction import PARTIAL
 from memory_backends.store.directory import INDEX_FOLDER, check_directory, check_generation
 

@@ -48,8 +48,8 @@ def assert_has(backend: MemoryBackend, names: str) -> None:
             assert torch.equal(keys, RUNS[name].keys[layer_idx])
             assert torch.equal(values, RUNS[name].values[layer_idx])
             query = RUNS[name].keys[layer_idx][:, 7:8]
-            found = backend.search(layer_idx, query, 1)
-            assert found.ids.flatten().tolist() == [first + 7] * layer.num_key_value_heads
+            hits = backend.search(layer_idx, query, 1)
+            assert hits.ids.flatten().tolist() == [first + 7] * layer.num_key_value_heads
 
 
 def disk_bytes(store: Path) -> int:

@@ -202,10 +202,10 @@ def test_a_store_that_cannot_be_written_is_copied_as_it_is_by_now(
         assert reader.is_read_only
         reader.save(store.parent / "copy")
     assert reader.catalog.document_names() == ["a", "c", "new"]
-    found = MemoryBackend.open(store.parent / "copy")
-    assert found.catalog.document_names() == ["a", "c", "new"]
+    copied = MemoryBackend.open(store.parent / "copy")
+    assert copied.catalog.document_names() == ["a", "c", "new"]
     left = [*range(70), *range(130, 510)]
-    assert_finds(found, [*RUNS, MORE[0]], left)
+    assert_finds(copied, [*RUNS, MORE[0]], left)
     assert verify(store.parent / "copy") == []
     assert_finds(MemoryBackend.open(store), [*RUNS, MORE[0]], left)
 

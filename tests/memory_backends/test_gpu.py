@@ -93,14 +93,14 @@ class FakeOptions:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeFaiss]:
     """FAISS with one GPU, whose memory is the CPU's."""
-    found = FakeFaiss()
+    fake = FakeFaiss()
     monkeypatch.setattr(faiss, "StandardGpuResources", FakeResources, raising=False)
     monkeypatch.setattr(faiss, "GpuClonerOptions", FakeOptions, raising=False)
-    monkeypatch.setattr(faiss, "index_cpu_to_gpu", found.clone, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", fake.clone, raising=False)
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
     monkeypatch.setattr(gpu_module, "usable_device", lambda device: torch.device("cpu", 0))
-    monkeypatch.setattr(GPU, "free_bytes", lambda self: found.free_bytes)
-    return found
+    monkeypatch.setattr(GPU, "free_bytes", lambda self: fake.free_bytes)
+    return fake
 
 
 class TestOnAGPU(BackendConformance):
@@ -333,11 +333,11 @@ def test_both_devices_find_the_same(fake: FakeFaiss, tmp_path: Path, index: str)
             strict=True,
         ):
             torch.testing.assert_close(ours, theirs)
-        mine, others = (each.nearest(layer_idx, queries, 5) for each in (on_gpu, on_cpu))
-        assert mine is not None
-        assert others is not None
-        for ours, theirs in zip(mine, others, strict=True):
-            assert torch.equal(ours, theirs)
+        ours, theirs = (each.nearest(layer_idx, queries, 5) for each in (on_gpu, on_cpu))
+        assert ours is not None
+        assert theirs is not None
+        for on_gpu_part, on_cpu_part in zip(ours, theirs, strict=True):
+            assert torch.equal(on_gpu_part, on_cpu_part)
     assert _on_gpu(on_gpu) == [0, 3]
     assert fake.cloned == [8, 8, 4]
     assert on_gpu.searcher.factory == index
@@ -358,8 +358,8 @@ def test_one_thread_at_a_time_searches_the_gpu(fake: FakeFaiss) -> None:
     queries = make_queries(0, 50)
     expected = backend.search(0, queries, 5).ids
     with ThreadPoolExecutor(8) as pool:
-        for found in pool.map(lambda _: backend.search(0, queries, 5).ids, range(100)):
-            assert torch.equal(found, expected)
+        for hits in pool.map(lambda _: backend.search(0, queries, 5).ids, range(100)):
+            assert torch.equal(hits, expected)
 
 
 # -- a real GPU -------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def change_setting(store: Path, **entries: Any) -> None:
 
 
 def names(heads: Mapping[int, Sequence[int]]) -> set[str]:
-    return {f"{idx}.{head}" for idx, found in heads.items() for head in found}
+    return {f"{idx}.{head}" for idx, chosen in heads.items() for head in chosen}
 
 
 def assert_finds(backend: MemoryBackend, searchable: Sequence[int]) -> None:
@@ -95,9 +95,9 @@ def assert_finds(backend: MemoryBackend, searchable: Sequence[int]) -> None:
         queries = torch.randn(num_heads, 4, layer.head_dim, generator=generator)
         scores, ids = nearest(keys, queries, 5, searchable)
         for heads in [*([head] for head in range(num_heads)), list(range(num_heads))[::-1]]:
-            found = backend.search(layer_idx, queries[heads], 5, heads=heads)
-            np.testing.assert_array_equal(found.ids.numpy(), ids[heads])
-            np.testing.assert_allclose(found.scores.numpy(), scores[heads], atol=2e-6)
+            hits = backend.search(layer_idx, queries[heads], 5, heads=heads)
+            np.testing.assert_array_equal(hits.ids.numpy(), ids[heads])
+            np.testing.assert_allclose(hits.scores.numpy(), scores[heads], atol=2e-6)
         whole = backend.search(layer_idx, queries, 5)
         np.testing.assert_array_equal(whole.ids.numpy(), ids)
 
@@ -143,9 +143,9 @@ def test_the_index_of_a_head_is_the_same_whatever_others_there_are(
         queries = torch.randn(shape, generator=generator)
         expected = every.search(layer_idx, queries, 4)
         for head in range(layer.num_key_value_heads):
-            found = some.search(layer_idx, queries[[head]], 4, heads=[head])
-            torch.testing.assert_close(found.scores[0], expected.scores[head])
-            assert torch.equal(found.ids[0], expected.ids[head])
+            hits = some.search(layer_idx, queries[[head]], 4, heads=[head])
+            torch.testing.assert_close(hits.scores[0], expected.scores[head])
+            assert torch.equal(hits.ids[0], expected.ids[head])
     if factory.startswith("IVF"):  # 2,200 rows have enough sampled queries to calibrate
         assert every.searcher.efforts[2] == some.searcher.efforts[2]
         assert None not in every.searcher.efforts[0]
@@ -232,8 +232,8 @@ def test_a_layer_grows_of_which_some_heads_have_files(
     backend.search(0, torch.ones(1, 2, 8), 3, heads=[1])  # from its file
     backend.add(make_document("b", 20), [rows_with_queries(20, 2)])
     backend.search(0, torch.ones(1, 2, 8), 3, heads=[1])  # has all rows, 0.2 lacks some, 0.0 all
-    found = backend.searcher._indexes.of_layer(0).heads
-    assert [index.ntotal for index in found] == [420] * 3
+    indexes = backend.searcher._indexes.of_layer(0).heads
+    assert [index.ntotal for index in indexes] == [420] * 3
     if factory == "Flat":
         assert_finds(backend, range(420))
         assert_finds(MemoryBackend.open(store, "vector_db"), range(420))
@@ -293,11 +293,11 @@ def test_a_copy_has_files_of_the_same_heads(tmp_path: Path) -> None:
     written(tmp_path / "store", indexed_heads=SOME).save(tmp_path / "copy")
     assert files_of(tmp_path / "copy") == files_of(tmp_path / "store")
     in_ram = MemoryBackend.open(tmp_path / "copy")
-    found = in_ram.search(0, torch.ones(1, 2, 8), 3, heads=[2])
+    hits = in_ram.search(0, torch.ones(1, 2, 8), 3, heads=[2])
     searched = MemoryBackend.open(tmp_path / "copy", "vector_db").search(
         0, torch.ones(1, 2, 8), 3, heads=[2]
     )
-    assert torch.equal(found.ids, searched.ids)
+    assert torch.equal(hits.ids, searched.ids)
 
 
 def test_threads_search_different_heads_of_a_layer_at_the_same_time(tmp_path: Path) -> None:
@@ -312,9 +312,9 @@ def test_threads_search_different_heads_of_a_layer_at_the_same_time(tmp_path: Pa
         return backend.search(0, torch.ones(len(heads), 1, 8), 5, heads=heads).ids
 
     with ThreadPoolExecutor(4) as pool:
-        for heads, found in zip(chosen, pool.map(search, chosen), strict=True):
+        for heads, hits in zip(chosen, pool.map(search, chosen), strict=True):
             exact = expected.search(0, torch.ones(len(heads), 1, 8), 5, heads=heads).ids
-            assert torch.equal(found, exact)
+            assert torch.equal(hits, exact)
 
 
 def test_a_reader_of_single_heads_outlives_their_files(tmp_path: Path) -> None:
@@ -336,10 +336,10 @@ def test_coverage_tells_the_bytes_and_estimates_those_of_all_heads(tmp_path: Pat
     written(every, 2000, index="Flat")
     written(some, 2000, index="Flat", indexed_heads=SOME)
     sizes = {name: len(data) for name, data in files_of(every).items()}
-    found = coverage_of(setting(some), LAYOUT)
-    assert found.heads == SOME
-    assert found.num_bytes == sum(sizes[name] for name in names(SOME))
-    assert found.all_bytes == pytest.approx(sum(sizes.values()), rel=0.01)  # headers apart
+    coverage = coverage_of(setting(some), LAYOUT)
+    assert coverage.heads == SOME
+    assert coverage.num_bytes == sum(sizes[name] for name in names(SOME))
+    assert coverage.all_bytes == pytest.approx(sum(sizes.values()), rel=0.01)  # headers apart
     whole = coverage_of(setting(every), LAYOUT)
     assert (whole.num_bytes, whole.all_bytes) == (sum(sizes.values()), sum(sizes.values()))
     shutil.rmtree(some)

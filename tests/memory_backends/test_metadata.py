@@ -188,7 +188,7 @@ def test_damage_is_found(tmp_path: Path, damage: str, message: str) -> None:
     backend.close()
     with _connection(path) as connection:
         connection.execute(damage)
-    assert any(message in found.reason for found in verify(path))
+    assert any(message in damaged.reason for damaged in verify(path))
     opened = MemoryBackend.open(path)
     with pytest.raises(StoreError, match=message):
         opened.catalog.scope(where={"year": 3})
@@ -205,6 +205,6 @@ def test_metadata_of_no_document_is_found(tmp_path: Path) -> None:
     backend.close()
     with _connection(path) as connection:
         connection.execute("INSERT INTO metadata VALUES (?, ?, ?)", row)
-    assert [found.reason for found in verify(path)] == [
+    assert [damage.reason for damage in verify(path)] == [
         "there is metadata at row 0, where no document is"
     ]

@@ -16,23 +16,23 @@ SOURCES = sorted(Path(memory_backends.__file__).parent.rglob("*.py"))
 
 def _imported(source: Path) -> set[str]:
     """Return the top-level names of all that a file imports, inside functions too."""
-    found = set()
+    result = set()
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
+            result |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{source} has a relative import"
-            found.add((node.module or "").partition(".")[0])
-    return found
+            result.add((node.module or "").partition(".")[0])
+    return result
 
 
 def test_no_language_model_and_no_pickle_is_imported() -> None:
     imported = {source: _imported(source) for source in SOURCES}
     assert all(s.parent.name == "testing" for s, names in imported.items() if "pytest" in names)
-    found = set().union(*imported.values())
+    result = set().union(*imported.values())
     allowed = {"memory_backends", "torch", "numpy", "faiss", "filelock", "pytest"}
-    assert found - sys.stdlib_module_names == allowed
-    assert not found & {"pickle", "shelve", "marshal", "dill", "joblib"}
+    assert result - sys.stdlib_module_names == allowed
+    assert not result & {"pickle", "shelve", "marshal", "dill", "joblib"}
 
 
 def test_nothing_is_loaded_that_could_be_code() -> None:

@@ -130,8 +130,8 @@ def test_a_store_is_verified_while_it_is_written(worker: Worker, tmp_path: Path)
         names = reader.catalog.document_names()
         assert len(reader) >= 5 * len(names) > 0
         query = make_rows(1, seed=1).keys[0]
-        found = reader.search(0, query, min(len(reader), 20))
-        assert (reader.fetch(0, found.ids)[0].norm(dim=-1) > 0).all()
+        hits = reader.search(0, query, min(len(reader), 20))
+        assert (reader.fetch(0, hits.ids)[0].norm(dim=-1) > 0).all()
     reader.close()
     worker.kill()
 

@@ -40,9 +40,9 @@ def fill(backend: MemoryBackend, runs: list[Rows] = RUNS) -> None:
 
 def states_of(store: Path) -> dict[int, bytes]:
     connection = sqlite3.connect(store / "catalog.sqlite")
-    found = dict(connection.execute("SELECT layer, state FROM codec_states").fetchall())
+    result = dict(connection.execute("SELECT layer, state FROM codec_states").fetchall())
     connection.close()
-    return found
+    return result
 
 
 def row_bytes(store: Path) -> dict[str, bytes]:
@@ -50,11 +50,11 @@ def row_bytes(store: Path) -> dict[str, bytes]:
 
 
 def fetched(backend: MemoryBackend, num_rows: int = 17) -> list[bytes]:
-    found = []
+    result = []
     for layer_idx, layer in LAYERS.items():
         ids = torch.arange(num_rows).expand(layer.num_key_value_heads, -1)
-        found += [part.numpy().tobytes() for part in backend.fetch(layer_idx, ids)]
-    return found
+        result += [part.numpy().tobytes() for part in backend.fetch(layer_idx, ids)]
+    return result
 
 
 def by_hand(codec_name: str, runs: list[Rows], learned_from: int) -> tuple[dict[int, bytes], ...]:
@@ -115,7 +115,7 @@ def test_small_documents_of_one_transaction_are_learned_from_together(
     backend = MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "m", row_codec=codec)
     runs = [make_rows(50, seed=seed) for seed in range(60)]
     waiting = [(make_document(str(at), 50), [run]) for at, run in enumerate(runs)]
-    ids = [found for _, found in backend.add_many(waiting)]
+    ids = [result for _, result in backend.add_many(waiting)]
     assert ids == [range(first, first + 50) for first in range(0, 3000, 50)]
     learned_from = -(-ROWS_TO_LEARN // 50) * 50  # whole runs
     states, files = by_hand(codec, runs, learned_from)

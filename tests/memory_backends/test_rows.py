@@ -49,12 +49,12 @@ def test_appended_rows_show_when_committed(storage: RowStorage) -> None:
         assert torch.equal(storage.span(layer_idx, 299, 302), expected[299:302])
         heads = expected.shape[1]
         ids = torch.randint(0, 305, (heads, 3, 4))
-        found = storage.gather(layer_idx, ids)
-        assert found.shape == (heads, 3, 4, expected.shape[2])
+        rows = storage.gather(layer_idx, ids)
+        assert rows.shape == (heads, 3, 4, expected.shape[2])
         for head in range(heads):
-            assert torch.equal(found[head], expected[ids[head], head])
+            assert torch.equal(rows[head], expected[ids[head], head])
         places = ids * heads + torch.arange(heads).view(-1, 1, 1)
-        assert torch.equal(storage.take(layer_idx, places), found)
+        assert torch.equal(storage.take(layer_idx, places), rows)
         if isinstance(storage, RowFiles):
             raw = storage.records(layer_idx, 2, 4)
             assert raw.numpy().tobytes() == expected[2:4].numpy().tobytes()

@@ -111,13 +111,13 @@ def test_lists_without_rows_of_the_scope_do_not_leave_it_unfound(
         backend.add(make_document(name, 2000), [Rows.of({0: keys}, {0: keys})])
     queries = centre + 0.3 * torch.randn(1, 20, 8, generator=generator)
     for rows in (range(2000, 4000), range(2000, 2020), range(2000, 2003)):
-        found = backend.search(0, queries, 3, scope=Scope.of([(rows.start, rows.stop)]))
+        hits = backend.search(0, queries, 3, scope=Scope.of([(rows.start, rows.stop)]))
         keys = torch.cat([near, far], 1).double().numpy()
         scores, ids = nearest(keys, queries, 3, rows)
-        assert (found.ids >= 2000).all()
+        assert (hits.ids >= 2000).all()
         if len(rows) < 2000:  # by so much more lists as there are fewer rows: all of them
-            np.testing.assert_array_equal(found.ids.numpy(), ids)
-            np.testing.assert_allclose(found.scores.numpy(), scores, atol=2e-6)
+            np.testing.assert_array_equal(hits.ids.numpy(), ids)
+            np.testing.assert_allclose(hits.scores.numpy(), scores, atol=2e-6)
     backend.close()
 
 
@@ -140,12 +140,12 @@ def test_a_scope_in_an_index_of_codes(
     assert backend.search(0, queries, 5).ids.min() >= 0
     assert backend.searcher.factory == factory
     searchable = [*range(500, 1000), *range(1502, 2000)]
-    found = backend.search(0, queries, 5, scope=Scope.of([(500, 1000), (1500, 2000)]))
-    assert set(found.ids.flatten().tolist()) <= set(searchable)
+    hits = backend.search(0, queries, 5, scope=Scope.of([(500, 1000), (1500, 2000)]))
+    assert set(hits.ids.flatten().tolist()) <= set(searchable)
     scores, ids = nearest(keys_of(runs, 0), queries, 5, searchable)
-    shared = (found.ids.numpy()[..., None] == ids[..., None, :]).any(-1).mean()
+    shared = (hits.ids.numpy()[..., None] == ids[..., None, :]).any(-1).mean()
     assert shared >= 0.97
-    np.testing.assert_allclose(found.scores[..., 0].numpy(), scores[..., 0], atol=tolerance)
+    np.testing.assert_allclose(hits.scores[..., 0].numpy(), scores[..., 0], atol=tolerance)
     backend.close()
 
 

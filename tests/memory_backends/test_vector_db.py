@@ -142,14 +142,14 @@ def test_half_precision_finds_the_nearest_and_no_removed_row(tmp_path: Path, fac
     for layer_idx in LAYOUT.layers:
         queries = make_queries(layer_idx, 6)
         scores, _ = nearest(keys_of([run], layer_idx), queries, 5, kept)
-        found = backend.retrieve(layer_idx, queries, 5)
-        assert (found.ids % 3 != 0).all()
+        hits = backend.retrieve(layer_idx, queries, 5)
+        assert (hits.ids % 3 != 0).all()
         if factory == "SQfp16":  # IVF looks into one list of four at least, not into all
-            np.testing.assert_allclose(found.scores.numpy(), scores, atol=1e-3)
-        assert (found.scores.numpy() <= scores + 1e-3).all()
-        keys, values = backend.fetch(layer_idx, found.ids)
-        assert torch.equal(found.keys, keys)
-        assert torch.equal(found.values, values)
+            np.testing.assert_allclose(hits.scores.numpy(), scores, atol=1e-3)
+        assert (hits.scores.numpy() <= scores + 1e-3).all()
+        keys, values = backend.fetch(layer_idx, hits.ids)
+        assert torch.equal(hits.keys, keys)
+        assert torch.equal(hits.values, values)
         rows = backend.nearest(layer_idx, queries, 5)
         assert rows is not None
         torch.testing.assert_close(rows[0].sum(dim=2), keys.sum(dim=2))
@@ -183,9 +183,9 @@ def test_a_reader_outlives_the_files_it_was_going_to_read(store: Path) -> None:
     reader, writer = MemoryBackend.open(store, "vector_db"), MemoryBackend.open(store, "vector_db")
     writer.remove_document("a")
     writer.save()
-    found = reader.search(0, make_queries(0, 6), 5)
+    hits = reader.search(0, make_queries(0, 6), 5)
     expected = nearest(keys_of(RUNS, 0), make_queries(0, 6), 5, range(17))
-    np.testing.assert_array_equal(found.ids.numpy(), expected[1])
+    np.testing.assert_array_equal(hits.ids.numpy(), expected[1])
 
 
 @pytest.mark.parametrize("full", ["memory_backends.faiss.index.faiss.write_index", "os.fsync"])
@@ -260,8 +260,8 @@ def test_a_factory_string_of_the_user(tmp_path: Path, factory: str, tolerance: f
     reopened = MemoryBackend.open(tmp_path / "store", "vector_db", index=factory)
     for memory in (backend, reopened, MemoryBackend.open(tmp_path / "store", "vector_db")):
         assert memory.searcher.factory == factory
-        found = memory.search(0, make_queries(0, 50), 5).ids
-        assert set(found.unique().tolist()) <= {-1, *range(1100, 1500)}
+        hits = memory.search(0, make_queries(0, 50), 5).ids
+        assert set(hits.unique().tolist()) <= {-1, *range(1100, 1500)}
         _assert_finds_itself(memory, runs, 1500, tolerance, first=1100)
 
 
@@ -358,7 +358,7 @@ def _assert_finds_itself(
     assert len(backend) == stop - first
     rows = np.arange(first, stop, 7)
     queries = torch.from_numpy(keys_of(runs, 0)[:, rows]).float()
-    found = backend.search(0, queries, 1)
+    hits = backend.search(0, queries, 1)
     for head in range(2):
-        np.testing.assert_array_equal(found.ids[head, :, 0].numpy(), rows)
-    np.testing.assert_allclose(found.scores.numpy(), 1, atol=tolerance)
+        np.testing.assert_array_equal(hits.ids[head, :, 0].numpy(), rows)
+    np.testing.assert_allclose(hits.scores.numpy(), 1, atol=tolerance)

@@ -55,30 +55,30 @@ def store(original: Path, tmp_path: Path) -> Path:
 
 def answers(path: Path) -> list[Any]:
     """Return everything that a store answers, as plain Python types."""
-    found: list[Any] = []
+    result: list[Any] = []
     for kind in ("manual", "vector_db"):
         backend = MemoryBackend.open(path, kind, sinks="one")
         try:
-            found += [len(backend), dict(backend.catalog.identity), backend.layout.to_json()]
-            found.append(backend.catalog.document_sizes())
-            found.append(backend.catalog.document_of_rows(range(27)))
+            result += [len(backend), dict(backend.catalog.identity), backend.layout.to_json()]
+            result.append(backend.catalog.document_sizes())
+            result.append(backend.catalog.document_of_rows(range(27)))
             for name in ("a", "b"):
                 document = backend.catalog.document(name)
                 assert document.offsets is not None
-                found += [document.metadata, backend.catalog.scope(where={"number": 0}).spans]
-                found += [name, document.text, document.token_ids.tolist(), document.first_row]
-                found += [document.row_tokens.tolist(), document.sink_rows.tolist()]
-                found += [document.offsets.tolist(), backend.catalog.content_hash(name)]
+                result += [document.metadata, backend.catalog.scope(where={"number": 0}).spans]
+                result += [name, document.text, document.token_ids.tolist(), document.first_row]
+                result += [document.row_tokens.tolist(), document.sink_rows.tolist()]
+                result += [document.offsets.tolist(), backend.catalog.content_hash(name)]
             for layer_idx, layer in LAYERS.items():
                 ids = torch.tensor([*range(10), *range(18, 27)])
                 rows = backend.fetch(layer_idx, ids.expand(layer.num_key_value_heads, -1))
-                found += [part.numpy().tobytes() for part in rows]
+                result += [part.numpy().tobytes() for part in rows]
                 nearest = backend.search(layer_idx, make_queries(layer_idx, 3), 30)
-                found += [nearest.ids.tolist(), nearest.scores.tolist()]
-                found.append(backend.sampled_queries(layer_idx).tolist())
+                result += [nearest.ids.tolist(), nearest.scores.tolist()]
+                result.append(backend.sampled_queries(layer_idx).tolist())
         finally:
             backend.close()
-    return found
+    return result
 
 
 def files_of(path: Path) -> list[Path]:
@@ -238,8 +238,8 @@ def test_what_does_not_fit_together_is_named(
     store: Path, change: Callable[[Path], None], file: str, reason: str
 ) -> None:
     change(store)
-    found = {(each.file, each.reason[: len(reason)]) for each in verify(store)}
-    assert (file, reason) in found
+    damage = {(each.file, each.reason[: len(reason)]) for each in verify(store)}
+    assert (file, reason) in damage
 
 
 def test_checksums_of_index_files_are_compared(store: Path) -> None:

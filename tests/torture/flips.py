@@ -62,7 +62,7 @@ def damage(original: str, folder: str, flips: list[tuple[str, int, int]]) -> Non
 def _verdict(store: Path, name: str, before: str) -> str:
     """Return "named", "refused" or "harmless"; anything else is a broken promise."""
     try:
-        named = any(str(found.file).endswith(name) for found in memory_backends.verify(store))
+        named = any(str(damage.file).endswith(name) for damage in memory_backends.verify(store))
     except EMTError as error:
         named = name in str(error)
     except Exception as error:
