@@ -91,25 +91,25 @@ class AppendFile:
         if self._file is not None:
             os.fsync(self._file.fileno())
 
-    def show(self, num_records: int) -> None:
-        """Show the first `num_records` records; cut off what was appended after them."""
+    def show(self, num_records: int, *, anew: bool = False) -> None:
+        """Show the first `num_records` records; cut off what was appended after them.
+
+        Args:
+            num_records: how many the catalogue says there are.
+            anew: map the file that has the name now, which may be another one.
+        """
         if self._file is not None:
             with contextlib.suppress(OSError):  # no reader looks there; the next append cuts it off
                 self._file.truncate(num_records * self.record_bytes)
             with contextlib.suppress(OSError):  # a full disk was reported by `append` or `flush`
                 self._file.close()
             self._file = None
-        changed = num_records != self._num_records
+        anew = anew or num_records != self._num_records
         self._num_records = num_records
         self._end = self._sealed = num_records * self.record_bytes
         self._crc32 = 0
-        if changed:
+        if anew:
             self._records = self._mapped()
-
-    def reopen(self, num_records: int) -> None:
-        """Show the first `num_records` records of the file that has the name now."""
-        self.show(num_records)
-        self._records = self._mapped()
 
     def close(self) -> None:
         """Let go of the file; tensors handed out stay valid."""
@@ -159,8 +159,8 @@ class AppendFile:
             )
 
 
-class AppendFiles:
-    """A folder with one `AppendFile` a layer: `layer-000.bin`.
+class AppendFiles(dict[int, AppendFile]):
+    """A folder with one `AppendFile` a layer: `layer-000.bin`. Maps layers to files.
 
     Args:
         folder: where they are; made with the first file.
@@ -174,59 +174,43 @@ class AppendFiles:
     def __init__(
         self, folder: Path, record_bytes: Mapping[int, int], num_records: Mapping[int, int]
     ) -> None:
+        super().__init__()
         self.folder = folder
-        self._files: dict[int, AppendFile] = {}
         for layer_idx, size in record_bytes.items():
             self.add_layer(layer_idx, size, num_records.get(layer_idx, 0))
-
-    def __getitem__(self, layer_idx: int) -> AppendFile:
-        return self._files[layer_idx]
-
-    def __contains__(self, layer_idx: int) -> bool:
-        return layer_idx in self._files
-
-    @property
-    def layers(self) -> list[int]:
-        """The layers that have a file."""
-        return list(self._files)
 
     def add_layer(self, layer_idx: int, record_bytes: int, num_records: int) -> None:
         """Have a file for one more layer; errors as for the class."""
         path = self.folder / layer_file_name(layer_idx)
-        self._files[layer_idx] = AppendFile(path, record_bytes, num_records)
+        self[layer_idx] = AppendFile(path, record_bytes, num_records)
 
     def seal(self) -> dict[int, int]:
         """Return layer -> crc32 of what was appended since the last seal."""
-        return {layer_idx: file.seal() for layer_idx, file in self._files.items()}
+        return {layer_idx: file.seal() for layer_idx, file in self.items()}
 
     def rewind(self) -> None:
         """Drop what was appended since the last seal."""
-        for file in self._files.values():
+        for file in self.values():
             file.rewind()
 
     def flush(self) -> None:
         """Force everything appended to the disk, the names of new files too."""
-        for file in self._files.values():
+        for file in self.values():
             file.flush()
-        if any(file.is_new for file in self._files.values()):
+        if any(file.is_new for file in self.values()):
             sync_folder(self.folder)
             sync_folder(self.folder.parent)
-            for file in self._files.values():
+            for file in self.values():
                 file.is_new = False
 
-    def show(self, num_records: Mapping[int, int]) -> None:
-        """Show the first so many records of each layer; cut off what was appended after them."""
-        for layer_idx, file in self._files.items():
-            file.show(num_records.get(layer_idx, 0))
-
-    def reopen(self, num_records: Mapping[int, int]) -> None:
-        """Show the first so many records of the files that have the names now."""
-        for layer_idx, file in self._files.items():
-            file.reopen(num_records.get(layer_idx, 0))
+    def show(self, num_records: Mapping[int, int], *, anew: bool = False) -> None:
+        """Show the first records of each layer; see `AppendFile.show`."""
+        for layer_idx, file in self.items():
+            file.show(num_records.get(layer_idx, 0), anew=anew)
 
     def close(self) -> None:
         """Let go of the files; tensors handed out stay valid."""
-        for file in self._files.values():
+        for file in self.values():
             file.close()
 
 

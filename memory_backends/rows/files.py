@@ -107,15 +107,12 @@ class RowFiles:
         self.files.flush()
         return Flushed(self.row_crc32, self.coding.new_states)
 
-    def show(self, num_rows: int) -> None:
+    def show(self, num_rows: int, *, anew: bool = False) -> None:
         """Show the first `num_rows` rows; forget what was appended after them, give space back."""
-        self._forget_uncommitted(num_rows)
-        self.files.show(dict.fromkeys(self._layout.layers, num_rows))
-
-    def reopen(self, num_rows: int) -> None:
-        """Show the first `num_rows` rows of the files as they are now."""
-        self._forget_uncommitted(num_rows)
-        self.files.reopen(dict.fromkeys(self._layout.layers, num_rows))
+        self._num_rows = num_rows
+        self.row_crc32, self._waiting = [], [[]]
+        self.coding.forget_new()
+        self.files.show(dict.fromkeys(self._layout.layers, num_rows), anew=anew)
 
     def gather(
         self, layer_idx: int, ids: torch.Tensor, heads: Sequence[int] | None = None
@@ -166,11 +163,6 @@ class RowFiles:
             self.row_crc32.append(self.files.seal())
             del self._waiting[0]
         self._waiting = [[]]
-
-    def _forget_uncommitted(self, num_rows: int) -> None:
-        self._num_rows = num_rows
-        self.row_crc32, self._waiting = [], [[]]
-        self.coding.forget_new()
 
     def _by_head(self, layer_idx: int, records: torch.Tensor) -> torch.Tensor:
         """Split records (n, record_bytes) into the heads' parts, (n, Hkv, record_bytes / Hkv)."""

@@ -50,11 +50,13 @@ class RowStorage(Protocol):
     def flush(self) -> Flushed:
         """Make appended rows durable."""
 
-    def show(self, num_rows: int) -> None:
-        """Show the first `num_rows` rows, and forget what was appended after them."""
+    def show(self, num_rows: int, *, anew: bool = False) -> None:
+        """Show the first `num_rows` rows, and forget what was appended after them.
 
-    def reopen(self, num_rows: int) -> None:
-        """Show the first `num_rows` rows of the files as they are now."""
+        Args:
+            num_rows: how many the catalogue says there are.
+            anew: of the files as they are now, which another process may have replaced.
+        """
 
     def gather(
         self, layer_idx: int, ids: torch.Tensor, heads: Sequence[int] | None = None

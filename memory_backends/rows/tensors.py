@@ -53,14 +53,10 @@ class RowTensors:
         """Do nothing: tensors need no checksums and no codec."""
         return Flushed([{}] * self._num_documents, {})
 
-    def show(self, num_rows: int) -> None:
+    def show(self, num_rows: int, *, anew: bool = False) -> None:
         """Show the first `num_rows` rows, and forget what was appended after them."""
         self._committed = self._appended = self._sealed = num_rows
         self._num_documents = 0
-
-    def reopen(self, num_rows: int) -> None:
-        """Do what `show` does: no other process writes to tensors."""
-        self.show(num_rows)
 
     def layer(self, layer_idx: int) -> torch.Tensor:
         """Return all committed rows of a layer, (M, Hkv, D + Dv), not a copy."""

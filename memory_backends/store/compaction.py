@@ -44,7 +44,7 @@ def compact(store: Store) -> int:
     for layer_idx in store.layout.layers:
         _rewrite(rows.files[layer_idx], live)
     catalog.vacuum()
-    rows.reopen(catalog.num_rows)
+    rows.show(catalog.num_rows, anew=True)
     return max(before - _disk_bytes([catalog.path, *folder.glob("*")]), 0)
 
 

@@ -103,7 +103,7 @@ class Store:
         with self.catalog.snapshot():
             if not self.catalog.refresh():
                 return False
-            self.rows.reopen(self.catalog.num_rows)
+            self.rows.show(self.catalog.num_rows, anew=True)
             self.samples.show(self.catalog.query_samples())
         return True
 

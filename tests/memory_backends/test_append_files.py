@@ -70,7 +70,7 @@ def test_a_reader_keeps_what_it_opened(tmp_path: Path) -> None:
     (tmp_path / "new").replace(tmp_path / "f")
     assert bytes_of(file) == b"aaaabbbb"
     held = file.records
-    file.reopen(2)
+    file.show(2, anew=True)
     assert bytes_of(file) == b"\0\0\0\0bbbb"
     assert held.numpy().tobytes() == b"aaaabbbb"
 

@@ -162,23 +162,6 @@ def test_a_copy_leaves_out_the_index_and_gets_checksums(catalog: Catalog, tmp_pa
     assert copy.query_samples() == {3: SampledLayer(2, 2)}
 
 
-def test_a_reader_sees_one_state_until_it_refreshes(tmp_path: Path) -> None:
-    writer, reader = new_catalog(tmp_path), Catalog.open(tmp_path)
-    commit(writer, "a", 3)
-    assert reader.document_names() == []
-    assert reader.num_rows == 0
-    assert reader.refresh()
-    assert not reader.refresh()
-    writer.commit([new("a", 2)], replace=True)
-    assert reader.num_rows == 3
-    assert not reader.has_document("a")  # not the new one, whose rows the reader does not know
-    with pytest.raises(DocumentError, match="no document 'a'"):
-        reader.document("a")
-    assert reader.document_of_rows([0, 1, 3]) == {}
-    assert reader.refresh()
-    assert reader.document("a").first_row == 3
-
-
 def test_a_hash_tells_whether_a_document_changed(catalog: Catalog) -> None:
     text = Document("t", np.array([5, 6], dtype=np.int32), "naïve")
     rows = np.zeros(1, dtype=np.int32)

@@ -146,7 +146,7 @@ def test_a_file_cut_while_open_is_not_filled_up(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     message = f"'{path}' is truncated to 100 bytes; expected at least 640 bytes for 5 rows"
     for use in (
-        lambda: files.reopen(5),
+        lambda: files.show(5, anew=True),
         lambda: files.append(make_rows(1, seed=2)),
         lambda: RowFiles(LAYOUT, tmp_path, 5),
     ):
