@@ -36,6 +36,7 @@ from memory_backends.search.searcher import Searcher
 from memory_backends.store import Store
 from memory_backends.store.batch import written
 from memory_backends.store.compaction import compact
+from memory_backends.store.copying import copy_store
 from memory_backends.store.directory import check_directory, check_free
 
 _ROWS_PER_COMMIT = 8192
@@ -460,7 +461,7 @@ class MemoryBackend:
     def _save_copy(self, target: Path) -> None:
         directory = check_free(target)
         with self._unchanging(), reported(directory):
-            self._store.copy_to(directory)
+            copy_store(self._store, directory)
         if self.searcher.keeps_files:
             options = self.searcher.options_of_copy()
             given = {

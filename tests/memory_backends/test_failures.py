@@ -15,6 +15,8 @@ import filelock
 import pytest
 
 from memory_backends import MemoryBackend, Rows, StoreError, verify
+from memory_backends.store import Store
+from memory_backends.store.copying import copy_store
 from memory_backends.testing.checks import assert_fetches, assert_finds
 from memory_backends.testing.rows import LAYOUT, make_document, make_rows
 from tests.memory_backends.test_queries import with_queries
@@ -187,16 +189,15 @@ def test_a_store_that_cannot_be_written_is_copied_as_it_is_by_now(
     reader, writer = MemoryBackend.open(store), MemoryBackend.open(store)
     assert not reader.is_read_only
     writer.add(make_document("new", 300), [MORE[0]])
-    copy = reader._store.copy_to
 
-    def copy_while_another_commits(directory: Path) -> None:
+    def copy_while_another_commits(memory: Store, directory: Path) -> None:
         other = sqlite3.connect(store / "catalog.sqlite", timeout=0, isolation_level=None)
         with pytest.raises(sqlite3.OperationalError, match="locked"):
             other.execute("DELETE FROM documents")
         other.close()
-        copy(directory)
+        copy_store(memory, directory)
 
-    monkeypatch.setattr(reader._store, "copy_to", copy_while_another_commits)
+    monkeypatch.setattr("memory_backends.backend.copy_store", copy_while_another_commits)
     with monkeypatch.context() as patch:
         forbid_writing(patch, store)
         assert reader.is_read_only
