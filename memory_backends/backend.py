@@ -1,4 +1,4 @@
-"""A memory backend: add, search, fetch, remove, save, open, len.
+"""One memory: add, search, fetch, remove, save, open, len.
 
 A backend holds one row a token: at every layer, `num_key_value_heads` keys and values. A row has
 the same id in every layer and head, ids are never used again, and removing rows moves no other. The
@@ -36,6 +36,7 @@ from memory_backends.search.searcher import Searcher
 from memory_backends.store import Store
 from memory_backends.store.batch import written
 from memory_backends.store.compaction import compact
+from memory_backends.store.copying import copy_store
 from memory_backends.store.directory import check_directory, check_free
 
 _ROWS_PER_COMMIT = 8192
@@ -72,6 +73,8 @@ class MemoryBackend:
             memory type, option, codec or device.
         IndexFactoryError: an index that FAISS rejects.
         StoreError: `path` is not a directory with a store, or a file in it is missing or truncated.
+            Every method that writes raises it, too, if the disk is full or cannot be written, or
+            if another process or thread is writing; then the memory is as it was before.
     """
 
     def __init__(
@@ -265,8 +268,6 @@ class MemoryBackend:
             DocumentError: the name is taken, there are no rows, or ids and offsets do not fit.
             MemoryMismatchError: rows of another shape or dtype, or of tokens that the document does
                 not have; a key or value that is NaN or infinite, or a key that is zero.
-            StoreError: the store cannot be written, or another process or thread is writing to it.
-
             Whatever is raised, by `rows` too, the memory is as it was before.
         """
         ((_, ids),) = self.add_many([(document, rows)], replace=replace)
@@ -318,7 +319,7 @@ class MemoryBackend:
         """Remove a document and its rows; return how many rows it had.
 
         Raises:
-            DocumentError: there is none of that name.
+            DocumentError: there is no document of that name.
         """
         with self._writing():
             removed = self.catalog.remove_document(name)
@@ -337,9 +338,6 @@ class MemoryBackend:
         Args:
             key: a name that the store itself does not use.
             value: plain JSON types.
-
-        Raises:
-            StoreError: the store cannot be written.
         """
         with self._writing():
             self.catalog.set_setting(key, value)
@@ -355,8 +353,7 @@ class MemoryBackend:
             path: a directory that does not exist or is empty; None for the memory's own path.
 
         Raises:
-            StoreError: there is no path, it is taken, or it cannot be written; the memory serves
-                as before.
+            StoreError: the memory has no path and none is given, or there is something at `path`.
         """
         target = self._copy_target(path)
         if target is not None:
@@ -384,10 +381,6 @@ class MemoryBackend:
         Returns:
             Bytes given back, as the file system counts them: 0 for a memory in RAM, and on file
             systems without sparse files, whose files keep their size.
-
-        Raises:
-            StoreError: the disk is full, or another process or thread is writing; the store is as
-                good as before.
         """
         if self.catalog.path is None:
             return 0
@@ -408,11 +401,7 @@ class MemoryBackend:
         self.searcher.index_heads(heads)
 
     def rebuild(self) -> None:
-        """Make index files anew from the rows, if the searcher has files.
-
-        Raises:
-            StoreError: the store cannot be written; it serves as before.
-        """
+        """Make index files anew from the rows, if the searcher has files."""
         with self._writing():
             self._changed()
             self.searcher.rebuild_files()
@@ -472,7 +461,7 @@ class MemoryBackend:
     def _save_copy(self, target: Path) -> None:
         directory = check_free(target)
         with self._unchanging(), reported(directory):
-            self._store.copy_to(directory)
+            copy_store(self._store, directory)
         if self.searcher.keeps_files:
             options = self.searcher.options_of_copy()
             given = {

@@ -5,6 +5,7 @@ EMTError
 ├── DocumentError         ValueError           a document that is already there, or is not there
 ├── IndexFactoryError     ValueError           a FAISS factory string that cannot be used
 └── StoreError            OSError              a store directory that is damaged, locked or full
+    └── StoreVersionError                      a store of another format version
 
 `emt.errors` shows the whole tree, with the errors of the other package.
 """
@@ -36,6 +37,10 @@ class StoreError(EMTError, OSError):
     """A store directory that cannot be read or written."""
 
 
+class StoreVersionError(StoreError):
+    """A store of a format version that this emt does not read."""
+
+
 @contextlib.contextmanager
 def reported(path: Path | None) -> Iterator[None]:
     """Turn a full disk or a read-only directory into a StoreError that names the store."""
@@ -51,11 +56,7 @@ def reported(path: Path | None) -> Iterator[None]:
 
 
 def refuse_link(path: Path) -> None:
-    """Refuse a part of a store that is a symbolic link: it could lead anywhere.
-
-    Raises:
-        StoreError: it is one.
-    """
+    """Raise a StoreError for a part of a store that is a symbolic link: it could lead anywhere."""
     if path.is_symlink():
         raise StoreError(
             f"expected '{path}' to be in its store; it is a symbolic link. "

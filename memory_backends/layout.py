@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from memory_backends.errors import MemoryMismatchError
 
+Float32Array = npt.NDArray[np.float32]
 Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
 MetadataValue = str | int | float | bool

@@ -14,9 +14,9 @@ from memory_backends.layout import Int64Array
 
 @dataclass(frozen=True)
 class Scope:
-    """Rows that a search may find; it never looks at others. Immutable, a key of mappings.
+    """Rows that a search may find; it never looks at others. Immutable and hashable.
 
-    Removed rows may lie in it: they are not found, as anywhere.
+    Removed rows may lie in a scope; no search finds them.
 
     Attributes:
         spans: (first, stop) row ids, ascending; none overlaps or touches the next. `of` makes them
@@ -29,8 +29,8 @@ class Scope:
         object.__setattr__(self, "_hash", hash(self.spans))  # asked for at every layer and step
 
     def __hash__(self) -> int:
-        found: int = self.__dict__["_hash"]
-        return found
+        kept: int = self.__dict__["_hash"]
+        return kept
 
     @classmethod
     def of(cls, spans: Iterable[tuple[int, int]]) -> Scope:
@@ -39,29 +39,25 @@ class Scope:
         Raises:
             MemoryMismatchError: a span ends before it begins, or begins below 0.
         """
-        joined: list[tuple[int, int]] = []
-        for first, stop in sorted(spans):
+        ordered = sorted(spans)
+        for first, stop in ordered:
             if not 0 <= first <= stop:
                 raise MemoryMismatchError(
                     f"a span of a scope must be (first, stop) with 0 <= first <= stop; "
                     f"got ({first}, {stop})."
                 )
-            if joined and first <= joined[-1][1]:
-                joined[-1] = (joined[-1][0], max(joined[-1][1], stop))
-            elif first < stop:
-                joined.append((first, stop))
-        return cls(tuple(joined))
+        return cls(tuple(joined(span for span in ordered if span[0] < span[1])))
 
     def __len__(self) -> int:
         """Row ids in it, those of removed rows included."""
         return sum(stop - first for first, stop in self.spans)
 
     def mask(self, num_rows: int) -> npt.NDArray[np.bool_]:
-        """Tell of each of the first `num_rows` row ids whether it is in the scope, (num_rows,)."""
-        found = np.zeros(num_rows, dtype=bool)
+        """Return a mask over the first `num_rows` row ids, (num_rows,)."""
+        is_inside = np.zeros(num_rows, dtype=bool)
         for first, stop in self.spans:
-            found[first:stop] = True
-        return found
+            is_inside[first:stop] = True
+        return is_inside
 
     def among(self, ids: Int64Array) -> Int64Array:
         """Return those of `ids` that are in the scope; both ascending, (n,) int64."""
@@ -69,3 +65,14 @@ class Scope:
             return ids[:0]
         bounds = np.searchsorted(ids, np.array(self.spans, dtype=np.int64))  # (spans, 2)
         return np.concatenate([ids[first:stop] for first, stop in bounds])
+
+
+def joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Join spans (first, stop), ascending, that overlap or touch."""
+    runs: list[tuple[int, int]] = []
+    for first, stop in spans:
+        if runs and first <= runs[-1][1]:
+            runs[-1] = (runs[-1][0], max(runs[-1][1], stop))
+        else:
+            runs.append((first, stop))
+    return runs

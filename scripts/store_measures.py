@@ -106,11 +106,13 @@ class Scan(Searcher):
 
     @property
     def precision(self) -> Precision:
+        """Tell that the scores mean nothing."""
         return "coarse"  # so the stored keys are compared again, in float64
 
     def candidates(
         self, layer_idx: int, unit_queries: torch.Tensor, k: int, heads: Sequence[int] | None
     ) -> SearchResult:
+        """Read all keys, some rows at a time."""
         ids, dim = self.rows.ids, unit_queries.shape[-1]
         nearest = [Nearest(np.ascontiguousarray(part), k) for part in unit_queries.numpy()]
         for first in range(0, self.rows.stored.num_rows, _SCANNED_AT_ONCE):

@@ -165,6 +165,6 @@ def write_empty_store(layout: MemoryLayout, path: Path, num_rows: int) -> None:
         assert isinstance(rows, RowFiles)
         rows.skip(num_rows)
         rows.flush()
-        backend.catalog.publish(list(documents()))
-        backend._store.show_published()
+        backend.catalog.commit(list(documents()))
+        backend._store.show_committed()
     backend.close()

@@ -112,8 +112,8 @@ def _scopes_of(chosen: Mapping[str, Any], backend: MemoryBackend, *, known: bool
     lists, catalog = _lists_of(documents), backend.catalog
     with catalog.snapshot():
         if lists is None:
-            return catalog.scope(documents, where, known=known)
-        return tuple(catalog.scope(names, where, known=known) for names in lists)
+            return catalog.scope(documents, where, missing_ok=not known)
+        return tuple(catalog.scope(names, where, missing_ok=not known) for names in lists)
 
 
 def _lists_of(documents: Any) -> list[Sequence[str]] | None:

@@ -1,9 +1,9 @@
 """The catalogue of a memory: settings, documents and removed rows, in one SQLite database.
 
-A row id is the row's position in the order of writing. The catalogue says which ids are published
-(`num_rows`), which document owns each, and which are removed. One transaction publishes documents
+A row id is the row's position in the order of writing. The catalogue says which ids are committed
+(`num_rows`), which document owns each, and which are removed. One transaction commits documents
 together with their rows, so a reader sees all of them or nothing; what a reader may ask is in
-`published.py`. `Catalog.in_memory` keeps the same tables in RAM for memories that are never saved.
+`reader.py`. `Catalog.in_memory` keeps the same tables in RAM for memories that are never saved.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ from memory_backends.catalog.documents import (
     write_row_checksums,
 )
 from memory_backends.catalog.metadata import check_metadata, delete_metadata, write_metadata
-from memory_backends.catalog.reader import Published, no_document
+from memory_backends.catalog.reader import CatalogReader, no_document
 from memory_backends.catalog.records import NewDocument
 from memory_backends.errors import MemoryMismatchError, StoreError
 from memory_backends.layout import MemoryLayout, Metadata
+from memory_backends.scope import joined
 
 
-class Catalog(Published):
+class Catalog(CatalogReader):
     """Settings, documents and removed rows of one memory. Safe to share between threads.
 
-    `Published` is the half that reads, and has the attributes; here is all that writes. One process
-    writes at a time, which `store.py` sees to, and every change is one transaction.
+    `CatalogReader` is the half that reads, and has the attributes; here is all that writes. One
+    process writes at a time, which `Store.writing` sees to; every change is one transaction.
     """
 
     # -- making, opening, copying ---------------------------------------------------------------
@@ -52,11 +53,7 @@ class Catalog(Published):
     def in_memory(
         cls, layout: MemoryLayout, identity: Mapping[str, Any], row_codec: str = "exact"
     ) -> Catalog:
-        """Make an empty catalogue that lives in RAM.
-
-        Raises:
-            MemoryMismatchError: there is no such codec.
-        """
+        """Make an empty catalogue in RAM."""
         connection = connect_to(":memory:")
         with transaction(connection):
             schema.create_tables(connection)
@@ -75,8 +72,8 @@ class Catalog(Published):
         """Open the catalogue in `directory`; documents are not read.
 
         Raises:
-            StoreError: there is none, it is not one of ours, it is damaged, an older emt wrote it
-                and it needs `upgrade`, or a newer one did.
+            StoreError: there is none, it is not one of ours, it is damaged, or it has another
+                format version.
         """
         path = directory / FILE_NAME
         with contextlib.ExitStack() as on_error:
@@ -123,7 +120,7 @@ class Catalog(Published):
             partial.replace(path)
 
     def copy_in_memory(self) -> Catalog:
-        """Return a copy of the catalogue that lives in RAM."""
+        """Return a copy of the catalogue in RAM."""
         connection = connect_to(":memory:")
         with self._lock, as_store_error(self.path):
             self._connection.backup(connection)
@@ -136,7 +133,7 @@ class Catalog(Published):
         with self._transaction():
             schema.write_setting(self._connection, key, value)
 
-    def publish(
+    def commit(
         self,
         documents: Sequence[NewDocument],
         *,
@@ -177,25 +174,22 @@ class Catalog(Published):
         return ids
 
     def set_metadata(self, name: str, metadata: Metadata) -> None:
-        """Store what is known of a document, in place of what was.
+        """Give a document metadata, in place of what it has.
 
         Raises:
-            DocumentError: there is none of that name, or it is no metadata.
+            DocumentError: there is no document of that name, or this is no metadata.
         """
         check_metadata(metadata, name)
         with self._transaction():
-            found = self._visible("first_row", "AND name = ?", name)
-            if not found:
-                raise no_document(name)
-            write_metadata(self._connection, found[0][0], metadata)
+            write_metadata(self._connection, self._span(name)[0], metadata)
 
     # -- removing -------------------------------------------------------------------------------
 
     def remove_document(self, name: str) -> int:
-        """Remove a document; its rows are never found again. Returns how many rows it had.
+        """Remove a document; return how many rows it had.
 
         Raises:
-            DocumentError: there is none of that name.
+            DocumentError: there is no document of that name.
         """
         with self._transaction():
             removed = delete_document(self._connection, name)
@@ -207,7 +201,7 @@ class Catalog(Published):
         """Remove single rows; other ids keep their rows and their documents.
 
         Raises:
-            MemoryMismatchError: an id was never published.
+            MemoryMismatchError: an id was never committed.
         """
         wanted = np.unique(np.fromiter(ids, dtype=np.int64))
         outside = wanted[(wanted < 0) | (wanted >= self.num_rows)]
@@ -238,7 +232,7 @@ class Catalog(Published):
         with self._transaction():
             spans = list(schema.read_removed(self._connection))
             self._connection.execute("DELETE FROM removed")
-            for first, stop in schema.joined(spans):
+            for first, stop in joined(spans):
                 schema.write_removed(self._connection, first, stop)
         with self._lock, as_store_error(self.path):
             self._connection.execute("VACUUM")

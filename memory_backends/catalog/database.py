@@ -7,19 +7,18 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from memory_backends.errors import EMTError, StoreError, refuse_link
+from memory_backends.errors import EMTError, StoreError, StoreVersionError, refuse_link
 
 FILE_NAME = "catalog.sqlite"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 1
 
 
 def connect(directory: Path) -> sqlite3.Connection:
     """Connect to the catalogue of a store, whatever its version.
 
     Raises:
-        StoreError: there is none.
+        StoreError: there is no catalogue in the directory.
     """
     path = directory / FILE_NAME
     refuse_link(path)
@@ -54,29 +53,20 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def check_version(connection: sqlite3.Connection, directory: Path) -> None:
-    """Refuse a store of another format version, and say what to do.
-
-    Raises:
-        StoreError: it is older or newer.
-    """
-    found = stored_version(connection)
-    if found == FORMAT_VERSION:
-        return
-    advice = "Use the emt version that wrote the store, or write the store again."
-    if found == 1:
-        advice = f"Run `emt upgrade {directory}`: it is one transaction, and keeps every id."
-    raise StoreError(
-        f"'{directory / FILE_NAME}' has format version {found}; this emt reads version "
-        f"{FORMAT_VERSION}. {advice}"
-    )
+    """Raise a StoreVersionError for a store of another format version."""
+    record = connection.execute(
+        "SELECT value FROM settings WHERE key = 'format_version'"
+    ).fetchone()
+    version = None if record is None else json.loads(str(record[0]))
+    if version != FORMAT_VERSION:
+        raise StoreVersionError(
+            f"'{directory / FILE_NAME}' has format version {version}; this emt reads version "
+            f"{FORMAT_VERSION}. Use the emt version that wrote the store, or write the store again."
+        )
 
 
 def check_size(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse a database file that lacks its end; SQLite notices when it reads there.
-
-    Raises:
-        StoreError: it does.
-    """
+    """Raise a StoreError for a truncated database file; SQLite notices only when it reads there."""
     connection.execute("BEGIN")  # no writer changes the size meanwhile
     try:
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
@@ -89,12 +79,6 @@ def check_size(connection: sqlite3.Connection, path: Path) -> None:
             f"'{path}' is truncated to {size} bytes; expected {pages * page_size} bytes. "
             "Restore the file from a copy, or index the documents again."
         )
-
-
-def stored_version(connection: sqlite3.Connection) -> Any:
-    """Return the format version that the database says it has, whatever its tables."""
-    found = connection.execute("SELECT value FROM settings WHERE key = 'format_version'").fetchone()
-    return None if found is None else json.loads(str(found[0]))
 
 
 @contextlib.contextmanager

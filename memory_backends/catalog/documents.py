@@ -1,4 +1,4 @@
-"""Statements on the tables of documents and query samples, each within the caller's transaction."""
+"""Statements on the tables of documents and query samples, within the caller's transaction."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def insert_document(connection: sqlite3.Connection, new: NewDocument, first: int
     """Store a document whose rows begin at `first`.
 
     Raises:
-        DocumentError: there is one of its name.
+        DocumentError: its name is taken.
     """
     marks = ", ".join("?" * 12)
     try:
@@ -65,12 +65,12 @@ def insert_samples(
 
 
 def delete_document(connection: sqlite3.Connection, name: str) -> int | None:
-    """Take a document away and mark its rows; return how many, None if there is none."""
+    """Remove a document; return how many rows it had, None if there is no such document."""
     query = "SELECT first_row, num_rows FROM documents WHERE name = ?"
-    found = connection.execute(query, (name,)).fetchone()
-    if found is None:
+    record = connection.execute(query, (name,)).fetchone()
+    if record is None:
         return None
-    first, num_rows = found
+    first, num_rows = record
     connection.execute("DELETE FROM documents WHERE name = ?", (name,))
     delete_metadata(connection, first)
     schema.write_removed(connection, first, first + num_rows)
@@ -80,7 +80,7 @@ def delete_document(connection: sqlite3.Connection, name: str) -> int | None:
 def write_row_checksums(
     connection: sqlite3.Connection, name: str, row_crc32: Mapping[int, int]
 ) -> None:
-    """Give a document the checksums of its records, layer by layer."""
+    """Store the checksums of a document's rows, by layer."""
     query = f"SELECT {COLUMNS} FROM documents WHERE name = ?"
     record = connection.execute(query, (name,)).fetchone()
     values = (*record[:-1], pack_crc32(row_crc32))

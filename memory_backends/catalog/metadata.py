@@ -1,8 +1,4 @@
-"""What a user says of a document: a flat mapping, one record a document in a table of its own.
-
-The table is made with the first document that has metadata. So a store without any is what emt
-wrote before there were any, byte for byte and to both; one with some, an older emt refuses to open.
-"""
+"""Metadata of documents: flat mappings, each in one record of the table `metadata`."""
 
 from __future__ import annotations
 
@@ -11,15 +7,9 @@ import math
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping
 
-from memory_backends.catalog.records import record_crc32
+from memory_backends.catalog.records import damaged, record_crc32
 from memory_backends.errors import DocumentError, StoreError
 from memory_backends.layout import Metadata, MetadataValue
-
-TABLE = """CREATE TABLE metadata (
-    first_row INTEGER PRIMARY KEY,  -- of the document
-    value TEXT NOT NULL,          -- JSON object
-    crc32 INTEGER NOT NULL
-)"""
 
 Where = Mapping[str, MetadataValue | Collection[MetadataValue]]
 
@@ -27,14 +17,14 @@ _INT_STOP = 2**63
 
 
 def check_metadata(metadata: object, document: str) -> Metadata:
-    """Refuse what cannot be kept as metadata, and return it.
+    """Return metadata that can be kept.
 
     Args:
         metadata: the mapping.
         document: the document's name, for messages.
 
     Raises:
-        DocumentError: it is not a mapping of text to text, numbers, True or False; a number is not
+        DocumentError: this is no mapping of text to text, numbers, True or False; a number is not
             finite or has more than 64 bits.
     """
     if not isinstance(metadata, Mapping):
@@ -72,14 +62,14 @@ def check_where(where: object) -> dict[str, list[MetadataValue]]:
         where: key -> a value, or several.
 
     Raises:
-        DocumentError: it is something else.
+        DocumentError: `where` is something else.
     """
     if not isinstance(where, Mapping):
         raise DocumentError(
             "where must be a mapping of keys of the metadata to a value, or to a list of values; "
             f"got {where!r:.80}."
         )
-    found = {}
+    filters = {}
     for key, wanted in where.items():
         is_list = isinstance(wanted, Collection) and not isinstance(wanted, str | bytes | Mapping)
         values = list(wanted) if is_list else [wanted]
@@ -89,8 +79,8 @@ def check_where(where: object) -> dict[str, list[MetadataValue]]:
                 "where must compare keys with text, numbers, True or False, or a list of them; "
                 f"got {key!r:.80}: {wanted!r:.80}."
             )
-        found[key] = values
-    return found
+        filters[key] = values
+    return filters
 
 
 def matches(metadata: Metadata, where: Mapping[str, Collection[MetadataValue]]) -> bool:
@@ -106,22 +96,19 @@ def matches(metadata: Metadata, where: Mapping[str, Collection[MetadataValue]]) 
 
 
 def write_metadata(connection: sqlite3.Connection, first_row: int, metadata: Metadata) -> None:
-    """Store a document's metadata in place of what it had; nothing for an empty mapping."""
+    """Store a document's metadata in place of its old one; an empty mapping needs no record."""
     delete_metadata(connection, first_row)
     if not metadata:
         return
-    if not _has_table(connection):
-        connection.execute(TABLE)
     text = json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False)
     record = (first_row, text, record_crc32((first_row, text)))
     connection.execute("INSERT INTO metadata VALUES (?, ?, ?)", record)
 
 
 def delete_metadata(connection: sqlite3.Connection, first_row: int | None = None) -> None:
-    """Take a document's metadata away, or, without one, everybody's."""
-    if _has_table(connection):
-        rest, values = ("", ()) if first_row is None else (" WHERE first_row = ?", (first_row,))
-        connection.execute(f"DELETE FROM metadata{rest}", values)
+    """Remove the metadata of the document at a row, or that of all documents."""
+    rest, values = ("", ()) if first_row is None else (" WHERE first_row = ?", (first_row,))
+    connection.execute(f"DELETE FROM metadata{rest}", values)
 
 
 def read_metadata(
@@ -132,25 +119,15 @@ def read_metadata(
     Raises:
         StoreError: a record is damaged.
     """
-    if not _has_table(connection):
-        return
     query = "SELECT first_row, value, crc32 FROM metadata"
     rest, values = ("", ()) if first_row is None else (" WHERE first_row = ?", (first_row,))
     for first, text, crc32 in connection.execute(query + rest, values):
         if record_crc32((first, text)) != crc32:
-            raise StoreError(
-                f"the metadata of the document at row {first!r:.40} is damaged: its checksum does "
-                "not match. Restore the catalogue from a copy, or index the document again."
-            )
-        found = json.loads(text)
-        if not isinstance(found, dict) or not all(map(is_value, found.values())):
+            raise damaged(f"the metadata of the document at row {first!r:.40}")
+        metadata = json.loads(text)
+        if not isinstance(metadata, dict) or not all(map(is_value, metadata.values())):
             raise StoreError(f"the metadata of the document at row {first!r:.40} is not flat.")
-        yield first, found
-
-
-def _has_table(connection: sqlite3.Connection) -> bool:
-    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'metadata'"
-    return connection.execute(query).fetchone() is not None
+        yield first, metadata
 
 
 def _is_text(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""What a catalogue has published: settings, documents and rows, read as one snapshot.
+"""Reading a catalogue: its settings, documents and rows, as of one snapshot.
 
 A reader sees the documents that there were when it last called `refresh`, less those removed since.
 """
@@ -28,9 +28,10 @@ from memory_backends.rows.query_samples import SampledLayer
 from memory_backends.scope import Scope
 
 _MAX_ROWS = 2**48
+_SPAN = "first_row, first_row + num_rows"
 
 
-class Published:
+class CatalogReader:
     """The half of a `Catalog` that changes nothing. Safe to share between threads.
 
     Args:
@@ -43,11 +44,11 @@ class Published:
         identity: what the model that writes the rows looks like, as plain JSON types.
         row_codec: how rows become records; see `codecs.row_codec`.
         bytes_per_row: of one token's records in all layers.
-        num_rows: rows published when last refreshed, removed ones included: the next gets this id.
+        num_rows: rows committed when last refreshed, removed ones included: the next gets this id.
 
     Raises:
-        MemoryMismatchError: the settings have no layout, identity or codec that there is.
-        StoreError: the database is damaged.
+        MemoryMismatchError: the settings have no valid layout, identity or codec.
+        StoreError: the database is damaged. Every method raises it if a record that it reads is.
     """
 
     def __init__(self, connection: sqlite3.Connection, path: Path | None) -> None:
@@ -67,7 +68,7 @@ class Published:
 
     @property
     def connection(self) -> sqlite3.Connection:
-        """The database, for those who check or convert it; use it within a `snapshot`."""
+        """The database, for checks of it; use it within a `snapshot`."""
         return self._connection
 
     def close(self) -> None:
@@ -75,14 +76,16 @@ class Published:
         self._connection.close()
 
     def refresh(self) -> bool:
-        """See what is published by now; tell whether another process has changed something."""
+        """See what is committed by now; return whether another process has changed something."""
         with self.snapshot():
             (version,) = self._connection.execute("PRAGMA data_version").fetchone()
-            found = schema.read_setting(self._connection, "num_rows")
-            if type(found) is not int or not 0 <= found < _MAX_ROWS:
-                raise StoreError(f"the catalogue '{self.path}' is damaged: it has {found!r} rows.")
-            changed = version != self._version or found != self.num_rows
-            self._version, self.num_rows = version, found
+            num_rows = schema.read_setting(self._connection, "num_rows")
+            if type(num_rows) is not int or not 0 <= num_rows < _MAX_ROWS:
+                raise StoreError(
+                    f"the catalogue '{self.path}' is damaged: it has {num_rows!r} rows."
+                )
+            changed = (version, num_rows) != (self._version, self.num_rows)
+            self._version, self.num_rows = version, num_rows
         return changed
 
     @contextlib.contextmanager
@@ -119,11 +122,7 @@ class Published:
             )
 
     def setting(self, key: str) -> Any:
-        """Return a setting as plain JSON types, or None.
-
-        Raises:
-            StoreError: it is damaged.
-        """
+        """Return a setting as plain JSON types, or None."""
         with self._lock, as_store_error(self.path):
             return schema.read_setting(self._connection, key)
 
@@ -139,45 +138,38 @@ class Published:
 
     def content_hash(self, name: str) -> str | None:
         """Return the `content_hash` of the document of that name, or None if there is none."""
-        found = self._visible("content_hash", "AND name = ?", name)
-        return str(found[0][0]) if found else None
+        records = self._visible("content_hash", "AND name = ?", name)
+        return str(records[0][0]) if records else None
 
     def document(self, name: str) -> StoredDocument:
         """Read one document with its text, token ids, offsets and metadata.
 
         Raises:
-            DocumentError: there is none of that name: never was, or it was removed or replaced by
+            DocumentError: there is none of that name; it may have been removed or replaced by
                 another process.
-            StoreError: its record is damaged.
         """
         with self.snapshot():
-            found = self._visible(f"{COLUMNS}, crc32", "AND name = ?", name)
-            if not found:
+            records = self._visible(f"{COLUMNS}, crc32", "AND name = ?", name)
+            if not records:
                 raise no_document(name)
-            document = from_record(found[0], self.num_rows)
-            known = dict(read_metadata(self._connection, document.first_row))
-        return dataclasses.replace(document, metadata=known.get(document.first_row, {}))
+            document = from_record(records[0], self.num_rows)
+            return dataclasses.replace(document, metadata=self._metadata_at(document.first_row))
 
     def metadata(self, name: str) -> Metadata:
-        """Return what is known of a document; {} if nothing is.
+        """Return a document's metadata; {} if it has none.
 
         Raises:
-            DocumentError: there is none of that name.
-            StoreError: the record is damaged.
+            DocumentError: there is no document of that name.
         """
         with self.snapshot():
-            found = self._visible("first_row", "AND name = ?", name)
-            if not found:
-                raise no_document(name)
-            (first,) = found[0]
-            return dict(read_metadata(self._connection, first)).get(first, {})
+            return self._metadata_at(self._span(name)[0])
 
     def scope(
         self,
         documents: Iterable[str] | None = None,
         where: Where | None = None,
         *,
-        known: bool = True,
+        missing_ok: bool = False,
     ) -> Scope:
         """Return the rows of documents, for searches of these alone.
 
@@ -185,34 +177,30 @@ class Published:
             documents: their names; None for all.
             where: of these, the ones whose metadata has, for every key, the value, or one of the
                 values; None for all.
-            known: refuse names that are not there, instead of leaving them out.
+            missing_ok: leave out names that are unknown, instead of refusing them.
 
         Raises:
             DocumentError: a name is unknown, or `where` is not a filter.
-            StoreError: a record of metadata is damaged.
         """
         wanted = None if where is None else check_where(where)
         with self.snapshot():
             if documents is None:
-                spans = self._visible("first_row, first_row + num_rows", "")
+                spans = self._visible(_SPAN, "")
             else:
-                spans = []
-                for name in dict.fromkeys(documents):
-                    columns = "first_row, first_row + num_rows"
-                    found = self._visible(columns, "AND name = ?", name)
-                    if not found and known:
-                        raise no_document(name)
-                    spans += found
+                names = dict.fromkeys(documents)
+                if missing_ok:
+                    names = {name: None for name in names if self.has_document(name)}
+                spans = [self._span(name) for name in names]
             if wanted:
-                all_known = dict(read_metadata(self._connection))
-                spans = [span for span in spans if matches(all_known.get(span[0], {}), wanted)]
+                metadata = dict(read_metadata(self._connection))
+                spans = [span for span in spans if matches(metadata.get(span[0], {}), wanted)]
         return Scope.of((int(first), int(stop)) for first, stop in spans)
 
     def document_sizes(self) -> list[tuple[str, int, int]]:
         """Return (name, tokens, rows) of every document, in the order they were written."""
-        found = self._visible("name, num_tokens, num_rows", "ORDER BY first_row")
+        records = self._visible("name, num_tokens, num_rows", "ORDER BY first_row")
         with as_store_error(self.path):
-            return [(str(name), int(tokens), int(rows)) for name, tokens, rows in found]
+            return [(str(name), int(tokens), int(rows)) for name, tokens, rows in records]
 
     def document_of_rows(self, ids: Iterable[int]) -> dict[int, str]:
         """Return the name of the document that owns each row; rows without one are left out."""
@@ -222,10 +210,10 @@ class Published:
             for row in sorted({int(row) for row in ids}):
                 if row >= stop:  # else in the span of the row before
                     order = "AND first_row <= ? ORDER BY first_row DESC LIMIT 1"
-                    found = self._visible("name, first_row, num_rows", order, row)
-                    if not found:
+                    records = self._visible(f"name, {_SPAN}", order, row)
+                    if not records:
                         continue
-                    name, first, stop = found[0][0], found[0][1], found[0][1] + found[0][2]
+                    ((name, first, stop),) = records
                 if first <= row < stop:
                     owners[row] = str(name)
         return owners
@@ -241,13 +229,9 @@ class Published:
                 yield RecordSpan(str(name), first, first + rows, unpack_crc32(crc32))
 
     def query_samples(self) -> dict[int, SampledLayer]:
-        """Return layer -> its query heads and samples, of the layers that have some.
-
-        Raises:
-            StoreError: it is damaged.
-        """
-        found = self.setting("query_samples") or {}
-        sampled = {int(layer_idx): SampledLayer(*numbers) for layer_idx, numbers in found.items()}
+        """Return layer -> its query heads and samples, of the layers that have some."""
+        setting = self.setting("query_samples") or {}
+        sampled = {int(layer_idx): SampledLayer(*numbers) for layer_idx, numbers in setting.items()}
         for layer_idx, (num_heads, num_samples) in sampled.items():
             if layer_idx not in self.layout.layers or not (
                 0 < num_heads < 2**16 and 0 < num_samples <= self.num_rows
@@ -259,11 +243,7 @@ class Published:
         return sampled
 
     def codec_state(self, layer_idx: int) -> bytes | None:
-        """Return what the codec learned of a layer; None if there was no document to learn from.
-
-        Raises:
-            StoreError: it is damaged, or missing.
-        """
+        """Return what the codec learned of a layer; None if there was no document to learn from."""
         with self.snapshot():
             return schema.read_codec_state(self._connection, layer_idx)
 
@@ -273,10 +253,7 @@ class Published:
         Args:
             sinks: "all" for every row; "one" leaves out the attention sinks of all documents but
                 the first that still has some, so that the memory has exactly one set of them.
-            scope: leave out all others, as if they were not there; None for all rows.
-
-        Raises:
-            StoreError: a record is damaged.
+            scope: leave out all other rows, as if the store did not have them; None for all rows.
         """
         with self.snapshot():
             searchable = np.ones(self.num_rows, dtype=bool)
@@ -289,14 +266,20 @@ class Published:
         return np.flatnonzero(searchable)
 
     def sink_rows(self) -> Int64Array:
-        """Return the ids of all documents' attention sinks, ascending.
-
-        Raises:
-            StoreError: a record is damaged.
-        """
+        """Return the ids of all documents' attention sinks, ascending."""
         with self.snapshot():
-            found = read_sinks(self._connection, self.num_rows)
-            return np.concatenate([np.empty(0, dtype=np.int64), *found])
+            ids = read_sinks(self._connection, self.num_rows)
+            return np.concatenate([np.empty(0, dtype=np.int64), *ids])
+
+    def _span(self, name: str) -> tuple[Any, ...]:
+        """Return the first row of a document, and the row after its last."""
+        records = self._visible(_SPAN, "AND name = ?", name)
+        if not records:
+            raise no_document(name)
+        return records[0]
+
+    def _metadata_at(self, first_row: int) -> Metadata:
+        return dict(read_metadata(self._connection, first_row)).get(first_row, {})
 
     def _visible(self, columns: str, rest: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Read documents among those that there were when last refreshed."""

@@ -24,7 +24,7 @@ COLUMNS = (
 
 
 class NewDocument(NamedTuple):
-    """A document whose rows are appended and wait to be published.
+    """A document whose rows are appended and wait to be committed.
 
     Attributes:
         document: the document.
@@ -92,17 +92,14 @@ def from_record(record: tuple[Any, ...], num_rows: int) -> StoredDocument:
 
     Args:
         record: `COLUMNS` and the crc32.
-        num_rows: how many rows are published.
+        num_rows: how many rows are committed.
 
     Raises:
         StoreError: it is damaged.
     """
     damage = _damage(record, num_rows)
     if damage:
-        raise StoreError(
-            f"the record of document {record[0]!r:.200} is damaged: {damage}. "
-            "`emt verify` lists all damage; restore the store, or index the document again."
-        )
+        raise damaged(f"the record of document {record[0]!r:.200}", damage)
     (name, first_row, _, _, token_ids, row_tokens, sinks, offsets, text, *_) = record
     return StoredDocument(
         name=name,
@@ -126,8 +123,16 @@ def unpack_crc32(column: bytes) -> tuple[int, ...]:
     return tuple(np.frombuffer(column, dtype="<u4").tolist())
 
 
-def _damage(record: tuple[Any, ...], published: int) -> str | None:
-    """Say what is wrong with a record, or None."""
+def damaged(part: str, damage: str = "its checksum does not match") -> StoreError:
+    """Return the error of a part of the catalogue that cannot be used."""
+    return StoreError(
+        f"{part} is damaged: {damage}. `emt verify` lists all damage; restore the store from a "
+        "copy, or index the documents again."
+    )
+
+
+def _damage(record: tuple[Any, ...], num_rows: int) -> str | None:
+    """Return what is wrong with a record, or None."""
     *values, crc32 = record
     if record_crc32(values) != crc32:
         return "its checksum does not match"
@@ -142,8 +147,8 @@ def _damage(record: tuple[Any, ...], published: int) -> str | None:
         and isinstance(digest, str)
     ):
         return "a column has another type"
-    if min(numbers) < 0 or first + rows > published:
-        return f"it has rows {first} to {first + rows - 1} of {published}"
+    if min(numbers) < 0 or first + rows > num_rows:
+        return f"it has rows {first} to {first + rows - 1} of {num_rows}"
     if (
         len(token_ids) != 4 * tokens
         or len(row_tokens) != 4 * rows

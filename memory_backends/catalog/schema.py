@@ -1,20 +1,18 @@
-"""The catalogue's tables (format version 2), and how one record at a time is written to them.
+"""The catalogue's tables, and how one record at a time is written to them.
 
 Every table but `query_samples`, which has checksums for its content, ends in the crc32 of its
-other columns. The statements below are compared, letter by letter, with those of a store; so is
-that of the table of metadata, which a store may have or not (`metadata.py`).
+other columns. The statements below are compared, letter by letter, with those of a store.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from memory_backends.catalog.database import FORMAT_VERSION
-from memory_backends.catalog.metadata import TABLE as METADATA
-from memory_backends.catalog.records import record_crc32
+from memory_backends.catalog.records import damaged, record_crc32
 from memory_backends.errors import StoreError
 
 SCHEMA = (
@@ -55,24 +53,24 @@ SCHEMA = (
     state BLOB NOT NULL,          -- as the codec has it
     crc32 INTEGER NOT NULL
 )""",
+    """CREATE TABLE metadata (
+    first_row INTEGER PRIMARY KEY,  -- of the document
+    value TEXT NOT NULL,          -- JSON object
+    crc32 INTEGER NOT NULL
+)""",
 )
 
 
 def create_tables(connection: sqlite3.Connection) -> None:
-    """Make the tables, within the transaction there is."""
+    """Make the tables, within the caller's transaction."""
     for statement in SCHEMA:
         connection.execute(statement)
 
 
 def check_schema(connection: sqlite3.Connection) -> None:
-    """Refuse a database with other tables, or with views or triggers.
-
-    Raises:
-        StoreError: it is one.
-    """
+    """Raise a StoreError for a database with other tables, or with views or triggers."""
     query = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL"
-    found = sorted(str(sql) for (sql,) in connection.execute(query))
-    if found not in (sorted(SCHEMA), sorted((*SCHEMA, METADATA))):
+    if sorted(str(sql) for (sql,) in connection.execute(query)) != sorted(SCHEMA):
         raise StoreError(
             f"expected the tables of format version {FORMAT_VERSION} in the catalogue; got other "
             "ones. The store is damaged, or another program wrote to it."
@@ -80,21 +78,14 @@ def check_schema(connection: sqlite3.Connection) -> None:
 
 
 def read_setting(connection: sqlite3.Connection, key: str) -> Any:
-    """Return a setting as plain JSON types, or None.
-
-    Raises:
-        StoreError: it is damaged.
-    """
+    """Return a setting as plain JSON types, or None; raise a StoreError if it is damaged."""
     query = "SELECT value, crc32 FROM settings WHERE key = ?"
-    found = connection.execute(query, (key,)).fetchone()
-    if found is None:
+    record = connection.execute(query, (key,)).fetchone()
+    if record is None:
         return None
-    value, crc32 = found
+    value, crc32 = record
     if record_crc32((key, value)) != crc32:
-        raise StoreError(
-            f"the setting '{key}' is damaged: its checksum does not match. "
-            "Restore the catalogue from a copy, or index the documents again."
-        )
+        raise damaged(f"the setting '{key}'")
     return json.loads(value)
 
 
@@ -112,23 +103,19 @@ def read_codec_state(connection: sqlite3.Connection, layer_idx: int) -> bytes | 
     """Return what the codec learned of a layer; None if there was no document to learn from.
 
     Raises:
-        StoreError: it is damaged, or missing.
+        StoreError: the state is damaged or missing.
     """
     query = "SELECT state, crc32 FROM codec_states WHERE layer = ?"
-    found = connection.execute(query, (layer_idx,)).fetchone()
-    if found is None:
+    record = connection.execute(query, (layer_idx,)).fetchone()
+    part = f"what the codec learned of layer {layer_idx}"
+    if record is None:
         if connection.execute("SELECT 1 FROM documents LIMIT 1").fetchone() is None:
             return None
-        damage = "is missing"
-    else:
-        state, crc32 = found
-        if isinstance(state, bytes) and record_crc32((layer_idx, state)) == crc32:
-            return state
-        damage = "is damaged: its checksum does not match"
-    raise StoreError(
-        f"what the codec learned of layer {layer_idx} {damage}, and its rows cannot be read "
-        "without. Restore the catalogue from a copy, or index the documents again."
-    )
+        raise damaged(part, "it is missing")
+    state, crc32 = record
+    if not isinstance(state, bytes) or record_crc32((layer_idx, state)) != crc32:
+        raise damaged(part)
+    return state
 
 
 def write_codec_states(connection: sqlite3.Connection, states: Mapping[int, bytes]) -> None:
@@ -153,24 +140,10 @@ def read_removed(connection: sqlite3.Connection) -> Iterator[tuple[int, int]]:
     """Yield the removed spans, (first, stop), ascending; they may overlap.
 
     Raises:
-        StoreError: one is damaged.
+        StoreError: a span's record is damaged.
     """
     query = "SELECT first_row, stop_row, crc32 FROM removed ORDER BY first_row"
     for first, stop, crc32 in connection.execute(query):
         if record_crc32((first, stop)) != crc32 or not 0 <= first < stop:
-            raise StoreError(
-                f"the record of removed rows {first!r:.40} is damaged: its checksum does not "
-                "match. Restore the catalogue from a copy, or index the documents again."
-            )
+            raise damaged(f"the record of removed rows {first!r:.40}")
         yield first, stop
-
-
-def joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Join spans (first, stop), ascending, that overlap or touch."""
-    found: list[tuple[int, int]] = []
-    for first, stop in spans:
-        if found and first <= found[-1][1]:
-            found[-1] = (found[-1][0], max(found[-1][1], stop))
-        else:
-            found.append((first, stop))
-    return found

@@ -20,9 +20,7 @@ from memory_backends.faiss.lists import (
     lists_of,
     train_lists,
 )
-from memory_backends.layout import Int64Array
-
-Float32Array = npt.NDArray[np.float32]
+from memory_backends.layout import Float32Array, Int64Array
 
 _ROWS_AT_ONCE = 16_384
 _FEWEST_TOKENS = 16  # to calibrate
@@ -30,7 +28,7 @@ _TOKENS_TO_CALIBRATE = 64  # of the sample; others make the metric and rank the 
 
 
 class LayerRows(Protocol):
-    """What building needs to read of a layer."""
+    """The keys and queries of a layer, from which its indexes are built."""
 
     def keys(self, ids: Int64Array) -> Float32Array:
         """Return the keys of rows as stored, (Hkv, n, head_dim) float32."""
@@ -75,7 +73,7 @@ def add_rows(indexes: list[Any], rows: LayerRows, present: int, ids: Int64Array)
 def calibrate(
     indexes: list[Any], rows: LayerRows, ids: Int64Array, is_sink: npt.NDArray[np.bool_]
 ) -> list[list[Effort]]:
-    """Rank lists by their best keys, and find out what searching more and more of them finds.
+    """Rank lists by their best keys, and measure what searches of more and more lists find.
 
     Args:
         indexes: one a KV head, with all of `ids` in them.
@@ -91,7 +89,7 @@ def calibrate(
         return [[] for _ in indexes]
     queries = _some(sampled)  # (Hkv, s * G, D)
     lists = [lists_of(index) for index in indexes]
-    found = [Nearest(_unit(part), K) for part in queries]
+    exact = [Nearest(_unit(part), K) for part in queries]
     biases = [
         ListBias(_unit(part), index.nlist)
         for part, index in zip(_some(rows.queries()[:, ::2]), indexes, strict=True)
@@ -99,14 +97,14 @@ def calibrate(
     ]
     for first, batch in zip(range(0, len(ids), _ROWS_AT_ONCE), _batches(ids), strict=True):
         keys = _unit(rows.keys(batch))  # (Hkv, n, D)
-        for head, nearest in enumerate(found):
+        for head, nearest in enumerate(exact):
             nearest.look_at(keys[head], first)
         for head, bias in enumerate(biases):
             bias.look_at(keys[head], lists[head][first : first + len(batch)])
     for index, bias in zip(indexes, biases, strict=False):
         bias.apply(index)
     calibrated = []
-    for head, (index, nearest) in enumerate(zip(indexes, found, strict=True)):
+    for head, (index, nearest) in enumerate(zip(indexes, exact, strict=True)):
         positions = nearest.positions
         wanted, at = np.unique(positions[positions >= 0], return_inverse=True)
         keys = rows.keys(ids[wanted])[head]  # (u, D)

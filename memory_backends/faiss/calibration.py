@@ -1,4 +1,4 @@
-"""How many lists a search must look into, found out on queries that the model really asked.
+"""How many lists a search must look into, measured on queries that the model really asked.
 
 The user asks for a recall, not for nprobe. For each (layer, KV head) the sampled queries' exact
 nearest rows are known, and so is the rank, by inner product with the centroids, of the list that
@@ -17,17 +17,17 @@ import torch
 import numpy as np
 import numpy.typing as npt
 
-Float32Array = npt.NDArray[np.float32]
+from memory_backends.layout import Float32Array
 
 K = 10  # nearest rows that recall counts
 _EFFORTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
 class Effort(NamedTuple):
-    """What a search of so many lists finds.
+    """What a search that looks into some number of lists finds.
 
     Attributes:
-        nprobe: lists.
+        nprobe: how many lists it looks into.
         attention: share of the attention paid to the exact `K` nearest rows that goes to found
             rows.
         recall: share of the exact `K` nearest rows that are found.
@@ -47,7 +47,7 @@ def efforts(
     nearest: npt.NDArray[np.int64],
     attention: Float32Array,
 ) -> list[Effort]:
-    """Tell what searching more and more lists finds.
+    """Measure what searches of more and more lists find.
 
     Args:
         index: an IVF index.
@@ -69,18 +69,18 @@ def efforts(
     sizes = np.bincount(lists, minlength=num_lists)
     scanned = sizes[order].cumsum(axis=1).mean(axis=0) / max(len(lists), 1)  # (nlist,)
     total = float(attention[is_row].sum())
-    found = []
+    measured = []
     for nprobe in [*(p for p in _EFFORTS if p < num_lists), num_lists]:
         hit = rank < nprobe
         paid = float(attention[hit].sum()) / total if total else 1.0
         recall = float(hit.sum()) / max(int(is_row.sum()), 1)
-        found.append(Effort(nprobe, paid, recall, float(scanned[nprobe - 1])))
-    return found
+        measured.append(Effort(nprobe, paid, recall, float(scanned[nprobe - 1])))
+    return measured
 
 
-def least_effort(found: list[Effort], target: float) -> Effort:
-    """Return the cheapest effort that finds the target share of the attention."""
-    return next((effort for effort in found if effort.attention >= target), found[-1])
+def least_effort(efforts: list[Effort], target: float) -> Effort:
+    """Return the cheapest effort that finds the target share of the attention, else the last."""
+    return next((effort for effort in efforts if effort.attention >= target), efforts[-1])
 
 
 class Nearest:

@@ -1,10 +1,8 @@
-"""Which KV heads of which layers have FAISS files, and what it saves that others have none.
+"""The KV heads that have FAISS files, and the bytes that leaving out others saves.
 
 A memory of which only some heads are searched needs no index for the others: their rows stay in the
-store, and an index can be made of them at any time. The catalogue's setting "index" says which
-heads have files: "layers" names the layers of which all heads have one, and "heads", if it is
-there, those of the other layers. So a store whose layers are indexed as a whole has the setting it
-always had, and a version that does not know "heads" takes those layers for layers without files.
+store, and an index can be made of them at any time. The catalogue's setting "index" names the heads
+that have files: `"heads": {"0": [1], "2": [0, 1]}`, by layer.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ class Coverage(NamedTuple):
 
     Attributes:
         heads: which they are.
-        num_bytes: of their files, if the sizes are known; old stores may not tell.
+        num_bytes: of their files.
         all_bytes: an estimate of what files of all heads would take: as many bytes for a key's
             component as in the files there are; 0 if there are none.
     """
@@ -45,10 +43,11 @@ def all_heads(layout: MemoryLayout, layers: Iterable[int] | None = None) -> Inde
 
 
 def checked(layout: MemoryLayout, heads: Mapping[int, Iterable[int]]) -> IndexedHeads:
-    """Refuse layers and KV heads that the layout has not, and return the heads in order.
+    """Return the chosen layers and KV heads in ascending order.
 
     Raises:
-        MemoryMismatchError: one of these, a layer without heads, or a head named twice.
+        MemoryMismatchError: the layout has no such layer or head, a layer is named without heads,
+            or a head twice.
     """
     unknown = sorted(heads.keys() - layout.layers.keys())
     if unknown:
@@ -61,23 +60,14 @@ def checked(layout: MemoryLayout, heads: Mapping[int, Iterable[int]]) -> Indexed
     }
 
 
-def to_setting(heads: IndexedHeads, layout: MemoryLayout) -> dict[str, Any]:
-    """Return the entries of the setting "index" that say which heads have files."""
-    whole = [idx for idx in heads if heads[idx] == all_heads(layout, [idx])[idx]]
-    partial = {str(idx): list(found) for idx, found in heads.items() if idx not in whole}
-    return {"layers": whole, **({"heads": partial} if partial else {})}
-
-
 def from_setting(setting: Mapping[str, Any], layout: MemoryLayout) -> IndexedHeads:
-    """Read which heads have files; all of the listed layers if nothing is said of single heads.
+    """Read from the setting "index" which heads have files.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError: the setting is damaged, or of another
             layout. MemoryMismatchError is a ValueError.
     """
-    whole = all_heads(layout, (int(idx) for idx in setting["layers"]))
-    partial = {int(idx): found for idx, found in setting.get("heads", {}).items()}
-    return dict(sorted({**whole, **checked(layout, partial)}.items()))
+    return checked(layout, {int(idx): heads for idx, heads in setting["heads"].items()})
 
 
 def file_name(layer_idx: int, head: int) -> str:
@@ -86,21 +76,24 @@ def file_name(layer_idx: int, head: int) -> str:
 
 
 def coverage_of(setting: Mapping[str, Any], layout: MemoryLayout) -> Coverage:
-    """Tell from the setting "index" which heads have files, and how big those are.
+    """Read from the setting "index" which heads have files, and how big those are.
 
     Raises:
         StoreError: the setting is damaged.
     """
     try:
-        heads, files = from_setting(setting, layout), setting.get("files", {})
-        indexed = {file_name(idx, head): idx for idx, found in heads.items() for head in found}
-        known = {name: int(files[name]["size"]) for name in indexed if name in files}
+        heads, files = from_setting(setting, layout), setting["files"]
+        sizes = {
+            (idx, head): int(files[file_name(idx, head)]["size"])
+            for idx, chosen in heads.items()
+            for head in chosen
+        }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(
             f"the record of the index is damaged: {error!r}. "
             "Run `emt rebuild`: the index is made anew from the rows."
         ) from error
-    components = sum(layout.layers[indexed[name]].head_dim for name in known)
+    components = sum(layout.layers[idx].head_dim for idx, _ in sizes)
     of_all = sum(layer.num_key_value_heads * layer.head_dim for layer in layout.layers.values())
-    there = sum(known.values())
-    return Coverage(heads, there, round(there * of_all / components) if components else 0)
+    num_bytes = sum(sizes.values())
+    return Coverage(heads, num_bytes, round(num_bytes * of_all / components) if components else 0)

@@ -3,7 +3,7 @@
 A generation is a folder `index/000001` with one FAISS file for each indexed (layer, KV head), which
 may be a few of them (see `coverage.py`), and `ids.bin`, which says what row each FAISS position is.
 The catalogue's setting "index" names the generation in force, with size and crc32 of every file and
-what calibration found; writing it is what publishes a generation. The files can be deleted at any
+what calibration found; writing it is what commits a generation. The files can be deleted at any
 time: they are made from the rows.
 """
 
@@ -14,7 +14,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from memory_backends.catalog import Catalog
 from memory_backends.errors import StoreError, reported
 from memory_backends.faiss import index as faiss_index
 from memory_backends.faiss.calibration import Effort, least_effort
-from memory_backends.faiss.coverage import IndexedHeads, file_name, from_setting, to_setting
+from memory_backends.faiss.coverage import IndexedHeads, file_name, from_setting
 from memory_backends.layout import Int64Array
 from memory_backends.store.directory import INDEX_FOLDER, check_generation
 
@@ -37,7 +37,7 @@ _BYTES_AT_ONCE = 2**22
 
 @dataclass(frozen=True)
 class Generation:
-    """One published set of FAISS files.
+    """One complete set of FAISS files.
 
     Attributes:
         folder: where they are.
@@ -55,8 +55,8 @@ class Generation:
     factory: str
     heads: IndexedHeads
     num_rows: int
-    efforts: Mapping[int, list[list[Effort]]] = field(default_factory=dict)
-    files: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    efforts: Mapping[int, list[list[Effort]]]
+    files: Mapping[str, Mapping[str, int]]
 
     @classmethod
     def current(cls, directory: Path, catalog: Catalog) -> Generation | None:
@@ -77,13 +77,16 @@ class Generation:
                 int(saved["num_rows"]),
                 {
                     int(idx): [[Effort(int(e[0]), *map(float, e[1:])) for e in head] for head in h]
-                    for idx, h in saved.get("efforts", {}).items()
+                    for idx, h in saved["efforts"].items()
                 },
-                saved.get("files", {}),
+                saved["files"],
             )
-            for layer_idx, found in generation.efforts.items():
-                if len(found) != len(generation.heads.get(layer_idx, ())):
-                    raise ValueError(f"layer {layer_idx} has efforts of {len(found)} heads")
+            for layer_idx, efforts in generation.efforts.items():
+                if len(efforts) != len(generation.heads.get(layer_idx, ())):
+                    raise ValueError(f"layer {layer_idx} has efforts of {len(efforts)} heads")
+            lacking = generation._names() - generation.files.keys()
+            if lacking:
+                raise ValueError(f"sizes and checksums of {sorted(lacking)[:5]} are missing")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(f"the record of the index is damaged: {error!r}. {_ADVICE}") from error
         if not generation.folder.is_dir():
@@ -92,7 +95,7 @@ class Generation:
         return generation
 
     def is_in_force(self, catalog: Catalog) -> bool:
-        """Tell whether no other process has published another since."""
+        """Tell whether this is still the store's generation."""
         saved = catalog.setting(_SETTING) or {}
         return self.folder.is_dir() and saved.get("generation") == self.folder.name
 
@@ -112,13 +115,13 @@ class Generation:
         return head in self.heads.get(layer_idx, ())
 
     def covers(self, heads: IndexedHeads) -> bool:
-        """Tell whether all of some heads have files; others may, too."""
+        """Tell whether all of these heads have files."""
         return all(self.holds(idx, head) for idx, chosen in heads.items() for head in chosen)
 
     def efforts_of(self, layer_idx: int, head: int) -> list[Effort]:
-        """Return what calibration found of a head that has a file; an empty list if nothing."""
-        found = self.efforts.get(layer_idx)
-        return found[self.heads[layer_idx].index(head)] if found else []
+        """Return the calibrated efforts of a head that has a file; an empty list without any."""
+        of_layer = self.efforts.get(layer_idx)
+        return of_layer[self.heads[layer_idx].index(head)] if of_layer else []
 
     @property
     def num_bytes(self) -> int:
@@ -159,9 +162,13 @@ class Generation:
             self._check_bytes(path)
         return index
 
+    def _names(self) -> set[str]:
+        """Return the names of all files."""
+        heads = ((idx, head) for idx, chosen in self.heads.items() for head in chosen)
+        return {_IDS, *(file_name(idx, head) for idx, head in heads)}
+
     def _check_bytes(self, path: Path) -> None:
-        expected = self.files.get(path.name)
-        if expected is not None and path.is_file() and _crc32(path) != expected["crc32"]:
+        if path.is_file() and _crc32(path) != self.files[path.name]["crc32"]:
             raise StoreError(f"'{path}' is damaged: its checksum differs. {_ADVICE}")
 
     def _check_sizes(self) -> None:
@@ -223,9 +230,9 @@ def write_generation(
                     "generation": folder.name,
                     "option": option,
                     "factory": factory,
-                    **to_setting(heads, catalog.layout),
+                    "heads": {str(idx): list(chosen) for idx, chosen in heads.items()},
                     "num_rows": len(ids),
-                    "efforts": {str(idx): found for idx, found in efforts.items() if any(found)},
+                    "efforts": {str(idx): e for idx, e in efforts.items() if any(e)},
                     "files": files,
                     **_summary(efforts, recall),
                 },
@@ -250,7 +257,8 @@ def _last_number(directory: Path, catalog: Catalog) -> int:
 
 def _summary(efforts: Mapping[int, list[list[Effort]]], recall: float) -> dict[str, float]:
     """Return what `emt info` says of a calibrated index: means over layers and heads."""
-    chosen = [least_effort(found, recall) for heads in efforts.values() for found in heads if found]
+    of_heads = (of_head for of_layer in efforts.values() for of_head in of_layer)
+    chosen = [least_effort(of_head, recall) for of_head in of_heads if of_head]
     if not chosen:
         return {}
     return {

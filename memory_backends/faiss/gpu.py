@@ -29,9 +29,8 @@ import numpy as np
 
 from memory_backends.errors import IndexFactoryError, MemoryMismatchError
 from memory_backends.faiss import index as faiss_index
-from memory_backends.faiss.index import Float32Array
 from memory_backends.faiss.lists import has_own_lists
-from memory_backends.layout import Int64Array, LayerLayout
+from memory_backends.layout import Float32Array, Int64Array, LayerLayout
 from memory_backends.search.checks import usable_device
 
 RESERVE = 0.25  # of the free bytes: for the model's cache of the context and its activations
@@ -99,23 +98,19 @@ def gpu_of(device: torch.device | str | None) -> GPU | None:
             f"memory_device '{device}' needs FAISS with GPU support; the installed faiss "
             f"{faiss.__version__} has none. `pip install 'emt[gpu]'`, or set memory_device: null."
         )
-    found = usable_device(device)
-    if found.index is None:
-        found = torch.device(found.type, torch.cuda.current_device())
-    if found.index >= faiss.get_num_gpus():
+    usable = usable_device(device)
+    if usable.index is None:
+        usable = torch.device(usable.type, torch.cuda.current_device())
+    if usable.index >= faiss.get_num_gpus():
         raise MemoryMismatchError(
             f"memory_device must be a GPU that FAISS sees; got '{device}', and it sees "
             f"{faiss.get_num_gpus()}. Update the driver, or set memory_device: null."
         )
-    return GPU(found)
+    return GPU(usable)
 
 
 def check_gpu_factory(factory: str, dim: int) -> None:
-    """Refuse an index that cannot be copied to a GPU.
-
-    Raises:
-        IndexFactoryError: it is not of the kinds that FAISS searches there as it does on the CPU.
-    """
+    """Raise an IndexFactoryError for an index that FAISS does not search on a GPU as on the CPU."""
     if factory == "auto":
         return
     index = faiss_index.new_index(factory, dim)
@@ -175,7 +170,7 @@ def bytes_on_gpu(
 
 
 def can_select(number: int) -> bool:
-    """Tell whether a GPU index can select so many: rows to find, or lists to look into."""
+    """Tell whether a GPU index can select this number of rows or lists."""
     return number < _SELECTION_LIMIT
 
 
@@ -249,9 +244,9 @@ class GPULayers:
         Returns:
             None for a layer that is left to the CPU: it does not fit, or looks into too many lists.
         """
-        found = self._layers.get(layer_idx)
-        if found is not None or (self._chosen is not None and layer_idx not in self._chosen):
-            return found
+        copied = self._layers.get(layer_idx)
+        if copied is not None or (self._chosen is not None and layer_idx not in self._chosen):
+            return copied
         with self._moving:
             if self._chosen is None:
                 self._chosen = set(layers_that_fit(sizes(), self._gpu.free_bytes()))

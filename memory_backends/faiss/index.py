@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memory_backends.errors import IndexFactoryError, StoreError
+from memory_backends.layout import Float32Array
 from memory_backends.search.scores import Precision
 
 try:
@@ -37,8 +38,6 @@ except ImportError as error:  # pragma: no cover - the test runs this in a proce
         "emt needs FAISS. Install it with `pip install 'emt[cpu]'`, "
         "or `pip install 'emt[gpu]'` on a machine with CUDA."
     ) from error
-
-Float32Array = npt.NDArray[np.float32]
 
 POINTS_PER_LIST = 39  # FAISS's own minimum, `ClusteringParameters.min_points_per_centroid`
 _TRAIN_POINTS_PER_LIST = 40
@@ -63,7 +62,7 @@ _NO_SELECTOR = (faiss.IndexIVFAdditiveQuantizer, faiss.IndexIVFAdditiveQuantizer
 
 
 def check_factory(factory: str, dim: int) -> None:
-    """Refuse a factory string that cannot serve a memory.
+    """Check that a factory string can serve a memory.
 
     Raises:
         IndexFactoryError: FAISS rejects it, or its index cannot leave removed rows out of a search.

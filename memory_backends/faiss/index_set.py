@@ -79,7 +79,7 @@ class IndexSet:
         self._building = threading.Lock()
         self.made: dict[tuple[int, int], HeadIndex] = {}
         self.bitmap: npt.NDArray[np.uint8] | None = None
-        self.generation, self.ids = self._read_cache() if use_files else (None, _no_ids())
+        self.generation, self.ids = self._read_files() if use_files else (None, _no_ids())
         self.factory = "" if self.generation is None else self.generation.factory
         self.plan()
 
@@ -128,15 +128,15 @@ class IndexSet:
         dim = self._store.layout.largest_head_dim
         return faiss_index.factory_for(self._option, len(self._rows), dim)
 
-    def _read_cache(self) -> tuple[Generation | None, Int64Array]:
+    def _read_files(self) -> tuple[Generation | None, Int64Array]:
         """Return the FAISS files, if they can be used, and which rows they hold."""
         catalog, num_rows = self._store.catalog, self._store.rows.num_rows
         before = catalog.setting("index")
         try:
-            found = Generation.current(self._directory, catalog) if before else None
-            if found is None or self._option not in ("auto", found.option):
+            current = Generation.current(self._directory, catalog) if before else None
+            if current is None or self._option not in ("auto", current.option):
                 return None, _no_ids()
-            return found, found.read_ids(num_rows)
+            return current, current.read_ids(num_rows)
         except StoreError:
             if catalog.setting("index") == before and catalog.setting("num_rows") == num_rows:
                 raise
@@ -147,16 +147,13 @@ class IndexSet:
     @property
     def bytes_in_ram(self) -> int:
         """Bytes of the FAISS files that are read whole, once all of them are."""
-        return (
-            0
-            if self.generation is None or self._stay_mapped(self.generation)
-            else self.generation.num_bytes
-        )
+        files = self.generation
+        return 0 if files is None or self._stay_mapped(files) else files.num_bytes
 
     def mapped_memory(self) -> Iterator[tuple[int, int]]:
         """Yield address and bytes of all inverted lists that are mapped from files now."""
-        for found in list(self.made.values()):
-            lists = faiss_index.mapped_lists(found.index)
+        for made in list(self.made.values()):
+            lists = faiss_index.mapped_lists(made.index)
             if lists is not None:
                 yield int(lists.ptr), lists.totsize
 
@@ -200,17 +197,16 @@ class IndexSet:
     def _to_write(
         self, layer_idx: int, heads: Sequence[int]
     ) -> dict[int, tuple[Any, list[Effort]]]:
-        """Return one layer's indexes in RAM, complete, and what calibration found of each."""
+        """Return one layer's indexes in RAM, complete, each with its calibrated efforts."""
         in_use = [head for head in heads if (layer_idx, head) in self.made]
         self.of_layer(layer_idx, heads)
-        found = {head: self.made[layer_idx, head] for head in heads}
+        complete = {head: self.made[layer_idx, head] for head in heads}
         for head in set(heads) - set(in_use):  # built to be written: one layer at a time in RAM
             del self.made[layer_idx, head]
         # FAISS would write a reference to the file that the lists of these are in.
-        mapped = [head for head in heads if found[head].is_mapped]
-        first = self._first_indexes(layer_idx, mapped, in_ram=True)
-        found.update(self._with_all_rows(layer_idx, first))
-        return {head: (each.index, each.efforts) for head, each in found.items()}
+        mapped = [head for head in heads if complete[head].is_mapped]
+        complete |= self._with_all_rows(layer_idx, self._begun(layer_idx, mapped, in_ram=True))
+        return {head: (each.index, each.efforts) for head, each in complete.items()}
 
     # -- building -------------------------------------------------------------------------------
 
@@ -224,82 +220,83 @@ class IndexSet:
             heads = range(self._store.layout.layers[layer_idx].num_key_value_heads)
         num_rows = len(self.ids)
         ready = [self.made.get((layer_idx, head)) for head in heads]
-        if any(found is None or found.num_rows < num_rows for found in ready):
+        if any(each is None or each.num_rows < num_rows for each in ready):
             with self._building:
                 complete = self._complete(layer_idx, heads)
             ready = [complete[head] for head in heads]
         return LayerIndexes(
             heads,
-            [found.index for found in ready if found is not None],
-            [found.efforts for found in ready if found is not None],
+            [each.index for each in ready if each is not None],
+            [each.efforts for each in ready if each is not None],
         )
 
     def _complete(self, layer_idx: int, heads: Sequence[int]) -> dict[int, HeadIndex]:
         """Make, read or extend the indexes of some heads, those that no other thread has by now."""
-        known = {head: self.made.get((layer_idx, head)) for head in heads}
-        complete, found = {}, {}
-        for head, ready in known.items():
-            if ready is not None and ready.num_rows >= len(self.ids):
-                complete[head] = ready
-            elif ready is not None:
-                found[head] = ready
+        complete, begun, missing = {}, {}, []
+        for head in heads:
+            made = self.made.get((layer_idx, head))
+            if made is None:
+                missing.append(head)
+            elif made.num_rows >= len(self.ids):
+                complete[head] = made
+            else:
+                begun[head] = made
                 del self.made[layer_idx, head]  # gone if an error leaves it with some rows
-        new = [head for head, ready in known.items() if ready is None]
-        found.update(self._first_indexes(layer_idx, new))
-        for head, ready in self._with_all_rows(layer_idx, found).items():
-            complete[head] = self.made[layer_idx, head] = ready
+        begun |= self._begun(layer_idx, missing)
+        for head, made in self._with_all_rows(layer_idx, begun).items():
+            complete[head] = self.made[layer_idx, head] = made
             self._parameters.forget(layer_idx, head)
         return complete
 
-    def _first_indexes(
+    def _begun(
         self, layer_idx: int, heads: Iterable[int], *, in_ram: bool = False
     ) -> dict[int, HeadIndex]:
         """Read the FAISS files of some heads; those without one get an empty index."""
-        head_dim, cache = self._store.layout.layers[layer_idx].head_dim, self.generation
-        found = {}
-        if cache is not None:
-            mapped = self._stay_mapped(cache) and not in_ram
+        head_dim, files = self._store.layout.layers[layer_idx].head_dim, self.generation
+        begun = {}
+        if files is not None:
+            mapped = self._stay_mapped(files) and not in_ram
             try:
-                found = {
+                begun = {
                     head: HeadIndex(
-                        cache.num_rows,
-                        cache.read_head(layer_idx, head, head_dim, mapped=mapped),
-                        cache.efforts_of(layer_idx, head),
+                        files.num_rows,
+                        files.read_head(layer_idx, head, head_dim, mapped=mapped),
+                        files.efforts_of(layer_idx, head),
                     )
                     for head in heads
-                    if cache.holds(layer_idx, head)
+                    if files.holds(layer_idx, head)
                 }
             except StoreError:
-                if cache.is_in_force(self._store.catalog):
+                if files.is_in_force(self._store.catalog):
                     raise
                 # Another process has saved since and removed these files; the rows are there.
         for head in heads:
-            if head not in found:
+            if head not in begun:
                 empty = faiss_index.new_index(self.factory, head_dim)
-                found[head] = HeadIndex(0, empty, [])
-        return found
+                begun[head] = HeadIndex(0, empty, [])
+        return begun
 
     def _with_all_rows(
-        self, layer_idx: int, found: Mapping[int, HeadIndex]
+        self, layer_idx: int, begun: Mapping[int, HeadIndex]
     ) -> dict[int, HeadIndex]:
-        """Add to heads' indexes what of `ids` they lack, and calibrate them if they are new."""
+        """Add to heads' indexes the rows of `ids` that they lack, and calibrate new ones."""
         num_rows = len(self.ids)
-        grow = [head for head, each in found.items() if each.is_mapped and each.num_rows < num_rows]
+        grow = [head for head, each in begun.items() if each.is_mapped and each.num_rows < num_rows]
         # Those from files cannot grow.
-        found = {**found, **self._first_indexes(layer_idx, grow, in_ram=True)}
+        begun = {**begun, **self._begun(layer_idx, grow, in_ram=True)}
         complete: dict[int, HeadIndex] = {}
-        for present in {each.num_rows for each in found.values()}:  # those read the same rows
-            alike = {head: each for head, each in found.items() if each.num_rows == present}
+        for present in {each.num_rows for each in begun.values()}:  # those read the same rows
+            alike = {head: each for head, each in begun.items() if each.num_rows == present}
             complete |= self._grown(layer_idx, alike, present)
         return complete
 
     def _grown(
-        self, layer_idx: int, found: Mapping[int, HeadIndex], present: int
+        self, layer_idx: int, begun: Mapping[int, HeadIndex], present: int
     ) -> dict[int, HeadIndex]:
         """Do what `_with_all_rows` does, to indexes with the first `present` of `ids` in them."""
-        rows = StoredLayer(self._store, layer_idx, list(found))
-        indexes = [each.index for each in found.values()]
-        efforts = [each.efforts for each in found.values()]
+        rows = StoredLayer(self._store, layer_idx, list(begun))
+        indexes = [each.index for each in begun.values()]
+        efforts = [each.efforts for each in begun.values()]
         add_rows(indexes, rows, present, self.ids)
         has_grown = len(self.ids) > _GROWTH * present
         if len(self.ids) and (has_grown or not all(efforts)):
@@ -307,12 +304,12 @@ class IndexSet:
             efforts = calibrate(indexes, rows, self.ids, is_sink)
         return {
             head: HeadIndex(len(self.ids), index, effort)
-            for head, index, effort in zip(found, indexes, efforts, strict=True)
+            for head, index, effort in zip(begun, indexes, efforts, strict=True)
         }
 
-    def _stay_mapped(self, cache: Generation) -> bool:
+    def _stay_mapped(self, files: Generation) -> bool:
         """Tell whether FAISS files stay on the disk: where they would take half of the bytes."""
-        return self._cache_bytes is not None and 2 * cache.num_bytes > self._cache_bytes
+        return self._cache_bytes is not None and 2 * files.num_bytes > self._cache_bytes
 
     @property
     def _directory(self) -> Path:

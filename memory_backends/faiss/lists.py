@@ -30,7 +30,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-Float32Array = npt.NDArray[np.float32]
+from memory_backends.layout import Float32Array
 
 _ITERATIONS = 4
 _SEED = 1
@@ -95,12 +95,12 @@ def has_own_lists(index: Any) -> bool:
 
 def lists_of(index: Any) -> npt.NDArray[np.int64]:
     """Return the list that each position of an IVF index is in, (ntotal,)."""
-    found = np.empty(index.ntotal, dtype=np.int64)
+    lists = np.empty(index.ntotal, dtype=np.int64)
     for number in range(index.nlist):
         size = index.invlists.list_size(number)
         if size:
-            found[faiss.rev_swig_ptr(index.invlists.get_ids(number), size)] = number
-    return found
+            lists[faiss.rev_swig_ptr(index.invlists.get_ids(number), size)] = number
+    return lists
 
 
 def keeps_keys(index: Any) -> bool:
@@ -114,18 +114,18 @@ def keeps_keys(index: Any) -> bool:
 def means_of(index: Any) -> Float32Array:
     """Return the mean key of each list, (nlist, dim) float32; its centroid for an empty list.
 
-    Raises nothing for an index that `keeps_keys`; others have their centroids as they were trained.
+    Those of an index without `keeps_keys` are the centroids as they were trained.
     """
-    found: Float32Array = index.quantizer.reconstruct_n(0, index.nlist)
+    means: Float32Array = index.quantizer.reconstruct_n(0, index.nlist)
     if not keeps_keys(index):
-        return found
+        return means
     dtype = np.float32 if isinstance(index, faiss.IndexIVFFlat) else np.float16
     for number in range(index.nlist):
         size = index.invlists.list_size(number)
         if size:
             codes = faiss.rev_swig_ptr(index.invlists.get_codes(number), size * index.code_size)
-            found[number] = codes.view(dtype).reshape(size, -1).mean(axis=0, dtype=np.float32)
-    return found
+            means[number] = codes.view(dtype).reshape(size, -1).mean(axis=0, dtype=np.float32)
+    return means
 
 
 class ListBias:
@@ -185,11 +185,11 @@ def nearest_of(vectors: Float32Array, means: Float32Array) -> npt.NDArray[np.int
     halves = np.square(means).sum(axis=1, keepdims=True) / 2
     against = torch.from_numpy(np.hstack([means, -halves]).T.copy())  # (dim + 1, m)
     extended = torch.from_numpy(np.pad(vectors, ((0, 0), (0, 1)), constant_values=1))
-    found = np.empty(len(vectors), dtype=np.int64)
+    nearest = np.empty(len(vectors), dtype=np.int64)
     for start in range(0, len(vectors), _ROWS_A_BLOCK):
         scores = extended[start : start + _ROWS_A_BLOCK] @ against
-        found[start : start + len(scores)] = scores.numpy().argmax(axis=1)
-    return found
+        nearest[start : start + len(scores)] = scores.numpy().argmax(axis=1)
+    return nearest
 
 
 def add_to_lists(index: Any, keys: Float32Array, lists: npt.NDArray[np.int64]) -> None:

@@ -1,4 +1,4 @@
-"""What FAISS is told with a search: how many lists to look into, and which rows may be found."""
+"""FAISS's search parameters: how many lists to look into, and which rows may be found."""
 
 from __future__ import annotations
 
@@ -40,45 +40,45 @@ class SearchParameters:
     def of(
         self,
         layer_idx: int,
-        found: LayerIndexes,
+        indexes: LayerIndexes,
         bitmap: npt.NDArray[np.uint8] | None,
         *,
         selection: Selection | None = None,
         is_thorough: bool = False,
     ) -> list[Any]:
-        """Return what each head's index is searched with.
+        """Return the search parameters of each head's index.
 
         Args:
             layer_idx: the layer.
-            found: its indexes.
+            indexes: its indexes.
             bitmap: little-endian over positions, of the rows that may be found; None for all.
             selection: the rows of a scope, in place of `bitmap`.
             is_thorough: look into more lists; see `_THOROUGH`.
         """
-        all_known = self._parameters if selection is None else selection.parameters
+        kept = self._parameters if selection is None else selection.parameters
         bitmap = bitmap if selection is None else selection.bitmap
         wider = 1.0 if selection is None else selection.wider
         parameters = []
-        for head, index, efforts in zip(*found, strict=True):
-            known = all_known.get((layer_idx, head, is_thorough))
-            if known is None:
+        for head, index, efforts in zip(*indexes, strict=True):
+            of_head = kept.get((layer_idx, head, is_thorough))
+            if of_head is None:
                 nprobe = least_effort(efforts, self.recall).nprobe if efforts else None
                 if nprobe is not None and is_thorough:
                     nprobe = max(nprobe, min(_THOROUGH, index.nlist))
-                known = faiss_index.search_parameters(index, bitmap, nprobe, wider)
-                all_known[layer_idx, head, is_thorough] = known
-            parameters.append(known)
+                of_head = faiss_index.search_parameters(index, bitmap, nprobe, wider)
+                kept[layer_idx, head, is_thorough] = of_head
+            parameters.append(of_head)
         return parameters
 
     def selection(self, scope: Scope, make: Callable[[], Selection]) -> Selection:
-        """Return what the searches of a scope have in common, made by `make` if not known."""
-        found = self._selections.get(scope)
-        if found is None:
-            found = make()
+        """Return what the searches of a scope have in common, made by `make` if it is not kept."""
+        selection = self._selections.get(scope)
+        if selection is None:
+            selection = make()
             if len(self._selections) >= _MAX_SELECTIONS:
                 self._selections.clear()
-            self._selections[scope] = found
-        return found
+            self._selections[scope] = selection
+        return selection
 
     def forget(self, layer_idx: int, head: int) -> None:
         """Forget those of one index, which has changed."""

@@ -27,13 +27,12 @@ from memory_backends.faiss.gpu import (
     gpu_of,
 )
 from memory_backends.faiss.head_index import LayerIndexes
-from memory_backends.faiss.index import Float32Array
 from memory_backends.faiss.index_set import IndexSet
 from memory_backends.faiss.options import FaissOptions
 from memory_backends.faiss.residency import ResidentLimit
 from memory_backends.faiss.search_parameters import SearchParameters
 from memory_backends.faiss.selection import Selection, is_small
-from memory_backends.layout import Int64Array, MemoryLayout
+from memory_backends.layout import Float32Array, Int64Array, MemoryLayout
 from memory_backends.rows.files import RowFiles
 from memory_backends.rows.storage import loaded, take_heads
 from memory_backends.scope import Scope

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import torch
 import numpy as np
-import numpy.typing as npt
 
-from memory_backends.faiss.index import Float32Array
-from memory_backends.layout import Int64Array
+from memory_backends.layout import Float32Array, Int64Array
 from memory_backends.store import Store
 
 _SPARSEST_SPAN = 2  # rows read for each row wanted
@@ -35,13 +33,13 @@ class StoredLayer:
         """Return the keys of rows as stored, (h, n, head_dim) float32."""
         first, stop = (int(ids.min()), int(ids.max()) + 1) if len(ids) else (0, 0)
         if stop - first <= _SPARSEST_SPAN * len(ids):  # read in order, and leave some out
-            found = self._rows.span(self._layer_idx, first, stop, self._heads).transpose(0, 1)
+            rows = self._rows.span(self._layer_idx, first, stop, self._heads).transpose(0, 1)
             if stop - first > len(ids) or np.any(np.diff(ids) != 1):
-                found = found[:, torch.from_numpy(ids - first)]
+                rows = rows[:, torch.from_numpy(ids - first)]
         else:
             wanted = torch.from_numpy(ids).expand(self._num_heads, -1)
-            found = self._rows.gather(self._layer_idx, wanted, self._heads)
-        keys: npt.NDArray[np.float32] = found[..., : self._layer.head_dim].float().numpy()
+            rows = self._rows.gather(self._layer_idx, wanted, self._heads)
+        keys: Float32Array = rows[..., : self._layer.head_dim].float().numpy()
         return keys
 
     def queries(self) -> Float32Array:
@@ -50,6 +48,6 @@ class StoredLayer:
         Raises:
             StoreError: samples are damaged.
         """
-        found = self._store.sampled_queries(self._layer_idx)
-        chosen: Float32Array = (found if self._heads is None else found[self._heads]).numpy()
+        samples = self._store.sampled_queries(self._layer_idx)
+        chosen: Float32Array = (samples if self._heads is None else samples[self._heads]).numpy()
         return chosen

@@ -1,10 +1,10 @@
 """Append-only files of records of a fixed size: one file a layer, mapped read-only.
 
-A published record never moves. `append` writes after the published ones, where no reader looks;
+A committed record never moves. `append` writes after the committed ones, where no reader looks;
 `seal` ends a unit (a document) and tells its checksum; `rewind` drops what was appended after the
-last seal; `flush` makes everything durable. Then the catalogue commits or does not, and `publish`
-shows as many records as it says, and cuts off the others. A crash before the commit leaves bytes
-past the published end, which the next append overwrites.
+last seal; `flush` makes everything durable. Then the catalogue commits or does not, and `show`
+maps as many records as it says, and cuts off the others. A crash before the commit leaves bytes
+past the committed end, which the next append overwrites.
 
 Files are mapped when they are opened, so a reader keeps what it saw when compaction puts another
 file in the place of one.
@@ -28,7 +28,7 @@ from memory_backends.errors import StoreError, refuse_link
 
 
 class AppendFile:
-    """One file of records. It is made by the first `append`, not before.
+    """One file of records, which the first `append` makes.
 
     Attributes:
         path: the file.
@@ -50,12 +50,12 @@ class AppendFile:
 
     @property
     def num_records(self) -> int:
-        """How many records are published."""
+        """How many records are committed."""
         return self._num_records
 
     @property
     def records(self) -> torch.Tensor:
-        """The published records, (n, record_bytes) uint8, mapped. Nothing may write to them."""
+        """The committed records, (n, record_bytes) uint8, mapped. Nothing may write to them."""
         return self._records
 
     def append(self, data: bytes | memoryview) -> None:
@@ -91,29 +91,29 @@ class AppendFile:
         if self._file is not None:
             os.fsync(self._file.fileno())
 
-    def publish(self, num_records: int) -> None:
-        """Show the first `num_records` records; cut off what was appended after them."""
+    def show(self, num_records: int, *, anew: bool = False) -> None:
+        """Show the first `num_records` records; cut off what was appended after them.
+
+        Args:
+            num_records: how many the catalogue says there are.
+            anew: map the file that has the name now, which may be another one.
+        """
         if self._file is not None:
             with contextlib.suppress(OSError):  # no reader looks there; the next append cuts it off
                 self._file.truncate(num_records * self.record_bytes)
             with contextlib.suppress(OSError):  # a full disk was reported by `append` or `flush`
                 self._file.close()
             self._file = None
-        changed = num_records != self._num_records
+        anew = anew or num_records != self._num_records
         self._num_records = num_records
         self._end = self._sealed = num_records * self.record_bytes
         self._crc32 = 0
-        if changed:
+        if anew:
             self._records = self._mapped()
-
-    def reopen(self, num_records: int) -> None:
-        """Show the first `num_records` records of the file that has the name now."""
-        self.publish(num_records)
-        self._records = self._mapped()
 
     def close(self) -> None:
         """Let go of the file; tensors handed out stay valid."""
-        self.publish(self._num_records)
+        self.show(self._num_records)
         self._num_records = self._end = self._sealed = 0
         self._records = self._mapped()
 
@@ -149,9 +149,9 @@ class AppendFile:
         refuse_link(self.path.parent)
         refuse_link(self.path)
         expected = self._num_records * self.record_bytes
-        found = self.path.stat().st_size if self.path.is_file() else None
-        if expected and (found is None or found < expected):
-            state = "is missing" if found is None else f"is truncated to {found} bytes"
+        size = self.path.stat().st_size if self.path.is_file() else None
+        if expected and (size is None or size < expected):
+            state = "is missing" if size is None else f"is truncated to {size} bytes"
             raise StoreError(
                 f"'{self.path}' {state}; expected at least {expected} bytes for "
                 f"{self._num_records} rows. "
@@ -159,13 +159,13 @@ class AppendFile:
             )
 
 
-class AppendFiles:
-    """A folder with one `AppendFile` a layer: `layer-000.bin`.
+class AppendFiles(dict[int, AppendFile]):
+    """A folder with one `AppendFile` a layer: `layer-000.bin`. Maps layers to files.
 
     Args:
         folder: where they are; made with the first file.
         record_bytes: layer -> bytes of one record.
-        num_records: layer -> how many are published; 0 if a layer is not there.
+        num_records: layer -> how many are committed; 0 if a layer is not there.
 
     Raises:
         StoreError: a file is missing or shorter than that.
@@ -174,63 +174,43 @@ class AppendFiles:
     def __init__(
         self, folder: Path, record_bytes: Mapping[int, int], num_records: Mapping[int, int]
     ) -> None:
+        super().__init__()
         self.folder = folder
-        self._files: dict[int, AppendFile] = {}
         for layer_idx, size in record_bytes.items():
             self.add_layer(layer_idx, size, num_records.get(layer_idx, 0))
 
-    def __getitem__(self, layer_idx: int) -> AppendFile:
-        return self._files[layer_idx]
-
-    def __contains__(self, layer_idx: int) -> bool:
-        return layer_idx in self._files
-
-    @property
-    def layers(self) -> list[int]:
-        """The layers that have a file."""
-        return list(self._files)
-
     def add_layer(self, layer_idx: int, record_bytes: int, num_records: int) -> None:
-        """Have a file for one more layer.
-
-        Raises:
-            StoreError: as for the class.
-        """
+        """Have a file for one more layer; errors as for the class."""
         path = self.folder / layer_file_name(layer_idx)
-        self._files[layer_idx] = AppendFile(path, record_bytes, num_records)
+        self[layer_idx] = AppendFile(path, record_bytes, num_records)
 
     def seal(self) -> dict[int, int]:
         """Return layer -> crc32 of what was appended since the last seal."""
-        return {layer_idx: file.seal() for layer_idx, file in self._files.items()}
+        return {layer_idx: file.seal() for layer_idx, file in self.items()}
 
     def rewind(self) -> None:
         """Drop what was appended since the last seal."""
-        for file in self._files.values():
+        for file in self.values():
             file.rewind()
 
     def flush(self) -> None:
         """Force everything appended to the disk, the names of new files too."""
-        for file in self._files.values():
+        for file in self.values():
             file.flush()
-        if any(file.is_new for file in self._files.values()):
+        if any(file.is_new for file in self.values()):
             sync_folder(self.folder)
             sync_folder(self.folder.parent)
-            for file in self._files.values():
+            for file in self.values():
                 file.is_new = False
 
-    def publish(self, num_records: Mapping[int, int]) -> None:
-        """Show the first so many records of each layer; cut off what was appended after them."""
-        for layer_idx, file in self._files.items():
-            file.publish(num_records.get(layer_idx, 0))
-
-    def reopen(self, num_records: Mapping[int, int]) -> None:
-        """Show the first so many records of the files that have the names now."""
-        for layer_idx, file in self._files.items():
-            file.reopen(num_records.get(layer_idx, 0))
+    def show(self, num_records: Mapping[int, int], *, anew: bool = False) -> None:
+        """Show the first records of each layer; see `AppendFile.show`."""
+        for layer_idx, file in self.items():
+            file.show(num_records.get(layer_idx, 0), anew=anew)
 
     def close(self) -> None:
         """Let go of the files; tensors handed out stay valid."""
-        for file in self._files.values():
+        for file in self.values():
             file.close()
 
 
@@ -240,7 +220,7 @@ def layer_file_name(layer_idx: int) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force the names in a folder to the disk, where the system lets one do so."""
+    """Force the names in a folder to the disk, where the system can."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except PermissionError:  # Windows opens no folders

@@ -1,7 +1,7 @@
 """How the rows of one store become records: its codec, with what that has learned of each layer.
 
 A *record* is what a layer's file has of one row: its KV heads' parts, one after the other, each as
-the codec makes it. What a codec learns from a store's first rows is published together with them,
+the codec makes it. What a codec learns from a store's first rows is committed together with them,
 in one transaction, and never changes; until then it is `new_states`, and can be forgotten.
 """
 
@@ -38,10 +38,10 @@ class RowCoding:
     Args:
         layout: the shape of the rows.
         codec_name: see `codecs.row_codec`.
-        read_state: gives a layer's published state, or None if nothing has been published yet.
+        read_state: gives a layer's committed state, or None if nothing has been committed yet.
 
     Attributes:
-        new_states: layer -> what was learned and waits to be published.
+        new_states: layer -> what was learned and waits to be committed.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class RowCoding:
         self.new_states[layer_idx] = self._codec.learn(self._layout.layers[layer_idx], rows)
 
     def forget_new(self) -> None:
-        """Forget what was learned; what is published by now is read again."""
+        """Forget what was learned; what is committed by now is read again."""
         if self.new_states:
             self.new_states = {}
             self._coders.clear()
@@ -81,16 +81,16 @@ class RowCoding:
         """Return what encodes and decodes a layer; None if nothing was learned yet.
 
         Raises:
-            StoreError: the published state is damaged, or missing though there are documents.
+            StoreError: the committed state is damaged, or missing though there are documents.
         """
-        found = self._coders.get(layer_idx)
-        if found is None:
+        coder = self._coders.get(layer_idx)
+        if coder is None:
             state = self._state(layer_idx)
             if state is None:
                 return None
-            found = self._codec.coder(self._layout.layers[layer_idx], state)
-            self._coders[layer_idx] = found
-        return found
+            coder = self._codec.coder(self._layout.layers[layer_idx], state)
+            self._coders[layer_idx] = coder
+        return coder
 
     def _state(self, layer_idx: int) -> bytes | None:
         if not self._codec.learns:

@@ -19,19 +19,19 @@ ROWS_TO_LEARN = 2048  # from so many a codec learns, if they come in one transac
 class RowFiles:
     """Rows in one file a layer, `rows/layer-000.bin`: records one after another, no header.
 
-    Published rows are mapped read-only, so opening reads nothing and memory is the page cache's.
+    Committed rows are mapped read-only, so opening reads nothing and memory is the page cache's.
     The first rows of a store wait in RAM until there are enough for the codec to learn from, or
     until `flush`.
 
     Args:
         layout: the shape of the rows.
         directory: the store's.
-        num_rows: how many rows are published.
+        num_rows: how many rows are committed.
         coding: how rows become records; exactly, if None.
 
     Attributes:
         files: the files of records.
-        row_crc32: of each document sealed and written since rows were last published: layer ->
+        row_crc32: of each document sealed and written since the last `show`: layer ->
             crc32 of its records.
 
     Raises:
@@ -56,7 +56,7 @@ class RowFiles:
 
     @property
     def num_rows(self) -> int:
-        """How many rows are published."""
+        """How many rows are committed."""
         return self._num_rows
 
     def append(self, rows: Rows) -> None:
@@ -64,7 +64,7 @@ class RowFiles:
 
         Raises:
             MemoryMismatchError: a number that the codec's records cannot hold.
-            StoreError: the codec's published state is damaged.
+            StoreError: the codec's committed state is damaged.
         """
         self._waiting[-1].append({idx: interleave(rows, idx).cpu() for idx in self._layout.layers})
         if self._num_waiting >= ROWS_TO_LEARN or not self.coding.must_learn:
@@ -74,7 +74,7 @@ class RowFiles:
         """Put rows (n, Hkv, D + Dv) after everything appended to one layer so far.
 
         Raises:
-            As `append`.
+            MemoryMismatchError, StoreError: as `append`.
         """
         coder = self.coding.coder(layer_idx)
         assert coder is not None  # the caller has made it learn
@@ -107,20 +107,17 @@ class RowFiles:
         self.files.flush()
         return Flushed(self.row_crc32, self.coding.new_states)
 
-    def publish(self, num_rows: int) -> None:
+    def show(self, num_rows: int, *, anew: bool = False) -> None:
         """Show the first `num_rows` rows; forget what was appended after them, give space back."""
-        self._forget_unpublished(num_rows)
-        self.files.publish(dict.fromkeys(self._layout.layers, num_rows))
-
-    def reopen(self, num_rows: int) -> None:
-        """Show the first `num_rows` rows of the files as they are now."""
-        self._forget_unpublished(num_rows)
-        self.files.reopen(dict.fromkeys(self._layout.layers, num_rows))
+        self._num_rows = num_rows
+        self.row_crc32, self._waiting = [], [[]]
+        self.coding.forget_new()
+        self.files.show(dict.fromkeys(self._layout.layers, num_rows), anew=anew)
 
     def gather(
         self, layer_idx: int, ids: torch.Tensor, heads: Sequence[int] | None = None
     ) -> torch.Tensor:
-        """Return published rows by id: (h, ...) int64 to (h, ..., D + Dv); any for -1."""
+        """Return committed rows by id: (h, ...) int64 to (h, ..., D + Dv); any for -1."""
         records = self._by_head(layer_idx, self.files[layer_idx].records)
         return self._decode(layer_idx, gather_heads(records, ids.cpu(), heads), 0, heads)
 
@@ -132,17 +129,14 @@ class RowFiles:
     def span(
         self, layer_idx: int, first: int, stop: int, heads: Sequence[int] | None = None
     ) -> torch.Tensor:
-        """Return consecutive published rows, (stop - first, h, D + Dv), of `heads` or all Hkv.
-
-        All heads' rows are mapped, if they are not coded.
-        """
+        """Return consecutive committed rows, (stop - first, h, D + Dv), of `heads` or all Hkv."""
         records = self._by_head(layer_idx, self.records(layer_idx, first, stop))
         if heads is not None:
             records = records[:, list(heads)]
         return self._decode(layer_idx, records, 1, heads)
 
     def records(self, layer_idx: int, first: int, stop: int) -> torch.Tensor:
-        """Return consecutive published records, (stop - first, record_bytes) uint8, mapped."""
+        """Return consecutive committed records, (stop - first, record_bytes) uint8, mapped."""
         return self.files[layer_idx].records[first:stop]
 
     def close(self) -> None:
@@ -169,11 +163,6 @@ class RowFiles:
             self.row_crc32.append(self.files.seal())
             del self._waiting[0]
         self._waiting = [[]]
-
-    def _forget_unpublished(self, num_rows: int) -> None:
-        self._num_rows = num_rows
-        self.row_crc32, self._waiting = [], [[]]
-        self.coding.forget_new()
 
     def _by_head(self, layer_idx: int, records: torch.Tensor) -> torch.Tensor:
         """Split records (n, record_bytes) into the heads' parts, (n, Hkv, record_bytes / Hkv)."""

@@ -44,13 +44,13 @@ class Segment(NamedTuple):
 
 def sampled_rows(first: int, stop: int) -> Int64Array:
     """Return which row ids from `first` to `stop - 1` are sampled, ascending, int64."""
-    found: list[Int64Array] = [np.empty(0, dtype=np.int64)]
+    parts: list[Int64Array] = [np.empty(0, dtype=np.int64)]
     start, end, stride = 0, _DENSE_ROWS, _DENSE_STRIDE
     while start < stop:
         least = -(-max(first, start) // stride) * stride
-        found.append(np.arange(least, min(stop, end), stride, dtype=np.int64))
+        parts.append(np.arange(least, min(stop, end), stride, dtype=np.int64))
         start, end, stride = end, 2 * end, 2 * stride
-    return np.concatenate(found)
+    return np.concatenate(parts)
 
 
 class QuerySamples:
@@ -59,7 +59,7 @@ class QuerySamples:
     Args:
         layout: the shape of the memory.
         directory: the store's; None for RAM.
-        sampled: layer -> its heads and how many samples of it are published.
+        sampled: layer -> its heads and how many samples of it are committed.
 
     Raises:
         StoreError: a file is missing or shorter than that.
@@ -77,7 +77,7 @@ class QuerySamples:
         self._files = None if directory is None else AppendFiles(directory / FOLDER, {}, {})
         self._tensors: dict[int, list[torch.Tensor]] = {}  # of (n, H, D) float16
         self._sealed: dict[int, int] = {}  # layer -> how many of `_tensors` are sealed
-        self._show(sampled)
+        self.show(sampled)
 
     @property
     def num_heads(self) -> Mapping[int, int]:
@@ -89,10 +89,8 @@ class QuerySamples:
         wanted = torch.from_numpy(sampled_rows(first, first + len(rows)) - first)
         for layer_idx, queries in rows.queries.items():  # (H, n, D)
             if len(wanted):
-                found = (
-                    queries[:, wanted.to(queries.device)].detach().cpu().transpose(0, 1)
-                )  # (s, H, D)
-                self.append_samples(layer_idx, _as_half(found))
+                samples = queries[:, wanted.to(queries.device)].detach().cpu()  # (H, s, D)
+                self.append_samples(layer_idx, _as_half(samples.transpose(0, 1)))
 
     def append_samples(self, layer_idx: int, samples: torch.Tensor) -> None:
         """Put samples (s, H, D) float16 after everything appended to one layer so far."""
@@ -129,12 +127,17 @@ class QuerySamples:
         if self._files is not None:
             self._files.flush()
 
-    def publish(self, sampled: Mapping[int, SampledLayer]) -> None:
+    def show(self, sampled: Mapping[int, SampledLayer]) -> None:
         """Show what the catalogue says, and forget what was appended after it."""
         self._appended.clear()
         if self._files is not None:
-            self._files.publish({idx: layer.num_samples for idx, layer in sampled.items()})
-        self._show(sampled)
+            self._files.show({idx: layer.num_samples for idx, layer in sampled.items()})
+        for layer_idx in self._heads.keys() - sampled.keys():  # of a document that did not come
+            del self._heads[layer_idx]
+            self._tensors.pop(layer_idx, None)
+        for layer_idx, layer in sampled.items():
+            self._add_layer(layer_idx, layer)
+            self._cut_tensors(layer_idx, layer.num_samples)
 
     def layer(self, layer_idx: int) -> torch.Tensor:
         """Return the samples of a layer, (s, H, head_dim) float16; (0, Hkv, D) if it has none."""
@@ -159,14 +162,6 @@ class QuerySamples:
         if self._files is not None:
             self._files.close()
 
-    def _show(self, sampled: Mapping[int, SampledLayer]) -> None:
-        for layer_idx in self._heads.keys() - sampled.keys():  # of a document that did not come
-            del self._heads[layer_idx]
-            self._tensors.pop(layer_idx, None)
-        for layer_idx, layer in sampled.items():
-            self._add_layer(layer_idx, layer)
-            self._cut_tensors(layer_idx, layer.num_samples)
-
     def _add_layer(self, layer_idx: int, layer: SampledLayer) -> None:
         self._heads[layer_idx] = layer.num_heads
         if self._files is None:
@@ -184,6 +179,6 @@ class QuerySamples:
 
 
 def _as_half(queries: torch.Tensor) -> torch.Tensor:
-    """Return queries as float16, those that do not fit made shorter: the direction counts."""
+    """Return queries as float16. Too long ones are shortened: only their direction counts."""
     longest = queries.abs().amax(dim=-1, keepdim=True).float()
     return (queries.float() / (longest / _LARGEST).clamp(min=1)).half()

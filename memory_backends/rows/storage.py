@@ -21,7 +21,7 @@ class Flushed(NamedTuple):
     """What the catalogue has to know of rows that are durable now.
 
     Attributes:
-        row_crc32: of each document sealed since rows were last published: layer -> crc32 of its
+        row_crc32: of each document sealed since the last `show`: layer -> crc32 of its
             records; {} without files.
         codec_states: layer -> what the codec has learned from the store's first rows; {} if these
             are not the first, or nothing has to be learned.
@@ -36,7 +36,7 @@ class RowStorage(Protocol):
 
     @property
     def num_rows(self) -> int:
-        """How many rows are published."""
+        """How many rows are committed."""
 
     def append(self, rows: Rows) -> None:
         """Put rows after everything appended so far."""
@@ -50,16 +50,18 @@ class RowStorage(Protocol):
     def flush(self) -> Flushed:
         """Make appended rows durable."""
 
-    def publish(self, num_rows: int) -> None:
-        """Show the first `num_rows` rows, and forget what was appended after them."""
+    def show(self, num_rows: int, *, anew: bool = False) -> None:
+        """Show the first `num_rows` rows, and forget what was appended after them.
 
-    def reopen(self, num_rows: int) -> None:
-        """Show the first `num_rows` rows of the files as they are now."""
+        Args:
+            num_rows: how many the catalogue says there are.
+            anew: of the files as they are now, which another process may have replaced.
+        """
 
     def gather(
         self, layer_idx: int, ids: torch.Tensor, heads: Sequence[int] | None = None
     ) -> torch.Tensor:
-        """Return published rows by id: (h, ...) int64 to (h, ..., D + Dv); any for -1.
+        """Return committed rows by id: (h, ...) int64 to (h, ..., D + Dv); any for -1.
 
         The h heads are `heads`, all Hkv of them if None.
         """
@@ -70,7 +72,7 @@ class RowStorage(Protocol):
     def span(
         self, layer_idx: int, first: int, stop: int, heads: Sequence[int] | None = None
     ) -> torch.Tensor:
-        """Return consecutive published rows, (stop - first, h, D + Dv), of `heads` or all Hkv."""
+        """Return consecutive committed rows, (stop - first, h, D + Dv), of `heads` or all Hkv."""
 
     def close(self) -> None:
         """Let go of files and tensors."""
@@ -115,7 +117,7 @@ def take_heads(rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 def loaded(
     rows: RowStorage, layout: MemoryLayout, layer_idx: int, device: torch.device
 ) -> torch.Tensor:
-    """Return a copy of all published rows of a layer on a device, (M, Hkv, D + Dv)."""
+    """Return a copy of all committed rows of a layer on a device, (M, Hkv, D + Dv)."""
     layer = layout.layers[layer_idx]
     shape = (rows.num_rows, layer.num_key_value_heads, layer.row_dim)
     copy = torch.empty(shape, dtype=layout.dtype, device=device)

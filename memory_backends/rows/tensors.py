@@ -20,13 +20,13 @@ class RowTensors:
         self._dtype = layout.dtype
         self._layout = layout
         self._buffers = {idx: self._empty(layer, 0) for idx, layer in layout.layers.items()}
-        self._published = self._appended = self._sealed = 0
-        self._num_documents = 0  # sealed since the last `publish`
+        self._committed = self._appended = self._sealed = 0
+        self._num_documents = 0  # sealed since the last `show`
 
     @property
     def num_rows(self) -> int:
-        """How many rows are published."""
-        return self._published
+        """How many rows are committed."""
+        return self._committed
 
     def append(self, rows: Rows) -> None:
         """Put rows after everything appended so far."""
@@ -50,26 +50,22 @@ class RowTensors:
         self._appended = self._sealed
 
     def flush(self) -> Flushed:
-        """Do nothing: tensors are as durable as they get, and need no checksums and no codec."""
+        """Do nothing: tensors need no checksums and no codec."""
         return Flushed([{}] * self._num_documents, {})
 
-    def publish(self, num_rows: int) -> None:
+    def show(self, num_rows: int, *, anew: bool = False) -> None:
         """Show the first `num_rows` rows, and forget what was appended after them."""
-        self._published = self._appended = self._sealed = num_rows
+        self._committed = self._appended = self._sealed = num_rows
         self._num_documents = 0
 
-    def reopen(self, num_rows: int) -> None:
-        """Show the first `num_rows` rows: nobody else writes to them."""
-        self.publish(num_rows)
-
     def layer(self, layer_idx: int) -> torch.Tensor:
-        """Return all published rows of a layer, (M, Hkv, D + Dv), not a copy."""
-        return self._buffers[layer_idx][: self._published]
+        """Return all committed rows of a layer, (M, Hkv, D + Dv), not a copy."""
+        return self._buffers[layer_idx][: self._committed]
 
     def gather(
         self, layer_idx: int, ids: torch.Tensor, heads: Sequence[int] | None = None
     ) -> torch.Tensor:
-        """Return published rows by id: (h, ...) int64 to (h, ..., D + Dv); any for -1."""
+        """Return committed rows by id: (h, ...) int64 to (h, ..., D + Dv); any for -1."""
         return gather_heads(self.layer(layer_idx), ids.to(self._device), heads)
 
     def take(self, layer_idx: int, places: torch.Tensor) -> torch.Tensor:
@@ -79,7 +75,7 @@ class RowTensors:
     def span(
         self, layer_idx: int, first: int, stop: int, heads: Sequence[int] | None = None
     ) -> torch.Tensor:
-        """Return consecutive published rows, (stop - first, h, D + Dv), not a copy of all heads."""
+        """Return consecutive committed rows, (stop - first, h, D + Dv), not a copy of all heads."""
         rows = self.layer(layer_idx)[first:stop]
         return rows if heads is None else rows[:, list(heads)]
 

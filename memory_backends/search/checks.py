@@ -12,43 +12,38 @@ from memory_backends.layout import LayerLayout, MemoryLayout
 
 
 def checked_layer(layout: MemoryLayout, layer_idx: int) -> LayerLayout:
-    """Return the shape of a layer's rows.
-
-    Raises:
-        MemoryMismatchError: the layout has no such layer.
-    """
+    """Return the shape of a layer's rows; raise a MemoryMismatchError if there is no such layer."""
     if layer_idx not in layout.layers:
         raise MemoryMismatchError(f"layer must be one of {sorted(layout.layers)}; got {layer_idx}.")
     return layout.layers[layer_idx]
 
 
 def check_heads(layer: LayerLayout, layer_idx: int, heads: Iterable[int]) -> tuple[int, ...]:
-    """Refuse heads that a layer has not, none at all, or one named twice; return them.
+    """Return KV heads of a layer.
 
     Raises:
-        MemoryMismatchError: any of these.
+        MemoryMismatchError: there are none, one is named twice, or the layer has no such head.
     """
-    found = tuple(heads)
+    chosen = tuple(heads)
     num_heads = layer.num_key_value_heads
-    are_numbers = all(isinstance(head, Integral) and head in range(num_heads) for head in found)
-    if not found or not are_numbers or len(set(found)) < len(found):
+    are_numbers = all(isinstance(head, Integral) and head in range(num_heads) for head in chosen)
+    if not chosen or not are_numbers or len(set(chosen)) < len(chosen):
         raise MemoryMismatchError(
             f"heads must be one or more of the KV heads 0 to {num_heads - 1} of layer {layer_idx}, "
-            f"each once; got {list(found)}. Number KV heads, not query heads, and stack the "
+            f"each once; got {list(chosen)}. Number KV heads, not query heads, and stack the "
             "queries of one head along N."
         )
-    return tuple(int(head) for head in found)
+    return tuple(int(head) for head in chosen)
 
 
 def check_search(
     layer: LayerLayout, queries: torch.Tensor, k: int, heads: Sequence[int] | None = None
 ) -> None:
-    """Refuse queries of another shape than (Hkv, N, head_dim), and k below 1.
-
-    With `heads`, queries are (len(heads), N, head_dim).
+    """Check the arguments of a search.
 
     Raises:
-        MemoryMismatchError: either.
+        MemoryMismatchError: queries are not (Hkv, N, head_dim), or with `heads` not (len(heads), N,
+            head_dim); or k is below 1.
     """
     if heads is None:
         first, num_heads = "num_key_value_heads", layer.num_key_value_heads
@@ -65,11 +60,7 @@ def check_search(
 
 
 def check_ids(layer: LayerLayout, ids: torch.Tensor, num_rows: int) -> None:
-    """Refuse row ids of another shape than (Hkv, ...), and ids that were never given out.
-
-    Raises:
-        MemoryMismatchError: either.
-    """
+    """Raise a MemoryMismatchError for row ids that are not (Hkv, ...), or were never given out."""
     num_heads = layer.num_key_value_heads
     if ids.ndim < 1 or ids.shape[0] != num_heads or ids.dtype != torch.int64:
         raise MemoryMismatchError(
@@ -92,14 +83,14 @@ def usable_device(device: torch.device | str) -> torch.device:
         MemoryMismatchError: this machine or this torch has no such device.
     """
     try:
-        found = torch.device(device)
-        if found.type == "meta":
+        usable = torch.device(device)
+        if usable.type == "meta":
             raise RuntimeError("it holds no numbers")
-        torch.empty(1, device=found)
+        torch.empty(1, device=usable)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         reason = str(error).splitlines()[0]
         raise MemoryMismatchError(
             f"memory_device must be a device of this machine, such as 'cpu'; got '{device}': "
             f"{reason}"
         ) from error
-    return found
+    return usable

@@ -26,12 +26,12 @@ def best_rows(
     positions = torch.empty(scores.shape, dtype=torch.int64, device=queries.device)
     first = 0
     for keys in blocks:
-        found, at = _best_of(queries, keys, min(k, keys.shape[1]))
+        best, at = _best_of(queries, keys, min(k, keys.shape[1]))
         if first:
-            found, at = torch.cat([scores, found], -1), torch.cat([positions, at + first], -1)
-            found, order = found.topk(min(k, found.shape[-1]), dim=-1)
+            best, at = torch.cat([scores, best], -1), torch.cat([positions, at + first], -1)
+            best, order = best.topk(min(k, best.shape[-1]), dim=-1)
             at = at.gather(-1, order)
-        scores, positions = found, at
+        scores, positions = best, at
         first += keys.shape[1]
     return scores, positions
 

@@ -1,4 +1,4 @@
-"""What a backend keeps of the scopes it was asked about, so that a decode step finds it ready."""
+"""A cache of the scopes that were searched last, so that a decode step has their keys ready."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ class ScopeCache:
         with self._lock:
             self._kept.clear()
 
-    def rows(self, scope: Scope, find: Callable[[], Int64Array]) -> Int64Array:
-        """Return a scope's searchable rows, found by `find` if they are not known."""
+    def rows(self, scope: Scope, read: Callable[[], Int64Array]) -> Int64Array:
+        """Return a scope's searchable rows, those of `read` if none are kept."""
         with self._lock:
-            known = self._kept.get(scope)
-            if known is not None:
+            kept = self._kept.get(scope)
+            if kept is not None:
                 self._kept.move_to_end(scope)
-                return known.rows
-        rows = find()
+                return kept.rows
+        rows = read()
         with self._lock:
             self._kept.setdefault(scope, _Kept(rows))
             while len(self._kept) > _MAX_SCOPES:
@@ -62,20 +62,20 @@ class ScopeCache:
         return rows
 
     def keys(self, scope: Scope, place: Place, read: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Return unit keys of a scope whose rows are known, read if they are not kept.
+        """Return unit keys of a scope whose rows are kept; those of `read` if keys are not.
 
         Scopes that were not used for longest make room. A scope that does not fit keeps the layers
         that do: what every decode step needs again must not drive out itself.
         """
         with self._lock:
-            known = self._kept.get(scope)
-            if known is not None and place in known.keys:
-                return known.keys[place]
+            kept = self._kept.get(scope)
+            if kept is not None and place in kept.keys:
+                return kept.keys[place]
         keys = read()
         with self._lock:
-            known = self._kept.get(scope)
-            if known is not None and self._make_room(scope, keys.nbytes):
-                known.keys[place] = keys
+            kept = self._kept.get(scope)
+            if kept is not None and self._make_room(scope, keys.nbytes):
+                kept.keys[place] = keys
         return keys
 
     def key_blocks(
@@ -89,7 +89,7 @@ class ScopeCache:
         """Return unit keys of a scope's rows, in order; in blocks if they are too many to keep.
 
         Args:
-            scope: its rows are known.
+            scope: one whose rows are kept.
             place: where the keys are.
             rows: (n,) the scope's searchable rows.
             num_bytes: what their keys take.

@@ -1,4 +1,4 @@
-"""What a search found, and how candidates are ranked where float32 cannot tell."""
+"""Results of a search, and how candidates are ranked where float32 cannot tell."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TINY = 1e-300
 
 
 class SearchResult(NamedTuple):
-    """What a search found.
+    """The rows that a search returns.
 
     Attributes:
         scores: (Hkv, N, k) float32 cosine similarities, best first; -inf where there is nothing.
@@ -26,7 +26,7 @@ class SearchResult(NamedTuple):
 
 
 class Retrieval(NamedTuple):
-    """What a search found, with the rows.
+    """The rows that a search returns, with their keys and values.
 
     Attributes:
         scores: as in `SearchResult`.
@@ -42,7 +42,7 @@ class Retrieval(NamedTuple):
 
 
 def tied_queries(scores: torch.Tensor, k: int) -> torch.Tensor:
-    """Return the queries of whose k best rows rounding may have decided the choice or the order.
+    """Return the queries whose k best rows rounding may have chosen or ordered wrongly.
 
     Args:
         scores: (Hkv, N, c) float32 cosine similarities, best first.

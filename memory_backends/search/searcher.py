@@ -206,7 +206,7 @@ class Searcher(ABC):
         """Forget what was derived from `self.rows`: other rows may be found now."""
 
     def close(self) -> None:
-        """Let go of what is not the store's."""
+        """Release what the searcher holds apart from the store."""
 
     @property
     def searches_exactly(self) -> bool:
@@ -236,7 +236,7 @@ class Searcher(ABC):
         """
 
     def rebuild_files(self) -> None:
-        """Make the files anew from the rows; otherwise as `write_files`."""
+        """Do what `write_files` does, from the rows alone."""
 
     def options_of_copy(self) -> Any:
         """Return the options of the searcher that writes the files of a copy of the store."""

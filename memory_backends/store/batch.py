@@ -15,14 +15,14 @@ from memory_backends.store.store import Store
 
 
 class Batch:
-    """Documents whose rows are appended, and published by the next `commit`.
+    """Documents whose rows are appended, and committed by the next `commit`.
 
     Args:
         store: what they are written to; it must be `writing`.
         replace: whether a document takes the place of one of its name.
 
     Attributes:
-        num_rows: rows that wait to be published.
+        num_rows: rows that wait to be committed.
     """
 
     def __init__(self, store: Store, *, replace: bool) -> None:
@@ -43,7 +43,7 @@ class Batch:
         try:
             new = self._appended(document, runs)
         except BaseException:
-            with contextlib.suppress(OSError):  # `commit` cuts off what is not published
+            with contextlib.suppress(OSError):  # `commit` cuts off what is not committed
                 self._store.rows.rewind()
                 self._store.samples.rewind()
             raise
@@ -51,10 +51,10 @@ class Batch:
         self.num_rows += len(new.row_tokens)
 
     def commit(self) -> list[tuple[str, range]]:
-        """Publish all documents of the batch; return their names and row ids, and begin anew.
+        """Commit all documents of the batch, and empty it; return their names and row ids.
 
         Raises:
-            StoreError: the disk is full, or failed; none of them is published.
+            StoreError: the disk is full, or failed; none of them is committed.
         """
         store, documents = self._store, self._documents
         self._documents, self.num_rows = [], 0
@@ -64,7 +64,7 @@ class Batch:
             with reported(store.path):
                 flushed = store.rows.flush()
                 store.samples.flush()
-            ids = store.catalog.publish(
+            ids = store.catalog.commit(
                 [
                     new._replace(row_crc32=row_crc32)
                     for new, row_crc32 in zip(documents, flushed.row_crc32, strict=True)
@@ -75,7 +75,7 @@ class Batch:
             )
         finally:  # the catalogue knows whether they are part of the memory, Ctrl-C or not
             store.catalog.refresh()
-            store.show_published()
+            store.show_committed()
         return [(new.document.name, rows) for new, rows in zip(documents, ids, strict=True)]
 
     def _appended(self, document: Document, runs: Iterable[Rows]) -> NewDocument:
@@ -126,7 +126,7 @@ def written(
     """Write documents in batches; see `MemoryBackend.add_many`.
 
     Yields:
-        Name and row ids of the documents of each batch, after it was published.
+        Name and row ids of the documents of each batch, after it was committed.
     """
     batch, waiting = Batch(store, replace=replace), iter(documents)
     failure: BaseException | None = None
@@ -139,7 +139,7 @@ def written(
                 if batch.num_rows >= rows_per_commit:
                     is_more = True
                     break
-        except BaseException as error:  # raised below, after what is complete is published
+        except BaseException as error:  # raised below, after what is complete is committed
             failure = error
         try:
             added = batch.commit()

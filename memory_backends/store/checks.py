@@ -1,4 +1,4 @@
-"""What a store refuses before it changes anything: documents, their rows and their queries."""
+"""Checks of documents, rows and queries, before anything is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from memory_backends.rows.query_samples import sampled_rows
 
 
 def check_document(document: Document) -> None:
-    """Refuse a document whose parts do not fit together.
+    """Check that the parts of a document fit together.
 
     Raises:
         DocumentError: an empty name, token ids that are not (T,), offsets that are not (T, 2),
@@ -37,7 +37,7 @@ def check_document(document: Document) -> None:
 
 
 def check_rows(rows: Rows, layout: MemoryLayout, document: Document, first: int) -> None:
-    """Refuse rows that are not the layout's or not the document's, or that cannot be searched.
+    """Check that rows are the layout's and the document's, and can be searched.
 
     Args:
         rows: a run of the document's rows.
@@ -57,25 +57,25 @@ def check_rows(rows: Rows, layout: MemoryLayout, document: Document, first: int)
             ("values", rows.values, "value_head_dim", layer.value_head_dim),
         )
         for name, tensors, dim_name, dim in parts:
-            found = tensors.get(idx)
-            if found is None:
+            tensor = tensors.get(idx)
+            if tensor is None:
                 raise MemoryMismatchError(
                     f"{name} must have layers {sorted(layout.layers)}; got {sorted(tensors)}. "
                     f"Layer {idx} is missing."
                 )
-            if tuple(found.shape) != (heads, num_rows, dim) or found.dtype != layout.dtype:
+            if tuple(tensor.shape) != (heads, num_rows, dim) or tensor.dtype != layout.dtype:
                 raise MemoryMismatchError(
                     f"{name} of layer {idx} must have shape (num_key_value_heads={heads}, "
                     f"N={num_rows}, {dim_name}={dim}) and dtype {layout.dtype}; got "
-                    f"{tuple(found.shape)}, {found.dtype}. Pass KV heads, before repeating them."
+                    f"{tuple(tensor.shape)}, {tensor.dtype}. Pass KV heads, before repeating them."
                 )
-            _check_numbers(found, name, idx, first)
+            _check_numbers(tensor, name, idx, first)
 
 
 def check_queries(
     rows: Rows, layout: MemoryLayout, num_heads: Mapping[int, int], first: int
 ) -> None:
-    """Refuse queries that are not those of these rows, or of other heads than those before.
+    """Check that queries are those of the rows, and of as many heads as those before.
 
     Args:
         rows: a run of a document's rows, with queries or without.
@@ -104,8 +104,8 @@ def check_queries(
                 f"head_dim={layer.head_dim}); got {tuple(queries.shape)}. "
                 "Pass all query heads of the same tokens as the keys."
             )
-        found = queries[:, kept.to(queries.device)]
-        if not (found.is_floating_point() and bool(torch.isfinite(found).all())):
+        samples = queries[:, kept.to(queries.device)]
+        if not (samples.is_floating_point() and bool(torch.isfinite(samples).all())):
             raise MemoryMismatchError(
                 f"queries of layer {idx} must be finite and of a floating dtype; "
                 f"got {queries.dtype} with others. Check the model's dtype."
@@ -126,15 +126,15 @@ def _check_tokens(rows: Rows, document: Document) -> None:
         )
 
 
-def _check_numbers(found: torch.Tensor, name: str, layer_idx: int, first: int) -> None:
-    bad = ~torch.isfinite(found).all(dim=-1)  # (Hkv, n)
-    what = "NaN or infinite. float16 overflows where bfloat16 does not: check the model's dtype"
+def _check_numbers(tensor: torch.Tensor, name: str, layer_idx: int, first: int) -> None:
+    bad = ~torch.isfinite(tensor).all(dim=-1)  # (Hkv, n)
+    fault = "NaN or infinite. float16 overflows where bfloat16 does not: check the model's dtype"
     if name == "keys" and not bad.any():
-        bad = (found == 0).all(dim=-1)
-        what = "zero: it has no direction to search by. Check the model's weights"
+        bad = (tensor == 0).all(dim=-1)
+        fault = "zero: it has no direction to search by. Check the model's weights"
     if bad.any():
         head, row = bad.nonzero()[0].tolist()
         raise MemoryMismatchError(
             f"{name} must be finite, and keys not zero; "
-            f"got one at layer {layer_idx}, KV head {head}, row {first + row} that is {what}."
+            f"got one at layer {layer_idx}, KV head {head}, row {first + row} that is {fault}."
         )

@@ -2,7 +2,7 @@
 
 A row's position is its id, so rows never move. A layer's file is written anew with holes where no
 document is (a sparse file: holes read as zeros and take no space), forced to the disk, and put in
-the place of the old one. All published rows have the same bytes in both, so the store is valid at
+the place of the old one. All committed rows have the same bytes in both, so the store is valid at
 every instant. Readers that have the old file mapped keep it.
 """
 
@@ -14,9 +14,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from memory_backends.catalog.schema import joined
 from memory_backends.rows.append_files import AppendFile, sync_folder
 from memory_backends.rows.files import FOLDER, RowFiles
+from memory_backends.scope import joined
 from memory_backends.store.store import Store
 
 PARTIAL = ".partial"
@@ -44,7 +44,7 @@ def compact(store: Store) -> int:
     for layer_idx in store.layout.layers:
         _rewrite(rows.files[layer_idx], live)
     catalog.vacuum()
-    rows.reopen(catalog.num_rows)
+    rows.show(catalog.num_rows, anew=True)
     return max(before - _disk_bytes([catalog.path, *folder.glob("*")]), 0)
 
 
@@ -79,8 +79,8 @@ def _rewrite(file: AppendFile, live: Iterable[tuple[int, int]]) -> None:
 
 def _disk_bytes(paths: Iterable[Path]) -> int:
     """Return the space that files take, which is less than their size if they have holes."""
-    found = (path.stat() for path in paths if path.is_file())
+    statuses = (path.stat() for path in paths if path.is_file())
     return sum(
         status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size
-        for status in found
+        for status in statuses
     )

@@ -13,9 +13,9 @@ INDEX_FOLDER = "index"
 
 
 def has_no_store(path: Path) -> bool:
-    """Tell whether a store can be made at `path`: nothing is there, or nothing of worth.
+    """Return whether a store can be made at `path`: nothing is there, or nothing of worth.
 
-    A directory may hold what a process leaves that was killed before it had made its store.
+    A process that was killed before it had made its store leaves a directory with its lock.
     """
     if not path.exists():
         return True
@@ -27,22 +27,14 @@ def has_no_store(path: Path) -> bool:
 
 
 def check_directory(path: Path) -> Path:
-    """Refuse a path that is a file, and return it.
-
-    Raises:
-        StoreError: it is one.
-    """
+    """Return a path; raise a StoreError if it is a file."""
     if path.exists() and not path.is_dir():
         raise StoreError(f"expected a store directory at '{path}'; it is a file. Give a directory.")
     return path
 
 
 def check_free(path: Path) -> Path:
-    """Refuse a path where there is something already, and return it.
-
-    Raises:
-        StoreError: there is.
-    """
+    """Return a path; raise a StoreError if a file or a directory that is not empty is there."""
     if not has_no_store(check_directory(path)):
         raise StoreError(
             f"expected a new or an empty directory at '{path}'; it is not empty. "
@@ -52,11 +44,7 @@ def check_free(path: Path) -> Path:
 
 
 def check_generation(generation: object) -> str:
-    """Refuse a name of an index's folder that could lead elsewhere, and return it.
-
-    Raises:
-        StoreError: it is not six digits.
-    """
+    """Return the name of an index's folder; raise a StoreError if it is not six digits."""
     if not (isinstance(generation, str) and re.fullmatch(r"[0-9]{6}", generation)):
         raise StoreError(
             f"an index generation must be six digits, such as '000001'; got {generation!r:.80}. "

@@ -1,4 +1,4 @@
-"""What a memory consists of: catalogue, rows and query samples, in a directory or in RAM.
+"""The parts of a memory, in a directory or in RAM: catalogue, rows and query samples.
 
 A store is made by its first write; until then the memory is in RAM. Everything that is read by
 several calls (row count, removals, mapped files) is read within one snapshot of the catalogue,
@@ -19,14 +19,13 @@ import torch
 
 from memory_backends.catalog import Catalog
 from memory_backends.catalog.database import FILE_NAME as CATALOG_FILE_NAME
-from memory_backends.catalog.records import RecordSpan
 from memory_backends.errors import MemoryMismatchError, StoreError, reported
 from memory_backends.layout import MemoryLayout
 from memory_backends.rows import files as row_files
 from memory_backends.rows import query_samples as queries
 from memory_backends.rows.append_files import sync_folder
 from memory_backends.rows.coding import RowCoding
-from memory_backends.rows.files import ROWS_TO_LEARN, RowFiles
+from memory_backends.rows.files import RowFiles
 from memory_backends.rows.query_samples import QuerySamples
 from memory_backends.rows.storage import RowStorage
 from memory_backends.rows.tensors import RowTensors
@@ -34,11 +33,10 @@ from memory_backends.store.directory import check_directory, has_no_store
 from memory_backends.store.lock import LOCK_FILE_NAME, write_lock
 
 _IS_WRITING = "this memory is being written to already. Let that end first."
-_ROWS_PER_COPY = 4096
 
 
 class Store:
-    """The parts of one memory, and who may write to them.
+    """The parts of one memory, and the right to write to them.
 
     Args:
         layout: the shape of the rows. A store that is opened must have the same.
@@ -87,11 +85,7 @@ class Store:
         return any(not os.access(part, os.W_OK) and part.exists() for part in parts)
 
     def check_idle(self) -> None:
-        """Refuse what must not come between the steps of a write.
-
-        Raises:
-            StoreError: a thread is writing.
-        """
+        """Raise a StoreError if a thread is writing."""
         if self._thread_writes.locked():
             raise StoreError(_IS_WRITING)
 
@@ -103,25 +97,21 @@ class Store:
         return True
 
     def refresh(self) -> bool:
-        """See what is published by now; tell whether anything may have changed."""
+        """See what is committed by now; tell whether anything may have changed."""
         with self.catalog.snapshot():
             if not self.catalog.refresh():
                 return False
-            self.rows.reopen(self.catalog.num_rows)
-            self.samples.publish(self.catalog.query_samples())
+            self.rows.show(self.catalog.num_rows, anew=True)
+            self.samples.show(self.catalog.query_samples())
         return True
 
-    def show_published(self) -> None:
+    def show_committed(self) -> None:
         """Show the rows and samples that the catalogue has, and forget others."""
-        self.rows.publish(self.catalog.num_rows)
-        self.samples.publish(self.catalog.query_samples())
+        self.rows.show(self.catalog.num_rows)
+        self.samples.show(self.catalog.query_samples())
 
     def sampled_queries(self, layer_idx: int) -> torch.Tensor:
-        """Return the sample of a layer's queries; see `MemoryBackend.sampled_queries`.
-
-        Raises:
-            StoreError: samples are damaged.
-        """
+        """Return the sample of a layer's queries; see `MemoryBackend.sampled_queries`."""
         samples = self.samples.grouped(layer_idx)
         if not bool(torch.isfinite(samples).all()):
             raise StoreError(
@@ -147,35 +137,6 @@ class Store:
                     if self.catalog.path is None:
                         locks.push(self._make_store(self.path))
             yield
-
-    def copy_to(self, directory: Path) -> None:
-        """Write a copy of the memory to an empty directory, room for removed rows left out.
-
-        Raises:
-            StoreError: it cannot be written, or this store is damaged.
-        """
-        directory.mkdir(parents=True, exist_ok=True)
-        try:
-            coding = self._coding_of_copy()
-            with (
-                contextlib.closing(RowFiles(self.layout, directory, 0, coding)) as new_rows,
-                contextlib.closing(QuerySamples(self.layout, directory, {})) as new_samples,
-            ):
-                names = self._copy_rows(new_rows)
-                flushed = new_rows.flush()
-                for layer_idx in self.samples.num_heads:
-                    new_samples.append_samples(layer_idx, self.samples.layer(layer_idx))
-                new_samples.flush()
-                new_rows.publish(self.catalog.num_rows)
-                new_samples.publish(self.catalog.query_samples())
-            row_crc32 = dict(zip(names, flushed.row_crc32, strict=True))
-            # Last: before, it is not a store.
-            self.catalog.copy_to(directory, row_crc32, flushed.codec_states)
-            sync_folder(directory)
-        except BaseException:
-            for folder in (row_files.FOLDER, queries.FOLDER):
-                shutil.rmtree(directory / folder, ignore_errors=True)
-            raise
 
     def close(self) -> None:
         """Let go of files; the object is of no use afterwards."""
@@ -236,52 +197,6 @@ class Store:
         self.samples.close()
         self.catalog = catalog
         self.rows, self.samples = self._open_files()
-
-    # -- copying --------------------------------------------------------------------------------
-
-    def _coding_of_copy(self) -> RowCoding:
-        """Return this store's coding, or one that has learned from the first rows in RAM."""
-        if isinstance(self.rows, RowFiles):
-            return self.rows.coding
-        coding = RowCoding(self.layout, self.catalog.row_codec)
-        if coding.must_learn and self.catalog.document_sizes():
-            spans = [torch.arange(span.first, span.stop) for span in self.catalog.record_spans()]
-            first = torch.cat(spans)[:ROWS_TO_LEARN]
-            for layer_idx, layer in self.layout.layers.items():
-                ids = first.expand(layer.num_key_value_heads, -1)
-                coding.learn(layer_idx, self.rows.gather(layer_idx, ids).transpose(0, 1).cpu())
-        return coding
-
-    def _copy_rows(self, target: RowFiles) -> list[str]:
-        """Copy the rows of all documents to their places; return the documents' names.
-
-        Records are copied as they are; rows in RAM are encoded.
-        """
-        names, end = [], 0
-        for span in self.catalog.record_spans():
-            target.skip(span.first - end)
-            end = span.stop
-            for first in range(span.first, span.stop, _ROWS_PER_COPY):
-                stop = min(first + _ROWS_PER_COPY, span.stop)
-                for layer_idx in self.layout.layers:
-                    if isinstance(self.rows, RowFiles):
-                        records = self.rows.records(layer_idx, first, stop)
-                        target.append_records(layer_idx, records)
-                    else:
-                        target.append_rows(layer_idx, self.rows.span(layer_idx, first, stop))
-            target.seal()
-            self._check_copied(span, target.row_crc32[-1])
-            names.append(span.name)
-        target.skip(self.catalog.num_rows - end)
-        return names
-
-    def _check_copied(self, span: RecordSpan, row_crc32: Mapping[int, int]) -> None:
-        found = tuple(row_crc32[layer_idx] for layer_idx in sorted(row_crc32))
-        if self.catalog.path is not None and found != span.row_crc32:
-            raise StoreError(
-                f"the rows of document '{span.name}' in '{self.path}' are damaged: their checksum "
-                "does not match. `emt verify` lists all damage; index the document again."
-            )
 
 
 @contextlib.contextmanager

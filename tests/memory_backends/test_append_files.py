@@ -1,4 +1,4 @@
-"""Append-only files: what is published, what is cut off, and what readers keep."""
+"""Append-only files: what is committed, what is cut off, and what readers keep."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def written(path: Path, data: bytes, record_bytes: int = 4) -> AppendFile:
     file.append(data)
     file.seal()
     file.flush()
-    file.publish(len(data) // record_bytes)
+    file.show(len(data) // record_bytes)
     return file
 
 
@@ -37,16 +37,16 @@ def test_a_seal_ends_a_unit_with_its_checksum(tmp_path: Path) -> None:
     file.rewind()
     file.append(b"gggg")
     assert file.seal() == zlib.crc32(b"gggg")
-    file.publish(5)
+    file.show(5)
     assert bytes_of(file) == (tmp_path / "f").read_bytes() == b"aaaabbbbccccddddgggg"
     assert file.records.shape == (5, 4)
 
 
-def test_what_is_not_published_is_cut_off(tmp_path: Path) -> None:
+def test_what_is_not_committed_is_cut_off(tmp_path: Path) -> None:
     file = written(tmp_path / "f", b"aaaa")
     file.append(b"bbbbcccc")
     file.seal()
-    file.publish(2)
+    file.show(2)
     assert bytes_of(file) == (tmp_path / "f").read_bytes() == b"aaaabbbb"
 
 
@@ -58,7 +58,7 @@ def test_room_is_left_without_taking_space(tmp_path: Path) -> None:
     file.append(b"b" * 4096)
     assert file.seal() == zlib.crc32(b"b" * 4096)
     file.flush()
-    file.publish(1002)
+    file.show(1002)
     assert (tmp_path / "f").stat().st_size == 1002 * 4096
     assert (tmp_path / "f").stat().st_blocks * 512 < 100 * 4096
     assert bytes_of(file) == b"a" * 4096 + bytes(4_096_000) + b"b" * 4096
@@ -70,7 +70,7 @@ def test_a_reader_keeps_what_it_opened(tmp_path: Path) -> None:
     (tmp_path / "new").replace(tmp_path / "f")
     assert bytes_of(file) == b"aaaabbbb"
     held = file.records
-    file.reopen(2)
+    file.show(2, anew=True)
     assert bytes_of(file) == b"\0\0\0\0bbbb"
     assert held.numpy().tobytes() == b"aaaabbbb"
 
@@ -95,7 +95,7 @@ def test_a_write_that_takes_only_a_part_goes_on(
     monkeypatch.setattr(file, "_file", Slow())
     file.append(b"ccccdddd")
     assert file.seal() == zlib.crc32(b"bbbbccccdddd")
-    file.publish(4)
+    file.show(4)
     assert bytes_of(file) == b"aaaabbbbccccdddd"
 
 
@@ -125,7 +125,7 @@ def test_a_full_disk_is_reported_and_the_next_append_goes_on(
         file.rewind()
     file.append(b"dddd")
     assert file.seal() == zlib.crc32(b"dddd")
-    file.publish(3)
+    file.show(3)
     assert bytes_of(file) == b"aaaabbbbdddd"
 
 
@@ -147,7 +147,7 @@ def test_names_of_new_files_are_forced_to_the_disk(
         files[layer_idx].append(b"aaaa")
     files.flush()
     assert forced == ["layer-000.bin", "layer-003.bin", "rows", tmp_path.name]
-    files.publish({0: 1, 3: 2})
+    files.show({0: 1, 3: 2})
     files[0].append(b"bbbb")
     forced.clear()
     files.flush()

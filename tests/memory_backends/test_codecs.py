@@ -6,7 +6,7 @@ import torch
 import numpy as np
 import pytest
 
-from memory_backends import LayerLayout, MemoryMismatchError, StoreError
+from memory_backends import LayerLayout, StoreError
 from memory_backends.rows.codecs import CODEC_NAMES, row_codec
 from memory_backends.rows.codecs.bits import (
     BitPacking,
@@ -34,10 +34,10 @@ def rows_of(layer: LayerLayout, num_rows: int, seed: int) -> torch.Tensor:
     return rows
 
 
-def relative_error(found: torch.Tensor, rows: torch.Tensor) -> float:
+def relative_error(decoded: torch.Tensor, rows: torch.Tensor) -> float:
     rows = rows.double()
     spread = (rows - rows.mean(0)).square().sum()
-    return float((found.double() - rows).square().sum() / spread)
+    return float((decoded.double() - rows).square().sum() / spread)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -52,12 +52,12 @@ def test_rows_come_back_from_records_of_the_promised_size(
     records = coder.encode(rows)
     assert records.dtype == torch.uint8
     assert records.shape == (600, layer.num_key_value_heads, codec.record_bytes(layer))
-    found = coder.decode(records, head_axis=1)
-    assert found.dtype == dtype
-    assert found.shape == rows.shape
+    decoded = coder.decode(records, head_axis=1)
+    assert decoded.dtype == dtype
+    assert decoded.shape == rows.shape
     if layer.row_dim > 2 or name != "int4":  # two numbers in a byte and a half are a rough guess
         rounding = torch.finfo(dtype).eps ** 2
-        assert relative_error(found, rows) <= LEAST_ERROR[name] + rounding
+        assert relative_error(decoded, rows) <= LEAST_ERROR[name] + rounding
 
 
 @pytest.mark.parametrize("name", CODEC_NAMES)
@@ -70,8 +70,8 @@ def test_a_gather_decodes_as_a_span_does(name: str) -> None:
     whole = coder.decode(records, head_axis=1)
     ids = torch.randint(0, 2500, (3, 5, 2), generator=torch.Generator().manual_seed(2))
     heads = torch.arange(3).view(3, 1, 1)
-    found = coder.decode(records[ids, heads], head_axis=0)  # (Hkv, 5, 2, record_bytes)
-    torch.testing.assert_close(found, whole[ids, heads], rtol=1e-5, atol=1e-5)
+    decoded = coder.decode(records[ids, heads], head_axis=0)  # (Hkv, 5, 2, record_bytes)
+    torch.testing.assert_close(decoded, whole[ids, heads], rtol=1e-5, atol=1e-5)
     span = coder.decode(records[7:19], head_axis=1)
     torch.testing.assert_close(span, whole[7:19], rtol=1e-5, atol=1e-5)
     assert coder.decode(records[:0], head_axis=1).shape == (0, 3, 12)
@@ -93,8 +93,8 @@ def test_the_first_rows_are_exact_and_others_like_them_are_near(name: str) -> No
     later = rows_of(layer, 500, seed=3)
     coder = codec.coder(layer, codec.learn(layer, rows))
     assert torch.equal(coder.decode(coder.encode(rows), head_axis=1)[:4], rows[:4])
-    found = coder.decode(coder.encode(later), head_axis=1)
-    assert (found[:4] - later[:4]).norm() < 0.05 * rows[4:].norm(dim=-1).mean()
+    decoded = coder.decode(coder.encode(later), head_axis=1)
+    assert (decoded[:4] - later[:4]).norm() < 0.05 * rows[4:].norm(dim=-1).mean()
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 5, 9])
@@ -118,10 +118,10 @@ def test_later_rows_of_another_size_stay_finite_and_point_the_same_way(
     rows = rows_of(layer, 500, seed=0)
     coder = codec.coder(layer, codec.learn(layer, rows))
     later = factor * rows[4:]
-    found = coder.decode(coder.encode(later), head_axis=1)
-    assert found.isfinite().all()
+    decoded = coder.decode(coder.encode(later), head_axis=1)
+    assert decoded.isfinite().all()
     if factor == 30.0:
-        cosine = torch.nn.functional.cosine_similarity(found, later, dim=-1)
+        cosine = torch.nn.functional.cosine_similarity(decoded, later, dim=-1)
         assert cosine.mean() > 0.9
 
 
@@ -131,8 +131,8 @@ def test_rows_that_do_not_vary_are_kept(name: str) -> None:
     codec = row_codec(name, torch.float32)
     rows = torch.ones(20, 2, 32)
     coder = codec.coder(layer, codec.learn(layer, rows))
-    found = coder.decode(coder.encode(rows), head_axis=1)
-    torch.testing.assert_close(found, rows, rtol=0.01, atol=0)
+    decoded = coder.decode(coder.encode(rows), head_axis=1)
+    torch.testing.assert_close(decoded, rows, rtol=0.01, atol=0)
     nothing = torch.zeros(20, 2, 32)
     coder = codec.coder(layer, codec.learn(layer, nothing))
     assert coder.decode(coder.encode(nothing), head_axis=1).abs().max() < 1e-5
@@ -184,19 +184,6 @@ def test_widths_of_another_codec_are_refused() -> None:
         row_codec("int4", torch.float32).coder(layer, state)
     with pytest.raises(StoreError, match="has no state"):
         row_codec("exact", torch.float32).coder(layer, state)
-
-
-def test_float16_refuses_what_it_cannot_hold() -> None:
-    coder = row_codec("float16", torch.float32).coder(LAYERS[0], b"")
-    rows = rows_of(LAYERS[0], 3, seed=0)
-    rows[1, 0, 0] = -70000.0
-    with pytest.raises(MemoryMismatchError, match="holds numbers up to 65504; got 70000"):
-        coder.encode(rows)
-
-
-def test_an_unknown_codec_is_refused() -> None:
-    with pytest.raises(MemoryMismatchError, match=r"must be one of 'exact', .*; got 'int2'"):
-        row_codec("int2", torch.float32)
 
 
 def test_levels_are_those_of_the_tables() -> None:

@@ -23,7 +23,6 @@ from memory_backends.testing.rows import make_document, make_rows
 LAYOUT = MemoryLayout({0: LayerLayout(2, 32, 32), 3: LayerLayout(1, 64, 64)}, torch.float32)
 BYTES_PER_ROW = sum(record_bytes(LAYOUT, "exact").values())
 ROWS = 200  # a document: 100 KiB a layer
-KINDS = pytest.mark.parametrize("kind", ["manual", "vector_db"])
 NAMES = "abcdef"
 RUNS = {name: make_rows(ROWS, seed=at, layout=LAYOUT) for at, name in enumerate(NAMES)}
 
@@ -49,17 +48,16 @@ def assert_has(backend: MemoryBackend, names: str) -> None:
             assert torch.equal(keys, RUNS[name].keys[layer_idx])
             assert torch.equal(values, RUNS[name].values[layer_idx])
             query = RUNS[name].keys[layer_idx][:, 7:8]
-            found = backend.search(layer_idx, query, 1)
-            assert found.ids.flatten().tolist() == [first + 7] * layer.num_key_value_heads
+            hits = backend.search(layer_idx, query, 1)
+            assert hits.ids.flatten().tolist() == [first + 7] * layer.num_key_value_heads
 
 
 def disk_bytes(store: Path) -> int:
     return sum(file.stat().st_blocks * 512 for file in (store / "rows").iterdir())
 
 
-@KINDS
-def test_space_is_given_back_and_ids_stay(kind: str, store: Path) -> None:
-    backend = MemoryBackend.open(store, kind)
+def test_space_is_given_back_and_ids_stay(store: Path) -> None:
+    backend = MemoryBackend.open(store)
     assert backend.compact() < 2**16  # there was nothing to give back
     for name in "bcd":
         backend.remove_document(name)
@@ -69,27 +67,13 @@ def test_space_is_given_back_and_ids_stay(kind: str, store: Path) -> None:
     assert freed >= before - disk_bytes(store) > 0.9 * 3 * ROWS * BYTES_PER_ROW
     assert [file.stat().st_size for file in sorted((store / "rows").iterdir())] == sizes
     assert_has(backend, "aef")
-    assert_has(MemoryBackend.open(store, kind), "aef")
+    assert_has(MemoryBackend.open(store), "aef")
     assert verify(store) == []
     rows = (store / "rows" / "layer-003.bin").read_bytes()
     assert not any(rows[ROWS * 512 : 4 * ROWS * 512])
     more = make_rows(5, seed=9, layout=LAYOUT)
     assert backend.add(make_document("g", 5), [more]) == range(6 * ROWS, 6 * ROWS + 5)
     assert verify(store) == []
-
-
-@KINDS
-def test_an_open_reader_keeps_its_rows_until_it_refreshes(kind: str, store: Path) -> None:
-    reader, writer = MemoryBackend.open(store, kind), MemoryBackend.open(store, kind)
-    writer.remove_document("b")
-    writer.compact()
-    found = reader.search(0, RUNS["b"].keys[0][:, 3:4], 1)
-    assert found.ids.flatten().tolist() == [ROWS + 3, ROWS + 3]
-    assert torch.equal(reader.fetch(0, found.ids)[0][:, 0], RUNS["b"].keys[0][:, 3:4])
-    reader.refresh()
-    assert_has(reader, "acdef")
-    found = reader.search(0, RUNS["b"].keys[0][:, 3:4], 1)
-    assert not ((found.ids >= ROWS) & (found.ids < 2 * ROWS)).any()
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 3, 4])
@@ -110,7 +94,7 @@ def test_a_crash_at_any_step_leaves_a_good_store(
         raise StoreError("the catalogue cannot be used: disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("memory_backends.compaction.os.fsync", failing)
+        patch.setattr("memory_backends.store.compaction.os.fsync", failing)
         patch.setattr("memory_backends.catalog.Catalog.vacuum", full)
         with pytest.raises(StoreError, match=r"No space left|disk is full"):
             backend.compact()

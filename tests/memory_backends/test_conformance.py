@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import numpy as np
@@ -26,22 +27,22 @@ class TestInFiles(BackendConformance):
 
 class TestInCodedFiles(BackendConformance):
     memory_type = "manual"
-    options = {"row_codec": "int8"}
+    options: ClassVar = {"row_codec": "int8"}
     has_path = True
 
 
 class TestFlat(BackendConformance):
     memory_type = "vector_db"
-    options = {"index": "Flat"}
+    options: ClassVar = {"index": "Flat"}
 
 
 class TestFlatOverCodedRows(BackendConformance):
     memory_type = "vector_db"
-    options = {"index": "Flat", "row_codec": "int8"}
+    options: ClassVar = {"index": "Flat", "row_codec": "int8"}
 
 
 class Selected(ScopeConformance):
-    """Scopes that FAISS selects in the index; all lists are searched, so that training does not matter."""
+    """Scopes that FAISS selects in the index, of which all lists are searched."""
 
     memory_type = "vector_db"
 
@@ -51,15 +52,15 @@ class Selected(ScopeConformance):
 
 
 class TestFlatSelected(Selected):
-    options = {"index": "Flat"}
+    options: ClassVar = {"index": "Flat"}
 
 
 class TestIVFSelected(Selected):
-    options = {"index": "IVF4,Flat", "recall": 1.0}
+    options: ClassVar = {"index": "IVF4,Flat", "recall": 1.0}
 
 
 class TestHNSWSelected(Selected):
-    options = {"index": "HNSW16"}
+    options: ClassVar = {"index": "HNSW16"}
 
 
 class BruteForce(Searcher):

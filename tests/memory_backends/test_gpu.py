@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import faiss
@@ -26,9 +26,8 @@ from memory_backends import (
 )
 from memory_backends.faiss import gpu as gpu_module
 from memory_backends.faiss.gpu import GPU, bytes_on_gpu, gpu_of, layers_that_fit
-from memory_backends.testing.checks import assert_finds
 from memory_backends.testing import BackendConformance
-from memory_backends.testing.suite import Make
+from memory_backends.testing.checks import assert_finds
 from memory_backends.testing.rows import (
     LAYERS,
     LAYOUT,
@@ -94,24 +93,25 @@ class FakeOptions:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeFaiss]:
     """FAISS with one GPU, whose memory is the CPU's."""
-    found = FakeFaiss()
+    fake = FakeFaiss()
     monkeypatch.setattr(faiss, "StandardGpuResources", FakeResources, raising=False)
     monkeypatch.setattr(faiss, "GpuClonerOptions", FakeOptions, raising=False)
-    monkeypatch.setattr(faiss, "index_cpu_to_gpu", found.clone, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", fake.clone, raising=False)
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
     monkeypatch.setattr(gpu_module, "usable_device", lambda device: torch.device("cpu", 0))
-    monkeypatch.setattr(GPU, "free_bytes", lambda self: found.free_bytes)
-    return found
+    monkeypatch.setattr(GPU, "free_bytes", lambda self: fake.free_bytes)
+    return fake
 
 
 class TestOnAGPU(BackendConformance):
     """The whole contract, with every layer on the stand-in for a GPU."""
 
-    @pytest.fixture
-    def make(self, fake: FakeFaiss) -> Make:
-        return lambda layout=LAYOUT, **options: MemoryBackend(
-            layout, "vector_db", index="Flat", device="cuda:0", **options
-        )
+    memory_type = "vector_db"
+    options: ClassVar = {"index": "Flat", "device": "cuda:0"}
+
+    @pytest.fixture(autouse=True)
+    def _with_a_gpu(self, fake: FakeFaiss) -> None:
+        pass
 
 
 def _filled(num_rows: int = 17, **options: Any) -> MemoryBackend:
@@ -121,7 +121,7 @@ def _filled(num_rows: int = 17, **options: Any) -> MemoryBackend:
 
 
 def _on_gpu(backend: MemoryBackend) -> list[int]:
-    layers = backend._gpu_layers
+    layers = backend.searcher._gpu_layers
     assert layers is not None
     return [idx for idx in LAYERS if layers.get(idx) is not None]
 
@@ -132,16 +132,12 @@ def _on_gpu(backend: MemoryBackend) -> list[int]:
 @pytest.mark.parametrize("device", [None, "cpu", torch.device("cpu")])
 def test_the_cpu_is_no_gpu(device: Any) -> None:
     assert gpu_of(device) is None
-    assert MemoryBackend(LAYOUT, "vector_db", device=device)._gpu_layers is None
+    assert MemoryBackend(LAYOUT, "vector_db", device=device).searcher._gpu_layers is None
 
 
 def test_faiss_without_gpu_support_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(faiss, "StandardGpuResources", raising=False)
-    with pytest.raises(
-        IndexFactoryError,
-        match=r"^memory_device 'cuda:0' needs FAISS with GPU support; the installed faiss "
-        r"\d+\.\d+\.\d+\S* has none\. `pip install 'emt\[gpu\]'`, or set memory_device: null\.$",
-    ):
+    with pytest.raises(IndexFactoryError, match=r"'cuda:0' needs FAISS with GPU support"):
         MemoryBackend(LAYOUT, "vector_db", device="cuda:0")
 
 
@@ -235,7 +231,7 @@ def test_a_search_of_some_heads_is_the_cpus(fake: FakeFaiss) -> None:
     backend, queries = _filled(indexed_heads={0: [1]}), make_queries(0, 4)
     alone = backend.search(0, queries[1:], 5, heads=[1])
     assert fake.cloned == []  # a copy would be of the whole layer
-    assert backend._indexes.made.keys() == {(0, 1)}
+    assert backend.searcher._indexes.made.keys() == {(0, 1)}
     every = backend.search(0, queries, 5)
     assert (_on_gpu(backend), fake.cloned) == ([0], [8, 8])
     assert torch.equal(alone.ids[0], every.ids[1])
@@ -294,7 +290,7 @@ def test_new_rows_are_copied_anew(fake: FakeFaiss) -> None:
     assert _on_gpu(backend) == []
     assert_finds(backend, runs, range(22))
     assert _on_gpu(backend) == [0, 3]
-    assert len(backend._gpu_layers.get(0).rows) == 22
+    assert len(backend.searcher._gpu_layers.get(0).rows) == 22
 
 
 def test_more_than_a_gpu_selects_is_searched_on_the_cpu(fake: FakeFaiss) -> None:
@@ -337,14 +333,14 @@ def test_both_devices_find_the_same(fake: FakeFaiss, tmp_path: Path, index: str)
             strict=True,
         ):
             torch.testing.assert_close(ours, theirs)
-        mine, others = (each.nearest(layer_idx, queries, 5) for each in (on_gpu, on_cpu))
-        assert mine is not None
-        assert others is not None
-        for ours, theirs in zip(mine, others, strict=True):
-            assert torch.equal(ours, theirs)
+        ours, theirs = (each.nearest(layer_idx, queries, 5) for each in (on_gpu, on_cpu))
+        assert ours is not None
+        assert theirs is not None
+        for on_gpu_part, on_cpu_part in zip(ours, theirs, strict=True):
+            assert torch.equal(on_gpu_part, on_cpu_part)
     assert _on_gpu(on_gpu) == [0, 3]
     assert fake.cloned == [8, 8, 4]
-    assert on_gpu.factory == index
+    assert on_gpu.searcher.factory == index
 
 
 def test_retrieved_rows_are_read_on_the_gpu(fake: FakeFaiss) -> None:
@@ -352,7 +348,7 @@ def test_retrieved_rows_are_read_on_the_gpu(fake: FakeFaiss) -> None:
         backend = _filled(_ENOUGH, index=index)
         queries = make_queries(0, 2)
         backend.search(0, queries, 3)
-        backend._gpu_layers.get(0).rows.fill_(7)
+        backend.searcher._gpu_layers.get(0).rows.fill_(7)
         assert (backend.retrieve(0, queries, 3).values == 7).all()
         assert (backend.nearest(0, queries, 3)[1] == 7).all()
 
@@ -362,8 +358,8 @@ def test_one_thread_at_a_time_searches_the_gpu(fake: FakeFaiss) -> None:
     queries = make_queries(0, 50)
     expected = backend.search(0, queries, 5).ids
     with ThreadPoolExecutor(8) as pool:
-        for found in pool.map(lambda _: backend.search(0, queries, 5).ids, range(100)):
-            assert torch.equal(found, expected)
+        for hits in pool.map(lambda _: backend.search(0, queries, 5).ids, range(100)):
+            assert torch.equal(hits, expected)
 
 
 # -- a real GPU -------------------------------------------------------------------------------

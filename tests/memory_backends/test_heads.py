@@ -82,7 +82,7 @@ def change_setting(store: Path, **entries: Any) -> None:
 
 
 def names(heads: Mapping[int, Sequence[int]]) -> set[str]:
-    return {f"{idx}.{head}" for idx, found in heads.items() for head in found}
+    return {f"{idx}.{head}" for idx, chosen in heads.items() for head in chosen}
 
 
 def assert_finds(backend: MemoryBackend, searchable: Sequence[int]) -> None:
@@ -95,9 +95,9 @@ def assert_finds(backend: MemoryBackend, searchable: Sequence[int]) -> None:
         queries = torch.randn(num_heads, 4, layer.head_dim, generator=generator)
         scores, ids = nearest(keys, queries, 5, searchable)
         for heads in [*([head] for head in range(num_heads)), list(range(num_heads))[::-1]]:
-            found = backend.search(layer_idx, queries[heads], 5, heads=heads)
-            np.testing.assert_array_equal(found.ids.numpy(), ids[heads])
-            np.testing.assert_allclose(found.scores.numpy(), scores[heads], atol=2e-6)
+            hits = backend.search(layer_idx, queries[heads], 5, heads=heads)
+            np.testing.assert_array_equal(hits.ids.numpy(), ids[heads])
+            np.testing.assert_allclose(hits.scores.numpy(), scores[heads], atol=2e-6)
         whole = backend.search(layer_idx, queries, 5)
         np.testing.assert_array_equal(whole.ids.numpy(), ids)
 
@@ -115,14 +115,9 @@ def test_only_indexed_heads_have_files(tmp_path: Path, heads: dict[int, Any]) ->
     assert not verify(store)
 
 
-def test_the_setting_names_the_heads_of_layers_that_are_not_indexed_whole(tmp_path: Path) -> None:
+def test_the_setting_names_the_heads(tmp_path: Path) -> None:
     written(tmp_path / "some", indexed_heads=SOME)
-    found = setting(tmp_path / "some")
-    assert (found["layers"], found["heads"]) == ([2], {"0": [1]})
-    written(tmp_path / "every", indexed_heads=EVERY)
-    found = setting(tmp_path / "every")
-    assert found["layers"] == [0, 2]
-    assert "heads" not in found  # as it always was
+    assert setting(tmp_path / "some")["heads"] == {"0": [1], "2": [0, 1]}
 
 
 def test_heads_take_the_place_of_layers(tmp_path: Path) -> None:
@@ -130,8 +125,10 @@ def test_heads_take_the_place_of_layers(tmp_path: Path) -> None:
     assert files_of(tmp_path / "store").keys() == {"0.1"}
 
 
-@pytest.mark.parametrize("factory", ["Flat", "IVF4,SQfp16", "HNSW8", "SQ8"])
-@pytest.mark.parametrize("row_codec", ["exact", "int4"])
+@pytest.mark.parametrize(
+    ("factory", "row_codec"),
+    [("Flat", "exact"), ("IVF4,SQfp16", "exact"), ("IVF4,SQfp16", "int4"), ("HNSW8", "exact")],
+)
 def test_the_index_of_a_head_is_the_same_whatever_others_there_are(
     tmp_path: Path, factory: str, row_codec: str
 ) -> None:
@@ -146,13 +143,13 @@ def test_the_index_of_a_head_is_the_same_whatever_others_there_are(
         queries = torch.randn(shape, generator=generator)
         expected = every.search(layer_idx, queries, 4)
         for head in range(layer.num_key_value_heads):
-            found = some.search(layer_idx, queries[[head]], 4, heads=[head])
-            torch.testing.assert_close(found.scores[0], expected.scores[head])
-            assert torch.equal(found.ids[0], expected.ids[head])
+            hits = some.search(layer_idx, queries[[head]], 4, heads=[head])
+            torch.testing.assert_close(hits.scores[0], expected.scores[head])
+            assert torch.equal(hits.ids[0], expected.ids[head])
     if factory.startswith("IVF"):  # 2,200 rows have enough sampled queries to calibrate
-        assert every.efforts[2] == some.efforts[2]
-        assert None not in every.efforts[0]
-        assert some.efforts[0] == [None, every.efforts[0][1], None]
+        assert every.searcher.efforts[2] == some.searcher.efforts[2]
+        assert None not in every.searcher.efforts[0]
+        assert some.searcher.efforts[0] == [None, every.searcher.efforts[0][1], None]
 
 
 @pytest.mark.parametrize(
@@ -184,23 +181,11 @@ def test_only_the_indexes_of_heads_that_are_searched_are_made_or_read(tmp_path: 
     file.write_bytes(b"pickle" + file.read_bytes()[6:])
     backend.search(0, torch.ones(1, 2, 8), 3, heads=[1])
     backend.search(2, torch.ones(1, 2, 4), 3, heads=[1])
-    assert backend._indexes.made.keys() == {(0, 1), (2, 1)}
+    assert backend.searcher._indexes.made.keys() == {(0, 1), (2, 1)}
     with pytest.raises(StoreError, match=r"head-002\.faiss' is damaged: its checksum differs"):
         backend.search(0, torch.ones(3, 2, 8), 3)
     (damage,) = verify(store)
     assert damage.file == "index/000001/layer-000-head-002.faiss"
-
-
-def test_a_store_that_says_nothing_of_heads_has_all_those_of_its_layers(tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    written(store, indexed_layers=[2])
-    assert "heads" not in setting(store)
-    backend = MemoryBackend.open(store, "vector_db", indexed_layers=[2])
-    assert backend._indexes.cache is not None
-    assert backend._indexes.cache.heads == {2: (0, 1)}
-    assert_finds(backend, range(30))
-    backend.save()
-    assert generation(store) == "000001"  # up to date
 
 
 @pytest.mark.parametrize(
@@ -212,8 +197,9 @@ def test_a_store_that_says_nothing_of_heads_has_all_those_of_its_layers(tmp_path
         {"heads": {"0": "12"}},
         {"heads": [0, 1]},
         {"heads": {"zero": [1]}},
-        {"layers": [1]},
-        {"layers": None},
+        {"heads": None},
+        {"files": {}},
+        {"files": None},
         {"efforts": {"0": [[], []]}},
     ],
     ids=json.dumps,
@@ -246,8 +232,8 @@ def test_a_layer_grows_of_which_some_heads_have_files(
     backend.search(0, torch.ones(1, 2, 8), 3, heads=[1])  # from its file
     backend.add(make_document("b", 20), [rows_with_queries(20, 2)])
     backend.search(0, torch.ones(1, 2, 8), 3, heads=[1])  # has all rows, 0.2 lacks some, 0.0 all
-    found = backend._indexes.of_layer(0).heads
-    assert [index.ntotal for index in found] == [420] * 3
+    indexes = backend.searcher._indexes.of_layer(0).heads
+    assert [index.ntotal for index in indexes] == [420] * 3
     if factory == "Flat":
         assert_finds(backend, range(420))
         assert_finds(MemoryBackend.open(store, "vector_db"), range(420))
@@ -257,7 +243,9 @@ def test_a_layer_grows_of_which_some_heads_have_files(
     assert not verify(store)
     left = [row for row in range(420) if row >= 100 or row % 3]
     reopened = MemoryBackend.open(store, "vector_db", **options)
-    assert [index.ntotal for index in reopened._indexes.of_layer(0, [1]).heads] == [len(left)]
+    assert [index.ntotal for index in reopened.searcher._indexes.of_layer(0, [1]).heads] == [
+        len(left)
+    ]
     if factory == "Flat":
         assert_finds(reopened, left)
         assert_finds(backend, left)
@@ -305,11 +293,11 @@ def test_a_copy_has_files_of_the_same_heads(tmp_path: Path) -> None:
     written(tmp_path / "store", indexed_heads=SOME).save(tmp_path / "copy")
     assert files_of(tmp_path / "copy") == files_of(tmp_path / "store")
     in_ram = MemoryBackend.open(tmp_path / "copy")
-    found = in_ram.search(0, torch.ones(1, 2, 8), 3, heads=[2])
+    hits = in_ram.search(0, torch.ones(1, 2, 8), 3, heads=[2])
     searched = MemoryBackend.open(tmp_path / "copy", "vector_db").search(
         0, torch.ones(1, 2, 8), 3, heads=[2]
     )
-    assert torch.equal(found.ids, searched.ids)
+    assert torch.equal(hits.ids, searched.ids)
 
 
 def test_threads_search_different_heads_of_a_layer_at_the_same_time(tmp_path: Path) -> None:
@@ -324,9 +312,9 @@ def test_threads_search_different_heads_of_a_layer_at_the_same_time(tmp_path: Pa
         return backend.search(0, torch.ones(len(heads), 1, 8), 5, heads=heads).ids
 
     with ThreadPoolExecutor(4) as pool:
-        for heads, found in zip(chosen, pool.map(search, chosen), strict=True):
+        for heads, hits in zip(chosen, pool.map(search, chosen), strict=True):
             exact = expected.search(0, torch.ones(len(heads), 1, 8), 5, heads=heads).ids
-            assert torch.equal(found, exact)
+            assert torch.equal(hits, exact)
 
 
 def test_a_reader_of_single_heads_outlives_their_files(tmp_path: Path) -> None:
@@ -348,10 +336,10 @@ def test_coverage_tells_the_bytes_and_estimates_those_of_all_heads(tmp_path: Pat
     written(every, 2000, index="Flat")
     written(some, 2000, index="Flat", indexed_heads=SOME)
     sizes = {name: len(data) for name, data in files_of(every).items()}
-    found = coverage_of(setting(some), LAYOUT)
-    assert found.heads == SOME
-    assert found.num_bytes == sum(sizes[name] for name in names(SOME))
-    assert found.all_bytes == pytest.approx(sum(sizes.values()), rel=0.01)  # headers apart
+    coverage = coverage_of(setting(some), LAYOUT)
+    assert coverage.heads == SOME
+    assert coverage.num_bytes == sum(sizes[name] for name in names(SOME))
+    assert coverage.all_bytes == pytest.approx(sum(sizes.values()), rel=0.01)  # headers apart
     whole = coverage_of(setting(every), LAYOUT)
     assert (whole.num_bytes, whole.all_bytes) == (sum(sizes.values()), sum(sizes.values()))
     shutil.rmtree(some)

@@ -51,12 +51,12 @@ def built(factory: str, rows: MadeUpRows) -> list:
 def test_distances_after_the_map_are_what_queries_notice() -> None:
     queries = unit(MadeUpRows().all_queries[0].reshape(-1, DIM))
     metric = QueryMetric(queries)
-    one, other = unit(np.random.default_rng(2).standard_normal((2, 50, DIM)))
-    found = np.square(metric.map(one) - metric.map(other)).sum(axis=1)
-    noticed = np.square((one - other).astype(np.float64) @ queries.T).mean(axis=1)
-    ridge = 0.01 / DIM * np.square((one - other).astype(np.float64)).sum(axis=1)
-    np.testing.assert_allclose(found, noticed + ridge, rtol=1e-4)
-    np.testing.assert_allclose(metric.back(metric.map(one)), one, atol=1e-5)
+    first, second = unit(np.random.default_rng(2).standard_normal((2, 50, DIM)))
+    mapped = np.square(metric.map(first) - metric.map(second)).sum(axis=1)
+    noticed = np.square((first - second).astype(np.float64) @ queries.T).mean(axis=1)
+    ridge = 0.01 / DIM * np.square((first - second).astype(np.float64)).sum(axis=1)
+    np.testing.assert_allclose(mapped, noticed + ridge, rtol=1e-4)
+    np.testing.assert_allclose(metric.back(metric.map(first)), first, atol=1e-5)
 
 
 def test_without_queries_distances_are_plain() -> None:
@@ -73,16 +73,18 @@ def test_a_few_queries_say_nothing() -> None:
     plain = QueryMetric(np.empty((0, DIM), dtype=np.float32))
     np.testing.assert_array_equal(few.map(keys), plain.map(keys))
     rows = MadeUpRows(num_queries=30)  # 15 of which would calibrate
-    found = calibrate(built(f"IVF{LISTS},Flat", rows), rows, np.arange(ROWS), np.zeros(ROWS, bool))
-    assert found == [[], []]
+    measured = calibrate(
+        built(f"IVF{LISTS},Flat", rows), rows, np.arange(ROWS), np.zeros(ROWS, bool)
+    )
+    assert measured == [[], []]
 
 
 def test_nearest_of_is_brute_force() -> None:
     random = np.random.default_rng(4)
     vectors, means = random.standard_normal((2500, DIM)), random.standard_normal((37, DIM))
     expected = np.linalg.norm(vectors[:, None] - means[None], axis=-1).argmin(axis=1)
-    found = nearest_of(vectors.astype(np.float32), means.astype(np.float32))
-    np.testing.assert_array_equal(found, expected)
+    lists = nearest_of(vectors.astype(np.float32), means.astype(np.float32))
+    np.testing.assert_array_equal(lists, expected)
 
 
 def test_every_key_is_in_the_list_of_the_nearest_mean_and_in_one_only() -> None:
@@ -126,8 +128,8 @@ def test_calibration_says_what_a_search_finds(factory: str) -> None:
     indexes = built(factory, rows)
     ids = np.arange(ROWS)
     is_sink = ids == 5
-    found = calibrate(indexes, rows, ids, is_sink)
-    for head, (index, of_head) in enumerate(zip(indexes, found, strict=True)):
+    measured = calibrate(indexes, rows, ids, is_sink)
+    for head, (index, of_head) in enumerate(zip(indexes, measured, strict=True)):
         assert [e.nprobe for e in of_head][-1] == LISTS
         assert of_head[-1][1:] == pytest.approx((1, 1, 1))
         queries = unit(rows.all_queries[head, 1::2][::2].reshape(-1, DIM))
@@ -149,11 +151,11 @@ def test_attention_weighs_rows_and_leaves_sinks_out() -> None:
     queries = np.array([[1, 0.5]], dtype=np.float32)  # list 0 comes first
     nearest = np.array([[0, 1, -1]])
     attention = np.array([[0.25, 0.75, 0]], dtype=np.float32)
-    one, both = efforts(index, lists, queries, nearest, attention)
-    assert one == (1, 0.25, 0.5, pytest.approx(1 / 3))
+    single, both = efforts(index, lists, queries, nearest, attention)
+    assert single == (1, 0.25, 0.5, pytest.approx(1 / 3))
     assert both == (2, 1, 1, 1)
-    assert least_effort([one, both], 0.2) == one
-    assert least_effort([one, both], 0.3) == both
+    assert least_effort([single, both], 0.2) == single
+    assert least_effort([single, both], 0.3) == both
     (all_sinks, _) = efforts(index, lists, queries, nearest, 0 * attention)
     assert all_sinks.attention == 1  # nothing to lose
 
@@ -179,6 +181,6 @@ def test_the_metric_of_the_queries_scans_less_for_the_same_recall() -> None:
     scanned = []
     for made_for in (rows, plain):
         indexes = built(f"IVF{LISTS},SQ8", made_for)
-        found = calibrate(indexes, rows, np.arange(ROWS), np.zeros(ROWS, dtype=bool))
-        scanned.append(np.mean([next(e for e in f if e.recall >= 0.9).scanned for f in found]))
+        measured = calibrate(indexes, rows, np.arange(ROWS), np.zeros(ROWS, dtype=bool))
+        scanned.append(np.mean([next(e for e in f if e.recall >= 0.9).scanned for f in measured]))
     assert scanned[0] < 0.7 * scanned[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from memory_backends import (
     verify,
 )
 from memory_backends.catalog import Catalog
-from memory_backends.catalog.schema import SCHEMA
 from memory_backends.testing.rows import LAYOUT, make_rows
 
 KNOWN = {
@@ -32,25 +30,17 @@ SIZE = 4
 SPANS = {name: (at * SIZE, (at + 1) * SIZE) for at, name in enumerate(KNOWN)}
 
 
-@pytest.fixture(params=["manual", "manual, kept", "vector_db"])
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], MemoryBackend]:
-    if request.param == "vector_db":
-        return lambda: MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "store")
-    path = tmp_path / "store" if "kept" in request.param else None
-    return lambda: MemoryBackend(LAYOUT, path=path)
-
-
 def add(backend: MemoryBackend, name: str, metadata: Any, **options: Any) -> None:
     document = Document(name, np.arange(SIZE, dtype=np.int32), metadata=metadata)
     backend.add(document, [make_rows(SIZE, seed=1)], **options)
 
 
 @pytest.fixture
-def backend(make: Callable[[], MemoryBackend]) -> MemoryBackend:
-    made = make()
+def backend(tmp_path: Path) -> MemoryBackend:
+    backend = MemoryBackend(LAYOUT, path=tmp_path / "store")
     for name, metadata in KNOWN.items():
-        add(made, name, metadata)
-    return made
+        add(backend, name, metadata)
+    return backend
 
 
 def names_in(catalog: Catalog, **options: Any) -> list[str]:
@@ -93,11 +83,11 @@ def test_scopes_of_names(backend: MemoryBackend) -> None:
     assert catalog.scope([]).spans == ()
     with pytest.raises(DocumentError, match="no document 'z' in this memory"):
         catalog.scope(["a", "z"])
-    assert catalog.scope(["a", "z"], known=False).spans == (SPANS["a"],)
+    assert catalog.scope(["a", "z"], missing_ok=True).spans == (SPANS["a"],)
 
 
-def test_metadata_is_the_documents(backend: MemoryBackend, make: Any) -> None:
-    for catalog in (backend.catalog, make().catalog if backend.path else backend.catalog):
+def test_metadata_is_the_documents(backend: MemoryBackend, tmp_path: Path) -> None:
+    for catalog in (backend.catalog, Catalog.open(tmp_path / "store")):
         for name, metadata in KNOWN.items():
             assert catalog.metadata(name) == (metadata or {})
             assert catalog.document(name).metadata == (metadata or {})
@@ -106,7 +96,9 @@ def test_metadata_is_the_documents(backend: MemoryBackend, make: Any) -> None:
         backend.catalog.metadata("z")
 
 
-def test_replaced_removed_and_cleared_documents_lose_it(backend: MemoryBackend) -> None:
+def test_replaced_removed_and_cleared_documents_lose_it(
+    backend: MemoryBackend, tmp_path: Path
+) -> None:
     add(backend, "a", {"year": 2020}, replace=True)
     add(backend, "b", None, replace=True)
     assert backend.catalog.metadata("a") == {"year": 2020}
@@ -115,8 +107,7 @@ def test_replaced_removed_and_cleared_documents_lose_it(backend: MemoryBackend) 
     backend.remove_document("d")
     add(backend, "d", None)
     assert names_in(backend.catalog, where={"language": "en"}) == []
-    if backend.path is not None:
-        assert verify(backend.path) == []
+    assert verify(tmp_path / "store") == []
     backend.clear()
     add(backend, "a", None)
     assert backend.catalog.metadata("a") == {}
@@ -182,24 +173,6 @@ def _connection(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path / "catalog.sqlite", isolation_level=None)
 
 
-def test_a_store_without_metadata_has_the_tables_it_had(tmp_path: Path) -> None:
-    """So that stores from before open as they are, and an older emt opens these."""
-    path = tmp_path / "store"
-    backend = MemoryBackend(LAYOUT, path=path)
-    add(backend, "a", None)
-    add(backend, "b", {})
-    query = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL"
-    with _connection(path) as connection:
-        assert sorted(sql for (sql,) in connection.execute(query)) == sorted(SCHEMA)
-    reader = MemoryBackend.open(path)
-    add(backend, "c", {"year": 3})
-    reader.refresh()
-    assert reader.catalog.metadata("c") == {"year": 3}
-    assert MemoryBackend.open(path).catalog.metadata("c") == {"year": 3}
-    backend.close()
-    reader.close()
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -215,7 +188,7 @@ def test_damage_is_found(tmp_path: Path, damage: str, message: str) -> None:
     backend.close()
     with _connection(path) as connection:
         connection.execute(damage)
-    assert any(message in found.reason for found in verify(path))
+    assert any(message in damaged.reason for damaged in verify(path))
     opened = MemoryBackend.open(path)
     with pytest.raises(StoreError, match=message):
         opened.catalog.scope(where={"year": 3})
@@ -232,6 +205,6 @@ def test_metadata_of_no_document_is_found(tmp_path: Path) -> None:
     backend.close()
     with _connection(path) as connection:
         connection.execute("INSERT INTO metadata VALUES (?, ?, ?)", row)
-    assert [found.reason for found in verify(path)] == [
+    assert [damage.reason for damage in verify(path)] == [
         "there is metadata at row 0, where no document is"
     ]

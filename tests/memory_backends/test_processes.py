@@ -120,46 +120,46 @@ def test_a_reader_follows_a_writer_in_another_process(worker: Worker, tmp_path: 
 def test_a_store_is_verified_while_it_is_written(worker: Worker, tmp_path: Path) -> None:
     worker.do("add a 10")
     worker.start("churn")
-    for _ in range(30):
+    while not worker.pipes[1].readline().startswith("removed"):
+        pass
+    for _ in range(10):
         assert verify(tmp_path / "store") == []
     reader = MemoryBackend.open(tmp_path / "store", "vector_db")
-    for _ in range(30):  # every state is whole: no row that is found is one of zeros
+    for _ in range(10):  # every state is whole: no row that is found is one of zeros
         reader.refresh()
         names = reader.catalog.document_names()
         assert len(reader) >= 5 * len(names) > 0
         query = make_rows(1, seed=1).keys[0]
-        found = reader.search(0, query, min(len(reader), 20))
-        assert (reader.fetch(0, found.ids)[0].norm(dim=-1) > 0).all()
+        hits = reader.search(0, query, min(len(reader), 20))
+        assert (reader.fetch(0, hits.ids)[0].norm(dim=-1) > 0).all()
     reader.close()
-    assert "removed" in worker.kill()
+    worker.kill()
 
 
-def test_a_writer_killed_at_any_instant_leaves_a_good_store(tmp_path: Path) -> None:
-    generator = random.Random(3)
-    for attempt in range(3):
-        store = tmp_path / f"store-{attempt}"
-        worker = Worker(store)
-        worker.start("churn")
-        first = worker.pipes[1].readline()  # it is under way
-        time.sleep(generator.uniform(0, 0.5))
-        said = [line.split() for line in (first + worker.kill()).splitlines()]
-        assert verify(store) == []
-        backend = MemoryBackend.open(store)
-        names = backend.catalog.document_names()
-        removed = {name for what, name, *_ in said if what == "removed"}
-        for what, name, *_ in said:  # what was said to be done, is
-            if what == "added" and name not in removed and int(name[4:]) % 5:
-                assert name in names
-        assert not removed & set(names)
-        for name in names:
-            document = backend.catalog.document(name)
-            rows = make_rows(5, seed=int(name[4:]))
-            for layer_idx, layer in LAYERS.items():
-                ids = torch.arange(document.first_row, document.first_row + 5)
-                keys, values = backend.fetch(layer_idx, ids.expand(layer.num_key_value_heads, -1))
-                assert torch.equal(keys, rows.keys[layer_idx])
-                assert torch.equal(values, rows.values[layer_idx])
-        backend.add(make_document("next", 5), [make_rows(5, seed=1)])
-        backend.compact()
-        assert verify(store) == []
-        backend.close()
+def test_a_writer_killed_at_any_instant_leaves_a_good_store(worker: Worker, tmp_path: Path) -> None:
+    """One kill; `tests/torture/test_kill.py` tries hundreds."""
+    store = tmp_path / "store"
+    worker.start("churn")
+    first = worker.pipes[1].readline()  # it is under way
+    time.sleep(random.Random(3).uniform(0, 0.5))
+    said = [line.split() for line in (first + worker.kill()).splitlines()]
+    assert verify(store) == []
+    backend = MemoryBackend.open(store)
+    names = backend.catalog.document_names()
+    removed = {name for what, name, *_ in said if what == "removed"}
+    for what, name, *_ in said:  # what was said to be done, is
+        if what == "added" and name not in removed and int(name[4:]) % 5:
+            assert name in names
+    assert not removed & set(names)
+    for name in names:
+        document = backend.catalog.document(name)
+        rows = make_rows(5, seed=int(name[4:]))
+        for layer_idx, layer in LAYERS.items():
+            ids = torch.arange(document.first_row, document.first_row + 5)
+            keys, values = backend.fetch(layer_idx, ids.expand(layer.num_key_value_heads, -1))
+            assert torch.equal(keys, rows.keys[layer_idx])
+            assert torch.equal(values, rows.values[layer_idx])
+    backend.add(make_document("next", 5), [make_rows(5, seed=1)])
+    backend.compact()
+    assert verify(store) == []
+    backend.close()

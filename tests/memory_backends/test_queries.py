@@ -40,10 +40,10 @@ def grouped(rows: Rows, layer_idx: int, at: list[int]) -> torch.Tensor:
 
 def test_samples_get_rarer_with_each_doubling() -> None:
     def stride(row: int) -> int:
-        found, end = 64, 16_384
+        result, end = 64, 16_384
         while row >= end:
-            found, end = 2 * found, 2 * end
-        return found
+            result, end = 2 * result, 2 * end
+        return result
 
     expected = [row for row in range(140_000) if row % stride(row) == 0]
     assert sampled_rows(0, 140_000).tolist() == expected
@@ -55,11 +55,9 @@ def test_samples_get_rarer_with_each_doubling() -> None:
     assert sampled_rows(1, 64).tolist() == sampled_rows(5, 5).tolist() == []
 
 
-@pytest.fixture(params=["manual in RAM", "manual", "vector_db"])
+@pytest.fixture(params=["in RAM", "in files"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> MemoryBackend:
-    if request.param == "vector_db":
-        return MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "store")
-    return MemoryBackend(LAYOUT, path=tmp_path / "store" if request.param == "manual" else None)
+    return MemoryBackend(LAYOUT, path=tmp_path / "store" if request.param == "in files" else None)
 
 
 def test_queries_are_sampled_kept_and_copied(backend: MemoryBackend, tmp_path: Path) -> None:
@@ -75,17 +73,13 @@ def test_queries_are_sampled_kept_and_copied(backend: MemoryBackend, tmp_path: P
             [grouped(first, layer_idx, [0, 64]), grouped(runs[1], layer_idx, [0, 64])], dim=1
         )
         assert expected.shape[1:3] == (4, HEADS[layer_idx] // LAYERS[layer_idx].num_key_value_heads)
-        memories = [backend]
         if layer_idx == 0:
             backend.save(tmp_path / "copy")
-        memories += [
-            MemoryBackend.open(tmp_path / "copy", kind) for kind in ("manual", "vector_db")
-        ]
-        for memory in memories:
-            found = memory.sampled_queries(layer_idx)
-            assert found.dtype == torch.float32
-            torch.testing.assert_close(found, expected, atol=2e-3, rtol=1e-3)
-            assert torch.equal(found, backend.sampled_queries(layer_idx))
+        for memory in (backend, MemoryBackend.open(tmp_path / "copy")):
+            samples = memory.sampled_queries(layer_idx)
+            assert samples.dtype == torch.float32
+            torch.testing.assert_close(samples, expected, atol=2e-3, rtol=1e-3)
+            assert torch.equal(samples, backend.sampled_queries(layer_idx))
 
 
 def test_a_resumed_run_samples_the_same(tmp_path: Path) -> None:
@@ -114,16 +108,16 @@ def test_samples_of_a_document_that_fails_are_not_kept(backend: MemoryBackend) -
         backend.add(make_document("b", 100), failing(HEADS))
     for layer_idx in LAYERS:
         expected = grouped(good, layer_idx, [0, 64])
-        found = backend.sampled_queries(layer_idx)
-        torch.testing.assert_close(found, expected, atol=2e-3, rtol=1e-3)
+        samples = backend.sampled_queries(layer_idx)
+        torch.testing.assert_close(samples, expected, atol=2e-3, rtol=1e-3)
 
 
 def test_a_query_too_long_for_float16_keeps_its_direction(backend: MemoryBackend) -> None:
     rows = with_queries(make_rows(1, seed=1), 1, scale=1e6)
     backend.add(make_document("a", 1), [rows])
-    found, expected = backend.sampled_queries(0), grouped(rows, 0, [0])
-    assert torch.isfinite(found).all()
-    cosine = torch.nn.functional.cosine_similarity(found, expected, dim=-1)
+    samples, expected = backend.sampled_queries(0), grouped(rows, 0, [0])
+    assert torch.isfinite(samples).all()
+    cosine = torch.nn.functional.cosine_similarity(samples, expected, dim=-1)
     torch.testing.assert_close(cosine, torch.ones_like(cosine), atol=1e-5, rtol=0)
 
 

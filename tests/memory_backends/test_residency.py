@@ -58,10 +58,10 @@ def test_a_store_serves_the_same_from_mapped_indexes(tmp_path: Path) -> None:
     for layer_idx in LAYOUT.layers:
         queries = make_queries(layer_idx, 5)
         expected = with_ram.search(layer_idx, queries, 7)
-        found = mapped.search(layer_idx, queries, 7)
-        torch.testing.assert_close(found.scores, expected.scores)
-        assert torch.equal(found.ids, expected.ids)
-        heads = mapped._indexes.of_layer(layer_idx).heads
+        hits = mapped.search(layer_idx, queries, 7)
+        torch.testing.assert_close(hits.scores, expected.scores)
+        assert torch.equal(hits.ids, expected.ids)
+        heads = mapped.searcher._indexes.of_layer(layer_idx).heads
         assert all(faiss_index.mapped_lists(index) is not None for index in heads)
     mapped.add(make_document("b", 300), [make_rows(300, seed=2)])  # mapped lists cannot grow
     with_ram.refresh()
@@ -95,10 +95,10 @@ def test_saving_mapped_indexes_writes_whole_files(tmp_path: Path, factory: str) 
     backend.search(0, make_queries(0, 5), 7)
     backend.save()
     assert verify(path) == []
-    found = MemoryBackend.open(path, "vector_db", index=factory, recall=1.0).search(
+    hits = MemoryBackend.open(path, "vector_db", index=factory, recall=1.0).search(
         0, make_queries(0, 5), 7
     )
-    assert torch.equal(found.ids, expected.ids)
+    assert torch.equal(hits.ids, expected.ids)
 
 
 @pytest.mark.parametrize("factory", FACTORIES)
@@ -111,8 +111,8 @@ def test_a_mapped_reader_outlives_another_writers_save(tmp_path: Path, factory: 
     writer.save()
     reader.refresh()
     assert len(reader) == 900
-    found = reader.search(0, make_queries(0, 5), 900)
-    assert sorted(found.ids[0, 0].tolist())[-1] == 899
+    hits = reader.search(0, make_queries(0, 5), 900)
+    assert sorted(hits.ids[0, 0].tolist())[-1] == 899
 
 
 def test_a_faiss_file_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:

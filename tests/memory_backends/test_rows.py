@@ -13,7 +13,8 @@ import pytest
 from memory_backends import LayerLayout, MemoryLayout, StoreError
 from memory_backends.layout import Rows
 from memory_backends.rows.files import RowFiles
-from memory_backends.rows.storage import RowStorage, RowTensors, interleave
+from memory_backends.rows.storage import RowStorage, interleave
+from memory_backends.rows.tensors import RowTensors
 from memory_backends.testing.rows import LAYOUT, make_rows
 
 
@@ -33,14 +34,14 @@ def test_a_row_is_its_heads_keys_and_values_side_by_side() -> None:
         assert joined[row, head, 4:].tolist() == rows.values[3][head, row].tolist()
 
 
-def test_appended_rows_show_when_published(storage: RowStorage) -> None:
+def test_appended_rows_show_when_committed(storage: RowStorage) -> None:
     first, second = make_rows(300, seed=1), make_rows(5, seed=2)
     storage.append(first)
     storage.append(second)
     storage.flush()
     assert storage.num_rows == 0
     assert storage.span(0, 0, 5).shape == (0, 2, 16)
-    storage.publish(305)
+    storage.show(305)
     assert storage.num_rows == 305
     for layer_idx in (0, 3):
         expected = torch.cat([interleave(first, layer_idx), interleave(second, layer_idx)])
@@ -48,12 +49,12 @@ def test_appended_rows_show_when_published(storage: RowStorage) -> None:
         assert torch.equal(storage.span(layer_idx, 299, 302), expected[299:302])
         heads = expected.shape[1]
         ids = torch.randint(0, 305, (heads, 3, 4))
-        found = storage.gather(layer_idx, ids)
-        assert found.shape == (heads, 3, 4, expected.shape[2])
+        rows = storage.gather(layer_idx, ids)
+        assert rows.shape == (heads, 3, 4, expected.shape[2])
         for head in range(heads):
-            assert torch.equal(found[head], expected[ids[head], head])
+            assert torch.equal(rows[head], expected[ids[head], head])
         places = ids * heads + torch.arange(heads).view(-1, 1, 1)
-        assert torch.equal(storage.take(layer_idx, places), found)
+        assert torch.equal(storage.take(layer_idx, places), rows)
         if isinstance(storage, RowFiles):
             raw = storage.records(layer_idx, 2, 4)
             assert raw.numpy().tobytes() == expected[2:4].numpy().tobytes()
@@ -63,15 +64,15 @@ def test_forgotten_rows_are_overwritten(storage: RowStorage) -> None:
     runs = [make_rows(5, seed=seed) for seed in range(3)]
     storage.append(runs[0])
     storage.flush()
-    storage.publish(5)
+    storage.show(5)
     held = storage.span(0, 0, 5)
     storage.append(runs[1])
     storage.flush()
-    storage.publish(5)
+    storage.show(5)
     assert torch.equal(storage.span(0, 0, 5), interleave(runs[0], 0))
     storage.append(runs[2])
     storage.flush()
-    storage.publish(10)
+    storage.show(10)
     assert torch.equal(storage.span(0, 5, 10), interleave(runs[2], 0))
     assert torch.equal(held, interleave(runs[0], 0))
 
@@ -84,7 +85,7 @@ def test_files_are_raw_values_with_a_checksum(tmp_path: Path) -> None:
         files.append(run)
     files.seal()
     (checksums,) = files.flush().row_crc32
-    files.publish(5)
+    files.show(5)
     for layer_idx in (0, 3):
         data = (tmp_path / "rows" / f"layer-{layer_idx:03d}.bin").read_bytes()
         expected = np.concatenate([interleave(run, layer_idx).numpy() for run in runs])
@@ -108,7 +109,7 @@ def test_every_bit_pattern_survives(tmp_path: Path, dtype: torch.dtype, bits: st
     files = RowFiles(layout, tmp_path, 0)
     files.append(rows)
     files.flush()
-    files.publish(2)
+    files.show(2)
     again = RowFiles(layout, tmp_path, 2).span(0, 0, 2)
     assert again.dtype == dtype
     assert again.flatten().tolist() == special[[0, 1, 2, 2, 3, 3]].tolist()
@@ -126,11 +127,11 @@ def test_another_writers_rows_are_not_cut_off(tmp_path: Path) -> None:
     runs = [make_rows(5, seed=1), make_rows(3, seed=2)]
     first.append(runs[0])
     first.flush()
-    first.publish(5)
-    second.publish(5)  # what the catalogue says by now
+    first.show(5)
+    second.show(5)  # what the catalogue says by now
     second.append(runs[1])
     second.flush()
-    second.publish(8)
+    second.show(8)
     expected = torch.cat([interleave(run, 0) for run in runs])
     assert torch.equal(second.span(0, 0, 8), expected)
     assert torch.equal(first.span(0, 0, 9), expected[:5])
@@ -140,12 +141,12 @@ def test_a_file_cut_while_open_is_not_filled_up(tmp_path: Path) -> None:
     files = RowFiles(LAYOUT, tmp_path, 0)
     files.append(make_rows(5, seed=1))
     files.flush()
-    files.publish(5)
+    files.show(5)
     path = tmp_path / "rows" / "layer-000.bin"
     path.write_bytes(path.read_bytes()[:100])
     message = f"'{path}' is truncated to 100 bytes; expected at least 640 bytes for 5 rows"
     for use in (
-        lambda: files.reopen(5),
+        lambda: files.show(5, anew=True),
         lambda: files.append(make_rows(1, seed=2)),
         lambda: RowFiles(LAYOUT, tmp_path, 5),
     ):

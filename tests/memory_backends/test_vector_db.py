@@ -6,8 +6,6 @@ import errno
 import gc
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,6 @@ from memory_backends import (
     StoreError,
 )
 from memory_backends.testing.checks import assert_fetches, assert_finds
-from memory_backends.testing import BackendConformance
-from memory_backends.testing.suite import Make
 from memory_backends.testing.rows import (
     LAYOUT,
     keys_of,
@@ -37,20 +33,6 @@ from memory_backends.testing.rows import (
 )
 
 RUNS = [make_rows(10, seed=1), make_rows(7, seed=2)]
-
-
-class TestVectorDB(BackendConformance):
-    @pytest.fixture
-    def make(self) -> Make:
-        return lambda layout=LAYOUT, **options: MemoryBackend(layout, "vector_db", index="Flat", **options)
-
-
-class TestCoded(BackendConformance):
-    @pytest.fixture
-    def make(self) -> Make:
-        return lambda layout=LAYOUT, **options: MemoryBackend(
-            layout, "vector_db", index="Flat", row_codec="int8", **options
-        )
 
 
 @pytest.fixture
@@ -79,30 +61,6 @@ def test_faiss_opens_the_files_and_finds_normalised_keys_in_order(store: Path) -
         unit = keys / np.linalg.norm(keys, axis=1, keepdims=True)
         np.testing.assert_allclose(index.reconstruct_n(0, index.ntotal), unit, atol=1e-6)
     assert np.fromfile(_generation(store) / "ids.bin", "<i8").tolist() == list(range(17))
-
-
-def test_another_process_opens_the_store(store: Path) -> None:
-    queries = make_queries(0, 3)
-    code = (
-        "import sys, torch\n"
-        "from memory_backends import MemoryBackend\n"
-        "torch.set_num_threads(1)\n"
-        f"queries = torch.tensor({queries.tolist()})\n"
-        "print(MemoryBackend.open(sys.argv[1], "vector_db").search(0, queries, 4).ids.tolist())\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(store)], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == str(nearest(keys_of(RUNS, 0), queries, 4, range(17))[1].tolist())
-
-
-def test_rows_written_after_saving_are_found(store: Path) -> None:
-    backend = MemoryBackend.open(store, "vector_db")
-    more = make_rows(4, seed=5)
-    backend.add(make_document("c", 4), [more])
-    assert_finds(backend, [*RUNS, more], range(21))
-    assert_finds(MemoryBackend.open(store, "vector_db"), [*RUNS, more], range(21))
-    assert len(np.fromfile(_generation(store) / "ids.bin", "<i8")) == 17
 
 
 def test_saving_drops_removed_rows_from_the_files(store: Path) -> None:
@@ -148,7 +106,9 @@ def test_rows_out_of_order_are_searched_as_they_are(tmp_path: Path) -> None:
     backend.add(make_document("d", 2), [runs[3]])  # rows 11, a sink, and 12
     assert_finds(backend, runs, [*range(3, 11), 12])  # the last three added are 10, 3, 12
     backend.save()
-    assert_finds(MemoryBackend.open(tmp_path / "store", "vector_db", sinks="one"), runs, [*range(3, 11), 12])
+    assert_finds(
+        MemoryBackend.open(tmp_path / "store", "vector_db", sinks="one"), runs, [*range(3, 11), 12]
+    )
 
 
 @pytest.mark.parametrize("name", ["layer-000-head-001.faiss", "layer-003-head-000.faiss"])
@@ -182,14 +142,14 @@ def test_half_precision_finds_the_nearest_and_no_removed_row(tmp_path: Path, fac
     for layer_idx in LAYOUT.layers:
         queries = make_queries(layer_idx, 6)
         scores, _ = nearest(keys_of([run], layer_idx), queries, 5, kept)
-        found = backend.retrieve(layer_idx, queries, 5)
-        assert (found.ids % 3 != 0).all()
+        hits = backend.retrieve(layer_idx, queries, 5)
+        assert (hits.ids % 3 != 0).all()
         if factory == "SQfp16":  # IVF looks into one list of four at least, not into all
-            np.testing.assert_allclose(found.scores.numpy(), scores, atol=1e-3)
-        assert (found.scores.numpy() <= scores + 1e-3).all()
-        keys, values = backend.fetch(layer_idx, found.ids)
-        assert torch.equal(found.keys, keys)
-        assert torch.equal(found.values, values)
+            np.testing.assert_allclose(hits.scores.numpy(), scores, atol=1e-3)
+        assert (hits.scores.numpy() <= scores + 1e-3).all()
+        keys, values = backend.fetch(layer_idx, hits.ids)
+        assert torch.equal(hits.keys, keys)
+        assert torch.equal(hits.values, values)
         rows = backend.nearest(layer_idx, queries, 5)
         assert rows is not None
         torch.testing.assert_close(rows[0].sum(dim=2), keys.sum(dim=2))
@@ -223,12 +183,12 @@ def test_a_reader_outlives_the_files_it_was_going_to_read(store: Path) -> None:
     reader, writer = MemoryBackend.open(store, "vector_db"), MemoryBackend.open(store, "vector_db")
     writer.remove_document("a")
     writer.save()
-    found = reader.search(0, make_queries(0, 6), 5)
+    hits = reader.search(0, make_queries(0, 6), 5)
     expected = nearest(keys_of(RUNS, 0), make_queries(0, 6), 5, range(17))
-    np.testing.assert_array_equal(found.ids.numpy(), expected[1])
+    np.testing.assert_array_equal(hits.ids.numpy(), expected[1])
 
 
-@pytest.mark.parametrize("full", ["memory_backends.vector_db.index.faiss.write_index", "os.fsync"])
+@pytest.mark.parametrize("full", ["memory_backends.faiss.index.faiss.write_index", "os.fsync"])
 def test_a_full_disk_while_saving_leaves_the_files_as_they_were(
     store: Path, monkeypatch: pytest.MonkeyPatch, full: str
 ) -> None:
@@ -257,14 +217,14 @@ def test_a_full_disk_while_saving_leaves_the_files_as_they_were(
 def test_auto_is_exact_while_small_and_then_ivf(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memory_backends.vector_db.index.AUTO_IVF_ROWS", 700)
+    monkeypatch.setattr("memory_backends.faiss.index.AUTO_IVF_ROWS", 700)
     backend = MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "store")
     runs = [make_rows(699, seed=1), make_rows(1801, seed=2)]
     backend.add(make_document("a", 699), [runs[0]])
-    assert backend.factory == "Flat"
+    assert backend.searcher.factory == "Flat"
     assert_finds(backend, runs, range(699))
     backend.add(make_document("b", 1801), [runs[1]])
-    assert backend.factory == "IVF64,SQfp16"  # 2 * sqrt(2500) = 100 lists, a power of two
+    assert backend.searcher.factory == "IVF64,SQfp16"  # 2 * sqrt(2500) = 100 lists, a power of two
     _assert_finds_itself(backend, runs, 2500, tolerance=2e-3)
     backend.save()
     file = _generation(tmp_path / "store") / "layer-000-head-000.faiss"
@@ -272,7 +232,7 @@ def test_auto_is_exact_while_small_and_then_ivf(
     assert isinstance(index, faiss.IndexIVFScalarQuantizer)
     assert (index.nlist, index.ntotal) == (64, 2500)
     reopened = MemoryBackend.open(tmp_path / "store", "vector_db")
-    assert reopened.factory == "IVF64,SQfp16"
+    assert reopened.searcher.factory == "IVF64,SQfp16"
     _assert_finds_itself(reopened, runs, 2500, tolerance=2e-3)
 
 
@@ -293,15 +253,15 @@ def test_a_factory_string_of_the_user(tmp_path: Path, factory: str, tolerance: f
     backend = MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "store", index=factory)
     for name, rows in zip("ab", runs, strict=True):
         backend.add(make_document(name, len(rows)), [rows])
-        assert backend.factory == factory
+        assert backend.searcher.factory == factory
     _assert_finds_itself(backend, runs, 1500, tolerance)
     backend.save()
     backend.remove_document("a")
     reopened = MemoryBackend.open(tmp_path / "store", "vector_db", index=factory)
     for memory in (backend, reopened, MemoryBackend.open(tmp_path / "store", "vector_db")):
-        assert memory.factory == factory
-        found = memory.search(0, make_queries(0, 50), 5).ids
-        assert set(found.unique().tolist()) <= {-1, *range(1100, 1500)}
+        assert memory.searcher.factory == factory
+        hits = memory.search(0, make_queries(0, 50), 5).ids
+        assert set(hits.unique().tolist()) <= {-1, *range(1100, 1500)}
         _assert_finds_itself(memory, runs, 1500, tolerance, first=1100)
 
 
@@ -325,19 +285,19 @@ def test_a_factory_that_needs_training_waits_for_enough_rows(tmp_path: Path) -> 
     backend = MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "store", index="IVF4,Flat")
     runs = [make_rows(155, seed=1), make_rows(1, seed=2)]
     backend.add(make_document("a", 155), [runs[0]])
-    assert backend.factory == "Flat"  # below 4 lists of 39 points
+    assert backend.searcher.factory == "Flat"  # below 4 lists of 39 points
     assert_finds(backend, runs, range(155))
     backend.add(make_document("b", 1), [runs[1]])
-    assert backend.factory == "IVF4,Flat"
+    assert backend.searcher.factory == "IVF4,Flat"
     _assert_finds_itself(backend, runs, 156, tolerance=1e-6)
 
 
 def test_another_index_than_the_saved_one_is_made_anew(store: Path) -> None:
     backend = MemoryBackend.open(store, "vector_db", index="HNSW16")
-    assert backend.factory == "HNSW16"
+    assert backend.searcher.factory == "HNSW16"
     assert_finds(backend, RUNS, range(17))
     backend.save()
-    assert MemoryBackend.open(store, "vector_db").factory == "HNSW16"
+    assert MemoryBackend.open(store, "vector_db").searcher.factory == "HNSW16"
     file = _generation(store) / "layer-000-head-000.faiss"
     assert isinstance(faiss.downcast_index(faiss.read_index(str(file))), faiss.IndexHNSW)
 
@@ -398,7 +358,7 @@ def _assert_finds_itself(
     assert len(backend) == stop - first
     rows = np.arange(first, stop, 7)
     queries = torch.from_numpy(keys_of(runs, 0)[:, rows]).float()
-    found = backend.search(0, queries, 1)
+    hits = backend.search(0, queries, 1)
     for head in range(2):
-        np.testing.assert_array_equal(found.ids[head, :, 0].numpy(), rows)
-    np.testing.assert_allclose(found.scores.numpy(), 1, atol=tolerance)
+        np.testing.assert_array_equal(hits.ids[head, :, 0].numpy(), rows)
+    np.testing.assert_allclose(hits.scores.numpy(), 1, atol=tolerance)

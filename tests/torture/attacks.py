@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from memory_backends.validation import has_no_store
-
 from memory_backends import EMTError
+from memory_backends.store.directory import has_no_store
 from tests.torture.faults import Fault, Kind
 from tests.torture.forks import Ended, Forks
 from tests.torture.promises import Content, check_allowed, check_undamaged, contents, size_of
-from tests.torture.version_1 import version_of
 
 _SLACK = 20_480  # bytes by which a store may differ in size: a few pages of SQLite
 _CODES = {  # 0 is one of each: a fault may hit nothing, or only what is not needed
@@ -50,7 +48,6 @@ class Command:
         reports: whether the job names each document once it is done.
         index: the factory string that its answers are checked with.
         atol: by how much rows may differ from the expected.
-        upgrades: whether it starts from a store that cannot be read before.
     """
 
     name: str
@@ -62,7 +59,6 @@ class Command:
     reports: bool = True
     index: str = "Flat"
     atol: float = 0
-    upgrades: bool = False
 
 
 class Battle:
@@ -142,8 +138,6 @@ class Battle:
             name: [state.get(name) for state in (states[-1:] if name in reported else states)]
             for name in names
         }
-        if command.upgrades and done is not None and version_of(store) == 1:
-            return  # nobody reads it before it is upgraded, which comes next
         if has_no_store(store):
             check_allowed({}, allowed)
             return

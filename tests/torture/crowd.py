@@ -93,10 +93,10 @@ def _seen(backend: MemoryBackend, layer_idx: int, rng: random.Random) -> list[tu
     versions = []
     for head in range(layer.num_key_value_heads):
         there = result.ids[head, 0] >= 0
-        found = torch.cat([keys, values], dim=-1)[head, 0][there]
+        answer = torch.cat([keys, values], dim=-1)[head, 0][there]
         exact = cosines[head, 0][there]
         assert torch.allclose(result.scores[head, 0][there], exact, atol=1e-5, rtol=0), "scores"
-        memories = [_universe(layer_idx, head)[row.numpy().tobytes()] for row in found]
+        memories = [_universe(layer_idx, head)[row.numpy().tobytes()] for row in answer]
         assert len(set(memories)) == len(memories), "a row was found twice"
         documents = {(memory.name, memory.version) for memory in memories}
         assert len(memories) == sum(len(rows_of(*key)) for key in documents), "half a document"
@@ -108,16 +108,16 @@ def _seen(backend: MemoryBackend, layer_idx: int, rng: random.Random) -> list[tu
 @cache
 def _universe(layer_idx: int, head: int) -> dict[bytes, Memory]:
     """Return every row that there can ever be, by its bytes."""
-    found = {}
+    result = {}
     for name in _NAMES:
         for version in range(_VERSIONS):
             rows = rows_of(name, version)
             joined = torch.cat([rows.keys[layer_idx][head], rows.values[layer_idx][head]], dim=-1)
-            found |= {
+            result |= {
                 data.numpy().tobytes(): Memory(name, version, row)
                 for row, data in enumerate(joined)
             }
-    return found
+    return result
 
 
 @contextlib.contextmanager

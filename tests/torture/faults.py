@@ -190,9 +190,9 @@ def _wrap_files(steps: _Steps, folder: str) -> None:
     open_file = io.open
 
     def opened(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-        found = open_file(file, mode, *arguments, **options)
+        result = open_file(file, mode, *arguments, **options)
         ours = isinstance(file, str | Path) and str(file).startswith(folder)
-        return _File(found, steps) if ours and "b" in mode and set(mode) & set("wax+") else found
+        return _File(result, steps) if ours and "b" in mode and set(mode) & set("wax+") else result
 
     io.open = opened  # what `pathlib` calls
 

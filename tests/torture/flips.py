@@ -62,7 +62,7 @@ def damage(original: str, folder: str, flips: list[tuple[str, int, int]]) -> Non
 def _verdict(store: Path, name: str, before: str) -> str:
     """Return "named", "refused" or "harmless"; anything else is a broken promise."""
     try:
-        named = any(str(found.file).endswith(name) for found in memory_backends.verify(store))
+        named = any(str(damage.file).endswith(name) for damage in memory_backends.verify(store))
     except EMTError as error:
         named = name in str(error)
     except Exception as error:
@@ -96,13 +96,13 @@ def observed(path: Path) -> str:
         for name in catalog.document_names():
             stored = catalog.document(name)
             see(name, stored.text, stored.token_ids, stored.offsets, stored.first_row)
-            see(stored.row_tokens, stored.sink_rows)
-    for make_backend, options in (
-        (MemoryBackend, {}),
-        (MemoryBackend, {"sinks": "one"}),
-        (MemoryBackend, {"index": INDEX}),
+            see(stored.row_tokens, stored.sink_rows, stored.metadata)
+    for memory_type, options in (
+        ("manual", {}),
+        ("manual", {"sinks": "one"}),
+        ("vector_db", {"index": INDEX}),
     ):
-        with contextlib.closing(make_backend.open(path, **options)) as backend:
+        with contextlib.closing(MemoryBackend.open(path, memory_type, **options)) as backend:
             _see_rows(backend, see)
     return digest.hexdigest()
 
@@ -120,7 +120,7 @@ def _see_rows(backend: MemoryBackend, see: Any) -> None:
         heads = layer.num_key_value_heads
         see(*backend.fetch(idx, torch.from_numpy(ids).expand(heads, -1).contiguous()))
         queries = torch.randn(heads, 8, layer.head_dim, generator=torch.Generator().manual_seed(1))
-        see(*backend.search(idx, queries, 10))
+        see(*backend.search(idx, queries, 10), backend.sampled_queries(idx))
 
 
 def _told(error: Exception) -> str:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import numpy as np
 
-import memory_backends
 from memory_backends import (
     Document,
     DocumentError,
@@ -94,11 +93,6 @@ def index(path: str, goal: Goal, index: str = "Flat") -> int:
 def tidy(path: str, method: str, index: str = "Flat") -> int:
     """Call `compact` or `rebuild`."""
     return _told(lambda: _tidy(Path(path), method, index))
-
-
-def upgrade(path: str) -> int:
-    """Bring a store to this format version."""
-    return _told(lambda: memory_backends.upgrade(path))
 
 
 def _index(path: Path, goal: Goal, index: str) -> None:

@@ -67,10 +67,10 @@ def made_up(name: str, version: int) -> Content:
 def contents(path: Path, *, index: str = "Flat") -> dict[str, Content]:
     """Read a whole store, as another process would; check that it answers exactly."""
     with contextlib.closing(MemoryBackend.open(path, "vector_db", index=index)) as backend:
-        found = {name: _content(backend, name) for name in backend.catalog.document_names()}
-        assert len(backend) == sum(len(content.row_tokens) for content in found.values())
-        _check_search(backend, found)
-    return found
+        result = {name: _content(backend, name) for name in backend.catalog.document_names()}
+        assert len(backend) == sum(len(content.row_tokens) for content in result.values())
+        _check_search(backend, result)
+    return result
 
 
 def check_undamaged(path: Path) -> None:
@@ -100,16 +100,16 @@ def _content(backend: MemoryBackend, name: str) -> Content:
     )
 
 
-def _check_search(backend: MemoryBackend, found: Mapping[str, Content]) -> None:
+def _check_search(backend: MemoryBackend, contents: Mapping[str, Content]) -> None:
     """Hold the store's answers against brute force in float64."""
-    if not found:
+    if not contents:
         assert not len(backend)
         return
-    ids = np.concatenate([_ids_of(backend, name) for name in found])
+    ids = np.concatenate([_ids_of(backend, name) for name in contents])
     owners = backend.catalog.document_of_rows(ids.tolist())
-    assert list(owners.values()) == [n for n, c in found.items() for _ in c.row_tokens]
+    assert list(owners.values()) == [n for n, c in contents.items() for _ in c.row_tokens]
     for idx, layer in backend.layout.layers.items():
-        keys = np.concatenate([c.rows[idx] for c in found.values()], axis=1)
+        keys = np.concatenate([c.rows[idx] for c in contents.values()], axis=1)
         keys = keys[..., : layer.head_dim].astype(np.float64)
         generator = torch.Generator().manual_seed(idx)
         queries = torch.randn(layer.num_key_value_heads, 4, layer.head_dim, generator=generator)
@@ -146,15 +146,15 @@ def _ids_of(backend: MemoryBackend, name: str) -> npt.NDArray[np.int64]:
 
 
 def check_allowed(
-    found: Mapping[str, Content],
+    contents: Mapping[str, Content],
     allowed: Mapping[str, Iterable[Content | None]],
     *,
     atol: float = 0,
 ) -> None:
     """Expect each document to be in one of the states it may be in; None is its absence."""
-    assert found.keys() <= allowed.keys()
+    assert contents.keys() <= allowed.keys()
     for name, states in allowed.items():
-        content = found.get(name)
+        content = contents.get(name)
         assert any(
             state is content if state is None or content is None else state.same(content, atol=atol)
             for state in states

@@ -19,7 +19,6 @@ from tests.torture.attacks import Battle, Command, battle
 from tests.torture.forks import Forks
 from tests.torture.made_up import Goal
 from tests.torture.promises import Content, contents, made_up
-from tests.torture.version_1 import write_version_1
 
 FIRST: Goal = {f"d{number}": 1 for number in range(6)}
 # kept, replaced, removed, kept, replaced, removed, new
@@ -27,7 +26,6 @@ AGAIN: Goal = {"d0": 1, "d1": 2, "d2": None, "d3": 1, "d4": 2, "d5": None, "n1":
 LESS: Goal = {"d1": None, "d4": None}
 INDEX = "tests.torture.made_up.index"
 CLI = "tests.torture.commands.index"
-UPGRADE = "tests.torture.made_up.upgrade"
 TIDY = "tests.torture.made_up.tidy"
 
 
@@ -51,7 +49,6 @@ def commands(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
     first = base("first", FIRST)
     holes = base("holes", FIRST, AGAIN)
-    old = write_version_1(folder / "old", dict.fromkeys(FIRST, 1))
     full, less, mixed = of(FIRST), of(FIRST, LESS), of(FIRST, AGAIN)
     return {
         command.name: command
@@ -61,7 +58,6 @@ def commands(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[str
             Command("remove", INDEX, (LESS,), first, full, less),
             Command("compact", TIDY, ("compact",), holes, mixed, mixed, reports=False),
             Command("rebuild", TIDY, ("rebuild",), holes, mixed, mixed, reports=False),
-            Command("upgrade", UPGRADE, (), old, full, full, reports=False, upgrades=True),
         )
     }
 
@@ -100,7 +96,7 @@ def real(cli_forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Command:
     )
 
 
-NAMES = ["first", "again", "remove", "compact", "rebuild", "upgrade"]
+NAMES = ["first", "again", "remove", "compact", "rebuild"]
 
 
 def fight(command: Command, forks: Forks, folder: Path, number: int) -> None:

@@ -57,13 +57,13 @@ class RowCodec(Protocol):
 
     @property
     def learns(self) -> bool:
-        """Whether it has a state; if not, that is no bytes, and `learn` is not needed."""
+        """Whether the codec has a state. One that has none takes b"" for it."""
 
     def record_bytes(self, layer: LayerLayout) -> int:
         """Return the size of one token's and KV head's record."""
 
     def learn(self, layer: LayerLayout, rows: torch.Tensor) -> bytes:
-        """Return the state for a layer; the same rows give the same one.
+        """Return the state for a layer. The same rows give the same state.
 
         Args:
             layer: the layer's shape.
@@ -74,5 +74,5 @@ class RowCodec(Protocol):
         """Return what encodes and decodes with a state.
 
         Raises:
-            StoreError: the state is not one of this codec and this layer.
+            StoreError: the state is damaged, or of another codec or layer.
         """

@@ -48,12 +48,12 @@ def distortions() -> npt.NDArray[np.float64]:
     """Return the mean squared error of a unit Gaussian at each width, (MAX_BITS + 1,)."""
     probabilities = (torch.arange(_QUANTILES, dtype=torch.float64) + 0.5) / _QUANTILES
     sample = torch.special.ndtri(probabilities).float()
-    found = []
+    errors = []
     for width in range(MAX_BITS + 1):
         levels = levels_of_width(gaussian_levels(), width)
         nearest = levels[torch.bucketize(sample, _borders(levels))]
-        found.append(float((sample - nearest).double().square().mean()))
-    return np.array(found)
+        errors.append(float((sample - nearest).double().square().mean()))
+    return np.array(errors)
 
 
 def levels_of_width(levels: torch.Tensor, width: int) -> torch.Tensor:

@@ -22,15 +22,10 @@ def row_codec(name: str, dtype: torch.dtype) -> RowCodec:
     Raises:
         MemoryMismatchError: there is no such codec.
     """
-    if name == "exact":
-        return PlainCodec(name, dtype, dtype)
-    if name == "float16":
-        return PlainCodec(name, torch.float16, dtype)
-    if name == "bfloat16":
-        return PlainCodec(name, torch.bfloat16, dtype)
-    if name == "int8":
-        return QuantisedCodec(name, 8, dtype)
-    if name == "int4":
-        return QuantisedCodec(name, 4, dtype)
-    known = ", ".join(f"'{known}'" for known in CODEC_NAMES)
-    raise MemoryMismatchError(f"row_codec must be one of {known}; got '{name}'.")
+    stored = {"exact": dtype, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    bits = {"int8": 8, "int4": 4}
+    if name in stored:
+        return PlainCodec(name, stored[name], dtype)
+    if name in bits:
+        return QuantisedCodec(name, bits[name], dtype)
+    raise MemoryMismatchError(f"row_codec must be one of {CODEC_NAMES}; got {name!r}.")

@@ -185,8 +185,8 @@ class QuantisedCoder:
             coordinates = (numbers * scales[part]).permute(1, 2, 0)  # (Hkv, m, D)
             centre = self._centre(part, centres[part], heads)
             turn_back = self._turn_back[part][heads]
-            found = torch.baddbmm(centre, coordinates, turn_back)  # (Hkv, m, D)
-            torch.split(out, self._dims, dim=-1)[part].copy_(found.clamp_(-limit, limit))
+            decoded = torch.baddbmm(centre, coordinates, turn_back)  # (Hkv, m, D)
+            torch.split(out, self._dims, dim=-1)[part].copy_(decoded.clamp_(-limit, limit))
 
     def _centre(self, part: int, which: torch.Tensor, heads: slice | list[int]) -> torch.Tensor:
         """Return centres by number: (Hkv, m) to (Hkv, m, D)."""

@@ -103,10 +103,10 @@ def learn(layer: LayerLayout, rows: torch.Tensor, code_bits: int) -> QuantisedSt
         rows: (n, Hkv, R), the first of a store; more than 4,096 are not looked at.
         code_bits: bits of a record's codes.
     """
-    found = rows[:_LEARNED_FROM].detach().cpu().double().transpose(0, 1)  # (Hkv, n, R)
-    num_first = NUM_CENTRES - 1
-    first = found[:, torch.arange(num_first).clamp(max=found.shape[1] - 1)]
-    usual = found[:, num_first:] if found.shape[1] > 2 * num_first else found  # without the sinks
+    by_head = rows[:_LEARNED_FROM].detach().cpu().double().transpose(0, 1)  # (Hkv, n, R)
+    num_rows, num_first = by_head.shape[1], NUM_CENTRES - 1
+    first = by_head[:, torch.arange(num_first).clamp(max=num_rows - 1)]
+    usual = by_head[:, num_first:] if num_rows > 2 * num_first else by_head  # without the sinks
     mean = usual.mean(1, keepdim=True)
     std, axes, costs = [], [], []
     dims = [layer.head_dim, layer.value_head_dim]
