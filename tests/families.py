@@ -293,20 +293,19 @@ def _placed(
     """Tell linear biases how far away each memory is; positions of other families do that."""
 
     class Placing:
+        begin, end = staticmethod(memory.begin), staticmethod(memory.end)
+
         def attend(self, call: hook.AttentionCall) -> tuple[Tensor, Tensor | None]:
             if call.alibi is not None:
                 call = replace(call, alibi=replace(call.alibi, distance=distance))
             return memory.attend(call)
 
-    modules = [module for module in decoder.modules() if hook.is_bound(module)]
-    placing = Placing()
-    for module in modules:
-        hook.bind(module, placing)
+    bound = [module for module in decoder.modules() if hook.is_bound(module)]
+    hook.bind(decoder, bound, Placing())
     try:
         yield
     finally:
-        for module in modules:
-            hook.bind(module, memory)
+        hook.bind(decoder, bound, memory)
 
 
 def let_go_of_models() -> None:

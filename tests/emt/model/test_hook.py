@@ -41,6 +41,12 @@ def test_a_model_that_nobody_listens_to_computes_its_own_attention(name, own):
 
 
 class Zeros:
+    def begin(self, forward):
+        return forward
+
+    def end(self, output):
+        pass
+
     def attend(self, call):
         return torch.zeros_like(call.query).transpose(1, 2), None
 
@@ -51,10 +57,10 @@ def test_a_listener_computes_the_attention_of_its_module_only():
     stock = model(IDS).logits
     model.config._attn_implementation = hook.IMPLEMENTATION
     module = model.model.layers[1].self_attn
-    hook.bind(module, Zeros())
+    hook.bind(model.model, [module], Zeros())
     assert hook.is_bound(module)
     bound = model(IDS).logits
-    hook.unbind(module)
+    hook.unbind(model.model, [module])
     assert not hook.is_bound(module)
     assert torch.equal(model(IDS).logits, stock)
     module.o_proj.weight.zero_()
@@ -66,8 +72,7 @@ def test_watching_sees_calls_and_silences_listeners():
     model = build("llama")
     stock = model(IDS).logits
     model.config._attn_implementation = hook.IMPLEMENTATION
-    for layer in model.model.layers:
-        hook.bind(layer.self_attn, Zeros())
+    hook.bind(model.model, [layer.self_attn for layer in model.model.layers], Zeros())
     with watching(model) as seen:
         assert torch.equal(model(IDS).logits, stock)
     assert [call.layer_idx for call in seen.calls] == [0, 1, 2]
@@ -78,7 +83,7 @@ def test_watching_sees_calls_and_silences_listeners():
     torch.testing.assert_close(sin[0, :, 0], torch.arange(12).float().sin())
     assert not torch.equal(model(IDS).logits, stock)
     assert len(seen.calls) == 3
-    assert not [module for module in model.modules() if module._forward_pre_hooks]
+    assert not [layer for layer in model.model.layers if layer._forward_pre_hooks]
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ import torch
 import pytest
 
 from emt import MemoryConfig, Passage, attach
-from emt.errors import MemoryUseError, StoreError
-from emt.memory import memory as memory_module
+from emt.errors import ConfigError, MemoryUseError, StoreError
+from emt.memory.head_profiles import HeadProfiles
 from emt.routing.probes import PROBES
 from emt.routing.relevance_store import RELEVANCE
 from memory_backends import MemoryBackend, verify
@@ -75,7 +75,12 @@ def test_no_profile_is_made_that_cannot_be_kept(tmp_path, monkeypatch):
     memory = attach(build("llama"), MemoryConfig(**settings), tokenizer=word_tokenizer())
     memory.write(document(0), document="one")
     made = []
-    monkeypatch.setattr(memory_module.Memory, "make_profile", lambda *_, **__: made.append(1))
+
+    def rank(*_, **__):
+        made.append(1)
+        raise ConfigError("too few questions")
+
+    monkeypatch.setattr(HeadProfiles, "rank", rank)
     with monkeypatch.context() as patch:
         forbid_writing(patch, tmp_path / "store")
         memory.save()

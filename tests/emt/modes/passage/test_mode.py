@@ -354,7 +354,7 @@ def test_auto_is_passage_for_large_memories(memory_type, tmp_path, monkeypatch):
     assert torch.equal(reader(prompt).logits, found)
     detach(reader)
     later = attach(reader, config)
-    assert later.passages.mode == "passage"
+    assert later.mode == "passage"
     assert torch.equal(reader(prompt).logits, found)
     memory.remove("two")
     assert memory.mode == "token"
