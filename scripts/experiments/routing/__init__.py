@@ -1,1 +1,7 @@
-"""Routing: how often the passage that answers a question is found, in memories of several sizes."""
+""""""
+
+from experiments.routing.report import draw, summary
+from experiments.routing.run import run_routing as run
+from experiments.routing.settings import RoutingSettings as Settings
+
+__all__ = ["Settings", "draw", "run", "summary"]

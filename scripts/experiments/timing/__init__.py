@@ -1,1 +1,7 @@
-"""Seconds a query over the number of queries on one document."""
+""""""
+
+from experiments.timing.report import draw, summary
+from experiments.timing.run import run_timing as run
+from experiments.timing.settings import TimingSettings as Settings
+
+__all__ = ["Settings", "draw", "run", "summary"]

@@ -1,4 +1,4 @@
-"""Which documents one memory holds: those of the items, and others until it has its size."""
+"""The documents of one memory: those of the items, and others until it has its size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from emt.errors import ConfigError
 from emt.ingest.corpus import Corpus
 from experiments.items import Item
-from experiments.retrieval.answering import Responder
+from experiments.responder import Responder
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Library:
     Attributes:
         label: what results are grouped by: an item's split, or the memory's size.
         documents: (name, text) pairs.
-        items: whose documents are among them.
+        items: those whose documents are among them.
     """
 
     label: str
@@ -38,7 +38,7 @@ def libraries_of(
         sizes: tokens of each memory, ascending.
         distractors: files and folders of other texts, used in order; the last is cut off where the
             size is reached.
-        responder: whose tokens are counted.
+        responder: the model whose tokens are counted.
 
     Raises:
         ConfigError: no item fits, or there are not enough distractors.
@@ -59,21 +59,21 @@ def libraries_of(
         )
     libraries = []
     others = _others(distractors)
-    waiting: tuple[str, str] | None = None
+    rest: tuple[str, str] | None = None
     for size in sizes:
         while used < size:
-            name, text = waiting or next(others, ("", ""))
+            name, text = rest or next(others, ("", ""))
             if not text:
                 raise ConfigError(
                     f"a memory of {size:,} tokens needs more texts: items and distractors have "
                     f"{used:,}. Name more files or folders in distractors."
                 )
             pieces = responder.split(text, 1)
-            rest = "".join(pieces[size - used :])
-            taken = text[: len(text) - len(rest)]
-            documents.append((name, taken))
-            used += min(len(pieces), size - used)
-            waiting = (f"{name} (continued)", rest) if rest else None
+            num_taken = min(len(pieces), size - used)
+            documents.append((name, "".join(pieces[:num_taken])))
+            used += num_taken
+            remainder = "".join(pieces[num_taken:])
+            rest = (f"{name} (continued)", remainder) if remainder else None
         libraries.append(Library(label_of(size), list(documents), kept))
     return libraries
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from experiments.tables import Record
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,14 @@ class Cost:
 
     once: float
     each: float
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> Cost:
+        """Return the medians over rounds, of which `each` is the mean over a round's queries."""
+        return cls(
+            statistics.median(record["once"] for record in records),
+            statistics.median(statistics.mean(record["queries"]) for record in records),
+        )
 
     def mean(self, queries: int) -> float:
         """Return the mean time of a query, if so many share what is done once."""

@@ -30,7 +30,7 @@ def joined_versions(items: Sequence[Item]) -> list[Item]:
         for item in group[1:]:
             changed = _with_change(text, item)
             is_new = item.question not in [other.question for other in kept]
-            if changed is not None and is_new and all(_holds(changed, one) for one in kept):
+            if changed is not None and is_new and all(_holds(changed, other) for other in kept):
                 text, kept = changed, [*kept, item]
         joined |= {item.id: replace(item, context=text) for item in kept}
     return [joined[item.id] for item in items if item.id in joined]
@@ -48,7 +48,7 @@ def _with_change(text: str, item: Item) -> str | None:
         if original is None or _count(text, item.answer) or not _count(text, original):
             return None
         changed = re.sub(_pattern(original), lambda _: item.answer, text)
-        if not _holds(changed, item):  # it stands in other letters somewhere
+        if not _holds(changed, item):  # the original stands in other letters somewhere
             return None
     places = re.finditer(_pattern(item.answer), item.context)
     around = (item.context[max(at.start() - _AROUND, 0) : at.end() + _AROUND] for at in places)

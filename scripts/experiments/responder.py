@@ -1,47 +1,47 @@
-"""Who answers: a model that is given a message, and says something or scores what might be said.
-
-An experiment needs only a `Responder`. `LocalModel` is one; a model behind an endpoint, which gives
-text and no log-probabilities, can be another.
-"""
+"""Models that answer a message, as the experiments see them: `Responder` and `LocalModel`."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from emt.attach import generating, memory_of
 from emt.errors import ConfigError
+from emt.model.positions import max_positions
+from experiments.forward import greedy, last_logits
 
 
 @dataclass(frozen=True)
 class Response:
-    """What a model makes of one message.
+    """What a model says to one message.
 
     Attributes:
-        text: what it says, without special tokens.
-        log_probs: mean log-probability per token (nats) of each candidate, if the model tells.
+        text: without special tokens.
+        log_probs: mean log-probability per token (nats) of each candidate; None if the model does
+            not tell.
         num_prompt_tokens: length of the message with what a chat template adds.
         seconds: from the message to the end of the text; candidates are not in it.
+        token_ids: of the text; empty if the model does not tell.
     """
 
     text: str
     log_probs: tuple[float, ...] | None
     num_prompt_tokens: int
     seconds: float
+    token_ids: tuple[int, ...] = ()
 
 
 class Responder(Protocol):
-    """A model as an experiment sees it."""
+    """A model that answers messages."""
 
     @property
     def room(self) -> int | None:
@@ -54,7 +54,25 @@ class Responder(Protocol):
         """Cut a text into pieces of `num_tokens` tokens, the last may be shorter; none is lost."""
 
     def respond(self, message: str, candidates: Sequence[str] = ()) -> Response:
-        """Answer a message greedily, and tell how likely other answers were."""
+        """Answer a message greedily, and tell how likely other answers were.
+
+        Raises:
+            ConfigError: message and answer are longer than the model's positions.
+        """
+
+
+class _Prompted(NamedTuple):
+    """A prompt that was read.
+
+    Attributes:
+        log_probs: (V,) float32 of the next token, nats.
+        cache: of the prompt.
+        redoes: uncertain steps are redone with more memories.
+    """
+
+    log_probs: Tensor
+    cache: Cache
+    redoes: bool
 
 
 class LocalModel:
@@ -97,7 +115,6 @@ class LocalModel:
                 f"the window must have room for a prompt and {max_new_tokens} new tokens; "
                 f"got {self.window}. Raise window, or lower max_new_tokens."
             )
-        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @property
     def room(self) -> int | None:
@@ -122,79 +139,70 @@ class LocalModel:
         cuts = [0, *starts[num_tokens::num_tokens], len(text)]
         return [text[start:end] for start, end in itertools.pairwise(cuts) if end > start]
 
-    @torch.no_grad()
     def respond(self, message: str, candidates: Sequence[str] = ()) -> Response:
-        """Answer a message greedily, and tell how likely other answers were.
-
-        Raises:
-            ConfigError: message and answer are longer than the model's positions.
-        """
-        started = time.perf_counter()
+        """Answer a message greedily, and tell how likely other answers were."""
         prompt = self._prompt_ids(message)
         suffixes = [self._candidate_ids(message, candidate) for candidate in candidates]
+        started = time.perf_counter()
+        with self._prompted(prompt, suffixes) as prompted:
+            prompt_seconds = time.perf_counter() - started
+            log_probs = tuple(self._mean_log_prob(suffix, prompted) for suffix in suffixes)
+            started = time.perf_counter()
+            ids = greedy(
+                self.model,
+                prompted.log_probs,
+                prompted.cache,
+                self.max_new_tokens,
+                self._end_ids(),
+            )
+            seconds = prompt_seconds + time.perf_counter() - started
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return Response(text, log_probs, len(prompt), seconds, tuple(ids))
+
+    def log_probs(self, message: str, candidates: Sequence[str]) -> tuple[float, ...]:
+        """Return the mean log-probability per token, nats, of answers to a message."""
+        suffixes = [self._candidate_ids(message, candidate) for candidate in candidates]
+        with self._prompted(self._prompt_ids(message), suffixes) as prompted:
+            return tuple(self._mean_log_prob(suffix, prompted) for suffix in suffixes)
+
+    @contextlib.contextmanager
+    def _prompted(self, prompt: list[int], suffixes: Sequence[list[int]]) -> Iterator[_Prompted]:
+        """Read a prompt; in the block, steps are as those of `generate`."""
         longest = max([self.max_new_tokens, *map(len, suffixes)])
         if self.window is not None and len(prompt) + longest > self.window:
             raise ConfigError(
                 f"a prompt of {len(prompt)} tokens and an answer of {longest} must fit "
                 f"{self.window} positions. Shorten the question, or raise window."
             )
-        with self._generating() as redoes:
-            cache = DynamicCache(config=self.model.config) if redoes else None
-            output = self._forward(prompt, cache)
-            first = output.logits[0, -1].float().log_softmax(-1)  # (V,)
-            prompt_seconds = time.perf_counter() - started
-            log_probs = tuple(
-                self._mean_log_prob(suffix, first, output.past_key_values, step_by_step=redoes)
-                for suffix in suffixes
-            )
-            started = time.perf_counter()
-            ids = self._greedy(first, output.past_key_values)
-            seconds = prompt_seconds + time.perf_counter() - started
-        text = str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
-        return Response(text, log_probs, len(prompt), seconds)
-
-    @contextlib.contextmanager
-    def _generating(self) -> Iterator[bool]:
-        """Do in a block what `generate` does of an attached memory; tell if steps are redone."""
         memory = memory_of(self.model)
-        if memory is None:
-            yield False
-            return
-        with generating(self.model, {"use_cache": True}):
-            yield memory.in_force.uncertainty is not None
+        redoes = memory is not None and memory.in_force.uncertainty is not None
+        is_attached = memory is not None
+        options = {"use_cache": True}
+        with generating(self.model, options) if is_attached else contextlib.nullcontext():
+            cache = DynamicCache(config=self.model.config)
+            logits = self._logits(prompt, cache)[-1]
+            yield _Prompted(logits.float().log_softmax(-1), cache, redoes)
 
-    def _mean_log_prob(
-        self, ids: list[int], first: Tensor, cache: Any, *, step_by_step: bool
-    ) -> float:
-        """Score tokens after a prompt whose cache stays as it is."""
-        total, before, cache = float(first[ids[0]]), ids[:-1], copy.deepcopy(cache)
-        length = 1 if step_by_step else max(len(before), 1)  # only a call's last token is redone
+    def _mean_log_prob(self, ids: list[int], prompted: _Prompted) -> float:
+        """Score tokens after a prompt, whose cache stays as it is."""
+        total, before = float(prompted.log_probs[ids[0]]), ids[:-1]
+        cache = copy.deepcopy(prompted.cache)
+        length = 1 if prompted.redoes else max(len(before), 1)  # a call redoes its last token only
         for start in range(0, len(before), length):
             given = before[start : start + length]
-            logits = self._forward(given, cache, keep=len(given)).logits[0, -len(given) :]
-            log_probs = logits.float().log_softmax(-1)  # (len(given), V)
-            rows = torch.arange(len(given), device=log_probs.device)
+            log_probs = self._logits(given, cache, len(given)).float().log_softmax(-1)
             following = torch.tensor(ids[start + 1 :][: len(given)], device=log_probs.device)
-            total += float(log_probs[rows, following].sum())
+            total += float(log_probs.gather(1, following[:, None]).sum())
         return total / len(ids)
 
-    def _greedy(self, first: Tensor, cache: Any) -> list[int]:
-        """Go on from a prompt, whose cache grows, to the end or `max_new_tokens`."""
-        ends = self._end_ids()
-        ids = [int(first.argmax())]
-        while len(ids) < self.max_new_tokens and ids[-1] not in ends:
-            logits = self._forward(ids[-1:], cache).logits[0, -1]
-            ids.append(int(logits.argmax()))
-        return ids
-
-    def _forward(self, ids: list[int], cache: Any = None, *, keep: int = 1) -> Any:
-        options: dict[str, Any] = {"logits_to_keep": keep} if self._keeps_logits else {}
-        tokens = torch.tensor([ids], device=self.model.device)
-        return self.model(input_ids=tokens, past_key_values=cache, use_cache=True, **options)
+    def _logits(self, ids: list[int], cache: Cache, count: int = 1) -> Tensor:
+        """Return logits of the last tokens, (count, V); the cache grows by all of them."""
+        tokens = torch.tensor([ids])
+        return last_logits(self.model, tokens, count, past_key_values=cache, use_cache=True)[0]
 
     def _end_ids(self) -> set[int]:
-        found = getattr(self.model.generation_config, "eos_token_id", None)
-        return set(found) if isinstance(found, list) else set() if found is None else {found}
+        ends = getattr(self.model.generation_config, "eos_token_id", None)
+        return set(ends) if isinstance(ends, list) else set() if ends is None else {ends}
 
     def _prompt(self, message: str) -> str:
         if not self.chat:
@@ -231,9 +239,5 @@ class LocalModel:
 
 
 def _window_of(model: PreTrainedModel, window: int | None) -> int | None:
-    config = model.config.get_text_config()
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
-        found = getattr(config, name, None)
-        if isinstance(found, int):
-            return found if window is None else min(window, found)
-    return window
+    positions = max_positions(model.config.get_text_config())
+    return positions if window is None else min(window, positions or window)
