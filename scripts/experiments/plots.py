@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from experiments.statistics import Estimate
@@ -59,13 +58,3 @@ def bars(axes: Any, series: Mapping[str, Sequence[Estimate]], ticks: Sequence[st
         )
     axes.set_xticks(range(len(ticks)), ticks)
     axes.axhline(0, color="black", linewidth=0.5)
-
-
-def heat_map(axes: Any, values: npt.NDArray[Any], *, form: str | None = None, **style: Any) -> Any:
-    """Draw values, (rows, columns), as colours; `form` writes each of them, too."""
-    image = axes.imshow(values, aspect="auto", origin="lower", **style)
-    if form is not None:
-        for (row, column), value in np.ndenumerate(values):
-            if not np.isnan(value):
-                axes.text(column, row, format(value, form), ha="center", va="center", size=8)
-    return image

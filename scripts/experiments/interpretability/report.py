@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from experiments.plots import curve, heat_map, panels, save
+from experiments.plots import curve, panels, save
 from experiments.results import Header, Items
 from experiments.statistics import mean_interval, paired_difference
 from experiments.tables import (
@@ -83,8 +83,7 @@ def summary(header: Header, items: Items) -> str:
         "## Stability over topk",
         _stability_table([by_condition.get((name,), []) for name in _topk_names(header)]),
     ]
-    with_maps = _with_maps(by_condition.get((settings["heat_map"],), []))
-    if with_maps:
+    if with_maps := _with_maps(header, items):
         parts += ["## Heads that attend to the answer", _heads(settings["heat_map"], with_maps)]
     return "\n\n".join(parts) + "\n"
 
@@ -92,16 +91,10 @@ def summary(header: Header, items: Items) -> str:
 def draw(header: Header, items: Items, folder: Path) -> list[Path]:
     """Draw the heat maps of one condition, and what answers do over topk."""
     files = [_draw_stability(header, items, folder / "stability.png")]
-    name = header["settings"]["heat_map"]
-    records = _with_maps([r for r in items.values() if r["condition"] == name])
-    if records:
-        files.append(_draw_maps(name, records, folder / "attention_mass.png"))
+    if with_maps := _with_maps(header, items):
+        name = header["settings"]["heat_map"]
+        files.append(_draw_maps(name, with_maps, folder / "attention_mass.png"))
     return files
-
-
-def mean_map(records: Sequence[Record], name: str) -> npt.NDArray[np.float64]:
-    """Return a heat map, (layers, heads), as the mean over items."""
-    return np.asarray(np.mean([record["mass"][name] for record in records], axis=0))
 
 
 def _points_a_memory(measure: Measure, records: Sequence[Record]) -> str:
@@ -137,20 +130,26 @@ def _num_shared(ids: Sequence[int], others: Sequence[int]) -> int:
 
 def _heads(name: str, records: Sequence[Record]) -> str:
     """List the heads that attend most to the answer, of one condition."""
-    mass, layers = mean_map(records, "answer"), records[0]["layers"]
+    mass, layers = _mean_map(records, "answer"), records[0]["layers"]
     best = np.argsort(-mass, axis=None, kind="stable")[:5]
     places = [divmod(int(at), mass.shape[1]) for at in best]
+    rows = [[str(layers[row]), str(head), f"{mass[row, head]:.1%}"] for row, head in places]
     return (
         f"Share of the whole attention that memories of the answer's tokens get, {name}. "
         f"`attention_mass.png` shows all {mass.size} heads; their mean is {mass.mean():.2%}.\n\n"
-    ) + table(
-        ["layer", "head", "share"],
-        [[str(layers[row]), str(head), f"{mass[row, head]:.1%}"] for row, head in places],
+        + table(["layer", "head", "share"], rows)
     )
 
 
-def _with_maps(records: Sequence[Record]) -> list[Record]:
-    """Leave out answers for which no memory was read."""
+def _mean_map(records: Sequence[Record], name: str) -> npt.NDArray[np.float64]:
+    """Return a heat map, (layers, heads), as the mean over items."""
+    return np.asarray(np.mean([record["mass"][name] for record in records], axis=0))
+
+
+def _with_maps(header: Header, items: Items) -> list[Record]:
+    """Return the records of the condition that is drawn, if memories were read."""
+    name = header["settings"]["heat_map"]
+    records = [record for record in items.values() if record["condition"] == name]
     return [record for record in records if np.size(record["mass"]["memory"])]
 
 
@@ -162,7 +161,8 @@ def _draw_maps(name: str, records: Sequence[Record], path: Path) -> Path:
     layers = records[0]["layers"]
     figure, axes = panels(len(_MAPS), width=3.4, height=1.5 + 0.18 * len(layers))
     for panel, (kind, title) in zip(axes, _MAPS.items(), strict=True):
-        figure.colorbar(heat_map(panel, mean_map(records, kind), vmin=0), ax=panel)
+        image = panel.imshow(_mean_map(records, kind), aspect="auto", origin="lower", vmin=0)
+        figure.colorbar(image, ax=panel)
         panel.set_title(title, fontsize=10)
         panel.set_xlabel("query head")
         panel.set_yticks(range(len(layers)), layers, fontsize=7)

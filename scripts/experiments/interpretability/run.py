@@ -35,11 +35,6 @@ def run_interpretability(
 ) -> Results:
     """Ask what was not asked yet.
 
-    Args:
-        settings: what to ask.
-        folder: gets `results.jsonl`.
-        loading: loads the model.
-
     Raises:
         ConfigError: a wrong setting, or results of other settings are there.
         DocumentError: items cannot be used.

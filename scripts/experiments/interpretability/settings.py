@@ -13,24 +13,7 @@ from experiments.settings import MemorySettings, QuestionTemplate, Settings, Tex
 
 
 class InterpretabilitySettings(Settings):
-    """What to ask whom, and how to read memories.
-
-    Attributes:
-        items: a file that `experiments.items` reads.
-        model: what `load` takes.
-        splits: of the items to use; None for all.
-        limit: items of each split, the first ones; None for all.
-        topk: memories for each query; each is a condition, compared with the one before it.
-        others: further conditions: name -> settings for `Memory.using`, such as `uncertainty`.
-        memory: settings of the memory, keys of `MemoryConfig`; the published ones if not named.
-        heat_map: the condition whose attention is drawn.
-        question: what is asked, with `{question}`.
-        chat: use the model's chat template; None for "if it has one".
-        max_new_tokens: length of an answer.
-
-    Raises:
-        ConfigError: a value of a wrong type or out of range.
-    """
+    """What is asked; `configs/experiments/interpretability.yaml` says what each setting means."""
 
     items: Text
     model: Text = DEFAULT_MODEL

@@ -43,11 +43,8 @@ def run_perplexity(
 ) -> Results:
     """Measure what the results do not have yet.
 
-    Args:
-        settings: what to measure.
-        folder: gets `results.jsonl`; each item is one text at one length, with `nats` summed over
-            the scored tokens for each condition, and why others were left out.
-        loading: loads the model.
+    An item is one text at one length: `nats` summed over the scored tokens for each condition, and
+    why others were left out.
 
     Raises:
         ConfigError: the window is beyond the model's positions, no text is as long as the shortest

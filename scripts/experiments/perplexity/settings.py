@@ -21,23 +21,7 @@ def _without_topk(memory: dict[str, Any]) -> dict[str, Any]:
 
 
 class PerplexitySettings(Settings):
-    """What is measured.
-
-    Attributes:
-        data: a file of texts; see `read_texts`.
-        model: what `load` takes.
-        lengths: tokens of a text that are there to predict from, special ones before it included.
-        window: tokens of local context.
-        scored: tokens predicted at each length, the last ones.
-        topk: memories for each query; each number is a condition.
-        memory: other settings of `MemoryConfig`.
-        full: predict from the whole text, too.
-        texts: use the longest so many; None for all.
-        piece_tokens: cut texts into pieces of so many tokens, each a text of its own.
-
-    Raises:
-        ConfigError: a value of a wrong type or out of range.
-    """
+    """What is asked; `configs/experiments/perplexity.yaml` says what each setting means."""
 
     data: Text
     model: Text = DEFAULT_MODEL

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.plots import bars, heat_map, panels, save
+from experiments.plots import bars, panels, save
 from experiments.results import Header, Items
 from experiments.retrieval.settings import STANDARD
 from experiments.statistics import mean_interval
@@ -87,11 +87,6 @@ def summary(header: Header, items: Items) -> str:
         "Mean differences over the same items.",
         _by_condition(compared, [COUNT, *differences(others)]),
     ]
-    manual = [record for record in records if record["condition"] == "emt_manual"]
-    vector = [record for record in records if record["condition"] == "emt_vector_db"]
-    if manual and vector:
-        columns = [*differences(manual), *_agreement(manual)]
-        parts += ["## emt_vector_db against emt_manual", _by_condition(vector, columns)]
     parts += [
         "## By how often the document has the answer",
         "Right, % (preferred, %), and the number of items, over all splits.",
@@ -110,13 +105,26 @@ def differences(others: Sequence[Record]) -> list[Column]:
 
 
 def draw(header: Header, items: Items, folder: Path) -> list[Path]:
-    """Draw bars by split, and heat maps of split by how often the fact appears."""
+    """Draw bars by split: `retrieval.png`."""
     records = with_gains(items)
-    title = f"Counterfactual retrieval, {header['settings']['model']}"
-    return [
-        _bars(records, folder / "retrieval.png", title),
-        _heat_maps(records, folder / "occurrences.png", title),
-    ]
+    scaled = {"right, %": ("right", 100), "preferred, %": ("preferred", 100), "gain": ("gain", 1)}
+    measures = {label: shape for label, shape in scaled.items() if values(records, shape[0])}
+    splits = list(dict.fromkeys(record["split"] for record in records))
+    groups = grouped(records, "split", "condition")
+    figure, axes = panels(1, width=9, height=2.8, rows=len(measures))
+    for panel, (label, (name, scale)) in zip(axes, measures.items(), strict=True):
+        series = {
+            condition: [
+                mean_interval(scale * np.array(values(groups.get((split, condition), []), name)))
+                for split in splits
+            ]
+            for (condition,) in grouped(records, "condition")
+        }
+        bars(panel, series, splits)
+        panel.set_ylabel(label)
+    axes[0].set_title(f"Counterfactual retrieval, {header['settings']['model']}")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return [save(figure, folder / "retrieval.png")]
 
 
 def _origin(header: Header, records: Sequence[Record]) -> str:
@@ -155,112 +163,26 @@ def _by_condition(records: Sequence[Record], columns: Sequence[Column]) -> str:
     return records_table(groups, ["split", "condition"], columns)
 
 
-def _agreement(manual: Sequence[Record]) -> list[Column]:
-    """Return columns that compare texts and log-probabilities with those of the other backend."""
-    by_item = {(record["split"], record["id"]): record for record in manual}
-
-    def pairs(records: Sequence[Record]) -> list[tuple[Record, Record]]:
-        return [
-            (record, by_item[place])
-            for record in records
-            if (place := (record["split"], record["id"])) in by_item
-        ]
-
-    def same_text(records: Sequence[Record]) -> str:
-        same = [one["text"] == other["text"] for one, other in pairs(records)]
-        return f"{sum(same)} of {len(same)}"
-
-    def largest(records: Sequence[Record]) -> str:
-        apart = [
-            abs(one["log_prob"] - other["log_prob"])
-            for one, other in pairs(records)
-            if one["log_prob"] is not None
-        ]
-        return f"{max(apart):.2g}" if apart else ""
-
-    return [Column("same text", same_text), Column("largest log-prob difference", largest)]
-
-
 def _occurrences_table(records: Sequence[Record]) -> str:
-    by_bin = {name: _in_bin(records, name) for name in BINS}
-    used = [name for name, inside in by_bin.items() if inside]
+    bins = {
+        name: inside
+        for name, (low, high) in BINS.items()
+        if (inside := [record for record in records if low <= record["occurrences"] <= high])
+    }
 
-    def cell(condition: str, name: str) -> str:
-        inside = [record for record in by_bin[name] if record["condition"] == condition]
-        right, preferred = (_mean(inside, measure) for measure in ("right", "preferred"))
-        shown = "" if math.isnan(preferred) else f" ({100 * preferred:.0f})"
-        return f"{100 * right:.0f}{shown}, {len(inside)}" if inside else ""
+    def cell(inside: Sequence[Record]) -> str:
+        right, preferred = (values(inside, name) for name in ("right", "preferred"))
+        shown = f" ({100 * np.mean(preferred):.0f})" if preferred else ""
+        return f"{100 * np.mean(right):.0f}{shown}, {len(inside)}" if inside else ""
 
-    conditions = dict.fromkeys(record["condition"] for record in records)
-    rows = [[condition, *(cell(condition, name) for name in used)] for condition in conditions]
-    return table(["condition", *(f"{name} times" for name in used)], rows)
-
-
-def _bars(records: Sequence[Record], path: Path, title: str) -> Path:
-    scaled = {"right, %": ("right", 100), "preferred, %": ("preferred", 100), "gain": ("gain", 1)}
-    measures = {label: shape for label, shape in scaled.items() if values(records, shape[0])}
-    splits, conditions = (
-        list(dict.fromkeys(record[key] for record in records)) for key in ("split", "condition")
-    )
-    groups = grouped(records, "split", "condition")
-    figure, axes = panels(1, width=9, height=2.8, rows=len(measures))
-    for panel, (label, (name, scale)) in zip(axes, measures.items(), strict=True):
-        series = {
-            condition: [
-                mean_interval([scale * v for v in values(groups.get((split, condition), []), name)])
-                for split in splits
-            ]
-            for condition in conditions
-        }
-        bars(panel, series, splits)
-        panel.set_ylabel(label)
-    axes[0].set_title(title)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    return save(figure, path)
-
-
-def _heat_maps(records: Sequence[Record], path: Path, title: str) -> Path:
-    splits = list(dict.fromkeys(record["split"] for record in records))
-    by_condition = grouped(records, "condition")
-    measures = [name for name in ("right", "preferred") if values(records, name)]
-    figure, axes = panels(len(by_condition), width=2.4, height=2.6, rows=len(measures))
-    shown = [(name, condition) for name in measures for condition in by_condition]
-    for panel, (name, condition) in zip(axes, shown, strict=True):
-        shares = 100 * shares_by_bin(by_condition[condition], splits, name)
-        heat_map(panel, shares, form=".0f", vmin=0, vmax=100, cmap="Blues")
-        panel.set_xticks(range(len(splits)), splits)
-        panel.set_yticks(range(len(BINS)), BINS)
-        panel.set_title(f"{condition[0]}: {name}, %", size=9)
-    figure.suptitle(f"{title}, by how often the document has the answer", size=10)
-    return save(figure, path)
-
-
-def shares_by_bin(
-    records: Sequence[Record], splits: Sequence[str], name: str
-) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """Return a value's mean, (bins, splits), by how often the fact appears; NaN where none is."""
-    return np.array(
+    rows = [
         [
-            [
-                _mean(
-                    [record for record in _in_bin(records, bin_name) if record["split"] == split],
-                    name,
-                )
-                for split in splits
-            ]
-            for bin_name in BINS
+            condition,
+            *(cell([r for r in inside if r["condition"] == condition]) for inside in bins.values()),
         ]
-    )
-
-
-def _in_bin(records: Sequence[Record], name: str) -> list[Record]:
-    low, high = BINS[name]
-    return [record for record in records if low <= record["occurrences"] <= high]
-
-
-def _mean(records: Sequence[Record], name: str) -> float:
-    known = values(records, name)
-    return sum(known) / len(known) if known else math.nan
+        for (condition,) in grouped(records, "condition")
+    ]
+    return table(["condition", *(f"{name} times" for name in bins)], rows)
 
 
 def _share(records: Sequence[Record], name: str) -> str:

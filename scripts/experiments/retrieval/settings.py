@@ -71,35 +71,7 @@ class Endpoint(Settings):
 
 
 class RetrievalSettings(Settings):
-    """What to ask whom.
-
-    Attributes:
-        items: a file that `experiments.items` reads.
-        model: what `load` takes; or `endpoint:NAME`, a model behind the endpoint that the
-            environment names, for conditions without a memory.
-        endpoint: how it is asked.
-        device: where the model runs.
-        splits: of the items to use; None for all.
-        limit: items of each split, the first ones; None for all.
-        conditions: names of `STANDARD`, or name -> `kind` and `memory`.
-        baseline: the condition that others are compared with.
-        memory: settings of every memory; a condition's own go before them.
-        window: positions a prompt and its answer may take; None for what the model has.
-        max_new_tokens: length of an answer.
-        chat: use the model's chat template; None for "if it has one".
-        templates: how messages are worded.
-        retriever: ranks chunks: "bm25", or "module:Class" that is made and used as `rag.BM25` is.
-        chunk_tokens: length of a chunk.
-        chunks: number of them in the prompt.
-        wording: a file of the items' questions in other words; items without one are left out.
-            None for the items' own.
-        sizes: tokens of one memory of many documents, each size asked in turn; None for one
-            document at a time.
-        distractors: files and folders of other texts for `sizes`.
-
-    Raises:
-        ConfigError: a wrong value.
-    """
+    """What to ask whom; `configs/experiments/retrieval.yaml` says what each setting means."""
 
     items: Text
     model: Text = DEFAULT_MODEL

@@ -38,12 +38,8 @@ def run_routing(
 ) -> Results:
     """Route what the results do not have yet.
 
-    Args:
-        settings: what to ask.
-        folder: gets `results.jsonl`; each item is one question at one size with one routing: what
-            `RoutedQuestion.judged` says, whether anything was relevant, the heads' score, the rows
-            recalled and seconds.
-        loading: loads the model.
+    An item is one question at one size with one routing: what `RoutedQuestion.judged` says, whether
+    anything was relevant, the heads' score, the rows recalled and seconds.
 
     Raises:
         ConfigError: no question is about a document of the store, or the file is of another run.

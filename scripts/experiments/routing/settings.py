@@ -12,29 +12,7 @@ from experiments.settings import Ascending, QuestionTemplate, Settings, Text
 
 
 class RoutingSettings(Settings):
-    """What is asked, of which store.
-
-    Attributes:
-        store: a memory store that `emt index` or another experiment has made.
-        data: questions whose answers stand in its documents, as `emt profile` reads them; those
-            that are not about one of its documents are left out, and counted.
-        wording: a file of these questions in other words; questions without one are left out. None
-            for the questions as they are.
-        unrelated: a file of prompts about nothing in the store, one a line, of which the share that
-            is told so is counted; None for no such prompts.
-        model: what `load` takes.
-        profile: file of a head profile; None for the store's, or the one that comes with emt.
-        sizes: rows; of each memory, the store's first documents with so many. None for all.
-        routing: what finds passages; each is a condition.
-        limit: questions of each document, the first ones; None for all.
-        recall_rows: rows of all passages of a question together.
-        recall_passages: passages of a question.
-        relevance: as `MemoryConfig.relevance`.
-        template: how a question is put, with `{question}`.
-
-    Raises:
-        ConfigError: a value of a wrong type or out of range.
-    """
+    """What is asked; `configs/experiments/routing.yaml` says what each setting means."""
 
     store: Text
     data: Text

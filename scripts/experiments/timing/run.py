@@ -38,14 +38,9 @@ def run_timing(
 ) -> Results:
     """Measure what the results do not have yet.
 
-    In every round each condition has its turn, so that what else the machine does meanwhile meets
-    all of them.
-
-    Args:
-        settings: what to measure.
-        folder: gets `results.jsonl`; each item is one condition in one round at one document
-            length: `once` and `queries`, in seconds, or why it was left out.
-        loading: loads the model.
+    An item is one condition in one round at one document length: `once` and `queries`, in seconds,
+    or why it was left out. In every round each condition has its turn, so that what else the
+    machine does meanwhile meets all of them.
 
     Raises:
         ConfigError: the text is too short, a memory's windows are beyond the model's positions, or

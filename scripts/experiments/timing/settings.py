@@ -16,24 +16,7 @@ CACHED = "prompt, cached"
 
 
 class TimingSettings(Settings):
-    """What is measured.
-
-    Attributes:
-        data: a file of texts whose first is taken; the document is its start, the queries are what
-            follows.
-        model: what `load` takes.
-        lengths: tokens of the document; each is measured on its own.
-        queries: numbers of queries that the mean is given for.
-        query_tokens: tokens of a query.
-        new_tokens: greedy tokens of an answer.
-        measured: queries timed in a round.
-        rounds: how often each condition has its turn; medians are reported.
-        memory: settings of `MemoryConfig` for all memories.
-        memories: further settings of each memory, by the name of its condition.
-
-    Raises:
-        ConfigError: a value of a wrong type or out of range.
-    """
+    """What is asked; `configs/experiments/timing.yaml` says what each setting means."""
 
     data: Text
     model: Text = DEFAULT_MODEL

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 _SAME = {
     **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
@@ -15,13 +15,12 @@ _SAME = {
 }
 
 
-@dataclass(frozen=True)
-class Folded:
+class Folded(NamedTuple):
     """A text folded, and the way back.
 
     Attributes:
         text: folded.
-        offsets: for each character of `text`, and for its end, where it stood in the original.
+        offsets: for each character of `text`, and for its end, its place in the original.
     """
 
     text: str
@@ -59,10 +58,10 @@ def phrase(text: str) -> str:
 
 def stands_in(needle: str, text: str) -> bool:
     """Tell whether a phrase stands in a text as whole words."""
-    whole = folded(text).text
-    if not all(word in whole for word in fold(needle).split()):  # far faster than a search
+    haystack = folded(text).text
+    if not all(word in haystack for word in fold(needle).split()):  # far faster than a search
         return False
-    return re.search(rf"(?<!\w){phrase(needle)}(?!\w)", whole) is not None
+    return re.search(rf"(?<!\w){phrase(needle)}(?!\w)", haystack) is not None
 
 
 @lru_cache(maxsize=4096)

@@ -10,18 +10,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 
-from experiments.builder.answer_kinds import AnswerKind, kind_of
 from experiments.builder.articles import Article, Question
-from experiments.builder.changes import Change, Edit, Rejected, apply, moved
-from experiments.builder.folding import fold, folded, phrase, stands_in
+from experiments.builder.edits import Change, Edit, Rejected, apply
+from experiments.builder.folded import fold, folded, phrase, stands_in
+from experiments.builder.kinds import AnswerKind, kind_of
 from experiments.builder.names import NameChange
 from experiments.builder.pool import Answer, NamePool, answers_of, has_the
-from experiments.builder.quantities import (
-    other_dates,
-    other_decades,
-    other_numbers,
-    other_years,
-)
 
 _TRIES = 40
 _VOWEL_SOUND = re.compile(r"[aeiou]|8|11(?!\d)|18(?!\d)")
@@ -63,9 +57,9 @@ def counterfactual(
 
     Args:
         article: with the question.
-        question: one of its.
+        question: one of its questions.
         pool: names that may replace names.
-        draw: what is random.
+        draw: the source of randomness.
         max_replacements: an answer that stands more often in the article is rejected.
 
     Raises:
@@ -81,11 +75,11 @@ def counterfactual(
     reason = "no other answer of its type"
     for change in islice(_changes(article, old, kind, pool, draw), _TRIES):
         edits = _checked_edits(change, article, question, old, max_replacements)
-        found = _made(article, question, kind, old, edits)
-        fault = _fault(found, change)
+        made = _made(article, question, kind, old, edits)
+        fault = _fault(made, change)
         if fault is None:
-            _check_gone(found, change, answers)
-            return found
+            _check_gone(made, change, answers)
+            return made
         reason = fault
     raise Rejected(reason)
 
@@ -94,25 +88,20 @@ def _changes(
     article: Article, old: Answer, kind: AnswerKind, pool: NamePool, draw: random.Random
 ) -> Iterator[Change]:
     """Yield what may be put in place of an answer."""
-    if kind.date is not None:
-        yield from other_dates(kind.date, draw)
-    elif kind.decade is not None:
-        yield from other_decades(kind.decade, draw)
-    elif kind.kind == "year":
-        yield from other_years(list(kind.numbers), draw)
-    elif kind.kind == "number":
-        if _CONVERTED.match(article.text, old.start + kind.numbers[0].stop):
+    if kind.changes is not None:
+        stop = kind.number_stop
+        if stop is not None and _CONVERTED.match(article.text, old.start + stop):
             raise Rejected("in other units beside it")
-        yield from other_numbers(kind.numbers[0], draw, kind.most)
-    else:
-        type = pool.type_of(old.text)
-        with_the = has_the(article.text, old.start)
-        if type is None:
-            raise Rejected("answer of several types")
-        if with_the and type.startswith("person"):
-            raise Rejected("answer of no known type")  # a people or an office, not a person
-        for name in pool.others(old.text, with_the, draw):
-            yield NameChange(old.text, name, type == "person")
+        yield from kind.changes(draw)
+        return
+    type = pool.type_of(old.text)
+    with_the = has_the(article.text, old.start)
+    if type is None:
+        raise Rejected("answer of several types")
+    if with_the and type.startswith("person"):
+        raise Rejected("answer of no known type")  # a people or an office, not a person
+    for name in pool.others(old.text, with_the, draw):
+        yield NameChange(old.text, name, type == "person")
 
 
 def _checked_edits(
@@ -143,7 +132,7 @@ def _made(
         if old.start <= edit.start < old.stop
     ]
     answer = apply(old.text, inside)
-    start = moved(old.start, edits)
+    start = old.start + sum(edit.growth for edit in edits if edit.stop <= old.start)
     return Counterfactual(article, question, tuple(edits), kind, old.text, answer, start)
 
 
@@ -194,10 +183,10 @@ def _article_breaks(text: str, edit: Edit) -> bool:
 def _derived_remains(change: NameChange, kind: AnswerKind, text: str) -> bool:
     """Tell whether "Georgian" is left of Georgia, "Marxist" of Karl Marx, "Baikal" of the lake."""
     name = change.old.split()[-1] if change.is_person else change.old
-    found = re.search(rf"(?<!\w){phrase(name)}\w", folded(text).text) is not None
-    if kind.type.endswith(" ..."):  # "lake ..."
-        found = found or stands_in(" ".join(change.old.split()[1:]), text)
-    return found
+    if re.search(rf"(?<!\w){phrase(name)}\w", folded(text).text) is not None:
+        return True
+    has_kind_first = kind.type.endswith(" ...")  # "lake ..."
+    return has_kind_first and stands_in(" ".join(change.old.split()[1:]), text)
 
 
 @lru_cache(maxsize=8)

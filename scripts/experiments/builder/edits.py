@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class Rejected(Exception):  # noqa: N818 - an outcome, not a mistake
-    """A question that makes no item; `reason` is one word of the report."""
+    """A question that makes no item; `reason` is a line of the report."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
 
 
-@dataclass(frozen=True)
-class Edit:
+class Edit(NamedTuple):
     """Characters `start` to `stop` of a text become `text`."""
 
     start: int
     stop: int
     text: str
+
+    @property
+    def growth(self) -> int:
+        """How much longer the text gets."""
+        return len(self.text) - (self.stop - self.start)
 
 
 class Change(Protocol):
@@ -33,11 +36,9 @@ class Change(Protocol):
         Raises:
             Rejected: an occurrence may mean something else.
         """
-        ...
 
     def back(self) -> Change:
         """Return the opposite change: its edits are where the new answer stands."""
-        ...
 
 
 def apply(text: str, edits: Sequence[Edit]) -> str:
@@ -47,10 +48,3 @@ def apply(text: str, edits: Sequence[Edit]) -> str:
         parts += [text[end : edit.start], edit.text]
         end = edit.stop
     return "".join([*parts, text[end:]])
-
-
-def moved(position: int, edits: Sequence[Edit]) -> int:
-    """Return where a position that is in no edit stands after them."""
-    return position + sum(
-        len(edit.text) - (edit.stop - edit.start) for edit in edits if edit.stop <= position
-    )
