@@ -121,16 +121,16 @@ class EndpointModel:
             raise ConfigError(
                 f"the endpoint refuses the key in {KEY_VARIABLE}: {self._shown(error)}"
             ) from None
-        except openai.OpenAIError as error:
+        except (openai.OpenAIError, ValueError) as error:  # what is no JSON is a ValueError
             raise EndpointError(f"the endpoint gave no answer: {self._shown(error)}") from None
-        choice = reply.choices[0] if getattr(reply, "choices", None) else None
-        text = choice.message.content if choice else None
-        if not text and not (choice and choice.finish_reason == "stop"):
+        choice = next(iter(getattr(reply, "choices", None) or ()), None)
+        text = getattr(getattr(choice, "message", None), "content", None)
+        if not text and getattr(choice, "finish_reason", None) != "stop":
             raise EndpointError(
                 "the endpoint answered without a text. Is its base URL right, and max_new_tokens "
                 f"enough? It sent {self._shown(reply)}"
             )
-        counted = reply.usage.prompt_tokens if reply.usage else None
+        counted = getattr(reply.usage, "prompt_tokens", None)
         return Response(
             text=(text or "").strip(),
             log_probs=None,

@@ -28,7 +28,7 @@ def last_logits(model: PreTrainedModel, input_ids: Tensor, count: int, **options
     """
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = count
-    output = cast(Any, model)(input_ids.to(model.device), **options)
+    output = cast(Any, model)(input_ids=input_ids.to(model.device), **options)
     return cast(Tensor, output.logits)[:, -count:]
 
 

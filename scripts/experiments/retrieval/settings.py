@@ -31,6 +31,12 @@ def _mapped(conditions: Any) -> Any:
         conditions = dict.fromkeys(conditions)
     if not isinstance(conditions, dict):
         raise ConfigError(f"expected some of {', '.join(STANDARD)}; got {conditions!r}.")
+    for name, values in conditions.items():
+        if values is None and name not in STANDARD:
+            raise ConfigError(
+                f"unknown condition '{name}'. The conditions are {', '.join(STANDARD)}; "
+                "another one needs a kind."
+            )
     return {
         name: {**STANDARD.get(name, {}), **(values or {})}
         if isinstance(values, dict | None)

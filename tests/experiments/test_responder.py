@@ -2,7 +2,7 @@ import itertools
 
 import torch
 import pytest
-from experiments.retrieval.answering import LocalModel
+from experiments.responder import LocalModel
 from transformers import DynamicCache
 
 from emt import MemoryConfig, attach, detach
@@ -32,6 +32,7 @@ def mean_log_prob(model, prompt, suffix):
 def test_text_and_log_probs_are_those_of_plain_calls(model_type):
     responder = tiny(model_type, max_new_tokens=12)
     said = responder.respond(MESSAGE, ["Anna", "B", "Zoë"])
+    assert responder.log_probs(MESSAGE, ["Anna", "B", "Zoë"]) == pytest.approx(said.log_probs)
     prompt = ids_of(PROMPT)
     generated = responder.model.generate(
         torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=0
@@ -95,20 +96,13 @@ def redone_log_prob(model, memory, prompt, suffix):
 
 def test_it_stops_at_the_end_token():
     responder = tiny(max_new_tokens=12)
-    assert responder.respond(MESSAGE).log_probs == ()
-    ids = responder._greedy(*_start(responder))
+    ids = responder.respond(MESSAGE).token_ids
     assert len(ids) == 12
     end = next(at for at in range(1, 12) if ids[at] not in ids[:at])
     responder.model.generation_config.eos_token_id = [1, ids[end]]
-    assert responder._greedy(*_start(responder)) == ids[: end + 1]
+    assert responder.respond(MESSAGE).token_ids == ids[: end + 1]
     responder.model.generation_config.eos_token_id = ids[0]
-    assert responder._greedy(*_start(responder)) == ids[:1]
-
-
-@torch.no_grad()
-def _start(responder):
-    output = responder._forward(ids_of(PROMPT))
-    return output.logits[0, -1], output.past_key_values
+    assert responder.respond(MESSAGE).token_ids == ids[:1]
 
 
 def test_a_chat_template_is_used_if_there_is_one():
