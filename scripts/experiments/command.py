@@ -13,7 +13,7 @@ from emt.config import MemoryConfig
 from emt.errors import ConfigError, EMTError
 from emt.memory.memory import Memory
 from emt.model.loading import LoadedModel, load
-from experiments.registry import EXPERIMENTS
+from experiments.registry import experiment_of
 from experiments.results import Header, Items
 
 
@@ -36,18 +36,13 @@ def write_report(header: Header, items: Items, folder: Path) -> list[Path]:
     Raises:
         ConfigError: there are no results, or they are of an unknown experiment.
     """
-    experiment = EXPERIMENTS.get(header["experiment"])
-    if experiment is None:
-        raise ConfigError(
-            f"results of experiment '{header['experiment']}' have no tables; those of "
-            f"{', '.join(EXPERIMENTS)} have."
-        )
+    report = experiment_of(header["experiment"]).report
     if not items:
         raise ConfigError("there are no results yet. Run the experiment first.")
     folder.mkdir(parents=True, exist_ok=True)
     summary = folder / "summary.md"
-    summary.write_text(experiment.summary(header, items), encoding="utf-8")
-    return [summary, *experiment.draw(header, items, folder)]
+    summary.write_text(report.summary(header, items), encoding="utf-8")
+    return [summary, *report.draw(header, items, folder)]
 
 
 def remembering(model: str, store: Path) -> tuple[LoadedModel, Memory]:

@@ -104,7 +104,7 @@ def test_what_is_not_results_cannot_be_drawn(tmp_path):
     header = {"experiment": "perplexity", "machine": "m", "revision": "r", "versions": {}}
     for content, said in (
         ({}, "is not a file of results"),
-        ({"experiment": "x", "settings": {}}, "results of experiment 'x' have no tables"),
+        ({"experiment": "x", "settings": {}}, "experiment must be one of retrieval"),
         ({**header, "settings": {}}, "there are no results yet. Run the experiment first."),
     ):
         path.write_text(json.dumps(content) + "\n")

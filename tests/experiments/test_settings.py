@@ -70,7 +70,7 @@ def test_a_wrong_preset_or_change_is_refused(base, options, said):
 def test_a_wrong_file_is_refused(tmp_path, content):
     path = tmp_path / "trial.yaml"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(ConfigError, match="must be a mapping|cannot be read as YAML"):
+    with pytest.raises(ConfigError, match=r"must be a mapping|cannot be read as YAML"):
         read_settings(path)
 
 
