@@ -11,7 +11,7 @@ from pathlib import Path
 from experiments.command import one_line_errors
 from experiments.results import read_results
 from experiments.retrieval.report import differences
-from experiments.tables import COUNT, grouped, records_table
+from experiments.tables import COUNT, average, grouped, records_table
 
 from emt.errors import ConfigError
 
@@ -27,14 +27,18 @@ def main() -> None:
         _, items = read_results(options.results)
         by_condition = grouped(items.values(), "condition")
         records, others = (by_condition.get((n,), []) for n in (options.name, options.other))
-        both = {(record["split"], record["id"]) for record in others}
-        records = [record for record in records if (record["split"], record["id"]) in both]
+        texts = {(record["split"], record["id"]): record["text"] for record in others}
+        records = [record for record in records if (record["split"], record["id"]) in texts]
         if not records:
             raise ConfigError(
                 f"expected answers of {options.name} and {options.other} to the same items; "
                 f"'{options.results}' has none."
             )
-        print(records_table(grouped(records, "split"), ["split"], [COUNT, *differences(others)]))
+        same_text = average(
+            "same text, %", lambda r: r["text"] == texts[r["split"], r["id"]], ".0f", 100
+        )
+        columns = [COUNT, *differences(others), same_text]
+        print(records_table(grouped(records, "split"), ["split"], columns))
 
 
 if __name__ == "__main__":

@@ -38,10 +38,11 @@ def test_both_packages_are_in_it_with_their_types_and_nothing_else(wheel):
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
-        if path.suffix == ".py" or path.name == "py.typed" or path.parent.name == "profiles"
+        if path.suffix == ".py" or path.name == "py.typed" or path.parent.name == "shipped"
     }
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
     assert {name.split("/")[0] for name in names} == set(PACKAGES)
+    assert not [name for name in names if "experiment" in name]  # they are run from scripts/
 
 
 def test_it_installs_the_command_and_carries_the_licence(wheel):
@@ -66,4 +67,5 @@ def test_faiss_is_an_extra_and_the_rest_is_required(wheel):
     assert extras["cpu"] == {"faiss-cpu"}
     assert extras["gpu"] == {"faiss-gpu"}
     assert {"torch", "transformers", "numpy"} <= extras[None]
+    assert not extras["experiments"] & extras[None]
     assert not {name for name in extras[None] if name.startswith("faiss")}

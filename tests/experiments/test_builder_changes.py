@@ -5,8 +5,8 @@ from decimal import Decimal
 from itertools import islice
 
 import pytest
-from experiments.builder.answer_kinds import kind_of
-from experiments.builder.changes import Rejected, apply
+from experiments.builder.edits import Rejected, apply
+from experiments.builder.kinds import kind_of
 from experiments.builder.names import NameChange
 from experiments.builder.numerals import numbers_in
 from experiments.builder.quantities import (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
 import sys
@@ -9,10 +10,10 @@ from typing import NamedTuple
 
 import torch
 import pytest
-from experiments import harness
 
 from emt import MemoryConfig, attach
 from emt.errors import ConfigError, MemoryMismatchError, MemoryUseError, StoreError
+from emt.integrations import lm_eval as adapter
 from emt.model.loading import load
 from tests.emt.commands import TEXTS, emt, make_documents, make_model
 
@@ -50,7 +51,7 @@ def language_model():
     pytest.importorskip("lm_eval", reason=HARNESS)
     from lm_eval.api.registry import get_model
 
-    harness.register()
+    adapter.register()
 
     def make(batch_size=1, **options):
         return get_model("emt").create_from_arg_obj(
@@ -192,8 +193,8 @@ metric_list: [{{metric: acc}}]
 
 def run(monkeypatch, *arguments):
     """Run the command in this process."""
-    monkeypatch.setattr(sys, "argv", ["harness", *map(str, arguments)])
-    harness.main()
+    monkeypatch.setattr(sys, "argv", ["lm_eval", *map(str, arguments)])
+    adapter.main()
 
 
 @pytest.mark.filterwarnings("default")  # what lm_eval and datasets use is theirs to mend
@@ -242,8 +243,16 @@ def test_a_store_knows_its_model_and_settings(place, language_model, tmp_path):
     lm = language_model(store=str(store))
     assert lm.model.name_or_path == place.model
     assert (lm.memory.config.topk, lm.memory.config.memory_type) == (2, "vector_db")
-    lm = language_model(store=str(store), topk=4, memory_type="manual")
-    assert (lm.memory.config.topk, lm.memory.config.memory_type) == (4, "manual")
+    changes = {"topk": 4, "memory_type": "manual", "mode": "token", "recall_rows": 64}
+    lm = language_model(store=str(store), **changes)
+    assert changes.items() <= lm.memory.config.to_dict().items()
+
+
+def test_every_setting_can_be_given(language_model):
+    from emt.integrations.lm_eval_model import SETTINGS
+
+    names = {field.name for field in dataclasses.fields(MemoryConfig)}
+    assert set(SETTINGS) == names - {"path", "max_length"}  # `store` and lm_eval's own
 
 
 @pytest.mark.filterwarnings("default")
@@ -279,7 +288,7 @@ def test_a_token_for_padding_does_not_make_another_model(place, language_model, 
         ({"topk": 3}, ConfigError, "topk needs a store"),
         ({"store": True, "topk": 0}, ConfigError, "topk must be a whole number"),
         ({"store": True, "top_k": 3}, ConfigError, "unknown option 'top_k'. Did you mean 'topk'"),
-        ({"store": True, "stride": 3}, ConfigError, "stride concerns writing"),
+        ({"store": True, "mod": "token"}, ConfigError, "Did you mean 'mode'"),
         ({"path": "memories/"}, ConfigError, "store=DIRECTORY; got path"),
         ({"pretrained": "nowhere.gguf"}, ConfigError, "'nowhere.gguf' does not exist"),
     ],
