@@ -127,12 +127,7 @@ class LocalModel:
 
     def split(self, text: str, num_tokens: int) -> list[str]:
         """Cut a text into pieces of `num_tokens` tokens, the last may be shorter; none is lost."""
-        tokenizer = self.tokenizer
-        if not tokenizer.is_fast:  # no offsets
-            ids = self._ids(text)
-            pieces = [ids[at : at + num_tokens] for at in range(0, len(ids), num_tokens)]
-            return [str(tokenizer.decode(piece)) for piece in pieces]
-        encoded = tokenizer(
+        encoded = self.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
         starts = [start for start, _ in cast(list[tuple[int, int]], encoded["offset_mapping"])]

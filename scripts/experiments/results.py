@@ -43,15 +43,7 @@ class Results:
         wanted = json.loads(json.dumps({"experiment": experiment, "settings": dict(settings)}))
         if not self.path.exists() or _is_cut_header(self.path):
             self.header: Header = {**wanted, **about()}
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self.path.unlink(missing_ok=True)
-                self._append(self.header)
-            except OSError as error:
-                raise ConfigError(
-                    f"results '{self.path}' cannot be made: {error.strerror}. "
-                    "Give this run another output."
-                ) from error
+            self._make()
             return
         self.header, self.items, num_bytes = _read(self.path)
         for name, value in wanted.items():
@@ -80,6 +72,15 @@ class Results:
             raise ValueError(f"item '{key}' is in '{self.path}' already.")
         self._append({"key": key, **record})
         self.items[key] = dict(record)
+
+    def _make(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.unlink(missing_ok=True)
+            self._append(self.header)
+        except OSError as error:
+            reason = f"results '{self.path}' cannot be made: {error.strerror}."
+            raise ConfigError(f"{reason} Give this run another output.") from error
 
     def _append(self, record: Mapping[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from experiments.builder.articles import Article, Question, read_articles
-from experiments.builder.build import build_items, token_counter, write_items
+from experiments.builder.build import build_items, token_counter
 from experiments.builder.counterfactual import counterfactual
 from experiments.builder.cutting import cut
 from experiments.builder.edits import Rejected
@@ -179,14 +179,6 @@ def test_limits_and_reuse():
     assert {item["answer_kind"] for item in items} == {"number"}
     firsts = [item["source_id"] for item in items]
     assert firsts[:3] == firsts[3:]
-
-
-def test_what_is_written_can_be_read(built, tmp_path):
-    write_items(built[0], tmp_path / "deep" / "items.jsonl")
-    lines = (tmp_path / "deep" / "items.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == built[0].items
-    report = json.loads((tmp_path / "deep" / "items.report.json").read_text(encoding="utf-8"))
-    assert report == built[0].report
 
 
 def test_rows_make_the_articles_that_squad_makes(tmp_path):

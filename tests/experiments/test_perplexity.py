@@ -1,6 +1,5 @@
 """Perplexity over length: numbers against plain loops, pairing, resuming, what is left out."""
 
-import json
 import math
 
 import torch
@@ -217,15 +216,6 @@ def test_texts_that_cannot_be_read_are_refused(tmp_path, name, content, message)
     pieces = 3 if "pieces" in message else None
     with pytest.raises(DocumentError, match=message):
         read_texts(tmp_path / name, tiny().tokenizer, piece_tokens=pieces)
-
-
-def test_results_are_plain_json(data, tmp_path):
-    path = run(settings(data), tmp_path).path
-    header, *records = map(json.loads, path.read_text().splitlines())
-    assert header["settings"]["lengths"] == [20, 40, 60]
-    assert [record["key"] for record in records] == [
-        f"{text} / {length}" for text in (0, 1) for length in (20, 40, 60)
-    ]
 
 
 IDS = torch.cat([BOS, random_ids(60, 4)])

@@ -77,14 +77,6 @@ def test_another_limit_asks_what_is_missing_and_not_what_is_there(tmp_path):
     run(few, tmp_path)  # the file has more, and nothing is missing
 
 
-def test_another_limit_makes_another_memory_of_many_documents(tmp_path):
-    path = write_items(tmp_path / "items.jsonl", [item("a"), item("c")])
-    asked = {"conditions": ["closed_book"], "sizes": [11]}
-    run(settings(str(path), limit=1, **asked), tmp_path, Parrot())
-    with pytest.raises(ConfigError, match="limit 1 \\(now 2\\)"):
-        run(settings(str(path), limit=2, **asked), tmp_path, Parrot())
-
-
 def test_results_of_other_settings_or_items_are_refused(items, tmp_path):
     options = {"conditions": ["closed_book"]}
     run(settings(items, **options), tmp_path, Parrot())

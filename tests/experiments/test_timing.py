@@ -1,6 +1,5 @@
 """Timing: break-even arithmetic, answers of each way, what is timed, resuming, errors."""
 
-import json
 import random
 from contextlib import contextmanager
 
@@ -35,23 +34,6 @@ def run(asked, folder, loaded=None):
 @pytest.fixture
 def data(tmp_path):
     return write_texts(tmp_path / "texts.jsonl", 60)
-
-
-@pytest.mark.parametrize(
-    ("mine", "other", "expected"),
-    [
-        (Cost(10, 1), Cost(0, 3), 5),  # 10 + 5 = 15 = 5 * 3
-        (Cost(11, 1), Cost(0, 3), 6),  # 11 + 5 > 15, 11 + 6 < 18
-        (Cost(1, 1), Cost(0, 3), 1),
-        (Cost(0, 3), Cost(10, 1), None),  # ahead at first, not for good
-        (Cost(10, 3), Cost(0, 3), None),
-        (Cost(0, 3), Cost(0, 3), 1),
-        (Cost(5, 1), Cost(6, 1), 1),
-        (Cost(0, 1), Cost(6, 2), 1),
-    ],
-)
-def test_break_even_by_hand(mine, other, expected):
-    assert mine.break_even(other) == expected
 
 
 def test_break_even_by_counting():
@@ -142,19 +124,12 @@ def test_what_is_done_once_and_each_query_are_timed_apart(monkeypatch):
     assert found == {"once": 7.0, "queries": [2.0, 8.0]}
 
 
-def test_every_condition_has_its_turn_in_every_round(data, tmp_path):
-    results = run(settings(data), tmp_path)
-    turns = [(r["length"], r["round"], r["condition"]) for r in results.items.values()]
-    names = ["prompt", "prompt, cached", "EMT manual", "EMT vector_db"]
-    assert turns == [(n, turn, name) for n in (20, 40) for turn in (0, 1) for name in names]
-    for record in results.items.values():
-        assert len(record["queries"]) == 2
-        assert min(record["queries"]) > 0
-        assert (record["once"] > 0) == (record["condition"] != "prompt")
-
-
 def test_a_run_goes_on_where_it_was_stopped(data, tmp_path, monkeypatch):
     full = run(settings(data), tmp_path)
+    turns = [(r["length"], r["round"], r["condition"]) for r in full.items.values()]
+    names = ["prompt", "prompt, cached", "EMT manual", "EMT vector_db"]
+    assert turns == [(n, turn, name) for n in (20, 40) for turn in (0, 1) for name in names]
+    assert all(min(record["queries"]) > 0 for record in full.items.values())
     lines = full.path.read_text().splitlines(keepends=True)
     full.path.write_text("".join(lines[:-2]))
     timed = []
@@ -221,10 +196,3 @@ def test_settings_that_cannot_be_run_are_refused(data, tmp_path, changes, messag
     with pytest.raises(ConfigError, match=message):
         run(settings(data, **changes), tmp_path, tiny(max_position_embeddings=64))
     assert not (tmp_path / "results.jsonl").exists()
-
-
-def test_results_are_plain_json(data, tmp_path):
-    path = run(settings(data, lengths=[20]), tmp_path).path
-    header, *records = map(json.loads, path.read_text().splitlines())
-    assert header["experiment"] == "timing"
-    assert len(records) == 8

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,6 @@ from experiments.results import Header, Items
 from experiments.statistics import mean_interval, paired_difference
 from experiments.tables import (
     INTERVALS,
-    Column,
-    Measure,
     Record,
     average,
     grouped,
@@ -62,8 +59,6 @@ def summary(header: Header, items: Items) -> str:
         interval("log-prob", "log_prob", ".2f"),
         average("memories", memories_a_query),
         average("steps redone, %", lambda r: r["num_redone"] / len(r["token_ids"]), ".0f", 100),
-        Column("right, points a memory", partial(_points_a_memory, "right")),
-        Column("preferred, points a memory", partial(_points_a_memory, preferred)),
     ]
     citations = [
         interval("precision, %", "cited_answer", ".0f", 100),
@@ -95,12 +90,6 @@ def draw(header: Header, items: Items, folder: Path) -> list[Path]:
         name = header["settings"]["heat_map"]
         files.append(_draw_maps(name, with_maps, folder / "attention_mass.png"))
     return files
-
-
-def _points_a_memory(measure: Measure, records: Sequence[Record]) -> str:
-    memories = float(np.mean([memories_a_query(record) for record in records]))
-    known = values(records, measure)
-    return f"{100 * np.mean(known) / memories:.2f}" if memories and known else ""
 
 
 def _stability_table(conditions: Sequence[Sequence[Record]]) -> str:

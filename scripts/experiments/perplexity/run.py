@@ -130,15 +130,15 @@ def _scored(
     local: Tensor,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """Score the last tokens in all conditions.
+    """Score the last tokens in all conditions; `seconds` gets what each takes.
 
     Args:
         settings: what to measure.
         loaded: the model.
         memory: holds the tokens before the window.
         prompt: (L,) int64, the whole text.
-        local: its window, special ids in front.
-        seconds: gets what each condition takes.
+        local: (W,) int64, its window, special ids in front.
+        seconds: by condition.
     """
     positions = max_positions(loaded.model.config.get_text_config())
     nats: dict[str, float] = {}

@@ -46,12 +46,10 @@ def _mapped(conditions: Any) -> Any:
 
 
 class Condition(Settings):
-    """One way to answer.
+    """One way to answer: how the question is put, and the settings of its memory.
 
-    Attributes:
-        kind: how the question is put: alone, after the document, or after chunks of documents
-            ("rag"), with a memory in token mode ("emt") or passage mode ("passage") or without.
-        memory: settings of its memory.
+    The question stands alone, after the document, or after chunks of documents ("rag"); with a
+    memory in token mode ("emt") or passage mode ("passage"), or without.
     """
 
     kind: Kind

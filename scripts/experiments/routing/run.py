@@ -26,7 +26,7 @@ from experiments.items import read_wording
 from experiments.results import Results
 from experiments.routing.questions import (
     RoutedQuestion,
-    digest_of,
+    digest,
     stored_questions,
     unrelated_questions,
 )
@@ -83,13 +83,16 @@ def _route_all(settings: RoutingSettings, memory: Memory, folder: Path) -> Resul
             f"no question of '{settings.data}' is about a document of '{settings.store}'."
         )
     memory.save()  # the profile heads' indexes
-    asked_about = {question.answer.document for question in questions if question.answer}
+    answers = {question: question.answer for question in questions if question.answer}
+    asked_about = {answer.document for answer in answers.values()}
     scopes = list(_scopes(memory, settings.sizes, asked_about))
     header = {
         **settings.model_dump(mode="json"),
         "questions": len(questions),
         "left_out": len(examples) - len(questions),
-        "asked_sha256": digest_of(questions),
+        "asked_sha256": digest(
+            [[a.document, asked.question, a.first, a.stop] for asked, a in answers.items()]
+        ),
         "heads": memory.passages.profile.to_json()["heads"],
     }
     results = Results(folder / "results.jsonl", "routing", header)
