@@ -8,7 +8,6 @@ EMTError
 ├── MemoryMismatchError    ValueError           rows or a store of another shape or model
 ├── DocumentError          ValueError           a document name taken, unknown or unusable
 ├── IndexFactoryError      ValueError           a FAISS factory string that cannot be used
-├── EndpointError          OSError              a model behind an endpoint that does not answer
 └── StoreError             OSError              a store directory damaged, locked or full
 """
 
@@ -25,7 +24,6 @@ __all__ = [
     "CorpusError",
     "DocumentError",
     "EMTError",
-    "EndpointError",
     "IndexFactoryError",
     "MemoryMismatchError",
     "MemoryUseError",
@@ -48,7 +46,3 @@ class MemoryUseError(EMTError, RuntimeError):
 
 class CorpusError(EMTError, ValueError):
     """A file or folder that is not the documents it should be."""
-
-
-class EndpointError(EMTError, OSError):
-    """A model behind an endpoint that is down, slow, or answers something else than a text."""

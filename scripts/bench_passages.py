@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiment import one_line_errors, remembering
 from experiments.about import about
+from experiments.command import one_line_errors, remembering
 from experiments.items import load_items
-from experiments.retrieval.conditions import text_of
+from experiments.retrieval.asking import text_of
 
 import emt
 from emt.model.chat import prompt_ids

@@ -7,38 +7,35 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
-from experiments.builder.builder import BuildSettings, build, write_items
-from experiments.settings import load_settings
+from experiments.builder.articles import read_articles
+from experiments.builder.build import build_items, token_counter, write_items
+from experiments.builder.settings import BuildSettings
+from experiments.command import one_line_errors
+from experiments.settings import read_settings
+from experiments.tables import table
 
-from emt.cli.session import quiet
-from emt.errors import EMTError
+from emt.cli import quiet
 
 
 def main() -> None:
     """Build, write, and print the report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--base", required=True, help="settings, YAML")
     parser.add_argument("--preset", help="a set of changes that the settings name")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
     options = parser.parse_args()
-    try:
-        settings = load_settings(
-            BuildSettings, options.base, preset=options.preset, changes=options.changes
-        )
+    with one_line_errors():
+        values = read_settings(options.base, preset=options.preset, changes=options.changes)
+        settings = BuildSettings(**values)
+        articles = read_articles(settings.articles)
         with quiet():
-            built = build(settings)
+            built = build_items(articles, settings, token_counter(settings.model))
         write_items(built, settings.output)
-    except EMTError as error:
-        print(f"build_items: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from error
     report = built.report
     print(f"{report['questions']:,} questions of {report['articles']} articles")
     for title in ("items", "kinds", "rejected"):
-        print(f"\n| {title} | |\n|---|---:|")
-        for name, number in report[title].items():
-            print(f"| {name} | {number:,} |")
+        print("\n" + table([title, ""], [[name, f"{n:,}"] for name, n in report[title].items()]))
     print(f"\n{len(built.items):,} items in '{settings.output}'")
 
 

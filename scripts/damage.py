@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiment import one_line_errors, remembering
 from experiments.about import about
+from experiments.command import one_line_errors, remembering
 from experiments.statistics import mean_interval, paired_difference
 from experiments.texts import read_texts
 

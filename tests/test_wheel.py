@@ -42,6 +42,7 @@ def test_both_packages_are_in_it_with_their_types_and_nothing_else(wheel):
     }
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
     assert {name.split("/")[0] for name in names} == set(PACKAGES)
+    assert not [name for name in names if "experiment" in name]  # they are run from scripts/
 
 
 def test_it_installs_the_command_and_carries_the_licence(wheel):
@@ -66,4 +67,5 @@ def test_faiss_is_an_extra_and_the_rest_is_required(wheel):
     assert extras["cpu"] == {"faiss-cpu"}
     assert extras["gpu"] == {"faiss-gpu"}
     assert {"torch", "transformers", "numpy"} <= extras[None]
+    assert not extras["experiments"] & extras[None]
     assert not {name for name in extras[None] if name.startswith("faiss")}

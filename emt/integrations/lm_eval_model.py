@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import difflib
 import inspect
 from pathlib import Path
@@ -13,27 +14,20 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
 
 from emt.attach import attach, memory_of
-from emt.cli.session import existing
 from emt.config import MemoryConfig
-from emt.errors import ConfigError
+from emt.errors import ConfigError, StoreError
 from emt.memory.memory import Memory
 from emt.model.loading import DEFAULT_MODEL, default_model_file
 from memory_backends.catalog import Catalog
+from memory_backends.store.directory import check_directory, has_no_store
 
-_SETTINGS = (  # of `MemoryConfig`: those that reading a store goes by; `max_length` is lm_eval's
-    "memory_type",
-    "enabled",
-    "topk",
-    "layers",
-    "mask_by_sim",
-    "sim_threshold",
-    "memory_device",
-    "sinks",
-    "index",
-    "search_recall",
-    "overfetch",
-    "cache_bytes",
+_HFLM_OPTIONS = frozenset(inspect.signature(HFLM.__init__).parameters)
+SETTINGS = tuple(
+    field.name
+    for field in dataclasses.fields(MemoryConfig)
+    if field.name != "path" and field.name not in _HFLM_OPTIONS  # such as `max_length`
 )
+"""Settings of a memory that can be given as options of the model."""
 
 
 class ExtendedMindLM(HFLM):
@@ -44,9 +38,9 @@ class ExtendedMindLM(HFLM):
             wrote the store. From Python also a model, whose memory is used if it has one.
         store: a directory that `emt index` or `Memory.save` wrote, which stays as it is; None for
             the plain model.
-        **options: settings of the memory that concern reading (`topk`, `layers`, `memory_type` and
-            so on, as in `MemoryConfig`), instead of what the store was written with; all others are
-            `HFLM`'s: `dtype`, `device`, `batch_size`, `max_length` ...
+        **options: settings of the memory, as in `MemoryConfig` (`mode`, `topk`, `routing` and so
+            on), instead of what the store was written with; all others are `HFLM`'s: `dtype`,
+            `device`, `batch_size`, `max_length` ...
 
     Attributes:
         memory: what is read; None without a store.
@@ -64,16 +58,13 @@ class ExtendedMindLM(HFLM):
         store: str | None = None,
         **options: Any,
     ) -> None:
-        settings = {name: options.pop(name) for name in _SETTINGS if name in options}
+        settings = {name: options.pop(name) for name in SETTINGS if name in options}
         _check_names(options)
         config = None
         if store is not None:
-            path = existing(str(store))
-            with contextlib.closing(Catalog.open(path)) as catalog:
-                written = catalog.setting("config") or {}
-                pretrained = pretrained or catalog.setting("model")
-            defaults = {"memory_type": "vector_db", **written}
-            config = MemoryConfig.from_dict({**defaults, **settings, "path": str(path)})
+            written, writer = _written(Path(str(store)))
+            pretrained = pretrained or writer
+            config = MemoryConfig.from_dict({**written, **settings, "path": str(store)})
         elif settings:
             raise ConfigError(f"{next(iter(settings))} needs a store. Name one: store=DIRECTORY.")
         if pretrained is None:
@@ -87,17 +78,26 @@ class ExtendedMindLM(HFLM):
             self.memory = attach(self.model, config, tokenizer=self._own_tokenizer)
 
     def _create_tokenizer(self, *args: Any, **kwargs: Any) -> None:
-        """Keep the tokenizer that a store knows; lm_eval may give its own a token for padding."""
+        """Keep the tokenizer as a store compares it; lm_eval may add a token for padding."""
         super()._create_tokenizer(*args, **kwargs)
         self._own_tokenizer = copy.deepcopy(self.tokenizer)
 
     def get_model_info(self) -> dict[str, Any]:
         """Return what lm_eval writes beside results, with the memory."""
-        found: dict[str, Any] = super().get_model_info()
+        info: dict[str, Any] = super().get_model_info()
         if self.memory is None:
-            return {**found, "memory": None}
+            return {**info, "memory": None}
         about = {"documents": len(self.memory.documents), "rows": len(self.memory)}
-        return {**found, "memory": {**about, **self.memory.config.to_dict()}}
+        return {**info, "memory": {**about, **self.memory.config.to_dict()}}
+
+
+def _written(store: Path) -> tuple[dict[str, Any], str | None]:
+    """Return the settings a store was written with, and its model if it was named."""
+    if has_no_store(check_directory(store)):
+        raise StoreError(f"expected a store at '{store}'; there is none. Correct the path.")
+    with contextlib.closing(Catalog.open(store)) as catalog:
+        written = {"memory_type": "vector_db", **(catalog.setting("config") or {})}
+        return written, catalog.setting("model")
 
 
 def _place(source: str) -> tuple[str, dict[str, str]]:
@@ -111,21 +111,10 @@ def _place(source: str) -> tuple[str, dict[str, str]]:
 
 
 def _check_names(options: dict[str, Any]) -> None:
-    """Refuse what is neither an option of `HFLM` nor a setting that is like one of a memory.
-
-    `HFLM` hands names that it does not know to transformers, as it must: only those that are nearly
-    a setting, or one that concerns writing, are mistakes for certain.
-    """
-    known = inspect.signature(HFLM.__init__).parameters
-    settings = ("store", *_SETTINGS)
-    writing = {name for name in MemoryConfig().to_dict() if name not in settings}
+    """Refuse names that are certainly mistakes; `HFLM` hands others on to transformers."""
     for name in options:
-        if name in known:
-            continue
         if name == "path":
             raise ConfigError("a store is named with store=DIRECTORY; got path.")
-        if name in writing:
-            raise ConfigError(f"{name} concerns writing a store, which is only read here.")
-        near = difflib.get_close_matches(name, settings, n=1, cutoff=0.75)
-        if near:
+        near = difflib.get_close_matches(name, ("store", *SETTINGS), n=1, cutoff=0.75)
+        if near and name not in _HFLM_OPTIONS:
             raise ConfigError(f"unknown option {name!r}. Did you mean '{near[0]}'?")

@@ -1,5 +1,5 @@
-"""The experiments that the method's claims rest on, for any model and data.
+"""The experiments behind the project's claims, for any model and data; not part of the library.
 
-`settings` says what to run, `results` keeps what was found, `statistics` says how sure it is. Each
-experiment has a file of its own, and a script under `scripts/` that calls it.
+An experiment is its settings, a run that adds records to a `results.jsonl`, and the tables and
+plots made of that file. `registry` lists them; `scripts/run_experiment.py` runs them.
 """

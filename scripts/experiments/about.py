@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -16,10 +17,14 @@ _PACKAGES = ("emt", "torch", "transformers", "faiss-cpu", "faiss-gpu", "numpy", 
 
 def about() -> dict[str, Any]:
     """Describe the machine, the versions and the code, as plain JSON types."""
+    versions = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
     return {
         "machine": machine(),
         "python": platform.python_version(),
-        "versions": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
+        "versions": versions,
         "revision": revision(),
     }
 
@@ -38,21 +43,10 @@ def machine() -> str:
 
 def revision() -> str | None:
     """Return the git revision of the code, with "+" if files were changed; None outside of git."""
-    folder = Path(__file__).resolve().parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    describe = ["describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+        done = subprocess.run([*git, *describe], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+    return done.stdout.strip()

@@ -1,25 +1,21 @@
 """One question about one document whose facts were changed: the item of the retrieval experiment.
 
 The document says something that is not true in the world, so a right answer must come from the
-document and not from what the model knows.
+document and not from what the model learned.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from emt.errors import ConfigError, DocumentError
-from emt.ingest.documents import is_utf8
-from experiments.tables import read_rows
+from experiments.rows import Row, read_rows
 
 FIELDS = ("id", "title", "split", "context", "question", "answer", "original_answer")
-_SHOWN = 5  # bad rows that one error names
 
 
 @dataclass(frozen=True)
@@ -33,8 +29,7 @@ class Item:
         context: the document.
         question: what is asked.
         answer: what the document says.
-        original_answer: what is true in the world; None if unknown, which leaves out `preference`.
-        extra: the row's other fields.
+        original_answer: what is true in the world; None if unknown.
     """
 
     id: str
@@ -44,7 +39,6 @@ class Item:
     question: str
     answer: str
     original_answer: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def occurrences(self) -> int:
@@ -53,66 +47,57 @@ class Item:
         As whole words; where it never stands as one, as in scripts without spaces, anywhere.
         """
         answer = re.escape(self.answer)
-        for pattern in (rf"(?<!\w){answer}(?!\w)", answer):
-            found = len(re.findall(pattern, self.context, flags=re.IGNORECASE))
-            if found:
-                return found
-        return 1
+        counts = (
+            len(re.findall(pattern, self.context, flags=re.IGNORECASE))
+            for pattern in (rf"(?<!\w){answer}(?!\w)", answer)
+        )
+        return next(filter(None, counts), 1)
 
-    def to_row(self) -> dict[str, Any]:
-        """Return the item as plain JSON types, other fields last."""
-        return {**{name: getattr(self, name) for name in FIELDS}, **self.extra}
+    @property
+    def candidates(self) -> list[str]:
+        """The answers whose log-probability is asked for: the answer, and the original if known."""
+        return (
+            [self.answer] if self.original_answer is None else [self.answer, self.original_answer]
+        )
+
+
+def says(text: str, answer: str) -> bool:
+    """Tell whether an answer is in a text, whatever their case.
+
+    Source:
+        Klett and Ahle, Extended Mind Transformers (arXiv 2406.02332), of 30 greedy tokens.
+    """
+    return answer.lower() in text.lower()
 
 
 def load_items(path: Path | str) -> list[Item]:
-    """Read a file of JSON lines, in which empty ones are skipped, plain or in .gz; or .parquet.
+    """Read the items of a `.jsonl`, `.jsonl.gz` or `.parquet` file; other fields are ignored.
 
     Raises:
-        ConfigError: a Parquet file, and pyarrow is not installed.
-        DocumentError: it cannot be read, has no items, or bad rows: line and field of each.
-    """
-    if Path(path).name.lower().endswith((".parquet", ".gz")):
-        return to_items(((row.origin, row) for row in read_rows(path)), source=str(path))
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DocumentError(f"items '{path}' cannot be read: {reason}") from error
-    rows = ((f"line {at}", line) for at, line in enumerate(lines, start=1) if line.strip())
-    return to_items(((where, _parsed(line)) for where, line in rows), source=str(path))
-
-
-def to_items(rows: Iterable[tuple[str, Any]], *, source: str) -> list[Item]:
-    """Check rows and make items of them.
-
-    Args:
-        rows: (where, row) pairs; `where` is how an error names the row. White space around an
-            answer does not count, as a model's answer has none.
-        source: where they are from, for errors.
-
-    Raises:
-        DocumentError: there are none, or bad ones, each named with what is wrong.
+        ConfigError: a file of another kind.
+        DocumentError: it cannot be read, has no items, or a bad row, which is named.
     """
     items: dict[str, Item] = {}
-    faults: list[str] = []
-    for where, row in rows:
-        fault = fault_of(row)
-        if fault is None and row["id"] in items:
-            fault = f"id '{row['id']}' is there already"
-        if fault is not None:
-            faults.append(f"{where}: {fault}")
-            continue
-        extra = {key: value for key, value in row.items() if key not in FIELDS}
-        items[row["id"]] = Item(**{name: _kept(name, row[name]) for name in FIELDS}, extra=extra)
-    if faults:
-        more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-        raise DocumentError(
-            f"{len(faults)} bad {'row' if len(faults) == 1 else 'rows'} in '{source}'. "
-            f"{'; '.join(faults[:_SHOWN])}{more}. Correct them or leave them out."
-        )
-    if not items:
-        raise DocumentError(f"'{source}' has no items. Each must be an object with {_names()}.")
+    for row in read_rows(path, required=FIELDS):
+        item = _item(row)
+        if item.id in items:
+            raise DocumentError(f"{row.origin}: id '{item.id}' comes twice.")
+        items[item.id] = item
     return list(items.values())
+
+
+def _item(row: Row) -> Item:
+    texts = {name: row.text(name) for name in FIELDS[:-1]}
+    texts["answer"] = texts["answer"].strip()  # a model's answer has no white space around it
+    original = row["original_answer"] and row.text("original_answer").strip()
+    item = Item(**texts, original_answer=original)
+    if not says(item.context, item.answer):
+        raise DocumentError(f"{row.origin}: 'answer' {item.answer!r:.60} is not in its context.")
+    if original and item.answer.lower() == original.lower():
+        raise DocumentError(
+            f"{row.origin}: 'answer' and 'original_answer' are both {original!r:.60}."
+        )
+    return item
 
 
 def chosen(items: Iterable[Item], splits: Sequence[str] | None, limit: int | None) -> list[Item]:
@@ -120,66 +105,41 @@ def chosen(items: Iterable[Item], splits: Sequence[str] | None, limit: int | Non
 
     Args:
         items: to choose from.
-        splits: which to take; None for all.
-        limit: how many of each at most; None for all.
+        splits: the splits to take; None for all.
+        limit: items of each at most; None for all.
 
     Raises:
         ConfigError: a split has no items.
     """
     every = list(items)
-    known = list(dict.fromkeys(item.split for item in every))
+    names = list(dict.fromkeys(item.split for item in every))
     for split in splits or ():
-        if split not in known:
-            raise ConfigError(f"no items of split '{split}'. The splits are {', '.join(known)}.")
+        if split not in names:
+            raise ConfigError(f"no items of split '{split}'. The splits are {', '.join(names)}.")
     taken: Counter[str] = Counter()
-    found = []
+    kept = []
     for item in every:
         taken[item.split] += 1
         within = limit is None or taken[item.split] <= limit
         if within and (not splits or item.split in splits):
-            found.append(item)
-    return found
+            kept.append(item)
+    return kept
 
 
-def fault_of(row: Any) -> str | None:
-    """Say what is wrong with a row, naming the field; None if it is an item."""
-    if isinstance(row, ValueError):
-        return f"not JSON: {row}"
-    if not isinstance(row, Mapping):
-        return f"expected an object with {_names()}; got a {type(row).__name__}"
-    for name in FIELDS:
-        if name not in row:
-            return f"no field '{name}'"
-        value = row[name]
-        if name == "original_answer" and value is None:
-            continue
-        if not isinstance(value, str) or not value.strip() or not is_utf8(value):
-            return f"'{name}' must be text; got {_short(value)}"
-    answer, original = _kept("answer", row["answer"]), _kept("answer", row["original_answer"])
-    if answer.lower() not in row["context"].lower():
-        return f"'answer' {_short(answer)} is not in its context"
-    if original is not None and answer.lower() == original.lower():
-        return f"'answer' and 'original_answer' are both {_short(answer)}"
-    return None
+def read_wording(path: Path | str) -> dict[str, str]:
+    """Read questions in other words: the question as it was asked -> in other words.
+
+    Args:
+        path: rows with `original` and `question`.
+
+    Raises:
+        ConfigError, DocumentError: as `read_rows`, or a field that is no text.
+    """
+    return {row.text("original"): row.text("question") for row in read_rows(path)}
 
 
-def _parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        return error
-    except RecursionError:
-        return ValueError("too deep")
-
-
-def _kept(name: str, value: Any) -> Any:
-    return value.strip() if name.endswith("answer") and isinstance(value, str) else value
-
-
-def _names() -> str:
-    return ", ".join(FIELDS)
-
-
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
+def reworded(items: Iterable[Item], wording: dict[str, str]) -> list[Item]:
+    """Return the items that are asked in other words, with these; others are left out."""
+    return [
+        replace(item, question=wording[item.question]) for item in items if item.question in wording
+    ]

@@ -1,4 +1,4 @@
-"""What an experiment has found so far: JSON lines, one a finished item, resumable.
+"""The records of a run in a file of JSON lines, one a finished item, so that a run can resume.
 
 The first line says what was asked for and where it ran. A run with the same settings goes on where
 the file ends; a line that a kill has cut off is dropped, be it the first.
@@ -14,6 +14,9 @@ from typing import Any
 
 from emt.errors import ConfigError
 from experiments.about import about
+
+Header = dict[str, Any]
+Items = dict[str, dict[str, Any]]
 
 
 class Results:
@@ -36,21 +39,13 @@ class Results:
 
     def __init__(self, path: Path | str, experiment: str, settings: Mapping[str, Any]) -> None:
         self.path = Path(path)
-        self.items: dict[str, dict[str, Any]] = {}
+        self.items: Items = {}
         wanted = json.loads(json.dumps({"experiment": experiment, "settings": dict(settings)}))
         if not self.path.exists() or _is_cut_header(self.path):
-            self.header = {**wanted, **about()}
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self.path.unlink(missing_ok=True)
-                self._append(self.header)
-            except OSError as error:
-                raise ConfigError(
-                    f"results '{self.path}' cannot be made: {error.strerror}. "
-                    "Give this run another output."
-                ) from error
+            self.header: Header = {**wanted, **about()}
+            self._make()
             return
-        self.header, self.items, whole = _read(self.path)
+        self.header, self.items, num_bytes = _read(self.path)
         for name, value in wanted.items():
             if self.header.get(name) != value:
                 raise ConfigError(
@@ -58,8 +53,8 @@ class Results:
                     f"{_difference(name, self.header.get(name), value)}. "
                     "Give this run another output, or delete the file."
                 )
-        if whole < self.path.stat().st_size:
-            os.truncate(self.path, whole)
+        if num_bytes < self.path.stat().st_size:
+            os.truncate(self.path, num_bytes)
 
     def __contains__(self, key: object) -> bool:
         return key in self.items
@@ -78,6 +73,15 @@ class Results:
         self._append({"key": key, **record})
         self.items[key] = dict(record)
 
+    def _make(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.unlink(missing_ok=True)
+            self._append(self.header)
+        except OSError as error:
+            reason = f"results '{self.path}' cannot be made: {error.strerror}."
+            raise ConfigError(f"{reason} Give this run another output.") from error
+
     def _append(self, record: Mapping[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -85,7 +89,7 @@ class Results:
             os.fsync(file.fileno())
 
 
-def read_results(path: Path | str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def read_results(path: Path | str) -> tuple[Header, Items]:
     """Return the header and the items of a results file.
 
     Raises:
@@ -95,15 +99,15 @@ def read_results(path: Path | str) -> tuple[dict[str, Any], dict[str, dict[str, 
     return header, items
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]], int]:
-    """Return header, items, and how many bytes are whole lines."""
+def _read(path: Path) -> tuple[Header, Items, int]:
+    """Return header, items, and the number of bytes in whole lines."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"results '{path}' cannot be read: {error}") from error
-    whole = content.rfind(b"\n") + 1
+    num_bytes = content.rfind(b"\n") + 1
     try:
-        header, *records = [json.loads(line) for line in content[:whole].splitlines()]
+        header, *records = [json.loads(line) for line in content[:num_bytes].splitlines()]
         items = {record.pop("key"): record for record in records}
         if "experiment" not in header:
             raise ValueError("no header")
@@ -111,23 +115,22 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]], int]:
         raise ConfigError(
             f"'{path}' is not a file of results: {error}. Give this run another output."
         ) from error
-    return header, items, whole
+    return header, items, num_bytes
 
 
 def _is_cut_header(path: Path) -> bool:
-    """Tell whether a file is the start of a first line: a kill was faster than the disk."""
+    """Tell whether a file is the start of a first line that a kill has cut off."""
     opening = b'{"experiment": "'
     try:
-        with path.open("rb") as file:
-            line = file.readline()
+        content = path.read_bytes()
     except OSError:
         return False  # `_read` says why
-    return not line.endswith(b"\n") and line[: len(opening)] == opening[: len(line)]
+    return b"\n" not in content and content[: len(opening)] == opening[: len(content)]
 
 
-def _difference(name: str, found: Any, wanted: Any) -> str:
-    if not isinstance(found, dict) or not isinstance(wanted, dict):
-        return f"{name} {found!r}, not {wanted!r}"
-    keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-    shown = ", ".join(f"{key} {found.get(key)!r} (now {wanted.get(key)!r})" for key in keys[:3])
+def _difference(name: str, before: Any, now: Any) -> str:
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return f"{name} {before!r}, not {now!r}"
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    shown = ", ".join(f"{key} {before.get(key)!r} (now {now.get(key)!r})" for key in keys[:3])
     return f"other {name}: {shown}"

@@ -1,68 +1,68 @@
-"""What an experiment is asked to do: a dataclass, from YAML, a preset and the command line."""
+"""An experiment's settings: typed fields, read from YAML, a preset and the command line."""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
 import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
+from emt.config import MemoryConfig
 from emt.errors import ConfigError
 
-T = TypeVar("T")
+FIXED_MEMORY_SETTINGS = ("path", "enabled")  # the experiments set these themselves
 
 
-def load_settings(
-    kind: type[T], base: Path | str, *, preset: str | None = None, changes: Iterable[str] = ()
-) -> T:
-    """Read an experiment's settings.
-
-    Args:
-        kind: a dataclass; its `__post_init__` checks values.
-        base: a YAML file with keys of `kind`, and under `presets` named sets of changes.
-        preset: which of them to apply.
-        changes: `key=value`, value in YAML; `key.inner=value` for a key that is a mapping.
+class Settings(BaseModel):
+    """Base class of settings: unknown names and values of another type are errors.
 
     Raises:
-        ConfigError: the file cannot be read, or a key, preset or value is wrong.
+        ConfigError: naming each wrong setting.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            names = list(type(self).model_fields)
+            faults = [_described(fault, names) for fault in error.errors()]
+            raise ConfigError("; ".join(faults)) from None
+
+
+def read_settings(
+    path: Path | str, *, preset: str | None = None, changes: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Read settings from a YAML file.
+
+    Args:
+        path: a mapping in YAML; under `presets` it has named sets of changes.
+        preset: the one to apply.
+        changes: `key=value` with the value in YAML, or `key.inner=value` for a mapping.
+
+    Raises:
+        ConfigError: the file, the preset or a change cannot be used.
     """
     try:
-        values = yaml.safe_load(Path(base).read_text(encoding="utf-8"))
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"settings '{base}' cannot be read as YAML: {reason}") from error
+        raise ConfigError(f"settings '{path}' cannot be read as YAML: {reason}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"settings '{base}' must be a mapping; got a {type(values).__name__}.")
+        raise ConfigError(f"settings '{path}' must be a mapping; got a {type(values).__name__}.")
     presets = values.pop("presets", None) or {}
-    if not isinstance(presets, dict):
-        raise ConfigError(f"the presets of settings '{base}' must be a mapping; got {presets!r}.")
     if preset is not None:
         if preset not in presets:
-            raise ConfigError(
-                f"settings '{base}' have no preset '{preset}'. "
-                f"They have {', '.join(map(str, presets)) or 'none'}."
-            )
-        if not isinstance(presets[preset], dict):
-            raise ConfigError(
-                f"preset '{preset}' of settings '{base}' must be a mapping; "
-                f"got {presets[preset]!r}."
-            )
-        values = {**values, **presets[preset]}
+            names = ", ".join(map(str, presets)) or "none"
+            raise ConfigError(f"settings '{path}' have no preset '{preset}'. They have {names}.")
+        values |= presets[preset]
     for change in changes:
         _change(values, change)
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    for key in values:
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
-            hint = f" Did you mean '{near[0]}'?" if near else f" The keys are {', '.join(names)}."
-            raise ConfigError(f"unknown key {key!r} in settings '{base}'.{hint}")
-    try:
-        return kind(**values)
-    except TypeError as error:  # a key without a default is missing
-        raise ConfigError(f"settings '{base}': {error}") from error
+    return values
 
 
 def _change(values: dict[str, Any], change: str) -> None:
@@ -81,3 +81,41 @@ def _change(values: dict[str, Any], change: str) -> None:
         values[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"the value of {change!r} is not YAML: {error}") from error
+
+
+def _described(fault: Any, names: list[str]) -> str:
+    """Return what is wrong with one setting, from pydantic's description of it."""
+    place = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(place, names, n=1, cutoff=0.5)
+        hint = f"Did you mean '{close[0]}'?" if close else f"The settings are {', '.join(names)}."
+        return f"unknown setting '{place}'. {hint}"
+    if fault["type"] == "value_error":
+        return ": ".join(filter(None, (place, str(fault["ctx"]["error"]))))
+    return f"{place}: {fault['msg']}; got {fault['input']!r:.60}"
+
+
+def _ascending(values: list[int]) -> list[int]:
+    if values != sorted(set(values)):
+        raise ConfigError(f"expected ascending numbers; got {values}.")
+    return values
+
+
+def _memory_settings(values: dict[str, Any]) -> dict[str, Any]:
+    for name in FIXED_MEMORY_SETTINGS:
+        if name in values:
+            raise ConfigError(f"'{name}' cannot be set: the experiment sets it. Leave it out.")
+    MemoryConfig.from_dict(values)
+    return values
+
+
+def _asks(template: str) -> str:
+    if "{question}" not in template:
+        raise ConfigError(f"expected a template with {{question}} in it; got {template!r}.")
+    return template
+
+
+Text = Annotated[str, Field(min_length=1)]
+Ascending = Annotated[list[PositiveInt], Field(min_length=1), AfterValidator(_ascending)]
+MemorySettings = Annotated[dict[str, Any], AfterValidator(_memory_settings)]
+QuestionTemplate = Annotated[str, AfterValidator(_asks)]

@@ -1,4 +1,4 @@
-"""How sure a mean is: bootstrap intervals, over items and over pairs of them."""
+"""How sure a mean is: 95 % bootstrap intervals over items, and over pairs of items."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 RESAMPLES = 10_000
-_VALUES_AT_ONCE = 2**22  # 32 MB of them, however many there are
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its 95 % interval.
+    """A mean and its 95 % interval; all three are NaN if there are no values.
 
     Attributes:
-        mean: of the values; NaN if there are none.
-        low: 2.5 % of bootstrap means are below.
-        high: 2.5 % are above.
-        count: how many values.
+        mean: of the values.
+        low: 2.5 % quantile of the means of bootstrap resamples.
+        high: 97.5 % quantile.
+        count: number of values.
     """
 
     mean: float
@@ -29,31 +29,33 @@ class Estimate:
     count: int
 
 
-def mean_interval(values: Sequence[float] | npt.NDArray[np.floating], *, seed: int = 0) -> Estimate:
-    """Return a mean with its 95 % percentile bootstrap interval.
+def mean_interval(values: Sequence[float] | npt.NDArray[np.floating]) -> Estimate:
+    """Return a mean with its percentile bootstrap interval; equal values give equal intervals.
 
     Source:
         Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
-    found = np.asarray(values, dtype=np.float64)
-    if not len(found):
-        return Estimate(float("nan"), float("nan"), float("nan"), 0)
-    random = np.random.default_rng(seed)
-    means = np.empty(RESAMPLES)
-    step = max(_VALUES_AT_ONCE // len(found), 1)
-    for start in range(0, RESAMPLES, step):
-        size = (min(step, RESAMPLES - start), len(found))
-        means[start : start + step] = found[random.integers(len(found), size=size)].mean(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return Estimate(float(found.mean()), float(low), float(high), len(found))
+    sample = np.asarray(values, dtype=np.float64)
+    mean = float(sample.mean()) if len(sample) else float("nan")
+    if len(sample) < 2:
+        return Estimate(mean, mean, mean, len(sample))
+    result = stats.bootstrap(
+        (sample,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        batch=max(2**22 // len(sample), 1),
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    low, high = result.confidence_interval
+    return Estimate(mean, float(low), float(high), len(sample))
 
 
-def paired_difference(one: Sequence[float], other: Sequence[float], *, seed: int = 0) -> Estimate:
-    """Return the mean of `one - other` over the same items, with its interval.
+def paired_difference(values: Sequence[float], others: Sequence[float]) -> Estimate:
+    """Return the mean of `values - others` with its interval; both are of the same items.
 
     Raises:
-        ValueError: they are not equally many.
+        ValueError: their lengths differ.
     """
-    if len(one) != len(other):
-        raise ValueError(f"pairs must be as many on both sides; got {len(one)} and {len(other)}.")
-    return mean_interval(np.asarray(one, dtype=np.float64) - np.asarray(other), seed=seed)
+    pairs = np.array(list(zip(values, others, strict=True)), dtype=np.float64).reshape(-1, 2)
+    return mean_interval(pairs[:, 0] - pairs[:, 1])

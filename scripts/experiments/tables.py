@@ -1,148 +1,141 @@
-"""Rows of a data set: JSON lines, Parquet, a Hugging Face `datasets.Dataset`, or any dicts."""
+"""Tables of records in Markdown: one row a group of records, one column a measure of them."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from emt.errors import ConfigError, DocumentError
+from experiments.statistics import Estimate, mean_interval, paired_difference
 
-Source = str | Path | Iterable[Mapping[str, Any]]
+Record = Mapping[str, Any]
+Measure = str | Callable[[Record], Any]
+"""A value of a record, by its key or computed; None where the record has none."""
 
-_JSON_LINES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
-_SUFFIXES = (*_JSON_LINES, ".parquet")
+INTERVALS = "Means are given with 95 % bootstrap intervals."
 
 
-class Row(dict[str, Any]):
-    """One row: field -> value, and where it stands.
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
 
     Attributes:
-        origin: file and row, counted from 1, for error messages.
+        title: its heading.
+        cell: makes a group's records into the cell's text.
     """
 
-    def __init__(self, fields: Mapping[str, Any], origin: str) -> None:
-        super().__init__(fields)
-        self.origin = origin
-
-    def text(self, field: str) -> str:
-        """Return a field that must be text.
-
-        Raises:
-            DocumentError: it is not there, not text, or blank.
-        """
-        value = self.get(field)
-        if not isinstance(value, str) or not value.strip():
-            found = "nothing" if value is None else repr(value)[:60]
-            raise DocumentError(f"{self.origin}: field '{field}' must be text; got {found}.")
-        return value
+    title: str
+    cell: Callable[[Sequence[Record]], str]
 
 
-def read_rows(
-    source: Source,
-    *,
-    required: Sequence[str] = (),
-    columns: Mapping[str, str] | None = None,
-) -> Iterator[Row]:
-    """Read rows one by one, and check that their fields are there.
+def interval(title: str, measure: Measure, form: str = ".1f", scale: float = 1) -> Column:
+    """Return a column of means with their intervals."""
+    return Column(
+        title, lambda records: shown(mean_interval(values(records, measure)), form, scale)
+    )
+
+
+def average(title: str, measure: Measure, form: str = ".1f", scale: float = 1) -> Column:
+    """Return a column of means alone."""
+
+    def cell(records: Sequence[Record]) -> str:
+        known = values(records, measure)
+        return format(scale * sum(known) / len(known), form) if known else ""
+
+    return Column(title, cell)
+
+
+def difference(
+    title: str, measure: Measure, others: Iterable[Record], same: Sequence[str], **shape: Any
+) -> Column:
+    """Return a column of mean differences to other records of the same items.
 
     Args:
-        source: a JSON lines file (`.jsonl`, `.ndjson`, each also with `.gz`), a `.parquet` file, a
-            `datasets.Dataset`, or any iterable of mappings.
-        required: fields that every row must have, in our names.
-        columns: our name of a field -> the data set's, for those that differ; other columns keep
-            their names.
-
-    Raises:
-        ConfigError: the file's kind is unknown, pyarrow is needed and not there, or a mapping of
-            columns that cannot be applied.
-        DocumentError: the file cannot be read, or a row is not a mapping or lacks a field; with
-            file, row and field.
+        title: heading.
+        measure: of both sides.
+        others: are subtracted.
+        same: keys by which a record finds its partner.
+        **shape: `form` and `scale` of `shown`.
     """
-    mapping = _checked(columns or {})
-    name, rows = _open(source)
-    for number, found in enumerate(rows, start=1):
-        yield _renamed(found, mapping, required, f"{name} row {number}")
+    partners = {tuple(other[key] for key in same): other for other in others}
+    return Column(title, lambda records: shown(paired(records, partners, measure, same), **shape))
 
 
-def _checked(columns: Mapping[str, str]) -> dict[str, str]:
-    for ours, theirs in columns.items():
-        if not isinstance(ours, str) or not isinstance(theirs, str):
-            raise ConfigError(
-                f"columns must map names to names; got {ours!r}: {theirs!r}. "
-                "Write them like columns: {context: passage}."
-            )
-    return dict(columns)
+COUNT = Column("n", lambda records: str(len(records)))
 
 
-def _renamed(found: Any, columns: Mapping[str, str], required: Sequence[str], origin: str) -> Row:
-    """Return a row in our names."""
-    if not isinstance(found, Mapping):
-        raise DocumentError(f"{origin} must be a mapping; got {type(found).__name__}.")
-    taken = set(columns.values())
-    fields = {key: value for key, value in found.items() if key not in taken}
-    for ours, theirs in columns.items():
-        if theirs in found:
-            fields[ours] = found[theirs]
-    for field in required:
-        if fields.get(field) is None:
-            wanted = columns.get(field, field)
-            renamed = "" if wanted == field else f" (column '{wanted}')"
-            there = ", ".join(map(str, found)) or "none"
-            raise DocumentError(
-                f"{origin} has no field '{field}'{renamed}; its columns are {there}. "
-                "Name them with columns: {ours: theirs}."
-            )
-    return Row(fields, origin)
+def paired(
+    records: Iterable[Record],
+    partners: Mapping[tuple[Any, ...], Record],
+    measure: Measure,
+    same: Sequence[str],
+) -> Estimate:
+    """Return the mean difference of records and their partners, where both have the measure."""
+    pairs = [
+        values((record, partner), measure)
+        for record in records
+        if (partner := partners.get(tuple(record[key] for key in same))) is not None
+    ]
+    complete = [pair for pair in pairs if len(pair) == 2]
+    return paired_difference([pair[0] for pair in complete], [pair[1] for pair in complete])
 
 
-def _open(source: Source) -> tuple[str, Iterable[Any]]:
-    """Return what to call the source in messages, and its rows."""
-    if not isinstance(source, str | Path):
-        return "data set", source
-    path = Path(source)
-    if not path.is_file():
-        raise DocumentError(f"data file '{path}' does not exist. Correct its path.")
-    name = path.name.lower()
-    if name.endswith(".parquet"):
-        return f"'{path}'", _parquet(path)
-    if name.endswith(_JSON_LINES):
-        return f"'{path}'", _json_lines(path)
-    raise ConfigError(f"expected a {', '.join(_SUFFIXES)} file; got '{path}'. Convert it first.")
+def values(records: Iterable[Record], measure: Measure) -> list[float]:
+    """Return the measure of the records that have it; True counts as 1."""
+    take = measure if callable(measure) else lambda record: record.get(measure)
+    return [float(value) for record in records if (value := take(record)) is not None]
 
 
-def _json_lines(path: Path) -> Iterator[Any]:
-    number = 0
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(
-            path, "rt", encoding="utf-8-sig"
-        ) as file:
-            for number, line in enumerate(file, start=1):  # noqa: B007 - named in an error
-                if line.strip():
-                    yield json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DocumentError(
-            f"'{path}' line {number} is not JSON: {error.msg} at column {error.colno}."
-        ) from error
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error, RecursionError) as error:
-        raise DocumentError(f"'{path}' cannot be read after line {number}: {error}.") from error
+def grouped(records: Iterable[Record], *keys: str) -> dict[tuple[Any, ...], list[Record]]:
+    """Return the records by the values of some keys, in the order they come."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault(tuple(record[key] for key in keys), []).append(record)
+    return groups
 
 
-def _parquet(path: Path) -> Iterator[Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise ConfigError(
-            f"reading '{path}' needs pyarrow: pip install 'emt[experiments]'."
-        ) from error
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                yield from batch.to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        reason = " ".join(str(error).split())
-        raise DocumentError(f"'{path}' cannot be read as Parquet: {reason}") from error
+def shown(estimate: Estimate, form: str = ".1f", scale: float = 1) -> str:
+    """Return "mean [low, high]"; nothing without values."""
+    if not estimate.count:
+        return ""
+    mean, low, high = (
+        format(scale * part, form) for part in (estimate.mean, estimate.low, estimate.high)
+    )
+    return f"{mean} [{low}, {high}]"
+
+
+def records_table(
+    groups: Mapping[tuple[Any, ...], Sequence[Record]],
+    keys: Sequence[str],
+    columns: Sequence[Column],
+) -> str:
+    """Return a table with one row a group: what it was grouped by, then its columns."""
+    rows = [
+        [*map(_named, group), *(column.cell(records) for column in columns)]
+        for group, records in groups.items()
+    ]
+    return table([*keys, *(column.title for column in columns)], rows)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def origin(header: Mapping[str, Any], *names: str) -> str:
+    """Return where results come from, as a list: some settings, machine, versions and revision."""
+    settings = header["settings"]
+    lines = [f"* {name}: {_as_text(settings[name])}" for name in names if settings.get(name)]
+    versions = ", ".join(f"{name} {version}" for name, version in header["versions"].items())
+    lines += [f"* machine: {header['machine']}", f"* versions: {versions}"]
+    return "\n".join([*lines, f"* code: {header['revision']}"])
+
+
+def _named(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

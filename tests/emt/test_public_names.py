@@ -87,7 +87,6 @@ def test_every_error_is_ours_and_the_builtin_that_fits():
         "CorpusError": ValueError,
         "DocumentError": ValueError,
         "EMTError": Exception,
-        "EndpointError": OSError,
         "IndexFactoryError": ValueError,
         "MemoryMismatchError": ValueError,
         "MemoryUseError": RuntimeError,

@@ -9,27 +9,22 @@ from pathlib import Path
 
 import pytest
 from experiments.builder.articles import Article, Question, read_articles
-from experiments.builder.builder import (
-    BuildSettings,
-    build,
-    build_items,
-    token_counter,
-    write_items,
-)
-from experiments.builder.changes import Rejected
-from experiments.builder.counterfactuals import counterfactual
+from experiments.builder.build import build_items, token_counter
+from experiments.builder.counterfactual import counterfactual
 from experiments.builder.cutting import cut
+from experiments.builder.edits import Rejected
 from experiments.builder.pool import NamePool, answers_of
-from experiments.settings import load_settings
+from experiments.builder.settings import BuildSettings
+from experiments.settings import read_settings
 
-from emt.errors import ConfigError, DocumentError
+from emt.errors import DocumentError
+from tests.emt.commands import ROOT
+from tests.experiments.fakes import write_rows
 from tests.experiments.scripts import run_script
 
-ROOT = Path(__file__).parents[2]
 BASE = ROOT / "configs" / "experiments" / "build_items.yaml"
 ARTICLES = ROOT / "configs" / "experiments" / "data" / "articles.json"
-DATA = Path(os.environ.get("EMT_DATA", ROOT.parent / "shared" / "data"))  # not in the repository
-LARGE = DATA / "articles" / "squad_articles.json"
+LARGE = Path(os.environ.get("EMT_DATA", "")) / "articles" / "squad_articles.json"  # of 24 articles
 
 
 def plain(text):
@@ -46,9 +41,9 @@ def occurs(needle, text):
 
 def asked(text, question, answer, *, title="", others=()):
     """One article with one question, and a second article whose answers are the pool."""
-    article = Article(title, text, (Question("q", question, ((answer, text.index(answer)),)),))
+    article = Article(title, text, [Question("q", question, ((answer, text.index(answer)),))])
     names = " ".join(f"{name}." for name in others)
-    pool = tuple(Question(name, question, ((name, names.index(name)),)) for name in others)
+    pool = [Question(name, question, ((name, names.index(name)),)) for name in others]
     return article, NamePool([article, Article("", names, pool)])
 
 
@@ -101,7 +96,7 @@ def test_what_is_rejected(reason, case, more):
 
 def test_another_annotators_answer_must_go_too():
     text = "Koch, a priest, spoke."
-    article = Article("", text, (Question("q", "Who spoke?", (("Koch", 0), ("priest", 8))),))
+    article = Article("", text, [Question("q", "Who spoke?", (("Koch", 0), ("priest", 8)))])
     _, pool = asked("Koch.", "Who spoke?", "Koch", others=["Swan"])
     with pytest.raises(Rejected, match="another annotator"):
         counterfactual(article, article.questions[0], pool, random.Random(0), 5)
@@ -131,7 +126,7 @@ def test_a_cut_has_whole_sentences_within_its_limits():
 
 def settings(**changes):
     given = [f"{key}={value}" for key, value in changes.items()]
-    return load_settings(BuildSettings, BASE, preset="smoke", changes=given)
+    return BuildSettings(**read_settings(BASE, preset="smoke", changes=given))
 
 
 @pytest.fixture(scope="module")
@@ -186,108 +181,73 @@ def test_limits_and_reuse():
     assert firsts[:3] == firsts[3:]
 
 
-def test_what_is_written_can_be_read(built, tmp_path):
-    write_items(built[0], tmp_path / "deep" / "items.jsonl")
-    lines = (tmp_path / "deep" / "items.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == built[0].items
-    report = json.loads((tmp_path / "deep" / "items.report.json").read_text(encoding="utf-8"))
-    assert report == built[0].report
-
-
 def test_rows_make_the_articles_that_squad_makes(tmp_path):
-    found = json.loads(ARTICLES.read_text(encoding="utf-8"))["data"]
-    lines = [
-        json.dumps(
-            {
-                "title": entry["title"],
-                "passage": paragraph["context"],
-                "question": qa["question"],
-                "id": qa["id"],
-                "answers": {
-                    "text": [one["text"] for one in qa["answers"]],
-                    "answer_start": [one["answer_start"] for one in qa["answers"]],
-                },
-            }
-        )
-        for entry in found
+    rows = [
+        {
+            "title": entry["title"],
+            "context": paragraph["context"],
+            "question": asked["question"],
+            "id": asked["id"],
+            "answers": {
+                "text": [one["text"] for one in asked["answers"]],
+                "answer_start": [one["answer_start"] for one in asked["answers"]],
+            },
+        }
+        for entry in json.loads(ARTICLES.read_text(encoding="utf-8"))["data"]
         for paragraph in entry["paragraphs"]
-        for qa in paragraph["qas"]
+        for asked in paragraph["qas"]
     ]
-    path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(lines), encoding="utf-8")
-    assert read_articles(path, {"context": "passage"}) == read_articles(ARTICLES)
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    assert read_articles(path) == read_articles(ARTICLES)
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"question": "Who?", "answer": "Koch"}, r"row 1 has no field 'context'"),
-        (
-            {"context": "Koch.", "question": "Who?", "answer": "Swan"},
-            r"row 1: answer 'Swan' is not",
-        ),
-        ({"context": "Koch.", "question": "Who?"}, r"row 1: field 'answer' must be text"),
-        ({"context": "Koch.", "question": 3, "answer": "Koch"}, r"row 1: field 'question' must"),
+        ({"context": "K.", "question": "Who?", "answer": "Swan"}, r"row 1: answer 'Swan' is not"),
+        ({"context": "Koch.", "question": "Who?"}, r"row 1: 'answer' must be text"),
+        ({"context": "Koch.", "question": 3, "answer": "K"}, r"row 1: 'question' must be text"),
     ],
 )
-def test_bad_rows(row, message):
+def test_bad_rows(tmp_path, row, message):
     with pytest.raises(DocumentError, match=message):
-        read_articles([row])
-
-
-def test_bad_squad_files(tmp_path):
-    path = tmp_path / "bad.json"
-    for content, message in (
-        ("{", "cannot be read as JSON"),
-        ('{"data": [{"paragraphs": [{"qas": []}]}]}', "paragraph 1 has no field 'context'"),
-        ('{"data": []}', "no question"),
-    ):
-        path.write_text(content, encoding="utf-8")
-        with pytest.raises(DocumentError, match=message):
-            read_articles(path)
+        read_articles(write_rows(tmp_path / "rows.jsonl", [row]))
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("content", "message"),
     [
-        ("splits={2k: [9, 3]}", "split '2k' must be"),
-        ("kinds=[names]", "kinds must be some of"),
-        ("items_per_split=0", "items_per_split must be"),
-        ("articles=", "articles must be text"),
-        ("sead=1", "Did you mean 'seed'"),
+        ("{", "cannot be read as JSON"),
+        ('{"data": [{"paragraphs": [{"qas": []}]}]}', r"layout of articles.*KeyError\('context'\)"),
+        ('{"data": []}', "no question"),
     ],
 )
-def test_bad_settings(change, message):
-    with pytest.raises(ConfigError, match=message):
-        load_settings(BuildSettings, BASE, changes=[change])
+def test_bad_squad_files(tmp_path, content, message):
+    path = tmp_path / "bad.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(DocumentError, match=message):
+        read_articles(path)
 
 
 def test_the_script(tmp_path):
-    done = run_script(
-        "build_items",
-        "--base",
-        BASE,
-        "--preset",
-        "smoke",
-        "--set",
-        f"output={tmp_path / 'items.jsonl'}",
-    )
+    output = tmp_path / "items.jsonl"
+    command = ["build_items", "--base", BASE, "--preset", "smoke", "--set", f"output={output}"]
+    done = run_script(*command)
     assert done.returncode == 0, done.stderr
-    lines = (tmp_path / "items.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = output.read_text(encoding="utf-8").splitlines()
     assert f"{len(lines)} items in" in done.stdout
-    failed = run_script(
-        "build_items", "--base", BASE, "--preset", "smoke", "--set", "articles=nowhere.json"
-    )
+    failed = run_script(*command, "--set", "articles=nowhere.json")
     assert failed.returncode == 2
-    assert failed.stderr.startswith("build_items: 'nowhere.json' cannot be read")
+    assert failed.stderr.startswith("'nowhere.json' cannot be read")
     assert failed.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not LARGE.exists(), reason="needs articles/squad_articles.json in EMT_DATA")
+@pytest.mark.skipif(not LARGE.exists(), reason="EMT_DATA has no articles/squad_articles.json")
 def test_many_articles():
-    chosen = settings(articles=LARGE, splits="{2k: [1500, 2048], 16k: [11000, 16384]}")
-    built = build(chosen)
+    chosen = settings(splits="{2k: [1500, 2048], 16k: [11000, 16384]}")
+    built = build_items(read_articles(LARGE), chosen, token_counter(None))
     assert built.report["items"] == {"2k": 8, "16k": 8}
     for item in built.items:
         assert not occurs(item["original_answer"], item["context"])

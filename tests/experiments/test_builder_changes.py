@@ -5,8 +5,8 @@ from decimal import Decimal
 from itertools import islice
 
 import pytest
-from experiments.builder.answer_kinds import kind_of
-from experiments.builder.changes import Rejected, apply
+from experiments.builder.edits import Rejected, apply
+from experiments.builder.kinds import kind_of
 from experiments.builder.names import NameChange
 from experiments.builder.numerals import numbers_in
 from experiments.builder.quantities import (
@@ -48,13 +48,6 @@ def test_plurals_follow_and_accents_do_not_hide():
 def test_a_name_with_characters_of_regular_expressions():
     text = "The C++ (1998) of Yahoo! is not Coo (1998)."
     assert changed(NameChange("C++ (1998)", "Ada"), text) == "The Ada of Yahoo! is not Coo (1998)."
-
-
-def test_a_name_broken_over_lines():
-    assert (
-        changed(NameChange("Lake Baikal", "Lake Victoria"), "at Lake\nBaikal.")
-        == "at Lake Victoria."
-    )
 
 
 def test_a_person_is_also_known_by_surname_and_initial():
@@ -109,11 +102,6 @@ def test_ordinals_are_apart_from_numbers():
     assert changed(change, "the 19th, nineteenth, 19") == "the 22nd, twenty-second, 19"
 
 
-def test_scales():
-    change = NumberChange(((Decimal(1350000), Decimal(2470000)),))
-    assert changed(change, "$1.35 million, or 1,350,000") == "$2.47 million, or 2,470,000"
-
-
 def test_a_decade_is_not_its_first_year():
     text = "the 1990s, in 1990, the late 1990's"
     assert changed(DecadeChange("1990", "1960"), text) == "the 1960s, in 1990, the late 1960's"
@@ -125,12 +113,6 @@ def test_a_date_in_every_order_but_not_of_other_years():
     text = "15 May 1525; May 15, 1525; on May 15th; 15 May 1530; May 1525; 15 men"
     expected = "3 June 1525; June 3, 1525; on June 3th; 15 May 1530; May 1525; 15 men"
     assert changed(change, text) == expected.replace("3th", "3rd")
-
-
-def test_the_way_back_finds_the_new_answer():
-    change = NameChange("Pons", "Cognac")
-    assert not change.back().edits("Pons")
-    assert changed(change.back(), "Cognac") == "Pons"
 
 
 @pytest.mark.parametrize("text", ["45,000", "8.5", "76", "6.25", "1,200", "3 million", "sixteen"])

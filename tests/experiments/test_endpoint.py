@@ -1,345 +1,163 @@
-"""A model behind an endpoint: what it is asked, what may go wrong, and what is never shown."""
-
-from __future__ import annotations
+"""A model behind an endpoint, asked by the real client over a server on this machine."""
 
 import contextlib
-import datetime
-import email.utils
-import logging
-import socket
-import sys
-import traceback
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from experiments.retrieval.endpoint import KEY_VARIABLE, URL_VARIABLE, Endpoint
-from experiments.retrieval.endpoint_reply import seconds_to_wait
+from experiments.endpoint import EndpointError, EndpointModel
 
-from emt.errors import ConfigError, EndpointError
-from tests.experiments.fake_endpoint import KEY, Reply, completion, fake_endpoint
+from emt.errors import ConfigError
+from tests.experiments.fakes import item, write_items
+from tests.experiments.scripts import run_script
 
-BUSY = Reply({"error": {"message": "too many requests"}}, status=429)
-BROKEN = Reply(b"<html>Bad Gateway</html>", status=502)
-GOOD = Reply(completion(" Leeds.\n"))
+KEY = "sk-a-key-that-nobody-may-see-0123456789"
 
 
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch):
+def completion(text, *, reason="stop", used=7):
+    message = {"role": "assistant", "content": text}
+    choice = {"index": 0, "message": message, "finish_reason": reason}
+    return {"id": "1", "choices": [choice], "usage": {"prompt_tokens": used}}
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Return a function that serves (status, body) replies in turn, the last again and again."""
     monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", lambda *_: 0)
 
+    @contextlib.contextmanager
+    def serving(*replies):
+        requests = []
 
-@contextlib.contextmanager
-def made(url, *, key=KEY, **options):
-    """Yield an endpoint and how long it has waited; close its connection."""
-    waited = []
-    environment = {URL_VARIABLE: url} | ({} if key is None else {KEY_VARIABLE: key})
-    endpoint = Endpoint("small-1", environment=environment, sleep=waited.append, **options)
-    with contextlib.closing(endpoint):
-        yield endpoint, waited
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                status, reply = replies[min(len(requests), len(replies) - 1)]
+                requests.append((self.path, self.headers, json.loads(body)))
+                content = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
 
+            def log_message(self, *_):
+                pass
 
-def asking(*replies, **options):
-    """Ask once; return the completion or the error, the waits, and what the server was asked."""
-    with fake_endpoint(*replies) as (url, asked), made(url, **options) as (endpoint, waited):
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        monkeypatch.setenv("EMT_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}/v1")
+        monkeypatch.setenv("EMT_ENDPOINT_KEY", KEY)
         try:
-            found = endpoint.complete("Where did the ship sail?")
-        except (ConfigError, EndpointError) as error:
-            found = error
-    if isinstance(found, Exception):
-        shown = "".join(traceback.format_exception(found))
-        assert KEY not in shown
-        assert url.removesuffix("/v1") not in shown
-    return found, waited, asked
+            yield requests
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+    return serving
 
 
-def test_a_message_is_sent_and_the_text_comes_back():
-    found, waited, asked = asking(GOOD, max_new_tokens=12)
-    assert (found.text, found.num_prompt_tokens) == ("Leeds.", 7)
-    assert found.seconds > 0
-    assert waited == []
-    assert len(asked) == 1
-    assert asked[0].path == "/v1/chat/completions"
-    assert asked[0].headers["Authorization"] == f"Bearer {KEY}"
-    assert asked[0].body == {
-        "model": "small-1",
-        "messages": [{"role": "user", "content": "Where did the ship sail?"}],
-        "temperature": 0,
-        "max_tokens": 12,
-    }
+def test_a_message_is_sent_and_its_answer_returned(serve):
+    with serve((200, completion(" Leeds\n"))) as requests:
+        model = EndpointModel(
+            "small", max_new_tokens=9, parameters={"seed": 3, "temperature": None}
+        )
+        response = model.respond("Where to?", ["Leeds"])
+    assert (response.text, response.log_probs, response.num_prompt_tokens) == ("Leeds", None, 7)
+    assert response.seconds > 0
+    ((path, headers, body),) = requests
+    assert path == "/v1/chat/completions"
+    assert headers["Authorization"] == f"Bearer {KEY}"
+    messages = [{"role": "user", "content": "Where to?"}]
+    assert body == {"model": "small", "messages": messages, "max_tokens": 9, "seed": 3}
 
 
-def test_parameters_are_added_replaced_and_left_out():
-    parameters = {"max_tokens": None, "max_completion_tokens": 40, "temperature": 1, "seed": 3}
-    _, _, asked = asking(GOOD, parameters=parameters)
-    sent = {name: value for name, value in asked[0].body.items() if name != "messages"}
-    assert sent == {"model": "small-1", "max_completion_tokens": 40, "temperature": 1, "seed": 3}
+def test_a_server_that_is_busy_is_asked_again(serve):
+    with serve((429, {}), (503, b""), (200, completion("yes"))) as requests:
+        assert EndpointModel("small", attempts=3).respond("?").text == "yes"
+    assert len(requests) == 3
+    with serve((503, {"error": {"message": "too busy"}})) as requests:
+        with pytest.raises(EndpointError, match="too busy"):
+            EndpointModel("small", attempts=2).respond("?")
+        assert len(requests) == 2
 
 
-def test_an_endpoint_without_a_key_gets_none():
-    found, _, asked = asking(GOOD, key=None)
-    assert found.text == "Leeds."
-    assert "Authorization" not in asked[0].headers
-
-
-def test_busy_and_broken_are_asked_again_after_longer_and_longer_waits():
-    found, waited, asked = asking(BUSY, BROKEN, Reply(hangs_up=True), GOOD)
-    assert found.text == "Leeds."
-    assert waited == [1, 2, 4]
-    assert len(asked) == 4
-    assert all(one.body == asked[0].body for one in asked)
-
-
-def test_the_server_says_how_long_to_wait():
-    in_a_minute = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=60)
-    date = email.utils.format_datetime(in_a_minute, usegmt=True)
-    found, waited, _ = asking(
-        Reply(status=429, headers={"Retry-After": "7"}),
-        Reply(status=503, headers={"Retry-After": date}),
-        Reply(status=503, headers={"Retry-After": "soon"}),
-        GOOD,
-    )
-    assert found.text == "Leeds."
-    assert waited[0] == 7
-    assert 50 < waited[1] <= 60
-    assert waited[2] == 4  # its own third
+def test_an_empty_answer_is_an_answer_if_the_model_is_done(serve):
+    with serve((200, completion("", used=None))):
+        response = EndpointModel("small").respond("?")
+    assert (response.text, response.num_prompt_tokens) == ("", 1 + 16)
 
 
 @pytest.mark.parametrize(
-    ("header", "seconds"),
+    ("reply", "error", "said"),
     [
-        (None, None),
-        ("2.5", 2.5),
-        ("-3", 0),
-        ("inf", None),
-        ("nan", None),
-        ("", None),
-        ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
-        ("Wed, 21 Oct 2015 07:28:00 -0000", 0),
+        ((401, {"error": {"message": f"wrong key {KEY}"}}), ConfigError, "refuses the key"),
+        ((403, {}), ConfigError, "refuses the key in EMT_ENDPOINT_KEY"),
+        ((404, {"error": {"message": "no such model"}}), EndpointError, "no such model"),
+        ((400, {"error": {"message": f"{KEY} at http://127.0.0.1"}}), EndpointError, r"\*\*\* at"),
+        ((200, {}), EndpointError, "without a text"),
+        ((200, {"choices": []}), EndpointError, "without a text"),
+        ((200, {"choices": [1]}), EndpointError, "without a text"),
+        ((200, completion(None, reason="length")), EndpointError, "max_new_tokens"),
+        ((200, b"<html>"), EndpointError, "no answer|without a text"),
     ],
 )
-def test_what_retry_after_may_be(header, seconds):
-    assert seconds_to_wait(header) == seconds
+def test_what_is_no_answer_is_an_error_without_secrets(serve, reply, error, said):
+    with serve(reply), pytest.raises(error, match=said) as caught:
+        EndpointModel("small", attempts=1).respond("?")
+    assert KEY not in str(caught.value)
+    assert "127.0.0.1" not in str(caught.value)
 
 
-def test_who_must_wait_for_an_hour_is_told():
-    found, waited, asked = asking(Reply(b"", status=429, headers={"Retry-After": "3600"}), GOOD)
-    assert isinstance(found, EndpointError)
-    assert "wants 3,600 seconds of rest" in str(found)
-    assert (waited, len(asked)) == ([], 1)
+def test_an_endpoint_that_is_away(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("EMT_ENDPOINT_URL", "http://127.0.0.1:9/v1")
+    model = EndpointModel("small", attempts=1, timeout=2)
+    assert KEY not in repr(vars(model._client))
+    with pytest.raises(EndpointError, match="gave no answer: Connection error"):
+        model.respond("?")
 
 
-def test_broken_for_good():
-    found, waited, asked = asking(BROKEN, attempts=4)
-    assert isinstance(found, EndpointError)
-    assert isinstance(found, OSError)
-    assert "asked 4 times and answered 502: <html>Bad Gateway</html>" in str(found)
-    assert waited == [1, 2, 4]
-    assert len(asked) == 4
+@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://host/v1", "http://"])
+def test_a_url_that_is_none_is_refused(monkeypatch, url):
+    monkeypatch.setenv("EMT_ENDPOINT_URL", url)
+    with pytest.raises(ConfigError, match="EMT_ENDPOINT_URL must be the endpoint's base URL"):
+        EndpointModel("small")
 
 
-def test_waits_have_an_upper_bound():
-    _, waited, _ = asking(BUSY, attempts=9)
-    assert waited == [1, 2, 4, 8, 16, 32, 60, 60]
+def test_tokens_are_estimated_and_no_text_is_lost(monkeypatch):
+    monkeypatch.setenv("EMT_ENDPOINT_URL", "http://host/v1")
+    model = EndpointModel("small", max_new_tokens=30, window=100)
+    assert model.room == 70
+    assert model.count("x" * 9) == 3 + 16
+    assert EndpointModel("small").room is None
+    text = "Snow fell on " + "x" * 50 + " and Leeds.\n"
+    pieces = model.split(text, 3)
+    assert "".join(pieces) == text
+    assert max(map(len, pieces)) <= 12
+    assert pieces[0] == "Snow fell "
+    with pytest.raises(ConfigError, match="window must have room"):
+        EndpointModel("small", max_new_tokens=30, window=46)
 
 
-def test_down():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with made(f"http://127.0.0.1:{port}/v1", attempts=2) as (endpoint, waited):
-        with pytest.raises(EndpointError, match=r"asked 2 times and could not be reached: .*refus"):
-            endpoint.complete("a")
-        assert waited == [1]
-
-
-@pytest.mark.parametrize("slow", [{"before": 0.6}, {"pause": 0.1}])
-def test_slow(slow):
-    found, _, asked = asking(Reply(completion("Leeds"), **slow), timeout=0.2, attempts=2)
-    assert isinstance(found, EndpointError)
-    assert "asked 2 times and did not answer within 0.2 seconds" in str(found)
-    assert len(asked) == 2
-
-
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        (b"", "the reply is empty"),
-        (b"<html>Welcome</html>", "the reply is no JSON: <html>Welcome</html>"),
-        (b"\xff\xfe\x00", "the reply is no JSON"),
-        (b"[" * 100_000, "the reply is no JSON"),
-        ([1, 2], r"the reply has no choices: \[1, 2\]"),
-        ({"choices": []}, "the reply has no choices"),
-        ({"choices": {"a": 1}}, "the reply has no choices"),
-        ({"choices": ["Leeds"]}, "the answer is empty"),
-        ({"choices": [{"message": {"content": 3}}]}, "no message with text"),
-        (completion(None), r"the answer is empty \(finish_reason 'stop'\)"),
-        (completion("", reason="content_filter"), "finish_reason 'content_filter'"),
-        (completion(" ", reason="length"), "thinking may have used up max_new_tokens"),
-    ],
-)
-def test_rubbish_is_no_answer_and_is_not_asked_for_again(body, said):
-    found, waited, asked = asking(Reply(body))
-    assert isinstance(found, EndpointError)
-    with pytest.raises(EndpointError, match=f"sent no completion: .*{said}"):
-        raise found
-    assert (waited, len(asked)) == ([], 1)
-
-
-def test_too_much_is_not_read_to_its_end():
-    found, _, _ = asking(Reply(b" " * (17 * 2**20)))
-    assert "sent more than 16,777,216 bytes" in str(found)
-
-
-def test_what_cannot_be_decompressed_is_rubbish():
-    found, _, asked = asking(Reply(b"no gzip", headers={"Content-Encoding": "gzip"}))
-    assert "sent what cannot be decoded" in str(found)
-    assert len(asked) == 1
-
-
-def test_a_model_may_have_nothing_to_say():
-    found, _, _ = asking(Reply(completion("")))
-    assert found.text == ""
-
-
-def test_a_text_can_be_written_as_utf8():
-    found, _, _ = asking(Reply(completion("caf\u00e9 \ud800!")))
-    assert found.text == "caf\u00e9 ?!"
-
-
-@pytest.mark.parametrize("used", [None, -1, True, "9", 0])
-def test_a_count_that_is_none_is_left_out(used):
-    found, _, _ = asking(Reply(completion("Leeds", used=used)))
-    assert found.num_prompt_tokens is None
-
-
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_wrong_key_is_not_tried_again(status):
-    refusal = Reply({"error": {"message": f"Incorrect API key: {KEY}"}}, status=status)
-    found, waited, asked = asking(refusal, GOOD)
-    assert isinstance(found, ConfigError)
-    assert f"refuses the key in {KEY_VARIABLE} ({status}: Incorrect API key: ***)" in str(found)
-    assert (waited, len(asked)) == ([], 1)
-
-
-@pytest.mark.parametrize(
-    ("reply", "said"),
-    [
-        (Reply({"error": "context of 9000 tokens"}, status=400), "400: context of 9000 tokens"),
-        (Reply({"detail": "no model x"}, status=404), "404: no model x. Correct the model's name"),
-        (Reply(b"", status=404), "404: no reason given. Correct the model's name"),
-        (Reply(b"", status=307, headers={"Location": "/there"}), "307, a redirection. Set"),
-    ],
-)
-def test_other_refusals_say_what_the_server_says(reply, said):
-    found, waited, asked = asking(reply, GOOD)
-    assert isinstance(found, EndpointError)
-    assert f"answered {said}" in str(found)
-    assert (waited, len(asked)) == ([], 1)
-
-
-def test_the_key_is_nowhere(caplog, capfd):
-    caplog.set_level(logging.DEBUG)
-    half = KEY[: len(KEY) // 2]
-    with fake_endpoint(
-        Reply(completion(f"The key is {KEY}.")),
-        Reply({"error": {"message": "x " * 140 + KEY}}, status=400),  # where it would be cut
-        Reply(f"{KEY} is no JSON".encode()),
-        Reply(b" " * 4080 + KEY.encode()),
-        Reply(b"", status=401),
-    ) as (url, _):
-        port = url.rpartition(":")[2].removesuffix("/v1")
-        with made(url, attempts=1) as (endpoint, _):
-            shown = [repr(endpoint), str(vars(endpoint)), endpoint.complete("a").text]
-            for _ in range(4):
-                with pytest.raises((ConfigError, EndpointError)) as caught:
-                    endpoint.complete("a")
-                shown += traceback.format_exception(caught.value)
-    assert shown[2] == "The key is ***."
-    shown += [record.getMessage() for record in caplog.records]
-    shown += capfd.readouterr()
-    assert half not in "".join(shown)
-    assert not [record for record in caplog.records if record.name == "httpx2"]
-    requests = [text for text in shown if port in text and "http://" in text]
-    assert requests == []
-
-
-def test_a_key_that_is_a_word_stays_in_answers():
-    found, _, _ = asking(Reply(completion("The box is EMPTY.")), key="EMPTY")
-    assert found.text == "The box is EMPTY."
-
-
-def test_what_a_server_says_of_itself():
-    refusal = Reply({"error": "127.0.0.1 at 127.0.0.1:80 but not 1127.0.0.1"}, status=400)
-    found, _, _ = asking(refusal)
-    assert "400: *** at ***:80 but not 1127.0.0.1." in str(found)
-
-
-def test_logs_of_others_are_as_before():
-    asking(GOOD)
-    assert logging.getLogger("httpx2").filters == []
-
-
-@pytest.mark.parametrize(
-    ("url", "said"),
-    [
-        ("", f"{URL_VARIABLE} is not set"),
-        ("localhost:8000/v1", "must begin with http"),
-        ("ftp://a/v1", "must begin with http"),
-        ("http:///v1", "must begin with http"),
-        ("http://a:b:c/v1", "is no URL"),
-        ("http://user:word@a/v1", "must have no user"),
-        ("http://a/v1?key=word", "must have no user, query"),
-    ],
-)
-def test_a_wrong_url_is_refused_and_not_shown(url, said):
-    with pytest.raises(ConfigError, match=said) as caught:
-        Endpoint("small-1", environment={URL_VARIABLE: url})
-    text = "".join(traceback.format_exception(caught.value))
-    assert "word" not in text
-    assert not url or url not in text
-
-
-@pytest.mark.parametrize("key", ["two\nlines", "schlüssel"])
-def test_a_key_that_is_none_is_refused_and_not_shown(key):
-    with pytest.raises(ConfigError, match=KEY_VARIABLE) as caught:
-        Endpoint("small-1", environment={URL_VARIABLE: "http://a/v1", KEY_VARIABLE: key})
-    assert key not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"timeout": 0}, "timeout"),
-        ({"timeout": "2 s"}, "timeout"),
-        ({"timeout": float("inf")}, "timeout"),
-        ({"attempts": 0}, "attempts"),
-        ({"attempts": 1.5}, "attempts"),
-        ({"max_new_tokens": True}, "max_new_tokens"),
-        ({"parameters": ["seed"]}, "parameters"),
-        ({"parameters": {"day": datetime.date(2024, 1, 1)}}, "parameters"),
-    ],
-)
-def test_arguments_that_cannot_be(options, said):
-    with pytest.raises(ConfigError, match=f"{said} must be"):
-        Endpoint("small-1", environment={URL_VARIABLE: "http://a/v1"}, **options)
-
-
-@pytest.mark.parametrize("name", ["", None, 4])
-def test_a_model_needs_a_name(name):
-    with pytest.raises(ConfigError, match="must have a name"):
-        Endpoint(name, environment={URL_VARIABLE: "http://a/v1"})
-
-
-def test_the_environment_is_this_process_s(monkeypatch):
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
-    with fake_endpoint(GOOD) as (url, asked):
-        monkeypatch.setenv(URL_VARIABLE, f" {url}/ ")
-        with contextlib.closing(Endpoint("small-1")) as endpoint:
-            assert endpoint.complete("a").text == "Leeds."
-    assert asked[0].path == "/v1/chat/completions"
-    assert asked[0].headers["Authorization"] == f"Bearer {KEY}"
-
-
-def test_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "httpx2", None)
-    with pytest.raises(ConfigError, match=r"emt\[experiments\]"):
-        Endpoint("small-1", environment={URL_VARIABLE: "http://a/v1"})
+def test_the_retrieval_experiment_asks_an_endpoint(serve, tmp_path, monkeypatch):
+    items = write_items(tmp_path / "items.jsonl", [item("a")])
+    out = tmp_path / "out"
+    command = ["run_experiment", "retrieval", "--model", "endpoint:small", "--output", out]
+    command += ["--set", f"items={items}", "--set", "endpoint={attempts: 1, parameters: {seed: 3}}"]
+    refused = run_script(*command)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "Set conditions to [closed_book, document, rag]." in refused.stderr
+    command += ["--set", "conditions=[closed_book, document, rag]"]
+    with serve((200, completion("Leeds"))) as requests:
+        done = run_script(*command)
+    assert done.returncode == 0, done.stderr
+    assert [(body["model"], body["seed"]) for _, _, body in requests] == [("small", 3)] * 3
+    written = [(out / name).read_text() for name in ("summary.md", "results.jsonl")]
+    for text in (*written, done.stdout, done.stderr):
+        assert KEY not in text
+        assert "127.0.0.1" not in text

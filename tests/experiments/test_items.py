@@ -1,12 +1,17 @@
-import dataclasses
 import gzip
 import json
 
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
-from experiments.items import FIELDS, Item, load_items, to_items
+from experiments.items import FIELDS, Item, chosen, load_items, read_wording, reworded, says
+from experiments.rows import read_rows
 
-from emt.errors import DocumentError
+from emt.errors import ConfigError, DocumentError
+from tests.emt.commands import ROOT
+from tests.experiments.fakes import item, write_rows
 
+SHIPPED = ROOT / "configs" / "experiments" / "data" / "paraphrases.jsonl"
 ROW = {
     "id": "a",
     "title": "Whales",
@@ -15,69 +20,34 @@ ROW = {
     "question": "Where was the whale weighed?",
     "answer": "Leeds",
     "original_answer": "York",
-    "source": "made up",
 }
+ITEMS = [item("a"), item("b", split="4k"), item("c")]
 
 
-def write(folder, *rows):
-    path = folder / "items.jsonl"
-    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
-
-
-def test_rows_become_items_and_back_and_keep_unknown_fields(tmp_path):
-    other = {**ROW, "id": "b", "original_answer": None}
-    items = load_items(write(tmp_path, ROW, "", other))
-    assert [item.id for item in items] == ["a", "b"]
-    assert items[0].extra == {"source": "made up"}
-    assert items[1].original_answer is None
-    assert [item.to_row() for item in items] == [ROW, other]
+def test_rows_of_every_kind_of_file_become_items(tmp_path):
+    rows = [{**ROW, "source": "made up"}, {**ROW, "id": "b", "original_answer": None}]
+    lines = "".join(json.dumps(row) + "\n\n" for row in rows).encode()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "items.parquet")
+    (tmp_path / "items.jsonl.gz").write_bytes(gzip.compress(lines))
+    (tmp_path / "mark.jsonl").write_bytes(b"\xef\xbb\xbf" + lines)
+    for name in ("items.parquet", "items.jsonl.gz", "mark.jsonl"):
+        first, second = load_items(tmp_path / name)
+        assert first == Item(**ROW)
+        assert (second.id, second.original_answer, second.candidates) == ("b", None, ["Leeds"])
+    assert first.candidates == ["Leeds", "York"]
 
 
 def test_a_line_separator_inside_a_text_ends_no_line(tmp_path):
-    row = {**ROW, "context": "In Leeds\u2028it rained.\x85"}
+    row = {**ROW, "context": "In Leeds\u2028it rained.\x85\r"}
     path = tmp_path / "items.jsonl"
     path.write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
     assert load_items(path)[0].context == row["context"]
 
 
-def test_other_files_of_rows(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    rows = [ROW, {**ROW, "id": "b", "original_answer": None}]
-    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "items.parquet")
-    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    (tmp_path / "items.jsonl.gz").write_bytes(gzip.compress(lines))
-    (tmp_path / "mark.jsonl").write_bytes(b"\xef\xbb\xbf" + lines)
-    for name in ("items.parquet", "items.jsonl.gz", "mark.jsonl"):
-        assert [item.to_row() for item in load_items(tmp_path / name)] == rows
-    bad = [ROW, {**ROW, "id": "b", "answer": "Rome"}]
-    parquet.write_table(pyarrow.Table.from_pylist(bad), tmp_path / "items.parquet")
-    with pytest.raises(DocumentError, match=r"items.parquet' row 2: 'answer' 'Rome' is not in its"):
-        load_items(tmp_path / "items.parquet")
-
-
-def test_a_row_that_is_nested_too_deep_is_named(tmp_path):
-    with pytest.raises(DocumentError, match="line 2: not JSON: too deep"):
-        load_items(write(tmp_path, ROW, "[" * 100_000))
-
-
-def test_white_space_around_an_answer_does_not_count():
+def test_white_space_around_an_answer_does_not_count(tmp_path):
     row = {**ROW, "answer": " Leeds\n", "original_answer": "York "}
-    (item,) = to_items([("line 1", row)], source="x")
-    assert (item.answer, item.original_answer) == ("Leeds", "York")
-
-
-@pytest.mark.parametrize("field", FIELDS)
-def test_a_row_without_a_field_is_named_with_its_line(tmp_path, field):
-    bad = {key: value for key, value in ROW.items() if key != field}
-    path = write(tmp_path, ROW, bad)
-    with pytest.raises(DocumentError) as caught:
-        load_items(path)
-    assert str(caught.value) == (
-        f"1 bad row in '{path}'. line 2: no field '{field}'. Correct them or leave them out."
-    )
+    (only,) = load_items(write_rows(tmp_path / "items.jsonl", [row]))
+    assert (only.answer, only.original_answer) == ("Leeds", "York")
 
 
 @pytest.mark.parametrize(
@@ -87,42 +57,43 @@ def test_a_row_without_a_field_is_named_with_its_line(tmp_path, field):
         ({"question": " "}, "'question' must be text; got ' '"),
         ({"context": 7}, "'context' must be text; got 7"),
         ({"title": "\ud800"}, "'title' must be text; got '\\ud800'"),
-        (
-            {"original_answer": "leeds "},
-            "'answer' and 'original_answer' are both 'Leeds'",
-        ),
+        ({"original_answer": "leeds "}, "'answer' and 'original_answer' are both 'leeds'"),
+        ({"id": "a"}, "id 'a' comes twice"),
     ],
 )
-def test_a_wrong_value_is_named(change, said):
-    with pytest.raises(DocumentError, match="1 bad row in 'x'") as caught:
-        to_items([("line 4", {**ROW, **change})], source="x")
-    assert f"line 4: {said}." in str(caught.value)
-
-
-def test_every_bad_row_gets_one_error(tmp_path):
-    rows = [ROW, "{", [1], ROW, {**ROW, "id": "c", "answer": "x y z"}]
+def test_a_wrong_value_is_named_with_its_row(tmp_path, change, said):
+    path = write_rows(tmp_path / "items.jsonl", [ROW, {**ROW, "id": "b", **change}])
     with pytest.raises(DocumentError) as caught:
-        load_items(write(tmp_path, *rows))
-    said = str(caught.value)
-    assert said.startswith("4 bad rows")
-    assert "line 2: not JSON" in said
-    assert "line 3: expected an object with id, title" in said
-    assert "line 4: id 'a' is there already" in said
-    assert "line 5: 'answer' 'x y z' is not in its context" in said
+        load_items(path)
+    assert f"'{path}' row 2: {said}." in str(caught.value)
 
 
-def test_many_bad_rows_are_counted_and_not_all_shown():
-    with pytest.raises(DocumentError, match=r"7 bad rows .* and 2 more\.") as caught:
-        to_items([(f"line {at}", {}) for at in range(7)], source="x")
-    assert "line 4" in str(caught.value)
-    assert "line 5" not in str(caught.value)
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_row_without_a_field_is_named(tmp_path, field):
+    bad = {key: value for key, value in ROW.items() if key != field}
+    with pytest.raises(DocumentError, match=f"row 2 has no field '{field}'; its fields are"):
+        load_items(write_rows(tmp_path / "items.jsonl", [ROW, bad]))
 
 
-def test_nothing_is_an_error(tmp_path):
-    with pytest.raises(DocumentError, match="has no items"):
-        load_items(write(tmp_path, ""))
-    with pytest.raises(DocumentError, match="cannot be read"):
-        load_items(tmp_path / "missing.jsonl")
+@pytest.mark.parametrize(
+    ("name", "content", "error", "said"),
+    [
+        ("x.jsonl", None, DocumentError, "there is no such file"),
+        ("x.jsonl", b"\n", DocumentError, "has no rows"),
+        ("x.jsonl", b"[1]\n", DocumentError, "row 1 must be an object; got a list"),
+        ("x.jsonl", b"{\n", DocumentError, "row 1 is not JSON"),
+        ("x.jsonl", b"{}\n" + b"[" * 100_000, DocumentError, "row 2 is not JSON"),
+        ("x.jsonl", b"\xff", DocumentError, "cannot be read after row 0"),
+        ("x.jsonl.gz", b"{}", DocumentError, "cannot be read after row 0"),
+        ("x.parquet", b"PAR1", DocumentError, "cannot be read as Parquet"),
+        ("x.csv", b"a,b", ConfigError, r"expected a \.jsonl, \.jsonl\.gz or \.parquet file"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, error, said):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(error, match=said):
+        list(read_rows(tmp_path / name))
 
 
 @pytest.mark.parametrize(
@@ -136,10 +107,48 @@ def test_nothing_is_an_error(tmp_path):
     ],
 )
 def test_occurrences_are_whole_words_whatever_their_case(context, answer, count):
-    item = Item("a", "t", "2k", context, "q?", answer)
-    assert item.occurrences == count
+    assert Item("a", "t", "2k", context, "q?", answer).occurrences == count
 
 
-def test_an_item_cannot_be_changed():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        to_items([("line 1", ROW)], source="x")[0].id = "z"
+@pytest.mark.parametrize(
+    ("text", "answer", "right"),
+    [
+        ("It was LEEDS.", "Leeds", True),
+        ("Le eds", "Leeds", False),
+        ("", "Leeds", False),
+        ("The year 1,066.", "1066", False),  # as published: no normalisation
+        ("in 10661", "1066", True),
+        ("Straße", "STRASSE", False),
+    ],
+)
+def test_the_published_score(text, answer, right):
+    assert says(text, answer) is right
+
+
+def test_the_first_items_of_each_split_are_chosen():
+    assert [one.id for one in chosen(ITEMS, None, 1)] == ["a", "b"]
+    assert [one.id for one in chosen(ITEMS, ["2k"], None)] == ["a", "c"]
+    with pytest.raises(ConfigError, match=r"no items of split '8k'. The splits are 2k, 4k\."):
+        chosen(ITEMS, ["8k"], None)
+
+
+def test_items_are_asked_in_other_words_and_others_left_out(tmp_path):
+    rows = [{"original": ITEMS[0].question, "question": "To which port?"}]
+    wording = read_wording(write_rows(tmp_path / "wording.jsonl", rows))
+    asked = reworded([ITEMS[0], item("d", question="Why?")], wording)
+    assert [(one.id, one.question) for one in asked] == [("a", "To which port?")]
+    write_rows(tmp_path / "wording.jsonl", [{"original": "Who?"}])
+    with pytest.raises(DocumentError, match="row 1: 'question' must be text; got nothing"):
+        read_wording(tmp_path / "wording.jsonl")
+
+
+def test_the_shipped_questions_in_other_words_repeat_next_to_nothing():
+    wording = read_wording(SHIPPED)
+    assert len(wording) == len(set(wording.values())) == 54
+
+    def starts(question):  # two forms of one word begin with the same letters
+        return {word[:4] for word in question.lower().strip("?").split() if len(word) > 4}
+
+    shared = [starts(original) & starts(question) for original, question in wording.items()]
+    assert sum(map(len, shared)) < 54 / 2
+    assert all(question.endswith("?") for question in wording.values())

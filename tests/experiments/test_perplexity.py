@@ -1,23 +1,22 @@
 """Perplexity over length: numbers against plain loops, pairing, resuming, what is left out."""
 
-import json
 import math
 
 import torch
 import pytest
 from experiments.forward import nats_of_last
-from experiments.perplexity import experiment as perplexity
-from experiments.perplexity.experiment import run_perplexity
-from experiments.perplexity.report import differences, draw, nats_per_token, summary
+from experiments.perplexity.growing import GrowingMemory
+from experiments.perplexity.report import draw, summary
+from experiments.perplexity.run import run_perplexity
 from experiments.perplexity.settings import PerplexitySettings
-from experiments.settings import load_settings
 from experiments.texts import first_ids, read_texts
 
 from emt import MemoryConfig, attach, detach
 from emt.attach import memory_of
 from emt.errors import ConfigError, DocumentError
-from tests.emt.commands import ROOT
-from tests.experiments.long_texts import nats_one_by_one, random_ids, tiny, write_texts
+from emt.ingest.windows import Windows
+from tests.experiments.fakes import nats_one_by_one, random_ids, write_texts
+from tests.experiments.fakes import tiny_of_words as tiny
 
 BOS = torch.tensor([1])
 WINDOWS = {"stride": 8, "max_length": 16}
@@ -26,6 +25,10 @@ WINDOWS = {"stride": 8, "max_length": 16}
 def settings(data, **changes):
     given = {"lengths": [20, 40, 60], "window": 24, "scored": 6, "topk": [3], "memory": WINDOWS}
     return PerplexitySettings(data=str(data), **{**given, **changes})
+
+
+def run(asked, folder, loaded=None):
+    return run_perplexity(asked, folder, lambda: loaded or tiny())
 
 
 @pytest.fixture
@@ -53,7 +56,7 @@ def test_nats_are_those_of_one_forward_a_token(model_type):
 
 def test_window_and_full_are_the_plain_model_over_the_same_tokens(data, tmp_path):
     loaded = tiny()
-    items = run_perplexity(settings(data), loaded, tmp_path / "r.jsonl").items
+    items = run(settings(data), tmp_path, loaded).items
     plain = tiny().model
     for length in (40, 60):
         nats = items[f"0 / {length}"]["nats"]
@@ -69,7 +72,7 @@ def test_window_and_full_are_the_plain_model_over_the_same_tokens(data, tmp_path
 def test_a_memory_that_grew_is_one_written_at_once(data, tmp_path, memory_type, changes):
     changes = {**WINDOWS, "memory_type": memory_type, **changes}
     asked = settings(data, topk=[2, 5], memory=changes)
-    items = run_perplexity(asked, tiny(), tmp_path / "r.jsonl").items
+    items = run(asked, tmp_path).items
     model = tiny().model
     for length, topk in ((40, 2), (60, 2), (60, 5)):
         config = MemoryConfig(**changes, topk=topk, special_ids=[1])
@@ -83,24 +86,22 @@ def test_a_memory_that_grew_is_one_written_at_once(data, tmp_path, memory_type, 
 
 
 def test_one_set_of_sinks_is_that_of_the_first_window(data, tmp_path):
-    changes = {"stride": 8, "max_length": 8}  # windows without left context
-    asked = settings(data, lengths=[60], sinks=["all", "one"], memory=changes)
-    nats = run_perplexity(asked, tiny(), tmp_path / "r.jsonl").items["0 / 60"]["nats"]
+    changes = {"stride": 8, "max_length": 8, "sinks": "one"}  # windows without left context
+    items = run(settings(data, lengths=[60], memory=changes), tmp_path).items
     model, before = tiny().model, whole(37)
-    expected = {}
-    for sinks in ("all", "one"):
-        memory = attach(model, MemoryConfig(**changes, topk=3, special_ids=[1], sinks=sinks))
-        for start in range(0, 37, 8):
-            memory.write(before[start : start + 8], document=str(start))
-        expected[sinks] = nats_one_by_one(model, window(60), 6)
-        detach(model)
-        found = nats[f"memory, topk 3, sinks {sinks}"]
-        assert found == pytest.approx(expected[sinks], abs=1e-4)
-    assert abs(expected["all"] - expected["one"]) > 1e-2
+    memory = attach(model, MemoryConfig(**changes, topk=3, special_ids=[1]))
+    for start in range(0, 37, 8):
+        memory.write(before[start : start + 8], document=str(start))
+    expected = nats_one_by_one(model, window(60), 6)
+    detach(model)
+    assert items["0 / 60"]["nats"]["memory, topk 3"] == pytest.approx(expected, abs=1e-4)
+    changes["sinks"] = "all"
+    other = run(settings(data, lengths=[60], memory=changes), tmp_path / "all").items["0 / 60"]
+    assert abs(expected - other["nats"]["memory, topk 3"]) > 1e-2
 
 
 def test_up_to_the_window_all_conditions_are_one(data, tmp_path):
-    record = run_perplexity(settings(data), tiny(), tmp_path / "r.jsonl").items["1 / 20"]
+    record = run(settings(data), tmp_path).items["1 / 20"]
     expected = nats_one_by_one(tiny().model, whole(20, text=1), 6)
     assert record["older"] == 0
     assert set(record["nats"]) == {"window", "memory, topk 3", "full"}
@@ -109,28 +110,29 @@ def test_up_to_the_window_all_conditions_are_one(data, tmp_path):
 
 def test_a_run_goes_on_where_it_was_stopped(data, tmp_path, monkeypatch):
     asked = settings(data)
-    full = run_perplexity(asked, tiny(), tmp_path / "whole.jsonl")
-    part = tmp_path / "part.jsonl"
+    full = run(asked, tmp_path / "whole")
+    part = tmp_path / "part"
+    part.mkdir()
     lines = full.path.read_text().splitlines(keepends=True)
-    part.write_text("".join(lines[:3]) + lines[3][:20])  # two items, and one cut off
-    again = run_perplexity(asked, tiny(), part)
+    (part / "results.jsonl").write_text("".join(lines[:3]) + lines[3][:20])  # one is cut off
+    again = run(asked, part)
     assert list(again.items) == list(full.items)
     for key, record in full.items.items():
         assert again.items[key]["nats"] == pytest.approx(record["nats"], abs=1e-4)
-    monkeypatch.setattr(perplexity, "nats_of_last", None)
-    assert run_perplexity(asked, tiny(), part).items == again.items
+    monkeypatch.setattr("experiments.perplexity.run.nats_of_last", None)
+    assert run(asked, part).items == again.items
 
 
 def test_other_texts_under_the_same_name_are_another_run(data, tmp_path):
-    run_perplexity(settings(data), tiny(), tmp_path / "r.jsonl")
+    run(settings(data), tmp_path)
     write_texts(tmp_path / "texts.jsonl", 70)
     with pytest.raises(ConfigError, match="data_sha256"):
-        run_perplexity(settings(data), tiny(), tmp_path / "r.jsonl")
+        run(settings(data), tmp_path)
 
 
 def test_what_is_left_out_is_said(data, tmp_path):
     loaded = tiny(max_position_embeddings=40)
-    results = run_perplexity(settings(data), loaded, tmp_path / "r.jsonl")
+    results = run(settings(data), tmp_path, loaded)
     assert "left_out" not in results.items["1 / 40"]
     assert results.items["1 / 60"]["left_out"] == "the text has 46 tokens"
     assert results.items["1 / 60"]["nats"] == {}
@@ -154,27 +156,23 @@ ITEMS = {
 }
 
 
-def test_conditions_are_compared_over_the_texts_that_have_both():
-    curves = nats_per_token(ITEMS)
-    assert list(curves) == ["window", "memory", "full"]
-    assert curves["window"][8].mean == pytest.approx(3.0)
-    assert curves["full"][8].mean == pytest.approx(2.0)
-    found = differences(ITEMS)
-    assert found["memory"][8].mean == pytest.approx((-0.5 + 0.25 + 0.0) / 3)
-    assert found["memory"][8].low == pytest.approx(-0.5)  # three texts: one in 27 is thrice "a"
-    assert found["memory"][8].high == pytest.approx(0.25)
-    assert found["full"][8].mean == pytest.approx((-1.0 + 0.0) / 2)  # not -1, of unequal texts
-    assert found["full"][8].count == 2
-    assert 4 not in found["memory"]
-
-
-def test_the_table_has_perplexities(data, tmp_path):
-    header = run_perplexity(settings(data), tiny(), tmp_path / "r.jsonl").header
-    row = next(line for line in summary(header, ITEMS).splitlines() if line.startswith("| 8 | 3 |"))
-    assert row.split(" | ")[2].startswith(f"{math.exp(3.0):.2f} (")
-    assert row.split(" | ")[4].startswith(f"{math.exp(2.0):.2f} (")
+def test_conditions_are_compared_over_the_texts_that_have_both(data, tmp_path):
+    header = run(settings(data), tmp_path).header
+    text = summary(header, ITEMS)
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| 8 ")]
+    perplexities, gains = rows
+    assert perplexities[1] == "3"
+    assert perplexities[2].startswith(f"{math.exp(3.0):.2f} [")
+    assert perplexities[4].startswith(f"{math.exp(2.0):.2f} [")
+    # three texts: one resample in 27 is thrice "a", one thrice "b"
+    assert gains[1] == f"{(-0.5 + 0.25) / 3:+.4f} [-0.5000, +0.2500]"
+    assert gains[2].startswith("-0.5000 [")  # of two texts, not the difference of the means
+    assert "| 4 | 1 | 2.72" in text
+    assert text.count("| 4 |") == 1  # where all conditions are one, there is no difference
     assert draw(header, ITEMS, tmp_path) == [tmp_path / "perplexity.png"]
     assert (tmp_path / "perplexity.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ConfigError, match="no text was long enough"):
+        draw(header, {"a": {"length": 8, "nats": {}}}, tmp_path)
 
 
 def test_texts_are_cut_into_pieces(data):
@@ -188,12 +186,8 @@ def test_texts_are_cut_into_pieces(data):
     ("changes", "message"),
     [
         ({"scored": 20}, "scored .20. must be below the window .24. and every length .20"),
-        ({"lengths": [40, 20]}, "lengths must be .* ascending"),
-        ({"sinks": ["two"]}, "sinks must be"),
-        ({"topk": 3}, "topk must be a list"),
-        ({"memory": {"topk": 3}}, "memory.topk cannot be set"),
-        ({"memory": {"enabled": False}}, "memory.enabled cannot be set"),
-        ({"memory": {"strid": 3}}, "memory: .* Did you mean 'stride'"),
+        ({"lengths": [40, 20]}, "lengths: expected ascending numbers"),
+        ({"memory": {"topk": 3}}, "memory: 'topk' is a setting of the experiment"),
         ({"window": 50}, r"window \(50\) must be at most the model's 48 positions"),
         ({"memory": {}}, r"max_length \(3072\) must be at most the model's 48 positions"),
         ({"lengths": [72, 90]}, "the shortest length is 72 tokens, .* has 71"),
@@ -201,46 +195,56 @@ def test_texts_are_cut_into_pieces(data):
 )
 def test_settings_that_cannot_be_run_are_refused(data, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
-        run_perplexity(
-            settings(data, **changes), tiny(max_position_embeddings=48), tmp_path / "r.jsonl"
-        )
-    assert not (tmp_path / "r.jsonl").exists()
+        run(settings(data, **changes), tmp_path, tiny(max_position_embeddings=48))
+    assert not (tmp_path / "results.jsonl").exists()
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("name", "content", "message"),
     [
-        (None, "cannot be read: No such file"),
-        (b"", "is empty"),
-        (b"\xff", "is not UTF-8"),
-        (b"{", "line 1 is not JSON"),
-        (
-            b'{"text": "w3"}\n{"title": "w4"}',
-            "line 2 must be an object with .*; got 'title'",
-        ),
-        (b'{"id": 1, "text": "w3"}\n{"id": 1, "text": "w4"}', "'1' comes twice"),
+        ("x.txt", None, "cannot be read: .*No such file"),
+        ("x.txt", b" ", "is empty"),
+        ("x.txt", b"\xff", "cannot be read: .*utf-8"),
+        ("x.jsonl", b'{"text": "w3"}\n{"title": "w4"}', "row 2 has no field 'text'"),
+        ("x.jsonl", b'{"id": 1, "text": "w3"}\n{"id": 1, "text": "w4"}', "name '1' comes twice"),
+        ("x.jsonl", b'{"text": "w3 w4"}', "pieces of 3 tokens need a text as long; .* has 2"),
     ],
 )
-def test_texts_that_cannot_be_read_are_refused(tmp_path, content, message):
-    path = tmp_path / "texts.jsonl"
+def test_texts_that_cannot_be_read_are_refused(tmp_path, name, content, message):
     if content is not None:
-        path.write_bytes(content)
+        (tmp_path / name).write_bytes(content)
+    pieces = 3 if "pieces" in message else None
     with pytest.raises(DocumentError, match=message):
-        read_texts(path, tiny().tokenizer)
+        read_texts(tmp_path / name, tiny().tokenizer, piece_tokens=pieces)
 
 
-@pytest.mark.parametrize("preset", [None, "smoke", "full"])
-def test_the_presets_are_settings(preset):
-    base = ROOT / "configs" / "experiments" / "perplexity.yaml"
-    found = load_settings(PerplexitySettings, base, preset=preset)
-    assert (ROOT / found.data).is_file()
-    assert found.piece_tokens >= found.lengths[-1]
+IDS = torch.cat([BOS, random_ids(60, 4)])
 
 
-def test_results_are_plain_json(data, tmp_path):
-    path = run_perplexity(settings(data), tiny(), tmp_path / "r.jsonl").path
-    header, *records = map(json.loads, path.read_text().splitlines())
-    assert header["settings"]["lengths"] == [20, 40, 60]
-    assert [record["key"] for record in records] == [
-        f"{text} / {length}" for text in (0, 1) for length in (20, 40, 60)
-    ]
+@pytest.mark.parametrize("carry_context", [False, True])
+def test_a_growing_memory_has_the_rows_of_one_written_at_once(carry_context):
+    changes = {"stride": 8, "max_length": 24}
+    config = MemoryConfig(**changes, carry_context=carry_context, special_ids=[1])
+    loaded, other = tiny(), tiny()
+    memory, expected = attach(loaded.model, config), attach(other.model, config)
+    expected.write(IDS[:53], document="at once")
+    growing = GrowingMemory(memory, IDS[:53], [1])
+    read = []
+    loaded.model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    for length in (0, 10, 10, 30, 53):
+        growing.grow(length)
+        assert len(memory) == max(length - 1, 0)  # <bos> has no row
+    assert sum(read) == Windows(8, 24, carry_context).tokens_run(53)
+    backends = (memory.backend, expected.backend)
+    for layer_idx in memory.layers:
+        ids = torch.arange(52).expand(2, -1)
+        grown, written = (backend.fetch(layer_idx, ids) for backend in backends)
+        for part, other_part in zip(grown, written, strict=True):
+            assert torch.allclose(part, other_part, atol=1e-5)
+    assert [backend.catalog.sink_rows().tolist() for backend in backends] == [[0, 1, 2]] * 2
+    document = memory.backend.catalog.document("tokens 30 to 31")
+    assert document.token_ids.tolist() == IDS[30:32].tolist()
+    with pytest.raises(ValueError, match="at most 53; got 62"):
+        growing.grow(62)

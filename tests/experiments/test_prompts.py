@@ -4,7 +4,7 @@ from experiments.retrieval.prompts import Templates, closed_book, with_chunks, w
 from emt.errors import ConfigError
 from tests.experiments.fakes import Parrot, item, tiny
 
-TEMPLATES = Templates("Q: {question}", "{document} Q: {question}")
+TEMPLATES = Templates(question="Q: {question}", document="{document} Q: {question}")
 ITEM = item(context="one two Leeds four five six", question="Where to?")
 
 
@@ -69,5 +69,5 @@ def test_braces_in_a_document_or_question_mean_nothing():
     "wrong", [{"question": "Q"}, {"document": "{question}"}, {"document": "{document}"}]
 )
 def test_a_template_without_a_place_is_refused(wrong):
-    with pytest.raises(ConfigError, match=r"must have \{(question|document)\} in it"):
+    with pytest.raises(ConfigError, match=r"with \{(question|document)\} in it"):
         Templates(**wrong)

@@ -1,6 +1,5 @@
 import math
 import re
-import sys
 
 import pytest
 from experiments.retrieval.rag import BM25, Chunks
@@ -75,7 +74,7 @@ def test_a_retriever_of_one_s_own_by_its_name():
     assert chunks.best("harbour", 2) == [TEXTS[2], TEXTS[0]]
 
 
-def test_without_the_library_the_error_says_how_to_install_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "bm25s", None)
-    with pytest.raises(ConfigError, match=r"emt\[experiments\]"):
-        BM25(TEXTS)
+@pytest.mark.parametrize("name", ["dense", "no.such:Thing", "json:loads", "json:None"])
+def test_a_retriever_that_is_none_is_refused(name):
+    with pytest.raises(ConfigError, match=f"retriever .*{name}"):
+        Chunks(TEXTS, Parrot(), 100, name)

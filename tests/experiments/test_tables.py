@@ -1,104 +1,61 @@
-"""Rows from every source, in our names; a fault names file, row and field."""
-
-import gzip
-import json
-
-import pytest
-from experiments.tables import read_rows
-
-from emt.errors import ConfigError, DocumentError
-
-ROWS = [{"passage": "Koch spoke.", "question": "Who?", "label": "Koch"}] * 2
-OURS = [{"context": "Koch spoke.", "question": "Who?", "answer": "Koch"}] * 2
-COLUMNS = {"context": "passage", "answer": "label"}
-REQUIRED = ("context", "question", "answer")
-
-
-def lines():
-    return "".join(json.dumps(row) + "\n" for row in ROWS)
-
-
-def test_json_lines_plain_and_packed(tmp_path):
-    plain, packed = tmp_path / "rows.jsonl", tmp_path / "rows.jsonl.gz"
-    plain.write_text("\n" + lines(), encoding="utf-8")
-    packed.write_bytes(gzip.compress(lines().encode()))
-    for path in (plain, str(packed)):
-        assert list(read_rows(path, required=REQUIRED, columns=COLUMNS)) == OURS
-
-
-def test_any_iterable_of_mappings():
-    found = list(read_rows(iter(ROWS), required=REQUIRED, columns=COLUMNS))
-    assert found == OURS
-    assert [row.origin for row in found] == ["data set row 1", "data set row 2"]
-
-
-def test_columns_may_swap():
-    (row,) = read_rows([{"a": 1, "b": 2}], columns={"a": "b", "b": "a"})
-    assert row == {"a": 2, "b": 1}
-
-
-@pytest.mark.filterwarnings("ignore")  # of what datasets itself imports
-def test_a_dataset_of_hugging_face():
-    datasets = pytest.importorskip("datasets")
-    found = read_rows(datasets.Dataset.from_list(ROWS), required=REQUIRED, columns=COLUMNS)
-    assert list(found) == OURS
-
-
-def test_parquet(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    path = tmp_path / "rows.parquet"
-    parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
-    assert list(read_rows(path, required=REQUIRED, columns=COLUMNS)) == OURS
-    path.write_bytes(b"PAR1 and nothing")
-    with pytest.raises(DocumentError, match=r"rows.parquet' cannot be read as Parquet"):
-        list(read_rows(path))
-
-
-def test_parquet_without_pyarrow(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    path = tmp_path / "rows.parquet"
-    path.write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"pip install 'emt\[experiments\]'"):
-        list(read_rows(path))
-
-
-def test_a_missing_field_is_named(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text(lines() + '{"passage": "x", "question": null}\n', encoding="utf-8")
-    with pytest.raises(
-        DocumentError, match=r"rows.jsonl' row 3 has no field 'question'; .*passage"
-    ):
-        list(read_rows(path, required=("context", "question"), columns=COLUMNS))
-    with pytest.raises(DocumentError, match=r"no field 'answer' \(column 'gold'\)"):
-        list(read_rows(ROWS, required=("answer",), columns={"answer": "gold"}))
-
-
-def test_a_field_that_is_no_text():
-    (row,) = read_rows([{"context": 3}])
-    with pytest.raises(DocumentError, match="row 1: field 'context' must be text; got 3"):
-        row.text("context")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "error", "message"),
-    [
-        ("a.jsonl", b"{}\n{", DocumentError, "line 2 is not JSON"),
-        ("a.jsonl", b"[1]\n", DocumentError, "row 1 must be a mapping; got list"),
-        ("a.jsonl", b"\xff\xfe\n", DocumentError, "cannot be read"),
-        ("a.jsonl.gz", b"no gzip", DocumentError, "cannot be read"),
-        ("a.csv", b"", ConfigError, "expected a .jsonl"),
-    ],
+import numpy as np
+from experiments.statistics import Estimate, mean_interval
+from experiments.tables import (
+    COUNT,
+    average,
+    difference,
+    grouped,
+    interval,
+    origin,
+    records_table,
+    shown,
+    table,
+    values,
 )
-def test_bad_files(tmp_path, name, content, error, message):
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(error, match=message):
-        list(read_rows(path))
+
+RECORDS = [
+    {"rows": 2000, "way": "a", "id": 1, "right": True, "log_prob": -1.0},
+    {"rows": 2000, "way": "a", "id": 2, "right": False, "log_prob": None},
+    {"rows": 2000, "way": "b", "id": 2, "right": True, "log_prob": -2.5},
+]
 
 
-def test_a_missing_file_and_a_bad_mapping():
-    with pytest.raises(DocumentError, match="does not exist"):
-        list(read_rows("nowhere.jsonl"))
-    with pytest.raises(ConfigError, match="columns must map names to names"):
-        list(read_rows(ROWS, columns={"context": 3}))
+def test_a_table_has_a_row_a_group_and_a_column_a_measure():
+    columns = [
+        COUNT,
+        interval("right, %", "right", ".0f", 100),
+        average("log-prob", "log_prob", "+.2f"),
+        average("double", lambda record: 2 * record["id"], ".1f"),
+    ]
+    text = records_table(grouped(RECORDS, "rows", "way"), ["rows", "way"], columns)
+    assert text.splitlines() == [
+        "| rows | way | n | right, % | log-prob | double |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| 2,000 | a | 2 | 50 [0, 100] | -1.00 | 3.0 |",
+        "| 2,000 | b | 1 | 100 [100, 100] | -2.50 | 4.0 |",
+    ]
+
+
+def test_differences_are_of_the_same_items_only():
+    column = difference("right", "right", RECORDS[:2], ["id"], form="+.0f", scale=100)
+    assert column.cell(RECORDS[2:]) == "+100 [+100, +100]"
+    assert column.cell([{"id": 3, "right": True}]) == ""
+    log_probs = difference("log-prob", "log_prob", RECORDS[:2], ["id"])
+    assert log_probs.cell(RECORDS[2:]) == ""  # the other one has none
+
+
+def test_forms():
+    estimate = Estimate(0.5, 0.25, 0.75, 4)
+    assert shown(estimate, "+.1f", 100) == "+50.0 [+25.0, +75.0]"
+    assert shown(mean_interval([])) == ""
+    assert values(RECORDS, "log_prob") == [-1.0, -2.5]
+    assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_the_origin_names_settings_machine_versions_and_code():
+    header = {"machine": "a machine", "versions": {"torch": "2"}, "revision": "abc"}
+    header["settings"] = {"model": "tiny", "memory": {"topk": 4}, "others": {}}
+    lines = origin(header, "model", "memory", "others", "wording").splitlines()
+    assert lines[:2] == ["* model: tiny", '* memory: {"topk": 4}']
+    assert lines[2:] == ["* machine: a machine", "* versions: torch 2", "* code: abc"]
+    assert np.isnan(mean_interval([]).mean)

@@ -1,24 +1,21 @@
 """Timing: break-even arithmetic, answers of each way, what is timed, resuming, errors."""
 
-import json
 import random
 from contextlib import contextmanager
 
 import torch
 import pytest
-from experiments.settings import load_settings
-from experiments.timing import experiment as timing
-from experiments.timing.break_even import Cost
-from experiments.timing.experiment import measure, run_timing
+from experiments.timing.cost import Cost
 from experiments.timing.report import costs, draw, summary
+from experiments.timing.run import measure, run_timing
 from experiments.timing.settings import TimingSettings
-from experiments.timing.ways import cached, greedy, prompt, remembered
+from experiments.timing.ways import answer, cached, prompt, remembered
 
 from emt import MemoryConfig, attach, detach
 from emt.attach import memory_of
 from emt.errors import ConfigError
-from tests.emt.commands import ROOT
-from tests.experiments.long_texts import random_ids, tiny, write_texts
+from tests.experiments.fakes import random_ids, write_texts
+from tests.experiments.fakes import tiny_of_words as tiny
 
 WINDOWS = {"stride": 8, "max_length": 16}
 DOCUMENT, QUERIES = random_ids(40, 1), [random_ids(5, 5), random_ids(5, 3)]
@@ -30,26 +27,13 @@ def settings(data, **changes):
     return TimingSettings(data=str(data), **{**given, **changes})
 
 
+def run(asked, folder, loaded=None):
+    return run_timing(asked, folder, lambda: loaded or tiny())
+
+
 @pytest.fixture
 def data(tmp_path):
     return write_texts(tmp_path / "texts.jsonl", 60)
-
-
-@pytest.mark.parametrize(
-    ("mine", "other", "expected"),
-    [
-        (Cost(10, 1), Cost(0, 3), 5),  # 10 + 5 = 15 = 5 * 3
-        (Cost(11, 1), Cost(0, 3), 6),  # 11 + 5 > 15, 11 + 6 < 18
-        (Cost(1, 1), Cost(0, 3), 1),
-        (Cost(0, 3), Cost(10, 1), None),  # ahead at first, not for good
-        (Cost(10, 3), Cost(0, 3), None),
-        (Cost(0, 3), Cost(0, 3), 1),
-        (Cost(5, 1), Cost(6, 1), 1),
-        (Cost(0, 1), Cost(6, 2), 1),
-    ],
-)
-def test_break_even_by_hand(mine, other, expected):
-    assert mine.break_even(other) == expected
 
 
 def test_break_even_by_counting():
@@ -99,7 +83,7 @@ def test_prompt_and_cached_give_the_same_tokens(model_type, options):
 @pytest.mark.parametrize("memory_type", ["manual", "vector_db"])
 def test_remembered_gives_the_tokens_of_a_memory_written_by_hand(memory_type):
     loaded, config = tiny(), MemoryConfig(**WINDOWS, topk=4)
-    without = greedy(loaded.model, QUERIES[0], 8)
+    without = answer(loaded.model, QUERIES[0], 8)
     attach(loaded.model, config, tokenizer=loaded.tokenizer).write(DOCUMENT, document="by hand")
     expected = [greedy_by_generate(loaded.model, query, 8) for query in QUERIES]
     detach(loaded.model)
@@ -108,7 +92,7 @@ def test_remembered_gives_the_tokens_of_a_memory_written_by_hand(memory_type):
     with remembered(loaded, 8, config.replace(memory_type=memory_type), DOCUMENT) as ask:
         assert [ask(query) for query in QUERIES] == expected
     assert memory_of(loaded.model) is None
-    assert expected[0] != without == greedy(loaded.model, QUERIES[0], 8)
+    assert expected[0] != without == answer(loaded.model, QUERIES[0], 8)
 
 
 def test_a_memory_that_cannot_be_written_is_detached():
@@ -123,7 +107,7 @@ def test_a_memory_that_cannot_be_written_is_detached():
 
 def test_what_is_done_once_and_each_query_are_timed_apart(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr("experiments.timing.run.time.perf_counter", lambda: now[0])
 
     @contextmanager
     def condition(document):
@@ -140,25 +124,18 @@ def test_what_is_done_once_and_each_query_are_timed_apart(monkeypatch):
     assert found == {"once": 7.0, "queries": [2.0, 8.0]}
 
 
-def test_every_condition_has_its_turn_in_every_round(data, tmp_path):
-    results = run_timing(settings(data), tiny(), tmp_path / "r.jsonl")
-    turns = [(r["length"], r["round"], r["condition"]) for r in results.items.values()]
+def test_a_run_goes_on_where_it_was_stopped(data, tmp_path, monkeypatch):
+    full = run(settings(data), tmp_path)
+    turns = [(r["length"], r["round"], r["condition"]) for r in full.items.values()]
     names = ["prompt", "prompt, cached", "EMT manual", "EMT vector_db"]
     assert turns == [(n, turn, name) for n in (20, 40) for turn in (0, 1) for name in names]
-    for record in results.items.values():
-        assert len(record["queries"]) == 2
-        assert min(record["queries"]) > 0
-        assert (record["once"] > 0) == (record["condition"] != "prompt")
-
-
-def test_a_run_goes_on_where_it_was_stopped(data, tmp_path, monkeypatch):
-    full = run_timing(settings(data), tiny(), tmp_path / "r.jsonl")
+    assert all(min(record["queries"]) > 0 for record in full.items.values())
     lines = full.path.read_text().splitlines(keepends=True)
     full.path.write_text("".join(lines[:-2]))
     timed = []
-    real = timing.measure
-    monkeypatch.setattr(timing, "measure", lambda *given: timed.append(given) or real(*given))
-    again = run_timing(settings(data), tiny(), full.path)
+    counting = lambda *given: timed.append(given) or measure(*given)  # noqa: E731
+    monkeypatch.setattr("experiments.timing.run.measure", counting)
+    again = run(settings(data), tmp_path)
     assert list(again.items) == list(full.items)
     assert len(timed) == 2
     assert again.path.read_text().splitlines()[:-2] == [line.rstrip("\n") for line in lines[:-2]]
@@ -166,7 +143,7 @@ def test_a_run_goes_on_where_it_was_stopped(data, tmp_path, monkeypatch):
 
 def test_a_prompt_beyond_the_positions_is_left_out_and_said(data, tmp_path):
     loaded = tiny(max_position_embeddings=30)
-    results = run_timing(settings(data, rounds=1), loaded, tmp_path / "r.jsonl")
+    results = run(settings(data, rounds=1), tmp_path, loaded)
     reason = "48 tokens are beyond the model's 30 positions"
     left_out = {key: record.get("left_out") for key, record in results.items.items()}
     assert left_out == {
@@ -195,7 +172,7 @@ ITEMS = dict(
 
 def test_medians_of_rounds(data, tmp_path):
     assert costs(ITEMS) == {8: {"prompt": Cost(0.0, 3.0), "EMT": Cost(10.0, 1.0)}}
-    header = run_timing(settings(data, lengths=[8]), tiny(), tmp_path / "r.jsonl").header
+    header = run(settings(data, lengths=[8]), tmp_path).header
     lines = summary(header, ITEMS).splitlines()
     assert "| EMT | 10.00 | 1.000 | 11.000 | 3.500 | 5 queries |" in lines
     assert "| prompt | 0.00 | 3.000 | 3.000 | 3.000 |  |" in lines
@@ -207,35 +184,15 @@ def test_medians_of_rounds(data, tmp_path):
     ("changes", "message"),
     [
         ({"lengths": [20, 51]}, "need a text of 61 tokens; .* has 60"),
-        ({"queries": [2, 1]}, "queries must be .* ascending"),
-        ({"rounds": 0}, "rounds must be"),
-        ({"memory": {"path": "x"}}, "memory.path cannot be set"),
+        ({"queries": [2, 1]}, "queries: expected ascending"),
+        ({"rounds": 0}, "rounds: Input should be greater than 0"),
+        ({"memory": {"path": "x"}}, "memory: 'path' cannot be set"),
         ({"memories": {"prompt": {}}}, "cannot be called 'prompt'"),
-        ({"memories": {"EMT": {"stride": 17}}}, r"memories.EMT: max_length \(16\)"),
+        ({"memories": {"EMT": {"stride": 17}}}, r"max_length \(16\)"),
         ({"memory": {}}, r"max_length \(3072\) must be at most the model's 64 positions"),
     ],
 )
 def test_settings_that_cannot_be_run_are_refused(data, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
-        run_timing(
-            settings(data, **changes), tiny(max_position_embeddings=64), tmp_path / "r.jsonl"
-        )
-    assert not (tmp_path / "r.jsonl").exists()
-
-
-@pytest.mark.parametrize("preset", [None, "smoke", "full"])
-def test_the_presets_are_settings(preset):
-    base = ROOT / "configs" / "experiments" / "timing.yaml"
-    found = load_settings(TimingSettings, base, preset=preset)
-    assert (ROOT / found.data).is_file()
-    assert {config.memory_type for config in found.memory_configs().values()} == {
-        "manual",
-        "vector_db",
-    }
-
-
-def test_results_are_plain_json(data, tmp_path):
-    path = run_timing(settings(data, lengths=[20]), tiny(), tmp_path / "r.jsonl").path
-    header, *records = map(json.loads, path.read_text().splitlines())
-    assert header["experiment"] == "timing"
-    assert len(records) == 8
+        run(settings(data, **changes), tmp_path, tiny(max_position_embeddings=64))
+    assert not (tmp_path / "results.jsonl").exists()

@@ -4,11 +4,11 @@ By default its shorter document alone.
 """
 
 import pytest
-from experiments.retrieval.answering import LocalModel
-from experiments.retrieval.experiment import run_retrieval
-from experiments.retrieval.report import of, summary, values
+from experiments.retrieval.report import summary
+from experiments.retrieval.run import run_retrieval
 from experiments.retrieval.settings import RetrievalSettings
-from experiments.settings import load_settings
+from experiments.settings import read_settings
+from experiments.tables import grouped, values
 
 from tests.model.conftest import DEMO
 
@@ -27,25 +27,19 @@ ROOT = DEMO.parent.parent
 )
 def test_the_smoke_preset(smollm2, tmp_path, monkeypatch, changes, count):
     monkeypatch.chdir(ROOT)  # the file names its items from there
-    base = "configs/experiments/retrieval.yaml"
-    asked = load_settings(RetrievalSettings, base, preset="smoke", changes=changes)
-    results = run_retrieval(
-        asked,
-        tmp_path,
-        loading=lambda asked: LocalModel(
-            smollm2.model, smollm2.tokenizer, max_new_tokens=asked.max_new_tokens
-        ),
-    )
-    records = list(results.items.values())
-    assert len(records) == count * 6
+    path = "configs/experiments/retrieval.yaml"
+    asked = read_settings(path, preset="smoke", changes=changes)
+    assert asked.pop("experiment") == "retrieval"
+    results = run_retrieval(RetrievalSettings(**asked), tmp_path, lambda: smollm2)
+    by_condition = grouped(results.items.values(), "condition")
+    assert [len(records) for records in by_condition.values()] == [count] * 6
     mean = {
-        condition: sum(values(of(records, condition), "log_prob")) / count
-        for condition in ("closed_book", "document", "emt_manual", "emt_vector_db", "rag")
+        condition: sum(values(records, "log_prob")) / count
+        for (condition,), records in by_condition.items()
     }
-    assert mean["document"] > mean["closed_book"] + 1
-    assert mean["rag"] > mean["closed_book"] + 1
-    assert mean["emt_manual"] > mean["closed_book"] + 1
+    for condition in ("document", "rag", "emt_manual"):
+        assert mean[condition] > mean["closed_book"] + 1
     assert mean["emt_vector_db"] == pytest.approx(mean["emt_manual"], abs=1e-3)
-    manual, vector = (of(records, f"emt_{name}") for name in ("manual", "vector_db"))
+    manual, vector = (by_condition[f"emt_{name}",] for name in ("manual", "vector_db"))
     assert [one["text"] for one in manual] == [one["text"] for one in vector]
     assert f" | rag_emt | {count} |" in summary(results.header, results.items)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from emt.errors import DocumentError
-from experiments.tables import Row, Source, read_rows
+from experiments.rows import Row, read_rows
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Question:
     answers: tuple[tuple[str, int], ...]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Article:
     """A whole article.
 
@@ -39,134 +39,97 @@ class Article:
 
     title: str
     text: str
-    questions: tuple[Question, ...]
+    questions: list[Question] = field(default_factory=list)
+
+    def start_of(self, paragraph: str) -> int:
+        """Return the first character of a paragraph, which is added if it is new."""
+        separated = f"\n\n{self.text}\n\n"
+        start = separated.find(f"\n\n{paragraph}\n\n")
+        if start < 0:
+            self.text += f"\n\n{paragraph}" if self.text else paragraph
+            start = len(self.text) - len(paragraph)
+        return start
+
+    def ask(self, origin: str, id: str, text: str, context: str, answers: Any) -> None:
+        """Add a question about a paragraph.
+
+        Args:
+            origin: of the question, for errors.
+            id: of the question.
+            text: what is asked.
+            context: the paragraph.
+            answers: (answer, its first character in the paragraph or None) pairs.
+
+        Raises:
+            DocumentError: an answer is not in the paragraph.
+        """
+        paragraph, places = self.start_of(context), []
+        for answer, given in answers:
+            start = context.find(answer) if given is None else given
+            if start < 0 or not answer or not context.startswith(answer, start):
+                raise DocumentError(f"{origin}: answer {answer!r:.60} is not in its context.")
+            places.append((answer, paragraph + start))
+        self.questions.append(Question(id, text, tuple(places)))
 
 
-def read_articles(source: Source, columns: Mapping[str, str] | None = None) -> list[Article]:
+def read_articles(path: Path | str) -> list[Article]:
     """Read articles.
 
     Args:
-        source: a `.json` file in the layout of SQuAD, or anything that `read_rows` reads. Rows have
-            `context`, `question` and `answer` (or `answers`), text, a list of texts, or SQuAD's
-            {"text": [...], "answer_start": [...]}. Rows with one `title` are one article whose
-            paragraphs are their contexts; without a title each context is an article.
-        columns: our name of a column -> the data set's.
+        path: a `.json` file in the layout of SQuAD, or one that `read_rows` reads, with `context`,
+            `question` and `answer` (text), or `answers` as SQuAD's rows have them: {"text": [...],
+            "answer_start": [...]}. Rows with one `title` are one article whose paragraphs are their
+            contexts; without a title each context is an article.
 
     Raises:
         ConfigError: a file of a kind that is not read.
         DocumentError: it cannot be read, a row lacks a field, an answer is not in its context, or
             there is no question at all; with file and row.
     """
-    if isinstance(source, str | Path) and str(source).lower().endswith(".json"):
-        articles = list(_squad(Path(source)))
-    else:
-        articles = _of_rows(read_rows(source, required=("context", "question"), columns=columns))
+    is_squad = str(path).lower().endswith(".json")
+    articles = list(_squad(Path(path)) if is_squad else _of_rows(path))
     if not any(article.questions for article in articles):
-        raise DocumentError(f"no question in {_name(source)}; expected articles with questions.")
+        raise DocumentError(f"no question in '{path}'; expected articles with questions.")
     return articles
-
-
-class _Pages:
-    """An article that grows by paragraphs."""
-
-    def __init__(self, title: str) -> None:
-        self.title = title
-        self.text = title
-        self.starts: dict[str, int] = {}
-        self.questions: list[Question] = []
-
-    def start_of(self, paragraph: str) -> int:
-        """Return where a paragraph stands; it is added if it is new."""
-        if paragraph not in self.starts:
-            self.text += "\n\n" if self.text else ""
-            self.starts[paragraph] = len(self.text)
-            self.text += paragraph
-        return self.starts[paragraph]
-
-    def ask(
-        self,
-        id: str,
-        text: str,
-        answers: Sequence[tuple[str, int | None]],
-        context: str,
-        where: str,
-    ) -> None:
-        """Add a question about a paragraph."""
-        found = []
-        for answer, start in answers:
-            at = context.find(answer) if start is None else start
-            if at < 0 or not answer or context[at : at + len(answer)] != answer:
-                place = "" if start is None else f" at character {start}"
-                raise DocumentError(
-                    f"{where}: answer {answer[:60]!r} is not in its context{place}. "
-                    "Correct the answer, or leave the row out."
-                )
-            found.append((answer, self.start_of(context) + at))
-        self.start_of(context)
-        self.questions.append(Question(id, text, tuple(found)))
-
-    def article(self) -> Article:
-        """Return it."""
-        return Article(self.title, self.text, tuple(self.questions))
 
 
 def _squad(path: Path) -> Iterator[Article]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise DocumentError(f"'{path}' cannot be read as JSON: {error}") from error
-    where = f"'{path}'"
     try:
-        for number, entry in enumerate(found["data"], start=1):
-            where = f"'{path}' article {number}"
-            pages = _Pages(entry.get("title", "").replace("_", " "))
-            for index, paragraph in enumerate(entry["paragraphs"], start=1):
-                where = f"'{path}' article {number} paragraph {index}"
-                context = paragraph["context"]
-                pages.start_of(context)
-                for qa in paragraph["qas"]:
-                    where = f"'{path}' question '{qa['id']}'"
-                    answers = [(one["text"], one.get("answer_start")) for one in qa["answers"]]
-                    pages.ask(str(qa["id"]), qa["question"], answers, context, where)
-            yield pages.article()
+        for entry in data["data"]:
+            title = entry.get("title", "").replace("_", " ")
+            article = Article(title, title)
+            for paragraph in entry["paragraphs"]:
+                article.start_of(paragraph["context"])
+                for asked in paragraph["qas"]:
+                    origin = f"'{path}' question '{asked['id']}'"
+                    answers = [(one["text"], one.get("answer_start")) for one in asked["answers"]]
+                    context = paragraph["context"]
+                    article.ask(origin, str(asked["id"]), asked["question"], context, answers)
+            yield article
     except (KeyError, TypeError, AttributeError) as error:
-        what = f"has no field {error}" if isinstance(error, KeyError) else f"has a fault: {error}"
         raise DocumentError(
-            f"{where} {what}. Expected SQuAD's layout: data, paragraphs, context, qas, answers."
+            f"'{path}' is not in SQuAD's layout of articles, paragraphs and questions: {error!r}."
         ) from error
 
 
-def _of_rows(rows: Iterator[Row]) -> list[Article]:
-    found: dict[str, _Pages] = {}
-    for number, row in enumerate(rows, start=1):
-        context, title = row.text("context"), row.get("title") or ""
-        pages = found.setdefault(str(title or context), _Pages(str(title).replace("_", " ")))
+def _of_rows(path: Path | str) -> list[Article]:
+    articles: dict[str, Article] = {}
+    for number, row in enumerate(read_rows(path, required=("context", "question")), start=1):
+        context = row.text("context")
+        title = str(row.get("title") or "").replace("_", " ")
+        article = articles.setdefault(title or context, Article(title, title))
         id = str(row.get("id") or f"row-{number}")
-        pages.ask(id, row.text("question"), _answers(row), context, row.origin)
-    return [pages.article() for pages in found.values()]
+        article.ask(row.origin, id, row.text("question"), context, _answers(row))
+    return list(articles.values())
 
 
-def _answers(row: Row) -> list[tuple[str, int | None]]:
+def _answers(row: Row) -> Sequence[tuple[str, int | None]]:
     """Return (answer, start in the context or None) of one row."""
-    value: Any = row.get("answers", row.get("answer"))
-    starts: Any = None
-    if isinstance(value, Mapping):
-        value, starts = value.get("text"), value.get("answer_start")
-    if isinstance(value, str):
-        value, starts = [value], [row.get("answer_start")]
-    texts = list(value) if isinstance(value, Sequence) else []
-    if value is None or not all(isinstance(text, str) and text for text in texts):
-        raise DocumentError(
-            f"{row.origin}: field 'answer' must be text or a list of texts; got {value!r:.60}. "
-            "Name its column with columns: {answer: theirs}."
-        )
-    starts = list(starts) if starts is not None else [None] * len(texts)
-    if len(starts) != len(texts):
-        raise DocumentError(
-            f"{row.origin}: {len(texts)} answers have {len(starts)} values of answer_start."
-        )
-    return list(zip(texts, starts, strict=True))
-
-
-def _name(source: Source) -> str:
-    return f"'{source}'" if isinstance(source, str | Path) else "the data set"
+    answers = row.get("answers")
+    if isinstance(answers, Mapping):
+        return list(zip(answers["text"], answers["answer_start"], strict=True))
+    return [(row.text("answer"), row.get("answer_start"))]

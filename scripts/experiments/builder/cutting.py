@@ -5,15 +5,14 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 CountTokens = Callable[[str], int]
 
 _SENTENCE_END = re.compile(r"(?<=[.!?\u201d\"])\s+(?=[A-Z0-9\"\u201c(])|\n+")
 
 
-@dataclass(frozen=True)
-class Cut:
+class Cut(NamedTuple):
     """A context.
 
     Attributes:
@@ -21,7 +20,8 @@ class Cut:
         answer_start: of the answer in it.
         n_tokens: of the context.
         construction: "full" for the whole article, "truncated" for a part of it.
-        start, stop: what the part is, as characters of the text.
+        start: first character of the part.
+        stop: one after its last character.
     """
 
     context: str
@@ -48,7 +48,7 @@ def cut(
         answer: start and stop of the answer in the text.
         limits: lowest and highest number of tokens.
         count: tells how many tokens a text has.
-        draw: where the answer stands within the cut, and how long that is.
+        draw: decides the length, and the place of the answer within it.
     """
     low, high = limits
     whole = count(text)
@@ -66,8 +66,7 @@ def cut(
     while True:
         start, stop = sentences[first][0], sentences[last][1]
         body = text[start:stop].rstrip()
-        context = head + body
-        n_tokens = count(context)
+        n_tokens = count(head + body)
         if n_tokens <= high:
             break
         # Sentences counted one by one can come to less than their text.
@@ -80,7 +79,7 @@ def cut(
     if n_tokens < low:
         return None
     at = answer[0] - start + len(head)
-    return Cut(context, at, n_tokens, "truncated", start, start + len(body))
+    return Cut(head + body, at, n_tokens, "truncated", start, start + len(body))
 
 
 def _grown(sizes: list[int], first: int, last: int, target: int, depth: float) -> tuple[int, int]:

@@ -6,36 +6,10 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from experiments.builder.changes import Edit, Rejected
-from experiments.builder.folding import fold, folded, phrase
-from experiments.builder.vocabulary import words
+from experiments.builder.edits import Edit, Rejected
+from experiments.builder.folded import fold, folded, phrase
+from experiments.builder.vocabulary import WORDS
 
-_SHORTENED_TITLES = words(
-    """
-    Mr Mrs Ms Dr Prof Sir Lord Lady Rev St Gen Col Capt Sgt Lt Gov Sen Pres
-    """
-)
-_TITLES = {title.lower() for title in _SHORTENED_TITLES} | frozenset(
-    words("""
-    doctor professor reverend general colonel captain lieutenant governor senator president king
-    queen prince princess emperor empress pope bishop archbishop duke count baron chief
-    commander major admiral marquis father brother saint
-    """)
-)
-# Before a place these are part of its name, though they are words of their own too.
-_NAME_PARTS = frozenset(
-    words("""
-    new north south east west great saint st fort port san lake mount old
-    """)
-)
-# They begin sentences; the others that do are known by standing elsewhere in lower case.
-_FUNCTION_WORDS = frozenset(
-    words("""
-    a after also although an and as at before both but by during for from he her his however if in
-    into its no not of on or she since so than that the their then these they this those though
-    through to under until when where which while who with
-    """)
-)
 _SUFFIX = r"(?:'s|s'|es|s|')?"
 
 
@@ -58,25 +32,25 @@ class NameChange:
         """Return every occurrence: any case, with or without accents, possessive or plural.
 
         Raises:
-            Rejected: an occurrence is part of a longer name, the surname of somebody else, or an
+            Rejected: an occurrence is part of a longer name, somebody else's surname, or an
                 ordinary word that only looks like the name.
         """
-        found: list[Edit] = []
+        edits: list[Edit] = []
         if fold(self.old.split()[-1]) not in folded(text).text:  # far faster than a search
-            return found
+            return edits
         for start, stop in folded(text).spans(_pattern(self.old, self.is_person)):
-            there = text[start:stop]
-            is_surname = self.is_person and " " in self.old and len(there.split()) == 1
-            if there[0].islower() and len(there.split()) == 1:
+            shown = text[start:stop]
+            is_surname = self.is_person and " " in self.old and len(shown.split()) == 1
+            if shown[0].islower() and len(shown.split()) == 1:
                 raise Rejected("also an ordinary word")
             if _before(text, start, is_surname):
                 raise Rejected("surname of others" if is_surname else "part of a longer name")
             if len(self.old.split()) == 1 and _after(text, stop):
                 raise Rejected("part of a longer name")
             new = self.new.split()[-1] if is_surname else self.new
-            is_loud = len(there) > 3 and there.isupper() and not self.old.isupper()
-            found.append(Edit(start, stop, new.upper() if is_loud else new))
-        return found
+            is_loud = len(shown) > 3 and shown.isupper() and not self.old.isupper()
+            edits.append(Edit(start, stop, new.upper() if is_loud else new))
+        return edits
 
     def back(self) -> NameChange:
         """Return the opposite change."""
@@ -102,15 +76,16 @@ def _before(text: str, start: int, is_surname: bool) -> bool:
     if match is None or not match[1][0].isupper():
         return False
     word = match[1].rstrip(".").lower()
-    if match[1].endswith(".") and word not in _TITLES and len(word) > 1:
+    if match[1].endswith(".") and word not in WORDS["titles"] and len(word) > 1:
         return False  # the end of a sentence
-    if word in _NAME_PARTS and not is_surname:
+    if word in WORDS["name_parts"] and not is_surname:
         return True
-    return word not in _TITLES and word not in _FUNCTION_WORDS and word not in _words_of(text)
+    no_name = WORDS["titles"] | WORDS["function_words"] | _words_of(text)
+    return word not in no_name
 
 
 def _after(text: str, stop: int) -> bool:
-    """Tell whether a name goes on after what was found."""
+    """Tell whether a name goes on after this place."""
     match = re.match(r"\s([^\W\d_][\w'\u2019-]*)", text[stop : stop + 40])
     return bool(match and match[1][0].isupper() and match[1].lower() not in _words_of(text))
 

@@ -7,42 +7,30 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
 
-from experiments.builder.vocabulary import words
+from experiments.builder.vocabulary import NUMBERS
 
-_SMALL = words(
-    """
-    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
-    fifteen sixteen seventeen eighteen nineteen
-    """
-)
-_TENS = words(
-    """
-    twenty thirty forty fifty sixty seventy eighty ninety
-    """
-)
-_SMALL_TH = words(
-    """
-    zeroth first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth
-    thirteenth fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth
-    """
-)
-_TENS_TH = [ten[:-1] + "ieth" for ten in _TENS]
-_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9}
-_SCALES["trillion"] = 10**12
+_SCALES = {
+    "hundred": 100,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+}
 
 
-def _words(ordinal: bool) -> list[str]:
-    """Return the names of 0 to 99, at their index."""
-    last = _SMALL_TH if ordinal else _SMALL
+def _words(kind: str) -> list[str]:
+    """Return the cardinal or ordinal names of 0 to 99, at their index."""
+    small = NUMBERS[kind]
+    whole_tens = {"cardinal": str, "ordinal": lambda ten: ten[:-1] + "ieth"}[kind]
     tens = [
-        f"{ten}-{last[unit]}" if unit else (_TENS_TH[index] if ordinal else ten)
-        for index, ten in enumerate(_TENS)
+        f"{ten}-{small[unit]}" if unit else whole_tens(ten)
+        for ten in NUMBERS["tens"]
         for unit in range(10)
     ]
-    return [*last, *tens]
+    return [*small, *tens]
 
 
-_CARDINALS, _ORDINALS = _words(False), _words(True)
+_CARDINALS, _ORDINALS = _words("cardinal"), _words("ordinal")
 _VALUES = {word: value for value, word in enumerate(_CARDINALS)}
 _RANKS = {word: value for value, word in enumerate(_ORDINALS)}
 _ANY_WORD = "|".join(

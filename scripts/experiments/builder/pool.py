@@ -8,16 +8,16 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from experiments.builder.answer_kinds import kind_of
 from experiments.builder.articles import Article, Question
-from experiments.builder.folding import fold
+from experiments.builder.folded import fold
+from experiments.builder.kinds import kind_of
 
 _LEADING = re.compile(
     r"(?:a|an|the|in|on|at|by|from|to|of|until|since|during|throughout|about|around|over|under|"
     r"approximately|nearly|almost|more than|less than|up to|as of|with|for)\s+",
     re.IGNORECASE,
 )
-_WIDER = {"place": ("place", "city")}  # who may stand in for whom
+_WIDER = {"place": ("place", "city")}  # types that may stand in for a type
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def answers_of(question: Question) -> list[Answer]:
     """Return its answers, the one that most annotators gave first; of equals, the shortest."""
     bare = [_bare(text, start) for text, start in question.answers]
     votes = Counter(fold(answer.text) for answer in bare)
-    return sorted(bare, key=lambda one: (-votes[fold(one.text)], len(one.text), one.start))
+    return sorted(bare, key=lambda a: (-votes[fold(a.text)], len(a.text), a.start))
 
 
 class NamePool:
@@ -62,7 +62,7 @@ class NamePool:
                     if kind is not None and kind.kind == "entity":
                         types[answer.text].add(kind.type)
                         self._with_the.setdefault(answer.text, has_the(article.text, answer.start))
-        self._types = {name: type for name, found in types.items() if (type := _agreed(found))}
+        self._types = {name: type for name, given in types.items() if (type := _agreed(given))}
         self._names: dict[str, list[str]] = defaultdict(list)
         for name, type in sorted(self._types.items()):
             self._names[type].append(name)
@@ -78,16 +78,15 @@ class NamePool:
         as many words; none shares a word with it but what names its type.
         """
         type = self._types[name]
-        found = [other for wider in _WIDER.get(type, (type,)) for other in self._names[wider]]
-        draw.shuffle(found)
+        others = [other for wider in _WIDER.get(type, (type,)) for other in self._names[wider]]
+        draw.shuffle(others)
         shared = set(type.split())
         words = set(fold(name).split()) - shared
-        for other in found:
-            theirs = other.split()
+        for other in others:
             if (
                 self._with_the[other] == with_the
                 and other.endswith("s") == name.endswith("s")
-                and abs(len(theirs) - len(name.split())) <= 1
+                and abs(len(other.split()) - len(name.split())) <= 1
                 and not words & (set(fold(other).split()) - shared)
             ):
                 yield other
@@ -95,8 +94,8 @@ class NamePool:
 
 def _agreed(types: set[str]) -> str | None:
     """Return the one type; "place", which "where" asks for, gives way to any other."""
-    found = types - {"place"} or types
-    return next(iter(found)) if len(found) == 1 else None
+    specific = types - {"place"} or types
+    return next(iter(specific)) if len(specific) == 1 else None
 
 
 def has_the(text: str, start: int) -> bool:

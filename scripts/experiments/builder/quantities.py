@@ -8,15 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 
-from experiments.builder.changes import Edit, apply
+from experiments.builder.edits import Edit, apply
 from experiments.builder.numerals import Number, numbers_in, suffix_of
-from experiments.builder.vocabulary import words
+from experiments.builder.vocabulary import MONTHS
 
-MONTHS = words(
-    """
-    January February March April May June July August September October November December
-    """
-)
 _MONTH = "|".join(MONTHS)
 _YEAR = r"1\d{3}|20\d{2}"
 _DATE = re.compile(
@@ -44,14 +39,14 @@ class NumberChange:
     def edits(self, text: str) -> list[Edit]:
         """Return each number of these values, written anew in its own form."""
         new = dict(self.values)
-        found = []
+        edits = []
         for number in numbers_in(text):
             if number.ordinal == self.ordinal and number.value in new:
                 written = number.written(new[number.value])
                 # A form that cannot say the new value takes that of plain digits.
                 plain = written if written is not None else _plain(number, new[number.value])
-                found.append(Edit(number.start, number.stop, plain))
-        return found
+                edits.append(Edit(number.start, number.stop, plain))
+        return edits
 
     def back(self) -> NumberChange:
         """Return the opposite change."""
@@ -99,23 +94,29 @@ class DateChange:
 
     def edits(self, text: str) -> list[Edit]:
         """Return each occurrence, from its day to its month."""
-        found = []
+        day = self.new.day or 0
+        changed = {**dict.fromkeys(("m1", "m2", "m3"), self.new.month)}
+        if self.old.day is not None:
+            changed |= dict.fromkeys(("d1", "d2"), str(day))
+            changed |= dict.fromkeys(("s1", "s2"), suffix_of(day))
+        edits = []
         for match in _DATE.finditer(text):
-            date = _date(match)
-            same_year = date.year == self.old.year or (self.old.day and not date.year)
-            if not same_year and self.old.year:
-                continue
-            if date.month != self.old.month or (self.old.day and date.day != self.old.day):
-                continue
-            parts = [Edit(*match.span(name), self.new.month) for name in ("m1", "m2", "m3")]
-            if self.old.day is not None:
-                day = self.new.day or 0
-                parts += [Edit(*match.span(name), str(day)) for name in ("d1", "d2")]
-                parts += [Edit(*match.span(name), suffix_of(day)) for name in ("s1", "s2")]
-            parts = sorted((part for part in parts if part.start >= 0), key=lambda part: part.start)
-            start, stop = parts[0].start, parts[-1].stop  # the year after them stays
-            found.append(Edit(start, stop, apply(text[:stop], parts)[start:]))
-        return found
+            if self._is_old(_date(match)):
+                parts = sorted(
+                    Edit(*match.span(group), part)
+                    for group, part in changed.items()
+                    if match[group] is not None
+                )
+                start, stop = parts[0].start, parts[-1].stop  # the year after them stays
+                edits.append(Edit(start, stop, apply(text[:stop], parts)[start:]))
+        return edits
+
+    def _is_old(self, date: Date) -> bool:
+        old = self.old
+        is_same_year = old.year in (None, date.year) or (old.day and not date.year)
+        return bool(
+            is_same_year and date.month == old.month and (not old.day or date.day == old.day)
+        )
 
     def back(self) -> DateChange:
         """Return the opposite change."""
@@ -124,14 +125,14 @@ class DateChange:
 
 def date_in(text: str) -> Date | None:
     """Return the one date of a text; None if there is none, or more than one."""
-    found = list(_DATE.finditer(text))
-    return _date(found[0]) if len(found) == 1 else None
+    matches = list(_DATE.finditer(text))
+    return _date(matches[0]) if len(matches) == 1 else None
 
 
 def decade_in(text: str) -> str | None:
     """Return the one decade of a text, "1990" for "the 1990s"."""
-    found = _DECADE.findall(text)
-    return found[0] if len(found) == 1 else None
+    decades = _DECADE.findall(text)
+    return decades[0] if len(decades) == 1 else None
 
 
 def other_dates(old: Date, draw: random.Random) -> Iterator[DateChange]:
@@ -161,14 +162,16 @@ def other_years(old: list[Number], draw: random.Random) -> Iterator[NumberChange
             yield NumberChange(values)
 
 
-def other_numbers(old: Number, draw: random.Random, most: int | None) -> Iterator[NumberChange]:
+def other_numbers(
+    old: Number, draw: random.Random, most: int | None = None
+) -> Iterator[NumberChange]:
     """Yield changes to numbers of half to twice the size that look alike.
 
     As many digits, as many decimals, and as many zeros at the end: 45,000 becomes 62,000.
 
     Args:
-        old: what they replace.
-        draw: where they come from.
+        old: the number that they replace.
+        draw: the source of randomness.
         most: the highest that makes sense, for percent and centuries.
     """
     power = Decimal(old.scale) / 10**old.decimals

@@ -1,1 +1,1 @@
-"""Answers over topk, attention to memories by head, citation precision."""
+""""""

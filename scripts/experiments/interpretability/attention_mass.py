@@ -44,25 +44,21 @@ def attention_mass(recording: Recording, document: StoredDocument, answer: str) 
         answer: what was to be found in it.
     """
     sinks = document.first_row + document.sink_rows
-    said = tokens_of(document, answer)
-    rows = document.first_row + np.flatnonzero(np.isin(document.row_tokens, said))
+    in_answer = np.isin(document.row_tokens, tokens_of(document, answer))
+    rows = document.first_row + np.flatnonzero(in_answer)
+    if not len(recording):
+        return AttentionMass(*(np.zeros((0, 0)) for _ in range(3)))
     sums = []
     for step in recording:
-        maps: list[list[Map]] = [[], [], []]
+        maps = []
         for layer in sorted(step):
             retrieved = step[layer].of_sequence(0)
-            ids = retrieved.ids[:, -1].numpy()  # (H, k)
+            ids = retrieved.ids[:, -1].numpy()  # (H, k), -1 for none
             weights = retrieved.weights[:, -1].numpy().astype(np.float64)
-            for kept, where in zip(
-                maps, (ids >= 0, ~np.isin(ids, sinks), np.isin(ids, rows)), strict=True
-            ):
-                kept.append(np.where(where & (ids >= 0), weights, 0.0).sum(axis=-1))
-        sums.append(np.array(maps))  # (3, L, H)
-    if not sums:
-        nothing = np.zeros((0, 0))
-        return AttentionMass(nothing, nothing, nothing)
-    memory, content, found = np.mean(sums, axis=0)
-    return AttentionMass(memory, content, found)
+            counted = np.stack([ids >= 0, ~np.isin(ids, sinks), np.isin(ids, rows)]) & (ids >= 0)
+            maps.append((weights * counted).sum(axis=-1))  # (3, H)
+        sums.append(np.array(maps))  # (L, 3, H)
+    return AttentionMass(*np.mean(sums, axis=0).swapaxes(0, 1))
 
 
 def tokens_of(document: StoredDocument, answer: str) -> npt.NDArray[np.int64]:

@@ -1,154 +1,47 @@
-"""The interpretability experiment's tables and pictures, from its results."""
+"""The interpretability experiment's tables and plots."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from emt.errors import ConfigError
-from experiments.drawing import figure
-from experiments.statistics import Estimate, mean_interval, paired_difference
-
-Record = Mapping[str, Any]
-Items = Mapping[str, Record]
+from experiments.plots import curve, panels, save
+from experiments.results import Header, Items
+from experiments.statistics import mean_interval, paired_difference
+from experiments.tables import (
+    INTERVALS,
+    Record,
+    average,
+    grouped,
+    interval,
+    origin,
+    records_table,
+    shown,
+    table,
+    values,
+)
 
 _MAPS = {
     "memory": "all memories",
     "content": "attention sinks left out",
     "answer": "tokens of the answer",
 }
+_LEGEND = (
+    "Each item has its document as the only memory. *Preferred*: the answer in the document is "
+    "likelier than the original one. *Log-prob*: of the answer, nats a token. *Memories*: how many "
+    "a query retrieves for one generated token, at each layer and head; what a redone step had "
+    f"retrieved before counts, too. {INTERVALS}"
+)
 
 
-def summary(header: Mapping[str, Any], items: Items) -> str:
-    """Return the results in Markdown.
-
-    Args:
-        header: a results file's first line.
-        items: its records.
-
-    Raises:
-        ConfigError: there are none yet.
-    """
-    by_condition, settings = _by_condition(items), header["settings"]
-    num_items = len({record["item"] for record in items.values()})
-    heads = _with_maps(by_condition.get(settings["heat_map"], []))
-    lines = [
-        "# Interpretability",
-        "",
-        f"{settings['model']}; {num_items} items of `{Path(settings['items']).name}`, each with "
-        "its document as the only memory. Memory settings: "
-        f"{_named(settings['memory']) or 'as published'}. 95 % bootstrap intervals over items.",
-        "",
-        f"Measured on {header['machine']}, revision {header['revision']}.",
-        *_answers(by_condition, settings["seed"]),
-        *_citations(by_condition, settings["seed"]),
-        *_stability(by_condition, _topk_names(header), settings["seed"]),
-        *(_heads(settings["heat_map"], heads) if heads else []),
-    ]
-    return "\n".join([*lines, ""])
-
-
-def _answers(by_condition: Mapping[str, Sequence[Record]], seed: int) -> list[str]:
-    lines = [
-        "",
-        "## Answers, and what they cost",
-        "",
-        "Memories: how many a query retrieves for one generated token, at each layer and head; "
-        "what a redone step had retrieved before counts, too. Preferred: the answer in the "
-        "document is likelier than the original one. Log-probability: of the answer, nats a token.",
-        "",
-        "| condition | right, % | preferred, % | log-probability | memories | steps redone, % | "
-        "right, points a memory | preferred, points a memory |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for name, records in by_condition.items():
-        right = mean_interval([100.0 * r["right"] for r in records], seed=seed)
-        preferred = mean_interval(_values(records, _preferred), seed=seed)
-        log_prob = mean_interval([r["log_prob"] for r in records], seed=seed)
-        memories = float(np.mean([memories_a_query(r) for r in records]))
-        redone = 100 * float(np.mean([r["num_redone"] / len(r["token_ids"]) for r in records]))
-        cells = [_shown(right, 0), _shown(preferred, 0), _shown(log_prob, 2)]
-        cells += [f"{memories:.1f}", f"{redone:.0f}"]
-        for part in (right, preferred):
-            cells.append(f"{part.mean / memories:.2f}" if memories and part.count else "")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
-
-
-def _citations(by_condition: Mapping[str, Sequence[Record]], seed: int) -> list[str]:
-    lines = [
-        "",
-        "## Citations",
-        "",
-        "Precision: how often the passage that is cited first has the answer in it. Chance: of a "
-        "passage taken at random.",
-        "",
-        "| condition | precision, % | chance, % | precision above chance |",
-        "|---|---:|---:|---:|",
-    ]
-    for name, records in by_condition.items():
-        cited = _values(records, _cited_answer)
-        chance = [100.0 * r["chance"] for r in records]
-        precision = mean_interval(cited, seed=seed)
-        above = paired_difference(cited, chance, seed=seed)
-        lines.append(
-            f"| {name} | {_shown(precision, 0)} | {np.mean(chance):.1f} | {_shown(above, 0)} |"
-        )
-    return lines
-
-
-def _stability(
-    by_condition: Mapping[str, Sequence[Record]], by_topk: Sequence[str], seed: int
-) -> list[str]:
-    lines = [
-        "",
-        "## Stability over topk",
-        "",
-        "| from | to | same text, % | same first tokens | change of the log-probability |",
-        "|---|---|---:|---:|---:|",
-    ]
-    for before, after in itertools.pairwise(name for name in by_topk if name in by_condition):
-        pairs = _pairs(by_condition[before], by_condition[after])
-        if not pairs:
-            continue
-        same = mean_interval([100.0 * _is_same(one, other) for one, other in pairs], seed=seed)
-        first = mean_interval([_shared(one, other) for one, other in pairs], seed=seed)
-        change = paired_difference(
-            [other["log_prob"] for _, other in pairs], [one["log_prob"] for one, _ in pairs]
-        )
-        cells = [_shown(same, 0), _shown(first, 1), _shown(change, 2)]
-        lines.append(f"| {before} | {after} | {' | '.join(cells)} |")
-    return lines
-
-
-def draw(header: Mapping[str, Any], items: Items, folder: Path | str) -> list[Path]:
-    """Draw the heat maps of one condition, and what answers do over topk.
-
-    Args:
-        header: a results file's first line.
-        items: its records.
-        folder: gets `attention_mass.png` and `stability.png`.
-
-    Returns:
-        The files.
-
-    Raises:
-        ConfigError: matplotlib is not installed, or there is nothing to draw.
-    """
-    by_condition = _by_condition(items)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn = [_draw_stability(header, by_condition, folder / "stability.png")]
-    name = header["settings"]["heat_map"]
-    records = _with_maps(by_condition.get(name, []))
-    if records:
-        drawn.append(_draw_maps(name, records, folder / "attention_mass.png"))
-    return drawn
+def preferred(record: Record) -> bool | None:
+    """Tell whether the answer is likelier than the original one; None without one."""
+    original = record["original_log_prob"]
+    return None if original is None else record["log_prob"] > original
 
 
 def memories_a_query(record: Record) -> float:
@@ -157,144 +50,137 @@ def memories_a_query(record: Record) -> float:
     return float(record["num_retrieved"]) / num_queries if num_queries else 0.0
 
 
-def mean_map(records: Sequence[Record], name: str) -> npt.NDArray[np.float64]:
+def summary(header: Header, items: Items) -> str:
+    """Return the results in Markdown."""
+    by_condition, settings = grouped(items.values(), "condition"), header["settings"]
+    answers = [
+        interval("right, %", "right", ".0f", 100),
+        interval("preferred, %", preferred, ".0f", 100),
+        interval("log-prob", "log_prob", ".2f"),
+        average("memories", memories_a_query),
+        average("steps redone, %", lambda r: r["num_redone"] / len(r["token_ids"]), ".0f", 100),
+    ]
+    citations = [
+        interval("precision, %", "cited_answer", ".0f", 100),
+        average("chance, %", "chance", scale=100),
+        interval("above chance", lambda r: r["cited_answer"] - r["chance"], ".0f", 100),
+    ]
+    parts = [
+        "# Interpretability",
+        origin(header, "model", "items", "memory", "others"),
+        "## Answers, and what they cost",
+        _LEGEND,
+        records_table(by_condition, ["condition"], answers),
+        "## Citations",
+        "Precision: how often the passage that is cited first has the answer in it. Chance: of a "
+        "passage taken at random.",
+        records_table(by_condition, ["condition"], citations),
+        "## Stability over topk",
+        _stability_table([by_condition.get((name,), []) for name in _topk_names(header)]),
+    ]
+    if with_maps := _with_maps(header, items):
+        parts += ["## Heads that attend to the answer", _heads(settings["heat_map"], with_maps)]
+    return "\n\n".join(parts) + "\n"
+
+
+def draw(header: Header, items: Items, folder: Path) -> list[Path]:
+    """Draw the heat maps of one condition, and what answers do over topk."""
+    files = [_draw_stability(header, items, folder / "stability.png")]
+    if with_maps := _with_maps(header, items):
+        name = header["settings"]["heat_map"]
+        files.append(_draw_maps(name, with_maps, folder / "attention_mass.png"))
+    return files
+
+
+def _stability_table(conditions: Sequence[Sequence[Record]]) -> str:
+    """Compare the answers of each condition with those of the one before it."""
+    rows = []
+    for before, after in itertools.pairwise(filter(None, conditions)):
+        partners = {record["item"]: record for record in after}
+        pairs = [(one, partners[one["item"]]) for one in before if one["item"] in partners]
+        if not pairs:
+            continue
+        same = [one["text"].casefold() == other["text"].casefold() for one, other in pairs]
+        first = [_num_shared(one["token_ids"], other["token_ids"]) for one, other in pairs]
+        change = paired_difference(
+            [other["log_prob"] for _, other in pairs], [one["log_prob"] for one, _ in pairs]
+        )
+        cells = [shown(mean_interval(same), ".0f", 100), shown(mean_interval(first))]
+        rows.append([before[0]["condition"], after[0]["condition"], *cells, shown(change, ".2f")])
+    head = ["from", "to", "same text, %", "same first tokens", "change of the log-prob"]
+    return table(head, rows)
+
+
+def _num_shared(ids: Sequence[int], others: Sequence[int]) -> int:
+    """Return the number of first tokens that two answers share."""
+    pairs = zip(ids, others, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _heads(name: str, records: Sequence[Record]) -> str:
+    """List the heads that attend most to the answer, of one condition."""
+    mass, layers = _mean_map(records, "answer"), records[0]["layers"]
+    best = np.argsort(-mass, axis=None, kind="stable")[:5]
+    places = [divmod(int(at), mass.shape[1]) for at in best]
+    rows = [[str(layers[row]), str(head), f"{mass[row, head]:.1%}"] for row, head in places]
+    return (
+        f"Share of the whole attention that memories of the answer's tokens get, {name}. "
+        f"`attention_mass.png` shows all {mass.size} heads; their mean is {mass.mean():.2%}.\n\n"
+        + table(["layer", "head", "share"], rows)
+    )
+
+
+def _mean_map(records: Sequence[Record], name: str) -> npt.NDArray[np.float64]:
     """Return a heat map, (layers, heads), as the mean over items."""
-    found: npt.NDArray[np.float64] = np.mean([record["mass"][name] for record in records], axis=0)
-    return found
+    return np.asarray(np.mean([record["mass"][name] for record in records], axis=0))
 
 
-def _with_maps(records: Sequence[Record]) -> list[Record]:
-    """Leave out answers for which no memory was read."""
+def _with_maps(header: Header, items: Items) -> list[Record]:
+    """Return the records of the condition that is drawn, if memories were read."""
+    name = header["settings"]["heat_map"]
+    records = [record for record in items.values() if record["condition"] == name]
     return [record for record in records if np.size(record["mass"]["memory"])]
 
 
-def _by_condition(items: Items) -> dict[str, list[Record]]:
-    if not items:
-        raise ConfigError("there are no results yet. Run the experiment first.")
-    found: dict[str, list[Record]] = {}
-    for record in items.values():
-        found.setdefault(record["condition"], []).append(record)
-    return found
-
-
-def _topk_names(header: Mapping[str, Any]) -> list[str]:
+def _topk_names(header: Header) -> list[str]:
     return [f"topk {topk}" for topk in header["settings"]["topk"]]
-
-
-def _pairs(before: Sequence[Record], after: Sequence[Record]) -> list[tuple[Record, Record]]:
-    found = {record["item"]: record for record in after}
-    return [(one, found[one["item"]]) for one in before if one["item"] in found]
-
-
-def _is_same(one: Record, other: Record) -> bool:
-    return bool(one["text"].casefold() == other["text"].casefold())
-
-
-def _shared(one: Record, other: Record) -> int:
-    """Return how many first tokens two answers share."""
-    pairs = zip(one["token_ids"], other["token_ids"], strict=False)
-    return next((at for at, (a, b) in enumerate(pairs) if a != b), len(one["token_ids"]))
-
-
-def _preferred(record: Record) -> float | None:
-    """Return 100 if the answer is likelier than the original one, else 0; None without one."""
-    original = record["original_log_prob"]
-    return None if original is None else 100.0 * (record["log_prob"] > original)
-
-
-def _cited_answer(record: Record) -> float:
-    return 100.0 * float(record["cited_answer"])
-
-
-def _log_prob(record: Record) -> float:
-    return float(record["log_prob"])
-
-
-def _values(records: Sequence[Record], measure: Callable[[Record], float | None]) -> list[float]:
-    return [value for record in records if (value := measure(record)) is not None]
-
-
-def _heads(name: str, records: Sequence[Record]) -> list[str]:
-    """List the heads that attend most to the answer, of one condition."""
-    found, layers = mean_map(records, "answer"), records[0]["layers"]
-    best = np.argsort(-found, axis=None, kind="stable")[:5]
-    lines = [
-        "",
-        "## Heads that attend to the answer",
-        "",
-        f"Share of the whole attention that memories of the answer's tokens get, {name}. "
-        f"`attention_mass.png` shows all {found.size} heads; their mean is {found.mean():.2%}.",
-        "",
-        "| layer | head | share |",
-        "|---:|---:|---:|",
-    ]
-    for at in best:
-        layer, head = divmod(int(at), found.shape[1])
-        lines.append(f"| {layers[layer]} | {head} | {found[layer, head]:.1%} |")
-    return lines
 
 
 def _draw_maps(name: str, records: Sequence[Record], path: Path) -> Path:
     layers = records[0]["layers"]
-    drawing = figure(figsize=(10, 1.5 + 0.18 * len(layers)), layout="constrained")
-    panels = drawing.subplots(1, len(_MAPS), sharey=True, squeeze=False)[0]
-    for axes, (kind, title) in zip(panels, _MAPS.items(), strict=True):
-        found = mean_map(records, kind)
-        image = axes.imshow(found, aspect="auto", cmap="viridis", vmin=0)
-        drawing.colorbar(image, ax=axes)
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("query head")
-        axes.set_xticks(range(found.shape[1]))
-    panels[0].set_yticks(range(len(layers)), layers, fontsize=7)
-    panels[0].set_ylabel("layer")
-    drawing.suptitle(f"Share of attention that memories get, {name}, {len(records)} items")
-    drawing.savefig(path, dpi=150)
-    return path
+    figure, axes = panels(len(_MAPS), width=3.4, height=1.5 + 0.18 * len(layers))
+    for panel, (kind, title) in zip(axes, _MAPS.items(), strict=True):
+        image = panel.imshow(_mean_map(records, kind), aspect="auto", origin="lower", vmin=0)
+        figure.colorbar(image, ax=panel)
+        panel.set_title(title, fontsize=10)
+        panel.set_xlabel("query head")
+        panel.set_yticks(range(len(layers)), layers, fontsize=7)
+    axes[0].set_ylabel("layer")
+    figure.suptitle(f"Share of attention that memories get, {name}, {len(records)} items")
+    return save(figure, path)
 
 
-def _draw_stability(
-    header: Mapping[str, Any], by_condition: Mapping[str, Sequence[Record]], path: Path
-) -> Path:
-    seed, by_topk = header["settings"]["seed"], _topk_names(header)
-    drawing = figure(figsize=(11, 3.6), layout="constrained")
-    for axes, (label, measure) in zip(drawing.subplots(1, len(_MEASURES)), _MEASURES, strict=True):
-        places: list[tuple[float, Estimate]] = []
-        for name, records in by_condition.items():
-            found = mean_interval(_values(records, measure), seed=seed)
+def _draw_stability(header: Header, items: Items, path: Path) -> Path:
+    """Draw three measures over the number of memories a query retrieves."""
+    measures = {
+        "preferred": preferred,
+        "log-probability, nats a token": "log_prob",
+        "first citation has the answer": "cited_answer",
+    }
+    by_topk = _topk_names(header)
+    figure, axes = panels(len(measures), width=3.7, height=3.6)
+    for panel, (label, measure) in zip(axes, measures.items(), strict=True):
+        points = {}
+        for (name,), records in grouped(items.values(), "condition").items():
+            estimate = mean_interval(values(records, measure))
             memories = float(np.mean([memories_a_query(record) for record in records]))
             if name in by_topk:
-                places.append((memories, found))
-                continue
-            bars = [[found.mean - found.low], [found.high - found.mean]]
-            axes.errorbar([memories], [found.mean], bars, fmt="s", label=name, capsize=3)
-        places.sort(key=lambda place: place[0])
-        x = [memories for memories, _ in places]
-        axes.plot(x, [one.mean for _, one in places], marker="o", color="black", label="topk")
-        axes.fill_between(
-            x, [one.low for _, one in places], [one.high for _, one in places], alpha=0.12
-        )
-        axes.set_xlabel("memories a query")
-        axes.set_ylabel(label)
-    axes.legend(fontsize=8)
-    drawing.savefig(path, dpi=150)
-    return path
-
-
-_MEASURES: list[tuple[str, Callable[[Record], float | None]]] = [
-    ("preferred, %", _preferred),
-    ("log-probability, nats a token", _log_prob),
-    ("first citation has the answer, %", _cited_answer),
-]
-
-
-def _named(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in settings.items())
-
-
-def _shown(estimate: Estimate, digits: int) -> str:
-    if not estimate.count:
-        return ""
-    mean, low, high = (
-        f"{part:.{digits}f}" for part in (estimate.mean, estimate.low, estimate.high)
-    )
-    return f"{mean} ({low} to {high})"
+                points[memories] = estimate
+            else:
+                ends = [[estimate.mean - estimate.low], [estimate.high - estimate.mean]]
+                panel.errorbar([memories], [estimate.mean], ends, fmt="s", label=name, capsize=3)
+        curve(panel, points, "topk", color="black")
+        panel.set_xlabel("memories a query")
+        panel.set_ylabel(label)
+    axes[-1].legend(fontsize=8)
+    return save(figure, path)

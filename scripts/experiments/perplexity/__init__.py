@@ -1,1 +1,1 @@
-"""Perplexity over length: what text beyond the local window is worth."""
+""""""

@@ -1,118 +1,91 @@
-"""The perplexity experiment's table and picture, from its results."""
+"""The perplexity experiment's tables and plot."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from emt.errors import ConfigError
-from experiments.drawing import figure
 from experiments.perplexity.settings import FULL, WINDOW
-from experiments.statistics import Estimate, mean_interval, paired_difference
+from experiments.plots import curve, panels, save
+from experiments.results import Header, Items
+from experiments.statistics import Estimate, mean_interval
+from experiments.tables import (
+    COUNT,
+    Column,
+    Record,
+    grouped,
+    interval,
+    origin,
+    records_table,
+    shown,
+    values,
+)
 
-Items = Mapping[str, Mapping[str, Any]]
-Curves = dict[str, dict[int, Estimate]]
-
-_ENOUGH = 10
-
-
-def nats_per_token(items: Items) -> Curves:
-    """Return condition -> length -> nats a token, over the texts that have both.
-
-    All texts score equally many tokens, so the mean over texts is the mean over tokens.
-    """
-    return {
-        condition: {
-            length: mean_interval(
-                [record["nats"][condition] / record["scored"] for record in found]
-            )
-            for length in _lengths(items)
-            if (found := _with(items, length, condition))
-        }
-        for condition in _conditions(items)
-    }
+_ENOUGH = 10  # texts for an interval
 
 
-def differences(items: Items, baseline: str = WINDOW) -> Curves:
-    """Return condition -> length -> nats a token above `baseline`, paired by text.
-
-    Lengths that the window holds are left out: there, all conditions are one.
-    """
-    return {
-        condition: {
-            length: paired_difference(_nats(found, condition), _nats(found, baseline))
-            for length in _lengths(items)
-            if (found := _with(items, length, condition, baseline)) and found[0]["older"]
-        }
-        for condition in _conditions(items)
-        if condition != baseline
-    }
-
-
-def summary(header: Mapping[str, Any], items: Items) -> str:
+def summary(header: Header, items: Items) -> str:
     """Return the results in Markdown."""
-    settings, curves, gains = header["settings"], nats_per_token(items), differences(items)
-    lines = [
+    settings, by_length = header["settings"], _by_length(items)
+    conditions = conditions_of(items)
+    parts = [
         "# Perplexity over length",
-        "",
-        f"{settings['model']}; texts of `{Path(settings['data']).name}`; the last "
-        f"{settings['scored']:,} tokens of each length are scored, from a local window of "
-        f"{settings['window']:,} tokens. Token-weighted perplexity, 95 % bootstrap intervals over "
-        "texts. Texts differ from length to length, so compare columns, not rows.",
-        "",
-        f"`{WINDOW}`: from the local window alone (truncation). `memory`: with all tokens before "
-        f"it as memories. `{FULL}`: from the whole text in the prompt.",
-        "",
-        f"Memory settings: {_named(settings['memory']) or 'as published'}. {_origin(header)}",
-        "",
-        "| tokens | texts | " + " | ".join(curves) + " |",
-        "|---:|---:|" + "---:|" * len(curves),
-    ]
-    for length in _lengths(items):
-        cells = [_perplexity(curve.get(length)) for curve in curves.values()]
-        count = len(_with(items, length, WINDOW))
-        lines.append(f"| {length:,} | {count} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
+        origin(header, "model", "data", "memory"),
+        f"The last {settings['scored']:,} tokens of each length are scored, from a local window of "
+        f"{settings['window']:,} tokens. `{WINDOW}`: from the local window alone (truncation). "
+        f"`memory`: with all tokens before it as memories. `{FULL}`: from the whole text in the "
+        "prompt.",
+        "Token-weighted perplexity, with 95 % bootstrap intervals over texts. Texts differ from "
+        "length to length, so compare columns, not rows.",
+        records_table(by_length, ["tokens"], [COUNT, *map(_perplexity, conditions)]),
         f"Nats a token above `{WINDOW}` on the same texts (below 0: better than truncation):",
-        "",
-        "| tokens | " + " | ".join(gains) + " |",
-        "|---:|" + "---:|" * len(gains),
+        records_table(
+            {length: records for length, records in by_length.items() if records[0]["older"]},
+            ["tokens"],
+            [
+                interval(name, partial(_above_window, name), "+.4f")
+                for name in conditions
+                if name != WINDOW
+            ],
+        ),
     ]
-    for length in [n for n in _lengths(items) if any(n in curve for curve in gains.values())]:
-        cells = [_difference(curve.get(length)) for curve in gains.values()]
-        lines.append(f"| {length:,} | " + " | ".join(cells) + " |")
-    few = [n for n in _lengths(items) if len(_with(items, n, WINDOW)) < _ENOUGH]
+    few = [f"{length:,}" for (length,), records in by_length.items() if len(records) < _ENOUGH]
     if few:
-        lines += [
-            "",
-            f"Fewer than {_ENOUGH} texts at {_numbers(few)} tokens: too few to trust an "
-            "interval over texts.",
-        ]
-    missing = _missing(items)
-    return "\n".join([*lines, "", *(["Left out:", "", *missing, ""] if missing else [])])
+        parts.append(f"Fewer than {_ENOUGH} texts at {', '.join(few)} tokens: too few to trust.")
+    return "\n\n".join([*parts, *_left_out(items)]) + "\n"
 
 
-def draw(header: Mapping[str, Any], items: Items, folder: Path | str) -> list[Path]:
-    """Draw perplexity over length, and paired differences with intervals: `perplexity.png`.
+def conditions_of(items: Items) -> list[str]:
+    """Return the names of the measured conditions, `full` last."""
+    names = dict.fromkeys(name for record in items.values() for name in record["nats"])
+    return sorted(names, key=lambda name: name == FULL)
+
+
+def draw(header: Header, items: Items, folder: Path) -> list[Path]:
+    """Draw perplexity over length, and paired differences to the window: `perplexity.png`.
 
     Raises:
-        ConfigError: matplotlib is not installed, or there is nothing to draw.
+        ConfigError: nothing was scored.
     """
-    if not any(record["nats"] for record in items.values()):
-        raise ConfigError("there are no results to draw yet. Run the experiment first.")
-    settings, lengths = header["settings"], _lengths(items)
-    drawing = figure(figsize=(11, 4.5), layout="constrained")
-    perplexities, gains = drawing.subplots(1, 2)
-    curves = nats_per_token(items)
-    colours = {name: f"C{number}" for number, name in enumerate(curves)}
-    for name, curve in curves.items():
-        _draw(perplexities, name, colours[name], curve, math.exp)
-    for name, curve in differences(items).items():
-        _draw(gains, name, colours[name], curve, lambda nats: nats)
-    gains.axhline(0, color=colours[WINDOW], label=WINDOW)
+    settings, by_length = header["settings"], _by_length(items)
+    if not by_length:
+        raise ConfigError("there is nothing to draw: no text was long enough.")
+    figure, (perplexities, gains) = panels(2, width=5.5, height=4.5)
+    lengths = [length for (length,) in by_length]
+    for name in conditions_of(items):
+        for axes, measure, scale in (
+            (perplexities, _nats, math.exp),
+            (gains, _above_window, float),
+        ):
+            points = {
+                length: estimate
+                for (length,), records in by_length.items()
+                if (estimate := mean_interval(values(records, partial(measure, name)))).count
+            }
+            curve(axes, points, name, scale)
     perplexities.set_ylabel(f"perplexity of the last {settings['scored']:,} tokens")
     gains.set_ylabel(f"nats a token above {WINDOW}, same texts")
     for axes in (perplexities, gains):
@@ -121,81 +94,42 @@ def draw(header: Mapping[str, Any], items: Items, folder: Path | str) -> list[Pa
         axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
         axes.set_xlabel("tokens of text")
     perplexities.legend()
-    path = Path(folder) / "perplexity.png"
-    drawing.savefig(path, dpi=150)
-    return [path]
+    return [save(figure, folder / "perplexity.png")]
 
 
-def _draw(
-    axes: Any,
-    name: str,
-    colour: str,
-    curve: Mapping[int, Estimate],
-    scale: Callable[[float], float],
-) -> None:
-    middle, low, high = (
-        [scale(getattr(estimate, part)) for estimate in curve.values()]
-        for part in ("mean", "low", "high")
-    )
-    axes.plot(list(curve), middle, marker="o", color=colour, label=name)
-    axes.fill_between(list(curve), low, high, color=colour, alpha=0.12)
+def _perplexity(condition: str) -> Column:
+    def cell(records: Sequence[Record]) -> str:
+        nats = mean_interval(values(records, partial(_nats, condition)))
+        parts = (math.exp(part) for part in (nats.mean, nats.low, nats.high))
+        return shown(Estimate(*parts, nats.count), ".2f")
+
+    return Column(condition, cell)
 
 
-def _lengths(items: Items) -> list[int]:
-    return sorted({record["length"] for record in items.values()})
+def _by_length(items: Items) -> dict[tuple[int], list[Record]]:
+    """Return the records with a score by length, ascending."""
+    groups = grouped((record for record in items.values() if record["nats"]), "length")
+    return dict(sorted(groups.items()))
 
 
-def _conditions(items: Items) -> list[str]:
-    names = dict.fromkeys(name for record in items.values() for name in record["nats"])
-    return [name for name in names if name != FULL] + [FULL] * (FULL in names)
+def _nats(condition: str, record: Record) -> float | None:
+    """Return nats a token; all texts score as many, so means over texts are over tokens."""
+    nats = record["nats"].get(condition)
+    return None if nats is None else nats / record["scored"]
 
 
-def _with(items: Items, length: int, *conditions: str) -> list[Mapping[str, Any]]:
-    """Return the records of a length that have all conditions."""
-    return [
-        record
-        for record in items.values()
-        if record["length"] == length and all(name in record["nats"] for name in conditions)
-    ]
+def _above_window(condition: str, record: Record) -> float | None:
+    nats, local = _nats(condition, record), _nats(WINDOW, record)
+    return None if nats is None or local is None else nats - local
 
 
-def _nats(records: list[Mapping[str, Any]], condition: str) -> list[float]:
-    return [record["nats"][condition] / record["scored"] for record in records]
-
-
-def _missing(items: Items) -> list[str]:
+def _left_out(items: Items) -> list[str]:
+    """Return what was left out and why, as a list in Markdown, if anything was."""
     lines = []
-    for length in _lengths(items):
-        records = [record for record in items.values() if record["length"] == length]
+    for (length,), records in sorted(grouped(items.values(), "length").items()):
         short = sum("left_out" in record for record in records)
         if short:
             lines.append(f"* {length:,} tokens: {short} of {len(records)} texts, which are shorter")
-        for why in sorted({r["without_full"] for r in records if "without_full" in r}):
-            lines.append(f"* {length:,} tokens: `{FULL}`, because {why}")
-    return lines
-
-
-def _named(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in settings.items())
-
-
-def _numbers(values: list[int]) -> str:
-    return ", ".join(f"{value:,}" for value in values)
-
-
-def _origin(header: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {number}" for name, number in header["versions"].items())
-    return f"Measured on {header['machine']}, revision {header['revision']}; {versions}."
-
-
-def _perplexity(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return ""
-    mean, low, high = (math.exp(part) for part in (estimate.mean, estimate.low, estimate.high))
-    return f"{mean:.2f} ({low:.2f} to {high:.2f})"
-
-
-def _difference(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return ""
-    return f"{estimate.mean:+.4f} ({estimate.low:+.4f} to {estimate.high:+.4f})"
+        for reason in sorted({r["without_full"] for r in records if "without_full" in r}):
+            lines.append(f"* {length:,} tokens: `{FULL}`, because {reason}")
+    return ["Left out:", "\n".join(lines)] if lines else []

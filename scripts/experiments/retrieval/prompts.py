@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+from pydantic import AfterValidator
 
 from emt.errors import ConfigError
-from experiments.items import Item
-from experiments.retrieval.answering import Responder
+from experiments.items import Item, says
+from experiments.responder import Responder
+from experiments.settings import QuestionTemplate, Settings
 
 _BREAK = "\n\n"  # between chunks, which need not follow each other
 
 
-@dataclass(frozen=True)
-class Templates:
+def _has_document(template: str) -> str:
+    if "{document}" not in template:
+        raise ConfigError(f"expected a template with {{document}} in it; got {template!r}.")
+    return template
+
+
+class Templates(Settings):
     """How messages are worded.
 
     Attributes:
         question: with `{question}`.
         document: with `{document}` before `{question}`; of chunks too.
-
-    Raises:
-        ConfigError: a place is missing.
     """
 
-    question: str = "{question}\nAnswer in a few words."
-    document: str = "{document}\n\n{question}\nAnswer in a few words."
-
-    def __post_init__(self) -> None:
-        for name, places in (("question", ("question",)), ("document", ("document", "question"))):
-            template = getattr(self, name)
-            for place in places:
-                if not isinstance(template, str) or "{" + place + "}" not in template:
-                    raise ConfigError(
-                        f"template '{name}' must have {{{place}}} in it; got {template!r}."
-                    )
+    question: QuestionTemplate = "{question}\nAnswer in a few words."
+    document: Annotated[QuestionTemplate, AfterValidator(_has_document)] = (
+        "{document}\n\n{question}\nAnswer in a few words."
+    )
 
     def of_question(self, question: str) -> str:
         """Return the message of a question alone."""
@@ -42,16 +40,11 @@ class Templates:
 
     def of_document(self, document: str, question: str) -> str:
         """Return the message of a question after a text, in which braces mean nothing."""
-        before, _, after = self.document.partition("{document}")
-        return (
-            before.replace("{question}", question)
-            + document
-            + after.replace("{question}", question)
-        )
+        parts = self.document.split("{document}")
+        return document.join(part.replace("{question}", question) for part in parts)
 
 
-@dataclass(frozen=True)
-class Prompt:
+class Prompt(NamedTuple):
     """A message, and what became of the document in it.
 
     Attributes:
@@ -76,23 +69,21 @@ def with_document(item: Item, responder: Responder, templates: Templates) -> Pro
     Raises:
         ConfigError: not even the question fits.
     """
-    text, truncated = item.context, False
-    room = responder.room
+
+    def count(text: str) -> int:
+        return responder.count(templates.of_document(text, item.question))
+
+    text, room = item.context, responder.room
     if room is not None:
-        message = templates.of_document(text, item.question)
-        excess = responder.count(message) - room
-        length = responder.count(message) - responder.count(
-            templates.of_document("", item.question)
-        )
+        excess, length = count(text) - room, count(text) - count("")
         while excess > 0:  # again if cutting made other tokens at the seam
-            truncated = True
             length -= excess
             if length < 1:
                 raise _too_long(item, room)
             text = responder.split(item.context, length)[0]
-            excess = responder.count(templates.of_document(text, item.question)) - room
+            excess = count(text) - room
     message = templates.of_document(text, item.question)
-    return Prompt(message, truncated, _has(text, item.answer))
+    return Prompt(message, text != item.context, says(text, item.answer))
 
 
 def with_chunks(
@@ -101,9 +92,9 @@ def with_chunks(
     """Ask after chunks, the best last, next to the question; the worst that do not fit are dropped.
 
     Args:
-        item: whose question is asked.
+        item: the item whose question is asked.
         chunks: best first.
-        responder: who is asked.
+        responder: the model.
         templates: how it is worded.
 
     Raises:
@@ -114,14 +105,10 @@ def with_chunks(
         text = _BREAK.join(chunk.strip() for chunk in reversed(kept))
         message = templates.of_document(text, item.question)
         if responder.room is None or responder.count(message) <= responder.room:
-            return Prompt(message, len(kept) < len(chunks), _has(text, item.answer))
+            return Prompt(message, len(kept) < len(chunks), says(text, item.answer))
         if not kept:
             raise _too_long(item, responder.room)
         kept.pop()
-
-
-def _has(text: str, answer: str) -> bool:
-    return answer.lower() in text.lower()
 
 
 def _too_long(item: Item, room: int) -> ConfigError:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, cast
 
+import bm25s
+
 from emt.errors import ConfigError
-from emt.routing.words import bm25s_for
-from experiments.retrieval.answering import Responder
+from experiments.responder import Responder
 
 
 class Retriever(Protocol):
@@ -22,10 +23,7 @@ class BM25:
     """Words in common, the rare ones counting more; English stop words left out.
 
     Args:
-        texts: what is ranked, at least one.
-
-    Raises:
-        ConfigError: bm25s is not installed.
+        texts: the texts that are ranked, at least one.
 
     Source:
         Lù, BM25S: Orders of magnitude faster lexical search via eager sparse scoring
@@ -33,12 +31,11 @@ class BM25:
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self._library = bm25s_for("retrieval-augmented generation")
         self._length = len(texts)
-        words = self._words(texts)
-        self._index = None  # stop words only: nothing to rank by
+        words = _words(texts)
+        self._index = None  # of stop words only, nothing can be ranked
         if any(words.ids):
-            self._index = self._library.BM25()
+            self._index = bm25s.BM25()
             self._index.index(words, show_progress=False)
 
     def best(self, question: str, count: int) -> list[int]:
@@ -46,41 +43,8 @@ class BM25:
         count = min(count, self._length)
         if self._index is None:
             return list(range(count))
-        found = self._index.retrieve(self._words([question]), k=count, show_progress=False)
-        return [int(index) for index in found.documents[0]]
-
-    def _words(self, texts: Sequence[str]) -> Any:
-        return self._library.tokenize(list(texts), stopwords="en", show_progress=False)
-
-
-RETRIEVERS: dict[str, Callable[[Sequence[str]], Retriever]] = {"bm25": BM25}
-
-
-def retriever_of(name: Any) -> Callable[[Sequence[str]], Retriever]:
-    """Find what makes a retriever of texts.
-
-    Args:
-        name: one of `RETRIEVERS`; or "module:Class" of one's own, such as of an embedding model:
-            it is called with the texts, and has `best`.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if isinstance(name, str) and name in RETRIEVERS:
-        return RETRIEVERS[name]
-    module, colon, attribute = name.partition(":") if isinstance(name, str) else ("", "", "")
-    if not (module and colon and attribute):
-        known = ", ".join(RETRIEVERS)
-        raise ConfigError(f"retriever must be {known}, or module:Class of your own; got {name!r}.")
-    try:
-        found: Any = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"retriever '{name}' cannot be imported: {error}. Is its folder in PYTHONPATH?"
-        ) from error
-    if not callable(getattr(found, "best", None)):
-        raise ConfigError(f"retriever '{name}' must be a class with best(question, count).")
-    return cast(Callable[[Sequence[str]], Retriever], found)
+        ranked = self._index.retrieve(_words([question]), k=count, show_progress=False)
+        return [int(index) for index in ranked.documents[0]]
 
 
 class Chunks:
@@ -88,7 +52,7 @@ class Chunks:
 
     Args:
         texts: whole documents; a chunk is never of two.
-        responder: whose tokens are counted.
+        responder: the model whose tokens are counted.
         num_tokens: length of a chunk.
         retriever: as `retriever_of` takes it.
 
@@ -100,8 +64,34 @@ class Chunks:
         self, texts: Iterable[str], responder: Responder, num_tokens: int, retriever: str = "bm25"
     ) -> None:
         self.texts = [piece for text in texts for piece in responder.split(text, num_tokens)]
-        self._retriever: Retriever = retriever_of(retriever)(self.texts)
+        self._retriever = retriever_of(retriever)(self.texts)
 
     def best(self, question: str, count: int) -> list[str]:
         """Return the best chunks, best first."""
         return [self.texts[index] for index in self._retriever.best(question, count)]
+
+
+def retriever_of(name: str) -> Callable[[Sequence[str]], Retriever]:
+    """Return the class of a retriever.
+
+    Args:
+        name: "bm25", or "module:Class" of one's own, such as of an embedding model.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name == "bm25":
+        return BM25
+    try:
+        retriever = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"retriever must be bm25, or module:Class in PYTHONPATH; got {name!r}: {error}."
+        ) from error
+    if not callable(getattr(retriever, "best", None)):
+        raise ConfigError(f"retriever '{name}' must be a class with best(question, count).")
+    return cast(Callable[[Sequence[str]], Retriever], retriever)
+
+
+def _words(texts: Sequence[str]) -> Any:
+    return bm25s.tokenize(list(texts), stopwords="en", show_progress=False)

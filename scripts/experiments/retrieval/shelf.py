@@ -11,12 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from emt.attach import attach, detach
 from emt.config import MemoryConfig
 from emt.memory.memory import Memory
-from experiments.retrieval.answering import Responder
+from experiments.responder import LocalModel, Responder
 from experiments.retrieval.rag import Chunks
 
 _WRITING = (
@@ -30,14 +29,14 @@ _WRITING = (
 
 
 class Shelf:
-    """Some documents, their memories' stores and their chunks.
+    """Some documents, the stores of their memories and their chunks.
 
     Both backends read the same store, so conditions that differ only in how they search share it.
 
     Args:
         documents: (name, text) pairs.
         folder: where stores are kept; one that is there already is brought up to date.
-        responder: whose tokens make a chunk.
+        responder: the model whose tokens make a chunk.
         chunk_tokens: length of a chunk.
         retriever: ranks chunks.
 
@@ -57,7 +56,7 @@ class Shelf:
     ) -> None:
         self.documents = list(documents)
         self.folder = folder
-        self.seconds: float | None = None
+        self.seconds = 0.0
         self._responder = responder
         self._chunk_tokens = chunk_tokens
         self._retriever = retriever
@@ -70,38 +69,34 @@ class Shelf:
         return Chunks(texts, self._responder, self._chunk_tokens, self._retriever)
 
     @contextlib.contextmanager
-    def remembered(
-        self, model: PreTrainedModel, config: MemoryConfig, tokenizer: PreTrainedTokenizerBase
-    ) -> Iterator[Memory]:
+    def remembered(self, responder: LocalModel, config: MemoryConfig) -> Iterator[Memory]:
         """Attach a memory of all documents for a block; they are read if they were not yet.
 
         A store that has others, too, is searched for these only.
         """
-        path = self.folder / _name_of(config)
-        memory = attach(model, config.replace(path=str(path)), tokenizer=tokenizer)
+        path = self.folder / _store_name(config)
+        model = responder.model
+        memory = attach(model, config.replace(path=str(path)), tokenizer=responder.tokenizer)
         try:
             started = time.perf_counter()
             if path not in self._made:
-                self._bring_up_to_date(memory)
+                with tqdm(desc="reading", unit="tok", disable=None, leave=False) as bar:
+                    memory.write_all(self.documents, on_rows=bar.update)
                 self._made[path] = self.seconds = time.perf_counter() - started
             else:
                 if config.memory_type == "vector_db":
                     memory.save()  # its index of rows that another condition wrote
                 self.seconds = self._made[path] + time.perf_counter() - started
             names = [name for name, _ in self.documents]
-            more = len(memory.documents) > len(names)  # those of a larger memory
-            with memory.using(documents=names) if more else contextlib.nullcontext():
+            has_others = len(memory.documents) > len(names)  # those of a larger memory
+            with memory.using(documents=names) if has_others else contextlib.nullcontext():
                 yield memory
         finally:
             detach(model)
             memory.close()
 
-    def _bring_up_to_date(self, memory: Memory) -> None:
-        with tqdm(desc="reading", unit="tok", disable=None, leave=False) as bar:
-            memory.write_all(self.documents, on_rows=bar.update)
 
-
-def _name_of(config: MemoryConfig) -> str:
+def _store_name(config: MemoryConfig) -> str:
     """Name a store after all settings that change its rows."""
     values = config.to_dict()
     written = {name: values[name] for name in _WRITING}

@@ -1,106 +1,83 @@
-"""The timing experiment's tables and picture, from its results."""
+"""The timing experiment's tables and plot."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from experiments.drawing import figure
-from experiments.timing.break_even import Cost
+from experiments.plots import panels, save
+from experiments.results import Header, Items
+from experiments.tables import grouped, origin, table
+from experiments.timing.cost import Cost
 from experiments.timing.settings import CACHED, PROMPT
-
-Items = Mapping[str, Mapping[str, Any]]
 
 
 def costs(items: Items) -> dict[int, dict[str, Cost]]:
-    """Return document length -> condition -> medians over rounds; without what was left out."""
-    found: dict[int, dict[str, list[Mapping[str, Any]]]] = {}
-    for record in items.values():
-        if "queries" in record:
-            of_length = found.setdefault(record["length"], {})
-            of_length.setdefault(record["condition"], []).append(record)
-    return {
-        length: {
-            name: Cost(
-                statistics.median(record["once"] for record in records),
-                statistics.median(statistics.mean(record["queries"]) for record in records),
-            )
-            for name, records in of_length.items()
-        }
-        for length, of_length in sorted(found.items())
-    }
+    """Return document length -> condition -> cost, without what was left out."""
+    timed = [record for record in items.values() if "queries" in record]
+    lengths: dict[int, dict[str, Cost]] = {}
+    for (length, name), records in sorted(
+        grouped(timed, "length", "condition").items(), key=lambda group: group[0][0]
+    ):
+        lengths.setdefault(length, {})[name] = Cost.of(records)
+    return lengths
 
 
-def summary(header: Mapping[str, Any], items: Items) -> str:
+def summary(header: Header, items: Items) -> str:
     """Return the results in Markdown."""
     settings = header["settings"]
-    versions = ", ".join(f"{name} {number}" for name, number in header["versions"].items())
     threads = sorted({record["threads"] for record in items.values() if "threads" in record})
-    memory = ", ".join(f"{key} {value}" for key, value in settings["memory"].items())
-    lines = [
+    parts = [
         "# Time a query over the number of queries",
-        "",
-        f"{settings['model']}; a document of `{Path(settings['data']).name}`, queries of "
-        f"{settings['query_tokens']} tokens, answers of {settings['new_tokens']} greedy tokens. "
-        f"Seconds; medians of {settings['rounds']} rounds, in which every condition has its turn "
-        f"with {settings['measured']} queries. *once*: computing the cache, or attaching, writing "
-        "and indexing the memory. The mean time of n queries is once / n + each.",
-        "",
-        f"Memory settings: {memory or 'as published'}. Measured on {header['machine']}, "
-        f"{'/'.join(map(str, threads))} torch threads, revision {header['revision']}; {versions}.",
+        origin(header, "model", "data", "memory", "memories"),
+        f"Queries of {settings['query_tokens']} tokens, answers of {settings['new_tokens']} greedy "
+        f"tokens. Seconds; medians of {settings['rounds']} rounds, in which every condition has "
+        f"its turn with {settings['measured']} queries, on {'/'.join(map(str, threads))} torch "
+        "threads. *once*: computing the cache, or attaching, writing and indexing the memory. The "
+        "mean time of n queries is once / n + each.",
     ]
-    for length, found in costs(items).items():
-        lines += ["", f"## A document of {length:,} tokens", "", *_table(settings, found)]
+    for length, by_condition in costs(items).items():
+        parts += [f"## A document of {length:,} tokens", _table(settings["queries"], by_condition)]
     missing = {
         f"* {record['length']:,} tokens: `{record['condition']}`, because {record['left_out']}"
         for record in items.values()
         if "left_out" in record
     }
-    return "\n".join([*lines, "", *(["Left out:", "", *sorted(missing), ""] if missing else [])])
+    parts += ["Left out:", "\n".join(sorted(missing))] if missing else []
+    return "\n\n".join(parts) + "\n"
 
 
-def draw(header: Mapping[str, Any], items: Items, folder: Path | str) -> list[Path]:
+def draw(header: Header, items: Items, folder: Path) -> list[Path]:
     """Draw the mean time a query over the number of queries, a panel a length: `timing.png`."""
-    counts, found = header["settings"]["queries"], costs(items)
-    drawing = figure(figsize=(4.5 * max(len(found), 1), 4), layout="constrained")
-    for number, (length, conditions) in enumerate(found.items(), start=1):
-        axes = drawing.add_subplot(1, len(found), number)
-        for name, cost in conditions.items():
-            axes.plot(counts, [cost.mean(n) for n in counts], marker="o", label=name)
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_xticks(counts, [str(n) for n in counts])
-        axes.set_title(f"{length:,} tokens")
-        axes.set_xlabel("queries on the document")
-        axes.set_ylabel("mean seconds a query")
-        axes.legend()
-    path = Path(folder) / "timing.png"
-    drawing.savefig(path, dpi=150)
-    return [path]
+    counts, lengths = header["settings"]["queries"], costs(items)
+    figure, axes = panels(max(len(lengths), 1), width=4.5, height=4)
+    for panel, (length, by_condition) in zip(axes, lengths.items(), strict=False):
+        for name, cost in by_condition.items():
+            panel.plot(counts, [cost.mean(n) for n in counts], marker="o", label=name)
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log")
+        panel.set_xticks(counts, [str(n) for n in counts])
+        panel.set_title(f"{length:,} tokens")
+        panel.set_xlabel("queries on the document")
+        panel.set_ylabel("mean seconds a query")
+        panel.legend()
+    return [save(figure, folder / "timing.png")]
 
 
-def _table(settings: Mapping[str, Any], found: Mapping[str, Cost]) -> list[str]:
-    """Return a line for each condition: cost, mean times, and from where on it is cheaper."""
-    counts = settings["queries"]
-    others = [name for name in (PROMPT, CACHED) if name in found]
-    titles = [f"n = {n}" for n in counts] + [f"break-even with {name}" for name in others]
-    lines = [
-        "| | once | each | " + " | ".join(titles) + " |",
-        "|---|---:|---:|" + "---:|" * len(titles),
-    ]
-    for name, cost in found.items():
+def _table(counts: Sequence[int], by_condition: Mapping[str, Cost]) -> str:
+    """Return a row for each condition: cost, mean times, and from where on it is cheaper."""
+    others = [name for name in (PROMPT, CACHED) if name in by_condition]
+    rows = []
+    for name, cost in by_condition.items():
         means = [f"{cost.mean(n):.3f}" for n in counts]
-        ends = [
-            "" if name == other else _queries(cost.break_even(found[other])) for other in others
-        ]
-        cells = [f"{cost.once:.2f}", f"{cost.each:.3f}", *means, *ends]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return lines
+        ends = ["" if name == other else _ahead(cost, by_condition[other]) for other in others]
+        rows.append([name, f"{cost.once:.2f}", f"{cost.each:.3f}", *means, *ends])
+    titles = [f"n = {n}" for n in counts] + [f"break-even with {name}" for name in others]
+    return table(["condition", "once", "each", *titles], rows)
 
 
-def _queries(count: int | None) -> str:
+def _ahead(cost: Cost, other: Cost) -> str:
+    count = cost.break_even(other)
     if count is None:
         return "never"
     return "1 query" if count == 1 else f"{count:,} queries"

@@ -16,34 +16,34 @@ from transformers.cache_utils import DynamicLayer
 from emt.attach import attach, detach
 from emt.config import MemoryConfig
 from emt.model.loading import LoadedModel
-from experiments.forward import last_logits
+from experiments.forward import greedy, last_logits
 
 Ask = Callable[[Tensor], list[int]]
 """Answers a query, (Q,) int64, with greedy token ids."""
 
-Condition = Callable[[Tensor], AbstractContextManager[Ask]]
+Way = Callable[[Tensor], AbstractContextManager[Ask]]
 """Takes a document, (N,) int64; entering it is what is done once."""
 
 
 @contextmanager
 def prompt(model: PreTrainedModel, new_tokens: int, document: Tensor) -> Iterator[Ask]:
     """Answer with the document in every prompt."""
-    yield lambda query: greedy(model, torch.cat([document, query]), new_tokens)
+    yield lambda query: answer(model, torch.cat([document, query]), new_tokens)
 
 
 @contextmanager
 def cached(model: PreTrainedModel, new_tokens: int, document: Tensor) -> Iterator[Ask]:
     """Answer from the document's keys and values, computed once."""
-    cache = DynamicCache(config=model.config.get_text_config())
+    cache = _empty_cache(model)
     last_logits(model, document[None], 1, past_key_values=cache, use_cache=True)
     can_crop = all(type(layer) is DynamicLayer for layer in cache.layers)
 
     def ask(query: Tensor) -> list[int]:
-        mine: Cache = cache if can_crop else copy.deepcopy(cache)
-        found = greedy(model, query, new_tokens, mine)
+        own_cache = cache if can_crop else copy.deepcopy(cache)
+        ids = answer(model, query, new_tokens, own_cache)
         if can_crop:
             cache.crop(len(document) - cache.get_seq_length())  # how many to take away, negative
-        return found
+        return ids
 
     yield ask
 
@@ -62,14 +62,14 @@ def remembered(
             memory.write(document, document="document")
             if config.path is not None:
                 memory.save()
-            greedy(model, document[:1], 1)  # loads what the first query would load
-            yield lambda query: greedy(model, query, new_tokens)
+            answer(model, document[:1], 1)  # loads what the first query would load
+            yield lambda query: answer(model, query, new_tokens)
         finally:
             detach(model)
             memory.close()
 
 
-def greedy(
+def answer(
     model: PreTrainedModel, token_ids: Tensor, new_tokens: int, cache: Cache | None = None
 ) -> list[int]:
     """Return exactly so many greedy tokens after a prompt, end-of-text or not.
@@ -77,15 +77,14 @@ def greedy(
     Args:
         model: a causal language model, attached or not.
         token_ids: (Q,) int64.
-        new_tokens: how many.
-        cache: what came before the prompt; it grows by the prompt and all tokens but the last.
+        new_tokens: number of tokens.
+        cache: of what came before the prompt; it grows by the prompt and all new tokens but the
+            last.
     """
-    if cache is None:
-        cache = DynamicCache(config=model.config.get_text_config())
-    found: list[int] = []
-    given = token_ids[None]
-    while len(found) < new_tokens:
-        logits = last_logits(model, given, 1, past_key_values=cache, use_cache=True)
-        found.append(int(logits[0, -1].argmax()))
-        given = torch.tensor([found[-1:]])
-    return found
+    cache = _empty_cache(model) if cache is None else cache
+    logits = last_logits(model, token_ids[None], 1, past_key_values=cache, use_cache=True)
+    return greedy(model, logits[0, -1], cache, new_tokens)
+
+
+def _empty_cache(model: PreTrainedModel) -> DynamicCache:
+    return DynamicCache(config=model.config.get_text_config())
