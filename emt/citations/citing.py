@@ -93,12 +93,9 @@ class RowCitation:
 
 @dataclass(frozen=True)
 class Span:
-    """Consecutive tokens of a document that may be cited.
+    """Tokens `first` to `stop` - 1 of a document, which may be cited.
 
     Attributes:
-        document: the document.
-        first: the first token.
-        stop: one after the last token.
         pairs: (m,) int64, the pairs (generated token, row) that stand in it.
         score: as in `Citation`.
     """
@@ -189,12 +186,8 @@ class CitedDocuments:
         return cited
 
     def _citation(self, span: Span, share: float) -> Citation:
-        mass = np.bincount(
-            self._generated[span.pairs],
-            weights=self._mass[span.pairs],
-            minlength=len(self._num_heads),
-        )
-        attention = mass / self._num_heads  # (T,)
+        generated, mass = self._generated[span.pairs], self._mass[span.pairs]
+        attention = np.bincount(generated, mass, len(self._num_heads)) / self._num_heads  # (T,)
         quote = quoted(span.document, span.first, span.stop, self._sources.tokenizer)
         return Citation(
             span.document.name,
@@ -217,13 +210,7 @@ class CitedDocuments:
 def quoted(
     document: StoredDocument, first: int, stop: int, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[int | None, int | None, str]:
-    """Quote tokens of a document.
-
-    Args:
-        document: the document.
-        first: the first token.
-        stop: one after the last token.
-        tokenizer: decodes a document that was written as ids.
+    """Quote tokens `first` to `stop` - 1 of a document; `tokenizer` decodes one of ids.
 
     Returns:
         The first character and the one after the last, None for a document of ids, and the text,

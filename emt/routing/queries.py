@@ -21,18 +21,14 @@ class _StopForwardError(Exception):
 
 @torch.no_grad()
 def unit_queries(
-    model: AttachedModel,
-    token_ids: Tensor,
-    layers: Collection[int],
-    *,
-    distance: int,
+    model: AttachedModel, token_ids: Tensor, layers: Collection[int], *, distance: int
 ) -> dict[int, Tensor]:
     """Run a text as far as the deepest of some layers; return these layers' queries.
 
     Args:
         model: the attached model; its memories are not read.
         token_ids: (T,) int64.
-        layers: the layers whose queries are returned.
+        layers: whose queries are returned.
         distance: tokens; every query is rotated to this position.
 
     Returns:
