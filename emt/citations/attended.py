@@ -36,10 +36,10 @@ class Attended:
 def batch_rows(
     steps: Sequence[Step], sequence: int, beam_indices: Sequence[int] | torch.Tensor | None
 ) -> list[int]:
-    """Return the batch row that each generated token came from.
+    """Return the batch row that each generated token came from, one for each step.
 
     Args:
-        steps: the recorded steps, one for each generated token.
+        steps: the recorded steps.
         sequence: the row of the batch, without beams.
         beam_indices: (T,) of one sequence, as `generate` returns them; -1 after its end.
 

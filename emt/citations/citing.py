@@ -108,12 +108,7 @@ class Span:
 
 
 class CitedDocuments:
-    """The documents that a sequence's tokens attended to: spans of them, ranked and quoted.
-
-    Args:
-        attended: the rows that were attended to.
-        sources: where their documents are.
-    """
+    """The documents that a sequence's tokens attended to: spans of them, ranked and quoted."""
 
     def __init__(self, attended: Attended, sources: Sources) -> None:
         self._sources = sources
@@ -154,17 +149,16 @@ class CitedDocuments:
     def passages(self, recalled: Iterable[Recalled]) -> list[Span]:
         """Return those of the recalled passages whose rows are still there."""
         spans = []
-        for each in recalled:
-            name, first, last = each.passage.document, each.passage.first, each.passage.stop - 1
-            if not self._catalog.has_document(name):
+        for passage, score in ((each.passage, each.score) for each in recalled):
+            if not self._catalog.has_document(passage.document):
                 continue
-            document = self._catalog.document(name)
-            first_row, last_row = document.first_row + first, document.first_row + last
-            if first_row not in self._recorded:  # another document has the name now
+            document = self._catalog.document(passage.document)
+            first, stop = document.first_row + passage.first, document.first_row + passage.stop
+            if first not in self._recorded:  # another document has the name now
                 continue
-            pairs = np.flatnonzero((self._rows >= first_row) & (self._rows <= last_row))
-            start, end = document.row_tokens[[first, last]].tolist()
-            spans.append(Span(document, start, end + 1, pairs, each.score))
+            pairs = np.flatnonzero((self._rows >= first) & (self._rows < stop))
+            tokens = document.row_tokens[passage.first : passage.stop]
+            spans.append(Span(document, int(tokens[0]), int(tokens[-1]) + 1, pairs, score))
         return spans
 
     def cite(self, spans: Iterable[Span], top: int | None) -> list[Citation]:

@@ -70,10 +70,8 @@ class HeadRanking(HeadReader):
 
         Args:
             examples: questions about texts; of each text, the first 8,000 characters are read.
-            name: of the model, for people.
-            source: of the questions, for people.
-            num_questions: how many questions are tried at most.
-            num_texts: how many texts are read at most.
+            name: of the model, for people, and `source` of the questions.
+            num_questions: how many are tried at most, about at most `num_texts` texts.
             seed: of the choice among questions and texts.
             on_step: told what is being done.
 

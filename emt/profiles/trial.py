@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 import numpy as np
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from emt.errors import ConfigError, MemoryUseError
 from emt.model.attached import AttachedModel
@@ -161,7 +162,7 @@ def _read_texts(
             text[:MAX_CHARACTERS],
             add_special_tokens=False,
             return_offsets_mapping=True,
-            verbose=False,
+            verbose=False,  # a text may be longer than what the model reads at once
         )
         texts[text] = num_rows, np.array(encoded["offset_mapping"])
         for rows in reader.read(encoded["input_ids"]):
@@ -169,9 +170,7 @@ def _read_texts(
                 of_layer.append(rows.keys[layer].float().cpu())
             sinks.append(rows.sinks)
             num_rows += len(rows)
-    keys = {layer: torch.cat(of_layer, 1) for layer, of_layer in parts.items()}
-    for layer, key in keys.items():
-        keys[layer] = key / key.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    keys = {layer: normalize(torch.cat(of_layer, 1), dim=-1) for layer, of_layer in parts.items()}
     return keys, torch.from_numpy(np.concatenate(sinks)), texts
 
 

@@ -18,12 +18,7 @@ from memory_backends.layout import Int64Array
 
 @dataclass(frozen=True)
 class Budget:
-    """How much may be recalled for a prompt.
-
-    Attributes:
-        num_rows: of all passages together, at most.
-        num_passages: at most; no more than `num_rows`.
-    """
+    """How many rows and passages may be recalled for a prompt; no more passages than rows."""
 
     num_rows: int
     num_passages: int
@@ -40,12 +35,7 @@ def choose_passages(
     """Turn windows into passages that share no rows, best first, within the budget.
 
     The passages are made around as many windows as there may be passages; around more if the
-    documents are so short that a quarter of the rows is left.
-
-    Args:
-        windows: best first.
-        backend: where the memories are.
-        budget: of the prompt.
+    documents are so short that a quarter of the rows is left. Windows are given best first.
     """
     searchable = backend.catalog.searchable_rows("all")
     owners = backend.catalog.document_of_rows(window.peak for window in windows)
@@ -85,8 +75,7 @@ def without_gaps(
     """Return the part of a passage around a row in which no row was removed.
 
     Args:
-        passage: of a document.
-        first_row: the id of the document's first row.
+        passage: of a document whose first row has the id `first_row`.
         peak: the id of a row in the passage.
         searchable: (n,) int64, ids of the rows that were not removed, ascending.
 

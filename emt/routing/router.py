@@ -154,8 +154,7 @@ class Router:
         Args:
             token_ids: (T,) int64, the prompt.
             tokens: which of the T tokens have queries, ascending.
-            backend: where the memories are.
-            scope: the rows that may be found; None for all.
+            backend: where the memories are, of which only `scope` is searched.
         """
         profile, prompt = self.profile, token_ids[: tokens[-1] + 1]
         of_layers = unit_queries(self._model, prompt, profile.layers, distance=profile.distance)

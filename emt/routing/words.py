@@ -85,12 +85,8 @@ class WordIndex:
 def bm25s_for(purpose: str, *, instead: str = "") -> Any:
     """Import bm25s.
 
-    Args:
-        purpose: what needs bm25s, named in the error.
-        instead: what else the user can do, named in the error.
-
     Raises:
-        ConfigError: bm25s is not installed.
+        ConfigError: bm25s is not installed; names the purpose and what to do instead.
     """
     try:
         return importlib.import_module("bm25s")
