@@ -50,7 +50,6 @@ class Citation:
     """A sentence or a recalled passage, and the attention that a generated text gave it.
 
     Attributes:
-        document: its name.
         start: first character in the document's text, or None if it was written as ids.
         end: the character after its last, or None.
         text: the quote, exactly as in the document, without spaces around it.
@@ -78,8 +77,7 @@ class RowCitation:
     """A row that one generated token attended to.
 
     Attributes:
-        row: its id.
-        document: its document's name.
+        row: its id, in a document of the name `document`.
         token: its index in the document's token ids.
         share: its part of the memory attention mass of this generated token, above 0, at most 1;
             attention sinks and removed documents are left out.

@@ -103,13 +103,13 @@ class Trial:
         for number, example in enumerate(examples):
             on_step(f"question {number + 1}")
             questions.append(reader.queries(example.question + _ENDINGS[number % len(_ENDINGS)]))
-        queries = {layer: torch.cat([of_one[layer] for of_one in questions], 1) for layer in keys}
+        queries = {layer: torch.cat([each[layer] for each in questions], 1) for layer in keys}
         layer = next(iter(keys))
         return cls(
             keys,
             is_sink,
             queries,
-            [of_one[layer].shape[1] for of_one in questions],
+            [of_layers[layer].shape[1] for of_layers in questions],
             [_middle_row(example, *texts[example.document]) for example in examples],
             {layer: of_layer.mean(1) for layer, of_layer in queries.items()},
         )

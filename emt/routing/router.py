@@ -103,10 +103,8 @@ class Router:
                 if deviations < (config.relevance or 0.0):
                     return Routed(question, (), score, deviations)
         if config.routing != "heads":
-            text = self._text_of(token_ids[tokens])
-            by_words = self._word_index(backend).windows(
-                text, _MAX_WINDOWS, min_distance=min_distance, scope=scope
-            )
+            text, words = self._text_of(token_ids[tokens]), self._word_index(backend)
+            by_words = words.windows(text, _MAX_WINDOWS, min_distance=min_distance, scope=scope)
             windows = fuse_rankings([windows, by_words], min_distance=min_distance)
         passages = choose_passages(windows, backend, budget)
         return Routed(question, tuple(passages), score, deviations)
