@@ -23,46 +23,37 @@ class Answer:
     """A generated text with its sources.
 
     Attributes:
-        prompt: as given.
         text: what was generated, without special tokens.
         token_ids: the generated ids, special ones included.
-        tokens: the text of each generated id.
-        num_redone: how many of these were chosen in a step that was redone with more memories.
+        timings: seconds, and tokens a second.
+        num_redone: how many of the ids were chosen in a step that was redone with more memories.
         num_retrieved: rows that their queries retrieved, over all layers and heads.
         citations: the sentences that carried most memory attention.
-        token_citations: the rows that did, for each generated token.
         passages: those that were recalled for the prompt, by the attention they received.
-        timings: seconds, and tokens a second.
+        tokens: the text of each generated id.
+        token_citations: the rows that carried most memory attention, for each generated token.
     """
 
     prompt: str
     text: str
     token_ids: list[int]
-    tokens: list[str]
+    timings: dict[str, float]
     num_redone: int
     num_retrieved: int
     citations: list[Citation]
-    token_citations: list[list[RowCitation]]
     passages: list[Citation]
-    timings: dict[str, float]
+    tokens: list[str]
+    token_citations: list[list[RowCitation]]
 
     def to_json(self) -> dict[str, Any]:
         """Return the answer as plain JSON types."""
-        rows = self.token_citations or [[] for _ in self.token_ids]
-        return {
-            "prompt": self.prompt,
-            "text": self.text,
-            "token_ids": self.token_ids,
-            "timings": self.timings,
-            "num_redone": self.num_redone,
-            "num_retrieved": self.num_retrieved,
-            "citations": [asdict(citation) for citation in self.citations],
-            "passages": [asdict(passage) for passage in self.passages],
-            "tokens": [
-                {"id": token_id, "text": text, "rows": [asdict(row) for row in of_token]}
-                for token_id, text, of_token in zip(self.token_ids, self.tokens, rows, strict=True)
-            ],
-        }
+        plain = asdict(self)
+        rows = plain.pop("token_citations") or [[] for _ in self.token_ids]
+        plain["tokens"] = [
+            {"id": token_id, "text": text, "rows": of_token}
+            for token_id, text, of_token in zip(self.token_ids, self.tokens, rows, strict=True)
+        ]
+        return plain
 
 
 def answer(
@@ -96,7 +87,7 @@ def answer(
     if tokenizer is None:
         raise MemoryUseError("generating from text needs a tokenizer. Pass one to attach().")
     input_ids = _input_ids(model, tokenizer, prompt, chat, max_new_tokens)
-    pad = tokenizer.pad_token_id
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     started = time.perf_counter()
     with memory.using(**settings), memory.recording() as recording:
         output = cast(Any, model).generate(
@@ -106,7 +97,7 @@ def answer(
             do_sample=False,
             num_beams=1,
             use_cache=True,
-            pad_token_id=pad if pad is not None else tokenizer.eos_token_id,
+            pad_token_id=pad,
         )
     seconds = time.perf_counter() - started
     token_ids = output[0, input_ids.shape[1] :].tolist()

@@ -36,10 +36,10 @@ class Attended:
 def batch_rows(
     steps: Sequence[Step], sequence: int, beam_indices: Sequence[int] | torch.Tensor | None
 ) -> list[int]:
-    """Return the batch row that each generated token came from.
+    """Return the batch row that each generated token came from, one for each step.
 
     Args:
-        steps: the recorded steps, one for each generated token.
+        steps: the recorded steps.
         sequence: the row of the batch, without beams.
         beam_indices: (T,) of one sequence, as `generate` returns them; -1 after its end.
 
@@ -76,12 +76,11 @@ def sum_mass(
         layers: whose attention counts; None for the default.
         default_layers: where a step has none of these, all of its layers count.
     """
+    counted_layers = default_layers if layers is None else layers
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     num_heads: list[int] = []
     for step, row in zip(steps, rows, strict=False):
-        counted = [
-            step[idx] for idx in step if idx in (default_layers if layers is None else layers)
-        ]
+        counted = [step[idx] for idx in step if idx in counted_layers]
         if layers is None and not counted:
             counted = list(step.values())
         of_sequence = [retrieved.of_sequence(row) for retrieved in counted]
@@ -97,10 +96,7 @@ def sum_mass(
 
 
 def _mass_of(retrievals: Sequence[Retrieved]) -> tuple[np.ndarray, np.ndarray]:
-    """Sum the weights of each row over layers and heads, for the last query.
-
-    Args:
-        retrievals: of one sequence, in each layer; tensors (H, Q, k).
+    """Sum the weights of each row over layers, tensors (H, Q, k), and heads, for the last query.
 
     Returns:
         (m,) int64 row ids, ascending, and (m,) float64, their mass.

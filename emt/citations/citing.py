@@ -50,7 +50,6 @@ class Citation:
     """A sentence or a recalled passage, and the attention that a generated text gave it.
 
     Attributes:
-        document: its name.
         start: first character in the document's text, or None if it was written as ids.
         end: the character after its last, or None.
         text: the quote, exactly as in the document, without spaces around it.
@@ -78,8 +77,7 @@ class RowCitation:
     """A row that one generated token attended to.
 
     Attributes:
-        row: its id.
-        document: its document's name.
+        row: its id, in a document of the name `document`.
         token: its index in the document's token ids.
         share: its part of the memory attention mass of this generated token, above 0, at most 1;
             attention sinks and removed documents are left out.
@@ -93,12 +91,9 @@ class RowCitation:
 
 @dataclass(frozen=True)
 class Span:
-    """Consecutive tokens of a document that may be cited.
+    """Tokens `first` to `stop` - 1 of a document, which may be cited.
 
     Attributes:
-        document: the document.
-        first: the first token.
-        stop: one after the last token.
         pairs: (m,) int64, the pairs (generated token, row) that stand in it.
         score: as in `Citation`.
     """
@@ -111,12 +106,7 @@ class Span:
 
 
 class CitedDocuments:
-    """The documents that a sequence's tokens attended to: spans of them, ranked and quoted.
-
-    Args:
-        attended: the rows that were attended to.
-        sources: where their documents are.
-    """
+    """The documents that a sequence's tokens attended to: spans of them, ranked and quoted."""
 
     def __init__(self, attended: Attended, sources: Sources) -> None:
         self._sources = sources
@@ -157,17 +147,16 @@ class CitedDocuments:
     def passages(self, recalled: Iterable[Recalled]) -> list[Span]:
         """Return those of the recalled passages whose rows are still there."""
         spans = []
-        for each in recalled:
-            name, first, last = each.passage.document, each.passage.first, each.passage.stop - 1
-            if not self._catalog.has_document(name):
+        for passage, score in ((each.passage, each.score) for each in recalled):
+            if not self._catalog.has_document(passage.document):
                 continue
-            document = self._catalog.document(name)
-            first_row, last_row = document.first_row + first, document.first_row + last
-            if first_row not in self._recorded:  # another document has the name now
+            document = self._catalog.document(passage.document)
+            first, stop = document.first_row + passage.first, document.first_row + passage.stop
+            if first not in self._recorded:  # another document has the name now
                 continue
-            pairs = np.flatnonzero((self._rows >= first_row) & (self._rows <= last_row))
-            start, end = document.row_tokens[[first, last]].tolist()
-            spans.append(Span(document, start, end + 1, pairs, each.score))
+            pairs = np.flatnonzero((self._rows >= first) & (self._rows < stop))
+            tokens = document.row_tokens[passage.first : passage.stop]
+            spans.append(Span(document, int(tokens[0]), int(tokens[-1]) + 1, pairs, score))
         return spans
 
     def cite(self, spans: Iterable[Span], top: int | None) -> list[Citation]:
@@ -189,12 +178,8 @@ class CitedDocuments:
         return cited
 
     def _citation(self, span: Span, share: float) -> Citation:
-        mass = np.bincount(
-            self._generated[span.pairs],
-            weights=self._mass[span.pairs],
-            minlength=len(self._num_heads),
-        )
-        attention = mass / self._num_heads  # (T,)
+        generated, mass = self._generated[span.pairs], self._mass[span.pairs]
+        attention = np.bincount(generated, mass, len(self._num_heads)) / self._num_heads  # (T,)
         quote = quoted(span.document, span.first, span.stop, self._sources.tokenizer)
         return Citation(
             span.document.name,
@@ -217,13 +202,7 @@ class CitedDocuments:
 def quoted(
     document: StoredDocument, first: int, stop: int, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[int | None, int | None, str]:
-    """Quote tokens of a document.
-
-    Args:
-        document: the document.
-        first: the first token.
-        stop: one after the last token.
-        tokenizer: decodes a document that was written as ids.
+    """Quote tokens `first` to `stop` - 1 of a document; `tokenizer` decodes one of ids.
 
     Returns:
         The first character and the one after the last, None for a document of ids, and the text,

@@ -29,7 +29,6 @@ class Recording:
 
     Args:
         sources: where citations look up the text of rows.
-        whole_prompt: as the attribute.
 
     Attributes:
         whole_prompt: whether all queries of a prompt are recorded.

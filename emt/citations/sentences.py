@@ -26,7 +26,7 @@ def sentences_of(document: StoredDocument, first: int = 0, stop: int | None = No
     written as ids, runs of 32 tokens are its sentences.
 
     Args:
-        document: the document.
+        document: of text, or of ids.
         first: the first token to look at; a sentence that it is in the middle of begins with it.
         stop: one after the last token to look at, likewise; None for the document's last.
     """
@@ -70,12 +70,8 @@ def _characters(spans: np.ndarray, text: str) -> tuple[int, int]:
 def _sentence_ends(text: str, start: int, final: int) -> list[int]:
     """Return where sentences end: at a mark, at a line's end, or at a space in what is too long.
 
-    No sentence is blank: blank lines belong to what stands before them.
-
-    Args:
-        text: the text.
-        start: where the first sentence begins.
-        final: where the last one ends.
+    No sentence is blank: blank lines belong to what stands before them. The first sentence begins
+    at `start`, and the last one ends at `final`.
     """
     ends: list[int] = []
 
@@ -105,13 +101,8 @@ def _cut(text: str, start: int, stop: int) -> int:
     space = text.rfind(" ", start + 1, stop)
     if space > start:
         return space + 1
-    cut = stop
-    while (
-        cut > start + 1
-        and (
-            unicodedata.category(text[cut])[0] == "M"  # an accent, or a variation of an emoji
-            or "\u200d" in text[cut - 1 : cut + 1]  # a zero-width joiner
-        )
-    ):
-        cut -= 1
-    return stop if cut == start + 1 else cut
+    for cut in range(stop, start + 1, -1):
+        is_mark = unicodedata.category(text[cut])[0] == "M"  # an accent, or an emoji's variation
+        if not is_mark and "\u200d" not in text[cut - 1 : cut + 1]:  # a zero-width joiner
+            return cut
+    return stop

@@ -69,7 +69,11 @@ def generate(options: argparse.Namespace) -> None:
     session = Session(options, writing=False)
     opened = time.perf_counter()
     settings = {name: getattr(options, name) for name in _SETTINGS}
-    settings["where"] = _filter(options.where)
+    if options.where is not None:
+        where: dict[str, list[Any]] = {}
+        for key, values in options.where:  # of one key, any value will do
+            where.setdefault(key, []).extend(values)
+        settings["where"] = where
     answered = answer(
         session.model,
         session.memory,
@@ -105,19 +109,6 @@ def _print_sources(answered: Answer) -> None:
 def _place(citation: Citation) -> str:
     characters = "" if citation.start is None else f" {citation.start}-{citation.end}"
     return f"{citation.document}{characters}"
-
-
-def _filter(pairs: list[tuple[str, list[Any]]] | None) -> dict[str, list[Any]] | None:
-    """Return what `--where` was given as one filter: of one key, any value will do."""
-    if pairs is None:
-        return None
-    joined: dict[str, list[Any]] = {}
-    for key, values in pairs:
-        joined.setdefault(key, []).extend(values)
-    return joined
-
-
-# -- what an option may be ----------------------------------------------------------------------
 
 
 def _topk(text: str) -> int | str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def _describe(store: Path, catalog: Catalog) -> dict[str, Any]:
     """Return what a store has, as plain JSON types."""
     documents = catalog.document_sizes()
     index = catalog.setting("index") or {}
+    kept_facts = {key: index[key] for key in _INDEX_FACTS if key in index}
     return {
         "store": str(store),
         "format_version": catalog.setting("format_version"),
@@ -55,10 +57,7 @@ def _describe(store: Path, catalog: Catalog) -> dict[str, Any]:
         "rows": len(catalog.searchable_rows("all")),
         "layers": len(catalog.layout.layers),
         "row_codec": catalog.row_codec,
-        "index": {
-            **{key: index[key] for key in _INDEX_FACTS if key in index},
-            **(_coverage(index, catalog.layout) if index else {}),
-        },
+        "index": {**kept_facts, **_coverage(index, catalog.layout)} if index else {},
         "profile": _profile(catalog),
         "bytes": {
             "rows": bytes_used(store / "rows"),
@@ -97,14 +96,8 @@ def _profile(catalog: Catalog) -> dict[str, Any] | None:
         "kept": kept is not None,
         "model": profile.model,
         "source": profile.source,
-        "heads": [
-            {"layer": head.layer, "head": head.head, "hit_rate": head.hit_rate}
-            for head in profile.heads
-        ],
+        "heads": [asdict(head) for head in profile.heads],
     }
-
-
-# -- in words -----------------------------------------------------------------------------------
 
 
 def _print(described: dict[str, Any]) -> None:

@@ -63,16 +63,13 @@ def profile(options: argparse.Namespace) -> None:
     else:
         session = Session(options, writing=False)
         memory, source = session.memory, session.source
-    if examples is None:
-        ranked = _ranked_by_own_text(memory, source)
-    else:
-        with _progress() as on_step:
-            ranked = memory.rank_heads(
-                examples,
-                name=Path(source).name,
-                source=Path(options.data).name,
-                on_step=on_step,
-            )
+    with _progress() as on_step:
+        ranked = memory.rank_heads(
+            examples,
+            name=Path(source).name,
+            source=Path(options.data or "").name,
+            on_step=on_step,
+        )
     _print_ranking(ranked)
     if options.output is not None:
         ranked.profile.write(options.output)
@@ -86,15 +83,14 @@ def profile(options: argparse.Namespace) -> None:
 def profile_if_needed(memory: Memory, source: str) -> None:
     """Make a head profile from a memory's text if that is all its passage mode lacks; say so.
 
-    Args:
-        memory: with documents.
-        source: the folder, hub name or file of the model.
+    `source` is the folder, hub name or file of the model.
     """
     if not memory.lacks_profile:
         return
     _say("no head profile of this model: one is made from the text that was read")
     try:
-        ranked = _ranked_by_own_text(memory, source)
+        with _progress() as on_step:
+            ranked = memory.rank_heads(name=Path(source).name, on_step=on_step)
     except ConfigError as error:
         _say(
             f"no head profile could be made: {error} Until there is one, from `emt profile --store "
@@ -104,11 +100,6 @@ def profile_if_needed(memory: Memory, source: str) -> None:
         return
     memory.keep_profile(ranked.profile)
     _say(f"head profile: {_together(ranked)}")
-
-
-def _ranked_by_own_text(memory: Memory, source: str) -> Ranked:
-    with _progress() as on_step:
-        return memory.rank_heads(name=Path(source).name, on_step=on_step)
 
 
 @contextlib.contextmanager

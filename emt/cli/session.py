@@ -29,10 +29,7 @@ class Session:
 
     Attributes:
         is_new: whether there was no store.
-        config: the settings of the memory.
         source: the folder, hub name or file of the model.
-        model: the model.
-        memory: its memory, attached.
     """
 
     def __init__(self, options: argparse.Namespace, *, writing: bool) -> None:

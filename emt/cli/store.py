@@ -71,10 +71,7 @@ def verify(options: argparse.Namespace) -> int:
             print(f"{damage.file}: {damage.reason}")
         num_files = len({str(damage.file) for damage in damaged})
         verb = "is" if num_files == 1 else "are"
-        print(
-            f"emt: {count(num_files, 'file')} of '{store}' {verb} damaged.",
-            file=sys.stderr,
-        )
+        print(f"emt: {count(num_files, 'file')} of '{store}' {verb} damaged.", file=sys.stderr)
     else:
         print(f"no damage in the {size(bytes_used(store))} of '{store}'")
     return 1 if damaged else 0

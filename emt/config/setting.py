@@ -80,9 +80,8 @@ class Setting:
     def checked(self, value: Any) -> Any:
         """Return a value in the setting's type, from what Python or YAML gives.
 
-        Args:
-            value: as it was given. A list becomes a tuple, a path text, a whole number a float and
-                a mapping a dataclass, where the setting's type is that.
+        A list becomes a tuple, a path text, a whole number a float and a mapping a dataclass, where
+        the setting's type is that.
 
         Raises:
             ConfigError: a value of a wrong type or out of range.
@@ -131,12 +130,10 @@ def documented(doc: str, settings: Mapping[str, Setting]) -> str:
             about.append("Changed by `Memory.using`.")
         if each.published:
             about.append(f"Published as {' or '.join(each.published)}.")
-        indent = " " * 8
-        lines.append(f"{indent}{each.name}:")
+        indent = " " * 12
+        lines.append(f"        {each.name}:")
         for text in (each.doc, " ".join(about)):
-            lines += textwrap.wrap(
-                text, 100, initial_indent=indent + "    ", subsequent_indent=indent + "    "
-            )
+            lines += textwrap.wrap(text, 100, initial_indent=indent, subsequent_indent=indent)
     return doc.rstrip() + "\n" + "\n".join(lines) + "\n    "
 
 

@@ -29,15 +29,12 @@ class Uncertainty:
     topk: int
 
     def __post_init__(self) -> None:
-        entropy: Any = self.entropy
-        if isinstance(entropy, int) and not isinstance(entropy, bool):
-            entropy = float(entropy)
+        entropy = float(self.entropy) if type(self.entropy) is int else self.entropy
         if not isinstance(entropy, float) or not entropy >= 0:
             raise ConfigError(f"uncertainty's entropy must be nats, 0 or more; got {entropy!r}.")
-        topk: Any = self.topk
-        if not isinstance(topk, int) or isinstance(topk, bool) or topk < 1:
+        if type(self.topk) is not int or self.topk < 1:
             raise ConfigError(
-                f"uncertainty's topk must be a whole number of at least 1; got {topk!r}."
+                f"uncertainty's topk must be a whole number of at least 1; got {self.topk!r}."
             )
         object.__setattr__(self, "entropy", entropy)
 

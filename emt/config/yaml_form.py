@@ -79,9 +79,7 @@ def flat(values: Mapping[Any, Any], settings: Mapping[str, Setting]) -> dict[str
 def dump(values: Mapping[str, Any], settings: Mapping[str, Setting]) -> str:
     """Return YAML of settings, each with its text above it and what it may be beside it.
 
-    Args:
-        values: plain YAML types by setting, one for each of `settings`.
-        settings: by name, those of a group one after another.
+    Values are plain YAML types; the settings of a group must follow one another.
     """
     lines: list[str] = []
     last = None
@@ -102,11 +100,7 @@ def dump(values: Mapping[str, Any], settings: Mapping[str, Setting]) -> str:
 def _entries(
     values: Mapping[Any, Any], settings: Mapping[str, Setting]
 ) -> Iterator[tuple[str | None, Any, Any]]:
-    """Yield group, key and value of each entry; the group None for the top level.
-
-    Raises:
-        ConfigError: a group is no mapping.
-    """
+    """Yield group, key and value of each entry; the group None for the top level."""
     for key, value in values.items():
         if key not in GROUPS:
             yield None, key, value

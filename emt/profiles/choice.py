@@ -20,8 +20,6 @@ PROFILE = "head_profile"  # a store's setting
 
 
 class _Choice(NamedTuple):
-    """A head profile, and what it was chosen for."""
-
     backend: MemoryBackend
     path: str | None
     stored: Any
@@ -29,11 +27,7 @@ class _Choice(NamedTuple):
 
 
 class ProfileChoice:
-    """The head profile of one model, chosen once for each backend and file.
-
-    Args:
-        model: the attached model.
-    """
+    """The head profile of one attached model, chosen once for each backend and file."""
 
     def __init__(self, model: AttachedModel) -> None:
         self._model = model
@@ -66,11 +60,7 @@ class ProfileChoice:
         return profile
 
     def look_again(self, config: MemoryConfig, backend: MemoryBackend) -> None:
-        """Choose again what was chosen: the store may keep another profile now.
-
-        Raises:
-            ConfigError: as `find`.
-        """
+        """Choose again what was chosen: the store may keep another profile now."""
         if self._last is not None:
             self._last = self._choose(config, backend)
 
@@ -93,11 +83,7 @@ class ProfileChoice:
 def shipped_profiles() -> dict[str, HeadProfile]:
     """Return the profiles that come with emt, by the fingerprint of their weights."""
     folder = resources.files("emt.profiles") / "shipped"
-    if not folder.is_dir():
-        return {}
-    profiles = [
-        HeadProfile.from_json(json.loads(file.read_text(encoding="utf-8")))
-        for file in folder.iterdir()
-        if file.name.endswith(".json")
-    ]
+    files = [file for file in folder.iterdir() if file.name.endswith(".json")]
+    texts = [file.read_text(encoding="utf-8") for file in files]
+    profiles = [HeadProfile.from_json(json.loads(text)) for text in texts]
     return {profile.weights: profile for profile in profiles}

@@ -19,14 +19,7 @@ _CONTENT = re.compile(r"\w{4,}")
 
 @dataclass(frozen=True)
 class Example:
-    """A question about a text.
-
-    Attributes:
-        document: the text.
-        question: the question.
-        start: the answer's first character in the text.
-        end: one after the answer's last character.
-    """
+    """A question about a text, whose answer is `document[start:end]`."""
 
     document: str
     question: str
@@ -93,9 +86,6 @@ def make_examples(texts: Iterable[str]) -> list[Example]:
 
     A question has the words of four letters and more that are left, and so the sentence's subject
     and not its wording.
-
-    Args:
-        texts: whole documents.
     """
     return [example for text in texts for example in _of_sentences(text)]
 
@@ -104,11 +94,8 @@ def _of_sentences(text: str) -> Iterator[Example]:
     counts = Counter(word.lower() for word in _CONTENT.findall(text))
     for match in _SENTENCE.finditer(text):
         sentence = match.group()
-        rare = [
-            name
-            for name in _NAME.finditer(sentence)
-            if counts[name.group().split()[0].lower()] <= 2
-        ]
+        names = _NAME.finditer(sentence)
+        rare = [name for name in names if counts[name.group().split()[0].lower()] <= 2]
         if not rare:
             continue
         answer = rare[-1]

@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
-from emt.errors import ConfigError, MemoryUseError
-from emt.model.attached import AttachedModel
+from emt.errors import ConfigError
 from emt.profiles.examples import Example, make_examples
 from emt.profiles.stored_text import stored_texts
 from emt.profiles.trial import DISTANCE, MAX_CHARACTERS, Head, HeadReader, Trial
 from emt.routing.head_profile import HeadProfile, ProfiledHead
-from memory_backends import MemoryBackend, Rows
+from memory_backends import MemoryBackend
 
 _MAX_HEADS = 5
 _COMPARED = 8  # heads of each half of the questions
@@ -54,32 +52,8 @@ class Ranked:
     num_rows: int
 
 
-@dataclass(frozen=True)
-class HeadRanking:
-    """Ranks the heads of one model; nothing is written to its memory.
-
-    Attributes:
-        model: the attached model.
-        tokenizer: the model's, a fast one.
-        read: turns token ids into rows as the memory does, window by window, and stores nothing.
-
-    Raises:
-        MemoryUseError: there is no tokenizer.
-        ConfigError: the tokenizer is not a fast one.
-    """
-
-    model: AttachedModel
-    tokenizer: PreTrainedTokenizerBase | None
-    read: Callable[[list[int]], Iterator[Rows]]
-
-    def __post_init__(self) -> None:
-        if self.tokenizer is None:
-            raise MemoryUseError("a head profile needs a tokenizer. Give attach() one.")
-        if not self.tokenizer.is_fast:
-            raise ConfigError(
-                "a head profile needs a fast tokenizer, which tells where tokens stand in a text; "
-                f"got {type(self.tokenizer).__name__}. Give attach() a fast one."
-            )
+class HeadRanking(HeadReader):
+    """Ranks the heads of one model; nothing is written to its memory."""
 
     def rank(
         self,
@@ -96,10 +70,8 @@ class HeadRanking:
 
         Args:
             examples: questions about texts; of each text, the first 8,000 characters are read.
-            name: of the model, for people.
-            source: of the questions, for people.
-            num_questions: how many questions are tried at most.
-            num_texts: how many texts are read at most.
+            name: of the model, for people, and `source` of the questions.
+            num_questions: how many are tried at most, about at most `num_texts` texts.
             seed: of the choice among questions and texts.
             on_step: told what is being done.
 
@@ -119,10 +91,9 @@ class HeadRanking:
                 "a profile needs at least 4 questions about 2 texts, with answers in the first "
                 f"{MAX_CHARACTERS} characters; got {len(examples)}. Name more data."
             )
-        reader = HeadReader(self.model, self.tokenizer, self.read)
-        trial = Trial.read(reader, examples, on_step)
+        trial = Trial.read(self, examples, on_step)
         right: dict[Head, list[bool]] = {}
-        for layer in trial.layers:
+        for layer in trial.keys:
             on_step(f"layer {layer}")
             for head in range(trial.num_heads(layer)):
                 right[layer, head] = trial.are_right([(layer, head)])
@@ -150,33 +121,17 @@ class HeadRanking:
         )
 
     def rank_stored_text(
-        self,
-        backend: MemoryBackend,
-        *,
-        name: str,
-        on_step: Callable[[str], object] | None = None,
+        self, backend: MemoryBackend, *, name: str, on_step: Callable[[str], object] | None = None
     ) -> Ranked:
-        """Try each head with questions made from the text of a memory's documents.
-
-        Args:
-            backend: where the documents are.
-            name: of the model, for people.
-            on_step: told what is being done.
-
-        Raises:
-            ConfigError: too few questions can be made, or as `rank`.
-            MemoryUseError: as `rank`.
-        """
+        """Try each head with questions made from the text of a memory's documents, as `rank`."""
         examples = make_examples(stored_texts(backend, self.tokenizer))
         return self.rank(examples, name=name, source="stored text", on_step=on_step)
 
 
 def choose_heads(heads: Sequence[Head], num_layers: int) -> list[Head]:
-    """Return a few heads, best first: of the same layer or close ones only if there are no others.
+    """Return a few of the heads, which are best first.
 
-    Args:
-        heads: best first.
-        num_layers: of the model.
+    Two are of the same layer or of close ones only if there are no others.
     """
     min_distance = math.ceil(num_layers / _PARTS)
     chosen: list[Head] = []

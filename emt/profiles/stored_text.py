@@ -21,8 +21,7 @@ def stored_texts(
     Args:
         backend: where the documents are.
         tokenizer: for documents that were written as ids; None leaves them out.
-        num_texts: how many pieces at most.
-        seed: of the choice among documents and pieces.
+        num_texts: how many pieces at most, and `seed` of the choice among them.
     """
     rng = random.Random(seed)
     names = sorted(backend.catalog.document_names())
@@ -31,9 +30,9 @@ def stored_texts(
     left = num_texts
     for name in names:
         pieces = _pieces(_text_of(backend.catalog.document(name), tokenizer))
-        for piece in rng.sample(pieces, min(per_document, left, len(pieces))):
-            yield piece
-            left -= 1
+        sample = rng.sample(pieces, min(per_document, left, len(pieces)))
+        left -= len(sample)
+        yield from sample
 
 
 def _text_of(document: StoredDocument, tokenizer: Any) -> str:

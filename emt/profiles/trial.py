@@ -12,7 +12,9 @@ from typing import Any, Self
 import torch
 import numpy as np
 from torch import Tensor
+from torch.nn.functional import normalize
 
+from emt.errors import ConfigError, MemoryUseError
 from emt.model.attached import AttachedModel
 from emt.model.chat import prompt_ids
 from emt.profiles.examples import Example
@@ -38,43 +40,34 @@ class HeadReader:
 
     Attributes:
         model: the attached model.
-        tokenizer: a fast one, which tells where tokens stand in a text.
-        read: turns token ids into rows, window by window, and stores nothing.
+        tokenizer: the model's, a fast one, which tells where tokens stand in a text.
+        read: turns token ids into rows as the memory does, window by window, and stores nothing.
+
+    Raises:
+        MemoryUseError: there is no tokenizer.
+        ConfigError: the tokenizer is not a fast one.
     """
 
     model: AttachedModel
     tokenizer: Any
     read: Callable[[list[int]], Iterator[Rows]]
 
+    def __post_init__(self) -> None:
+        if self.tokenizer is None:
+            raise MemoryUseError("a head profile needs a tokenizer. Give attach() one.")
+        if not self.tokenizer.is_fast:
+            raise ConfigError(
+                "a head profile needs a fast tokenizer, which tells where tokens stand in a text; "
+                f"got {type(self.tokenizer).__name__}. Give attach() a fast one."
+            )
+
     def queries(self, prompt: str) -> dict[int, Tensor]:
         """Return the unit queries of the question in a prompt: layer -> (H, T, D) float32."""
         ids = prompt_ids(self.tokenizer, prompt)
         question = question_of(ids, self.tokenizer)
-        of_layers = unit_queries(
-            self.model,
-            ids[: question.stop],
-            self.model.full_attention_layers,
-            distance=DISTANCE,
-        )
+        layers = self.model.full_attention_layers
+        of_layers = unit_queries(self.model, ids[: question.stop], layers, distance=DISTANCE)
         return {layer: queries[:, question.first :] for layer, queries in of_layers.items()}
-
-
-@dataclass(frozen=True)
-class _Text:
-    """Where a text was read to.
-
-    Attributes:
-        first_row: the row of its first token.
-        offsets: (T, 2) first and last character of each token, the last excluded.
-    """
-
-    first_row: int
-    offsets: np.ndarray
-
-    def middle(self, start: int, end: int) -> float:
-        """Return the row in the middle of some characters."""
-        tokens = np.flatnonzero((self.offsets[:, 1] > start) & (self.offsets[:, 0] < end))
-        return self.first_row + float(tokens.mean())
 
 
 @dataclass(frozen=True)
@@ -101,33 +94,25 @@ class Trial:
     def read(
         cls, reader: HeadReader, examples: Sequence[Example], on_step: Callable[[str], object]
     ) -> Self:
-        """Read the texts of examples, and their questions.
+        """Read the texts of examples, and their questions; tell `on_step` what is being done.
 
-        Args:
-            reader: of the model.
-            examples: questions whose answers stand in the first 8,000 characters of their texts.
-            on_step: told what is being done.
+        The answers must stand in the first 8,000 characters of their texts.
         """
         keys, is_sink, texts = _read_texts(reader, examples, on_step)
         questions = []
         for number, example in enumerate(examples):
             on_step(f"question {number + 1}")
             questions.append(reader.queries(example.question + _ENDINGS[number % len(_ENDINGS)]))
-        queries = {layer: torch.cat([of_one[layer] for of_one in questions], 1) for layer in keys}
+        queries = {layer: torch.cat([each[layer] for each in questions], 1) for layer in keys}
         layer = next(iter(keys))
         return cls(
             keys,
             is_sink,
             queries,
-            [of_one[layer].shape[1] for of_one in questions],
-            [texts[part.document].middle(part.start, part.end) for part in examples],
+            [of_layers[layer].shape[1] for of_layers in questions],
+            [_middle_row(example, *texts[example.document]) for example in examples],
             {layer: of_layer.mean(1) for layer, of_layer in queries.items()},
         )
-
-    @property
-    def layers(self) -> list[int]:
-        """The layers whose heads can be tried, ascending."""
-        return list(self.keys)
 
     def num_heads(self, layer: int) -> int:
         """Return how many query heads a layer has."""
@@ -154,8 +139,7 @@ class Trial:
             scores = batch @ keys.T
             scores[:, self.is_sink] = -torch.inf
             best.append(scores.topk(min(TOPK, scores.shape[1]), dim=1))
-        scores = torch.cat([batch.values for batch in best])
-        ids = torch.cat([batch.indices for batch in best])
+        scores, ids = map(torch.cat, zip(*best, strict=True))
         ids[scores == -torch.inf] = -1
         of_questions = torch.split(scores, self.lengths), torch.split(ids, self.lengths)
         return list(zip(*of_questions, strict=True))
@@ -163,11 +147,14 @@ class Trial:
 
 def _read_texts(
     reader: HeadReader, examples: Sequence[Example], on_step: Callable[[str], object]
-) -> tuple[dict[int, Tensor], Tensor, dict[str, _Text]]:
-    """Return layer -> unit keys (Hkv, N, D) of all texts, which rows are sinks, and the texts."""
+) -> tuple[dict[int, Tensor], Tensor, dict[str, tuple[int, np.ndarray]]]:
+    """Return layer -> unit keys (Hkv, N, D) of all texts, which rows are sinks, and the texts.
+
+    Of each text that is its first row, and the characters [start, stop) of its tokens, (T, 2).
+    """
     parts: dict[int, list[Tensor]] = {layer: [] for layer in reader.model.full_attention_layers}
     sinks: list[np.ndarray] = []
-    texts: dict[str, _Text] = {}
+    texts: dict[str, tuple[int, np.ndarray]] = {}
     num_rows = 0
     for text in dict.fromkeys(example.document for example in examples):
         on_step(f"reading text {len(texts) + 1}")
@@ -175,15 +162,19 @@ def _read_texts(
             text[:MAX_CHARACTERS],
             add_special_tokens=False,
             return_offsets_mapping=True,
-            verbose=False,
+            verbose=False,  # a text may be longer than what the model reads at once
         )
-        texts[text] = _Text(num_rows, np.array(encoded["offset_mapping"]))
+        texts[text] = num_rows, np.array(encoded["offset_mapping"])
         for rows in reader.read(encoded["input_ids"]):
             for layer, of_layer in parts.items():
                 of_layer.append(rows.keys[layer].float().cpu())
             sinks.append(rows.sinks)
             num_rows += len(rows)
-    keys = {layer: torch.cat(of_layer, 1) for layer, of_layer in parts.items()}
-    for layer, key in keys.items():
-        keys[layer] = key / key.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    keys = {layer: normalize(torch.cat(of_layer, 1), dim=-1) for layer, of_layer in parts.items()}
     return keys, torch.from_numpy(np.concatenate(sinks)), texts
+
+
+def _middle_row(example: Example, first_row: int, offsets: np.ndarray) -> float:
+    """Return the row in the middle of an answer."""
+    is_answer = (offsets[:, 1] > example.start) & (offsets[:, 0] < example.end)
+    return first_row + float(np.flatnonzero(is_answer).mean())

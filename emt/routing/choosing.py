@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +18,7 @@ from memory_backends.layout import Int64Array
 
 @dataclass(frozen=True)
 class Budget:
-    """How much may be recalled for a prompt.
-
-    Attributes:
-        num_rows: of all passages together, at most.
-        num_passages: at most; no more than `num_rows`.
-    """
+    """How many rows and passages may be recalled for a prompt; no more passages than rows."""
 
     num_rows: int
     num_passages: int
@@ -39,16 +35,14 @@ def choose_passages(
     """Turn windows into passages that share no rows, best first, within the budget.
 
     The passages are made around as many windows as there may be passages; around more if the
-    documents are so short that a quarter of the rows is left.
-
-    Args:
-        windows: best first.
-        backend: where the memories are.
-        budget: of the prompt.
+    documents are so short that a quarter of the rows is left. Windows are given best first.
     """
     searchable = backend.catalog.searchable_rows("all")
     owners = backend.catalog.document_of_rows(window.peak for window in windows)
-    windows = _searchable(windows, owners, searchable)
+    windows = [window for window in windows if window.peak in owners]
+    peaks = np.array([window.peak for window in windows], dtype=np.int64)
+    # without those that were removed meanwhile
+    windows = list(itertools.compress(windows, are_among(peaks, searchable)))
     document = functools.cache(backend.catalog.document)
     candidates: list[Candidate] = []
     expanded: list[Expanded] = []
@@ -75,23 +69,13 @@ def choose_passages(
     ]
 
 
-def _searchable(
-    windows: Sequence[Window], owners: Mapping[int, str], searchable: Int64Array
-) -> list[Window]:
-    """Return the windows whose peaks belong to a document, and were not removed meanwhile."""
-    owned = [window for window in windows if window.peak in owners]
-    kept = are_among(np.array([window.peak for window in owned], dtype=np.int64), searchable)
-    return [window for window, is_kept in zip(owned, kept, strict=True) if is_kept]
-
-
 def without_gaps(
     passage: Passage, first_row: int, peak: int, searchable: Int64Array
 ) -> Passage | None:
     """Return the part of a passage around a row in which no row was removed.
 
     Args:
-        passage: rows of a document.
-        first_row: the id of the document's first row.
+        passage: of a document whose first row has the id `first_row`.
         peak: the id of a row in the passage.
         searchable: (n,) int64, ids of the rows that were not removed, ascending.
 

@@ -60,12 +60,7 @@ class Hits:
         return cls(ids[kept], queries[kept], excess[kept], len(ids))
 
     def of_tokens(self, tokens: range, num_tokens: int) -> Hits:
-        """Return the hits of some of the prompt's tokens.
-
-        Args:
-            tokens: their numbers, among the tokens that have queries.
-            num_tokens: how many tokens have queries.
-        """
+        """Return the hits of some of the `num_tokens` tokens that have queries."""
         token = self.queries % num_tokens
         kept = (token >= tokens.start) & (token < tokens.stop)
         return Hits(self.rows[kept], self.queries[kept], self.excess[kept], self.num_queries)
@@ -92,15 +87,12 @@ class Window:
 
 
 def best_windows(hits: Hits, count: int, *, min_distance: int) -> list[Window]:
-    """Find the runs of 64 rows with most evidence.
+    """Find the runs of 64 rows with most evidence: at most `count` windows, best first.
 
     Args:
         hits: the retrieved rows.
-        count: how many windows at most.
+        count: of windows.
         min_distance: rows that their peaks are apart, at least.
-
-    Returns:
-        Windows, best first.
     """
     max_evidence = hits.max_evidence
     if max_evidence <= 0:
@@ -116,12 +108,9 @@ def best_windows(hits: Hits, count: int, *, min_distance: int) -> list[Window]:
 
 
 def spaced(windows: Iterable[Window], count: int, *, min_distance: int) -> list[Window]:
-    """Return the first windows whose peaks are at least `min_distance` rows from better ones.
+    """Return the first `count` windows, of some best first, whose peaks are far from better ones.
 
-    Args:
-        windows: best first.
-        count: how many to return at most.
-        min_distance: rows.
+    Far is at least `min_distance` rows away.
     """
     kept: list[Window] = []
     for window in windows:
@@ -145,9 +134,9 @@ def _evidence_of_windows(
 
     Args:
         blocks: (b,) the blocks that have hits, ascending.
-        of_block: (p,) indexes of `blocks`.
-        query: (p,) queries with hits in these blocks.
-        excess: (p,) float32, the largest of each block and query.
+        of_block: (p,) indexes of `blocks`, for each query that has hits in the block.
+        query: (p,) the query.
+        excess: (p,) float32, the largest of this block and query.
         num_queries: of the prompt.
     """
     first_blocks = blocks[:, None] - np.arange(_BLOCKS_PER_WINDOW)
@@ -163,9 +152,7 @@ def _evidence_of_windows(
 def _middles(blocks: Int64Array, evidence: Float64Array) -> Float64Array:
     """Return the middle of the evidence in the window that begins with each block, (b,) rows.
 
-    Args:
-        blocks: (b,) the blocks that have hits, ascending.
-        evidence: (b,) of each block alone.
+    `blocks` (b,) are those that have hits, ascending, and `evidence` (b,) is of each block alone.
     """
     in_window = blocks[:, None] + np.arange(_BLOCKS_PER_WINDOW)
     index = np.searchsorted(blocks, in_window).clip(max=len(blocks) - 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -16,24 +16,14 @@ from memory_backends.layout import Int64Array
 
 
 class Candidate(NamedTuple):
-    """A row that a passage may be made around.
-
-    Attributes:
-        document: the document.
-        row: counted from the document's first row.
-    """
+    """A row that a passage may be made around, counted from its document's first row."""
 
     document: StoredDocument
     row: int
 
 
 class Expanded(NamedTuple):
-    """A passage, and the candidates that it was made around.
-
-    Attributes:
-        ranks: of the candidates in it, best first.
-        passage: whole sentences, or a part of one.
-    """
+    """A passage, and the ranks of the candidates in it, best first."""
 
     ranks: list[int]
     passage: Passage
@@ -57,12 +47,9 @@ class _Sentences:
 
     @classmethod
     def near(cls, candidates: Mapping[int, Candidate], num_rows: int, step: float) -> Self:
-        """Find the sentences near candidates of the same document, and their distances.
+        """Find the sentences near candidates of the same document: rank -> candidate.
 
-        Args:
-            candidates: rank -> candidate, best first.
-            num_rows: how far to look for the ends of sentences.
-            step: rows that a candidate is farther away than the one ranked before it.
+        A candidate is `step` rows farther away than the one ranked before it.
         """
         document = next(iter(candidates.values())).document
         rows = np.array([[candidate.row] for candidate in candidates.values()])
@@ -75,22 +62,16 @@ class _Sentences:
         distances = (farthest + np.array(list(candidates))[:, None] * step).min(axis=0)
         return cls(document.name, bounds, distances.tolist(), ranks)
 
-    def rows(self, sentence: int) -> tuple[int, int]:
-        """Return a sentence's first row, and one after its last."""
-        return int(self.bounds[sentence]), int(self.bounds[sentence + 1])
+    def rows(self, first: int, last: int) -> tuple[int, int]:
+        """Return the first row of a run of sentences, and one after its last row."""
+        return int(self.bounds[first]), int(self.bounds[last + 1])
 
-    def runs(self, taken: Sequence[int]) -> Iterator[Expanded]:
-        """Yield the runs of neighbouring sentences.
-
-        Args:
-            taken: sentences, ascending.
-        """
-        numbers = np.array(taken)
+    def runs(self, sentences: Iterable[int]) -> Iterator[Expanded]:
+        """Yield the runs of neighbouring sentences."""
+        numbers = np.array(sorted(sentences))
         for run in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1):
-            first, last = int(run[0]), int(run[-1])
             ranks = [rank for sentence in run.tolist() for rank in self.ranks.get(sentence, ())]
-            bounds = int(self.bounds[first]), int(self.bounds[last + 1])
-            yield Expanded(sorted(ranks), Passage(self.document, *bounds))
+            yield Expanded(sorted(ranks), Passage(self.document, *self.rows(run[0], run[-1])))
 
 
 def passages_around(candidates: Sequence[Candidate], num_rows: int) -> list[Expanded]:
@@ -117,23 +98,19 @@ def passages_around(candidates: Sequence[Candidate], num_rows: int) -> list[Expa
     documents = {name: _Sentences.near(own, num_rows, step) for name, own in of_document.items()}
     best = documents[candidates[0].document.name]
     own_sentence = next(sentence for sentence, ranks in best.ranks.items() if 0 in ranks)
-    first, stop = best.rows(own_sentence)
+    first, stop = best.rows(own_sentence, own_sentence)
     if stop - first > num_rows:
         first = min(max(candidates[0].row - num_rows // 2, first), stop - num_rows)
         ranks = best.ranks[own_sentence]
         inside = [rank for rank in ranks if 0 <= candidates[rank].row - first < num_rows]
         return [Expanded(inside, Passage(best.document, first, first + num_rows))]
     taken = _nearest_sentences(documents, num_rows)
-    passages = [run for name, own in taken.items() for run in documents[name].runs(sorted(own))]
+    passages = [run for name, own in taken.items() for run in documents[name].runs(own)]
     return sorted(passages, key=lambda expanded: expanded.ranks)
 
 
 def _nearest_sentences(documents: Mapping[str, _Sentences], num_rows: int) -> dict[str, list[int]]:
-    """Take sentences from the nearest on, as many as fit into `num_rows` rows.
-
-    Returns:
-        Document -> its sentences that were taken.
-    """
+    """Take the nearest sentences that fit into `num_rows` rows: document -> sentences."""
     # Of two as far away the later sentence; but first of all that of the best candidate.
     reached = [
         (-1.0 if 0 in ranks else near.distances[sentence], -sentence, name)
@@ -147,7 +124,7 @@ def _nearest_sentences(documents: Mapping[str, _Sentences], num_rows: int) -> di
     while reached and left:
         _, negative, name = heapq.heappop(reached)
         near, sentence = documents[name], -negative
-        first, stop = near.rows(sentence)
+        first, stop = near.rows(sentence, sentence)
         if stop - first > left:
             continue
         taken.setdefault(name, []).append(sentence)
@@ -163,11 +140,6 @@ def _sentence_bounds(document: StoredDocument, rows: Sequence[int], num_rows: in
     """Return the rows at which sentences near some rows begin, and the document's number of rows.
 
     What is farther away than `num_rows` counts as one sentence: a book has ten thousand.
-
-    Args:
-        document: the document.
-        rows: rows of it, ascending.
-        num_rows: how far to look.
     """
     tokens, total = document.row_tokens, len(document.row_tokens)
     spans: list[tuple[int, int]] = []

@@ -10,14 +10,10 @@ from emt.routing.evidence import Window
 
 
 def fuse_rankings(rankings: Sequence[Sequence[Window]], *, min_distance: int) -> list[Window]:
-    """Join several rankings of windows into one, best first.
+    """Join several rankings of windows, each best first, into one.
 
     A window adds 1 / (2 + rank) to the nearest place less than `min_distance` rows away, or begins
     a new place. Windows of the result have the scores of the first ranking, or 0.
-
-    Args:
-        rankings: windows, best first.
-        min_distance: rows; closer windows are the same place.
 
     Source:
         Cormack et al., Reciprocal Rank Fusion (SIGIR 2009), with a smaller constant, for the lists

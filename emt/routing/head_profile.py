@@ -24,11 +24,9 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class ProfiledHead:
-    """A retrieval head.
+    """A retrieval head: the query head `head` of a layer.
 
     Attributes:
-        layer: its layer.
-        head: its number among the query heads of the layer.
         hit_rate: share of the questions of the profile whose passage this head alone ranked first.
     """
 
@@ -76,8 +74,8 @@ class HeadProfile:
         """Return the profile's heads by the KV head that they share, in order of layers.
 
         Args:
-            query_heads: layer -> how many query heads it has.
-            layout: the shape of the memory.
+            query_heads: layer -> how many query heads the model has there.
+            layout: of the memory.
 
         Returns:
             (layer, KV head) -> (query head, its mean (D,)) of each head of the profile, best first.
@@ -184,11 +182,7 @@ class HeadProfile:
             raise ConfigError(f"head profile '{path}' cannot be written: {error}") from error
 
     def check(self, query_heads: Mapping[int, int], layout: MemoryLayout) -> None:
-        """Refuse a profile of a model of another shape.
-
-        Args:
-            query_heads: layer -> how many query heads it has.
-            layout: the shape of the memory.
+        """Refuse a profile of a model of another shape; arguments are those of `groups`.
 
         Raises:
             ConfigError: a head of the profile does not exist, or has another size.

@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from emt.model.attached import AttachedModel
 from emt.model.devices import input_device, no_autocast
@@ -21,18 +22,14 @@ class _StopForwardError(Exception):
 
 @torch.no_grad()
 def unit_queries(
-    model: AttachedModel,
-    token_ids: Tensor,
-    layers: Collection[int],
-    *,
-    distance: int,
+    model: AttachedModel, token_ids: Tensor, layers: Collection[int], *, distance: int
 ) -> dict[int, Tensor]:
     """Run a text as far as the deepest of some layers; return these layers' queries.
 
     Args:
-        model: the attached model; its memories are not read.
+        model: its memories are not read.
         token_ids: (T,) int64.
-        layers: the layers whose queries are returned.
+        layers: whose queries are returned.
         distance: tokens; every query is rotated to this position.
 
     Returns:
@@ -63,5 +60,5 @@ def unit_queries(
             rotated_by = as_cos_sin(seen.position_embeddings[call.module])
             query = unrotation.redo(unrotation(query, rotated_by), at_distance[layer_idx])
         query = query[0].to("cpu")  # (H, T, D)
-        queries[layer_idx] = query / query.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        queries[layer_idx] = functional.normalize(query, dim=-1)
     return queries

@@ -52,7 +52,7 @@ class Relevance:
         Args:
             scores: of the best window of each probe, 0 to 1; 0 for no evidence.
             num_tokens: of the question in each probe.
-            num_rows: of the memory.
+            num_rows: as the attribute.
         """
         pairs = [(n, score) for score, n in zip(scores, num_tokens, strict=True) if score > 0]
         if len(pairs) < _MIN_PROBES:
@@ -70,7 +70,7 @@ class Relevance:
 
         Args:
             score: of a prompt's best window, 0 to 1.
-            num_tokens: tokens of the prompt that have queries.
+            num_tokens: of the prompt, those that have queries.
         """
         if score <= 0:
             return -math.inf
@@ -78,12 +78,9 @@ class Relevance:
         return (math.log(score) - expected) / self.deviation
 
     def of_prompt(self, hits: Hits, score: float, num_tokens: int) -> float:
-        """Return how far a prompt stands above probes, by its most relevant run of tokens.
+        """Return how far a prompt with some hits stands above probes, as `of`.
 
-        Args:
-            hits: the rows that its queries retrieved.
-            score: of its best window.
-            num_tokens: tokens of the prompt that have queries.
+        Of a long prompt, the most relevant run of tokens counts.
         """
         runs = token_runs(num_tokens)
         if len(runs) == 1:
@@ -114,9 +111,6 @@ def token_runs(num_tokens: int) -> list[range]:
 
     The subject may stand among many words that have nothing to do with it, such as instructions,
     whose evidence is everywhere.
-
-    Args:
-        num_tokens: tokens of the prompt that have queries.
     """
     if num_tokens <= _LONGEST_WHOLE:
         return [range(num_tokens)]
@@ -146,4 +140,5 @@ def measure_relevance(
         num_rows: of the memory.
     """
     results = [route_probe(probe + _ENDINGS[n % len(_ENDINGS)]) for n, probe in enumerate(PROBES)]
-    return Relevance.fit([score for score, _ in results], [n for _, n in results], num_rows)
+    scores, lengths = zip(*results, strict=True)
+    return Relevance.fit(scores, lengths, num_rows)

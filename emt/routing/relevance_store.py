@@ -19,8 +19,6 @@ class _Measured(NamedTuple):
     """A relevance, and the memory and profile that it was measured with.
 
     Attributes:
-        backend: of the memory.
-        profile: whose heads searched.
         num_rows: how many rows could be searched.
         num_written: rows that there had ever been, removed ones included.
         relevance: the result; None if the probes had too little evidence.
@@ -50,14 +48,7 @@ class RelevanceStore:
         self._lock = threading.Lock()
 
     def of(self, router: Router, backend: MemoryBackend) -> Relevance | None:
-        """Return the relevance of a memory; measured if it was not yet.
-
-        Measuring routes 32 prompts, in the whole memory.
-
-        Args:
-            router: of the memory's model.
-            backend: where the memories are.
-        """
+        """Return the relevance of a memory; measured, by routing 32 prompts, if it was not yet."""
         return self._measured(router, backend).relevance
 
     def keep(self, router: Router, backend: MemoryBackend) -> None:

@@ -49,8 +49,7 @@ class Router:
         tokenizer: PreTrainedTokenizerBase | None,
     ) -> None:
         self.profile = profile
-        self._model = model
-        self._tokenizer = tokenizer
+        self._model, self._tokenizer = model, tokenizer
         self._words: WordIndex | None = None
         self._lock = threading.Lock()
 
@@ -93,33 +92,25 @@ class Router:
         min_distance = budget.min_distance
         tokens = list(range(question.first, question.stop))
         tokens += range(max(num_prompt, len(token_ids) - _MAX_GENERATED), len(token_ids))
-        by_heads: list[Window] = []
+        windows: list[Window] = []
         score, deviations = 0.0, None
         if config.routing != "words":
             hits = self.hits(token_ids, tokens, backend, scope=scope)
-            by_heads = best_windows(hits, _MAX_WINDOWS, min_distance=min_distance)
-            score = by_heads[0].score if by_heads else 0.0
+            windows = best_windows(hits, _MAX_WINDOWS, min_distance=min_distance)
+            score = windows[0].score if windows else 0.0
             if relevance is not None:
                 deviations = relevance.of_prompt(hits, score, len(tokens))
                 if deviations < (config.relevance or 0.0):
                     return Routed(question, (), score, deviations)
-        windows = by_heads
         if config.routing != "heads":
-            by_words = self._word_index(backend).windows(
-                self._text_of(token_ids[tokens]),
-                _MAX_WINDOWS,
-                min_distance=min_distance,
-                scope=scope,
-            )
-            windows = fuse_rankings([by_heads, by_words], min_distance=min_distance)
+            text, words = self._text_of(token_ids[tokens]), self._word_index(backend)
+            by_words = words.windows(text, _MAX_WINDOWS, min_distance=min_distance, scope=scope)
+            windows = fuse_rankings([windows, by_words], min_distance=min_distance)
         passages = choose_passages(windows, backend, budget)
         return Routed(question, tuple(passages), score, deviations)
 
     def measure_relevance(self, backend: MemoryBackend) -> Relevance | None:
         """Find out which scores prompts about nothing in particular have in a memory.
-
-        Args:
-            backend: where the memories are.
 
         Returns:
             None if they have too little evidence, or if there is no tokenizer to read them; or if
@@ -161,16 +152,10 @@ class Router:
         Args:
             token_ids: (T,) int64, the prompt.
             tokens: which of the T tokens have queries, ascending.
-            backend: where the memories are.
-            scope: the rows that may be found; None for all.
+            backend: where the memories are, of which only `scope` is searched.
         """
-        profile = self.profile
-        of_layers = unit_queries(
-            self._model,
-            token_ids[: tokens[-1] + 1],
-            profile.layers,
-            distance=profile.distance,
-        )
+        profile, prompt = self.profile, token_ids[: tokens[-1] + 1]
+        of_layers = unit_queries(self._model, prompt, profile.layers, distance=profile.distance)
         k = min(TOPK, backend.num_searchable(scope))
         ids, scores = [], []
         groups = profile.groups(self._model.query_heads, backend.layout)

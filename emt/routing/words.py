@@ -54,13 +54,7 @@ class WordIndex:
     def windows(
         self, question: str, count: int, *, min_distance: int, scope: Scope | None = None
     ) -> list[Window]:
-        """Find the runs of rows with most words of a question.
-
-        Args:
-            question: its text.
-            count: how many windows at most.
-            min_distance: rows that their peaks are apart, at least.
-            scope: the rows that may be found; None for all.
+        """Find the runs of rows with most words of a question, as `best_windows` by evidence.
 
         Returns:
             Windows, best first; their scores are shares of the best one's BM25 score.
@@ -69,7 +63,12 @@ class WordIndex:
         if self._index is None or not any(len(ids) for ids in words.ids):
             return []
         k = min(8 * count, len(self._middles))
-        mask = None if scope is None else self._inside(scope)
+        mask = None
+        if scope is not None:
+            mask = np.zeros(len(self._middles), dtype=np.float32)
+            for first, stop in scope.spans:
+                low, high = np.searchsorted(self._middles, (first, stop))
+                mask[low:high] = 1
         ranked = self._index.retrieve(words, k=k, show_progress=False, weight_mask=mask)
         best = float(ranked.scores[0, 0])
         windows = (
@@ -79,14 +78,6 @@ class WordIndex:
         )
         return spaced(windows, count, min_distance=min_distance)
 
-    def _inside(self, scope: Scope) -> np.ndarray:
-        """Return 1 for the runs of a scope and 0 for others, (n,) float32."""
-        inside = np.zeros(len(self._middles), dtype=np.float32)
-        for first, stop in scope.spans:
-            low, high = np.searchsorted(self._middles, (first, stop))
-            inside[low:high] = 1
-        return inside
-
     def _words(self, texts: list[str]) -> Any:
         return self._library.tokenize(texts, stopwords="en", show_progress=False)
 
@@ -94,12 +85,8 @@ class WordIndex:
 def bm25s_for(purpose: str, *, instead: str = "") -> Any:
     """Import bm25s.
 
-    Args:
-        purpose: what needs it, named in the error.
-        instead: what else the user can do, named in the error.
-
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: bm25s is not installed; names the purpose and what to do instead.
     """
     try:
         return importlib.import_module("bm25s")
