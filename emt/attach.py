@@ -27,13 +27,7 @@ from emt.model.adapters import installing as adapters
 from emt.model.adapters.installing import Adapted
 from emt.model.attached import AttachedModel
 from emt.model.devices import input_device, no_autocast
-from emt.model.hook import (
-    EAGER_IMPLEMENTATION,
-    IMPLEMENTATION,
-    bind,
-    is_bound,
-    unbind,
-)
+from emt.model.hook import EAGER_IMPLEMENTATION, IMPLEMENTATION, bind, is_bound, unbind
 from emt.model.identity import identity_of
 from emt.model.probe import dry_run, layout_of
 from emt.model.references import alive

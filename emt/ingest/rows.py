@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from emt.model.devices import input_device, no_autocast
-from emt.model.hook import watching
 from emt.model.rope import PositionEmbeddings, Unrotation, as_cos_sin
+from emt.model.watch import watching
 from memory_backends import Rows
 from memory_backends.layout import Int32Array
 

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from emt.model.call import AttentionCall
 from emt.model.devices import input_device
-from emt.model.hook import AttentionCall, Watched, watching
 from emt.model.references import alive
 from emt.model.rope import PositionEmbeddings, as_cos_sin
+from emt.model.watch import Watched, watching
 
 _CHANGING = ("dynamic", "longrope")  # other frequencies for all positions once a prompt is long
 

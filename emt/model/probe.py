@@ -19,9 +19,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from emt.attention.alibi import HIDDEN
 from emt.errors import UnsupportedModelError
+from emt.model.call import AttentionCall, check_options
 from emt.model.devices import input_device
-from emt.model.hook import AttentionCall, check_options, watching
 from emt.model.rope import Unrotation, find_unrotation, is_at_zero
+from emt.model.watch import watching
 from memory_backends import LayerLayout, MemoryLayout
 
 _DRY_RUN_POSITION = 5  # at the fastest frequency 5 radians: a rotation that cannot be missed

@@ -22,7 +22,7 @@ from emt.citations.recording import Recording
 from emt.errors import ConfigError
 from emt.ingest.documents import Source, to_document
 from emt.memory.memory import Memory
-from emt.model.hook import is_watched
+from emt.model.watch import watcher
 from emt.passage import Step
 from emt.published.indices import LayerIndices, memory_indices
 from emt.published.settings import absolute, memory_config
@@ -252,7 +252,7 @@ class ExtendedMind(PreTrainedModel):
         **kwargs: Any,
     ) -> Any:
         """Run the stock forward with memories; the options are those of `generate`."""
-        if is_watched():  # a decoder that is the whole model is read by `attach`
+        if watcher() is not None:  # a decoder that is the whole model is read by `attach`
             return stock(self, *args, **kwargs)
         # Within `generate` the memory is made, and cannot be written to.
         memory = self.memory

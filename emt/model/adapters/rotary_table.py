@@ -12,7 +12,7 @@ from transformers import Cache
 
 from emt.errors import UnsupportedModelError
 from emt.model.adapters.common import attend, cached
-from emt.model.hook import AttentionCall
+from emt.model.call import AttentionCall
 from emt.model.rope import PositionEmbeddings, own_rotation
 
 

@@ -10,7 +10,7 @@ from emt.attention.alibi import Alibi
 from emt.attention.softmax import memory_attention
 from emt.errors import UnsupportedModelError
 from emt.model import hook
-from emt.model.hook import AttentionCall
+from emt.model.call import AttentionCall
 from tests.emt.modes.token.attending import attend
 from tests.emt.modes.token.test_attend import B, D, H, Q, S, attention_call, backend
 from tests.families import build

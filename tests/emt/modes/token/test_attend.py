@@ -5,7 +5,8 @@ import pytest
 from emt import MemoryConfig, attach
 from emt.errors import UnsupportedModelError
 from emt.model import hook
-from emt.model.hook import AttentionCall, watching
+from emt.model.call import AttentionCall
+from emt.model.watch import watching
 from memory_backends import (
     Document,
     LayerLayout,
