@@ -12,12 +12,7 @@ from typing import Any, cast
 from weakref import ReferenceType
 
 from torch import nn
-from transformers import (
-    GenerationMixin,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from emt.calls import GenerateOptions, Generation, overriding
 from emt.config import MemoryConfig
@@ -184,8 +179,11 @@ def _replace_implementations(
     decoder: PreTrainedModel,
 ) -> list[tuple[PreTrainedConfig, str | None]]:
     """Select our attention in every config the decoder's modules read; return what was there."""
-    found = (getattr(module, "config", None) for module in decoder.modules())
-    configs = {id(config): config for config in found if isinstance(config, PreTrainedConfig)}
+    configs = {
+        id(module.config): module.config
+        for module in decoder.modules()
+        if isinstance(getattr(module, "config", None), PreTrainedConfig)
+    }
     before = [(config, _own_implementation(config)) for config in configs.values()]
     for config, implementation in before:
         eager = implementation == "eager"
@@ -236,9 +234,7 @@ def _generate(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
 def generating(model: PreTrainedModel, keywords: Mapping[str, Any]) -> Iterator[Generation]:
     """Keep an attached model's memory from being changed while it generates, and redo its steps.
 
-    Args:
-        model: the model.
-        keywords: of `generate`.
+    `keywords` are those of `generate`.
 
     Raises:
         ConfigError: options that the mode in force cannot serve.

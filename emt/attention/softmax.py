@@ -131,15 +131,10 @@ def masked(logits: Tensor, attention_mask: Tensor | None) -> Tensor:
 
 
 def masked_softmax(logits: Tensor, *, sinks: Tensor | None, sees_all: bool = False) -> Tensor:
-    """Turn logits into weights, in float32.
+    """Turn logits (B, H, Q, n) float32, hidden keys below `HIDDEN`, into weights of this shape.
 
-    Args:
-        logits: (B, H, Q, n) float32, hidden keys below `HIDDEN`.
-        sinks: (H,) logits that take part in the softmax and carry no value.
-        sees_all: whether it is certain that each query sees something.
-
-    Returns:
-        (B, H, Q, n): zeros for a query that sees nothing at all, such as one of padding.
+    Sinks are (H,) logits that carry no value. A query that sees nothing at all, such as one of
+    padding, gets zeros; `sees_all` says that there is none.
     """
     num_keys = logits.shape[-1]
     if sinks is not None:
@@ -159,15 +154,9 @@ def weighted_values(weights: Tensor, value: Tensor) -> Tensor:
 
 
 def joint_weights(memory_weights: Tensor, local_weights: Tensor) -> Tensor:
-    """Lay out the weights of one softmax in one tensor, memories first.
+    """Lay out weights (B, H, Q, k) and (B, H, Q, S) of one softmax as (B, H, Q, Q * k + S).
 
-    Args:
-        memory_weights: (B, H, Q, k).
-        local_weights: (B, H, Q, S).
-
-    Returns:
-        (B, H, Q, Q * k + S): column `q * k + j` is the j-th memory of query q, zero for all other
-        queries.
+    Column `q * k + j` is the j-th memory of query q, zero for all other queries.
 
     Source:
         The attention weights that the published implementation returns.

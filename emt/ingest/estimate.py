@@ -43,13 +43,7 @@ def estimate(
 ) -> Estimate:
     """Tokenize a corpus without encoding it, so that no document stops a run halfway.
 
-    Documents that the store has already cost nothing.
-
-    Args:
-        encoder: of the memory that the documents will be written to.
-        backend: of the same memory.
-        layers: those that read memories, and will be indexed.
-        corpus: the documents.
+    Documents that the store has already cost nothing. `layers` are those that will be indexed.
 
     Raises:
         MemoryUseError: the encoder has no tokenizer, or its model is not ready.

@@ -1,13 +1,10 @@
 """The seam to transformers: attention functions, mask functions, and a register of who listens.
 
-Importing this registers two attention implementations. Each computes what the model's own
-implementation would, unless the module that calls it is attached to a memory (`bind`) or is being
-watched (`watching`):
+Importing this registers two attention implementations, which compute what the model's own would
+unless their module is attached to a memory (`bind`) or is being watched (`emt.model.watch`):
 
 * `extended_mind` stands in for `sdpa` and for anything faster (flash, flex), with sdpa's masks;
 * `extended_mind_eager` stands in for `eager`, with eager's masks.
-
-Families that compute attention inline have an adapter (`emt.model.adapters`) that calls `dispatch`.
 
 The names avoid `sdpa`, `flash`, `flex_attention` and `/`: transformers looks for these substrings.
 """

@@ -27,8 +27,8 @@ def identity_of(
 
     Args:
         model: the causal language model.
-        config: the config of its text decoder.
-        layout: the shape of its keys and values.
+        config: of its text decoder.
+        layout: of its keys and values.
         tokenizer: its tokenizer, or None. A store does not compare fields that are left out.
     """
     layers = layout.layers.values()

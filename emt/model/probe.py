@@ -84,12 +84,7 @@ def dry_run(decoder: PreTrainedModel) -> dict[int, ReachedLayer]:
 
 @torch.no_grad()
 def _check_two_tokens(decoder: PreTrainedModel, has_positions: bool) -> None:
-    """Refuse what only a second token shows.
-
-    Raises:
-        UnsupportedModelError: a mask has biases for visible keys; or the model rotates keys and
-            takes no position_ids.
-    """
+    """Refuse what only a second token shows: biases in masks, rotation without position_ids."""
     tokens = torch.full((1, 2), decoder.config.vocab_size // 2, device=input_device(decoder))
     with _evaluating(decoder), watching(decoder) as seen:
         decoder(input_ids=tokens, use_cache=False)
@@ -152,11 +147,7 @@ def _attend_to_itself(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
 
 
 def _check_mask(call: AttentionCall) -> None:
-    """Refuse a mask that does more than to hide keys.
-
-    Raises:
-        UnsupportedModelError: it adds a bias to the logit of a visible key.
-    """
+    """Refuse a mask that adds a bias to the logit of a visible key."""
     mask = call.attention_mask
     if mask is None or mask.dtype == torch.bool or not mask[mask > HIDDEN].any():
         return
@@ -168,7 +159,6 @@ def _check_mask(call: AttentionCall) -> None:
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode in a `with` block."""
     training = [module for module in model.modules() if module.training]
     model.train(False)
     try:

@@ -38,9 +38,7 @@ def watching(
 ) -> Iterator[Watched]:
     """Collect the attention calls this thread makes; the model computes as if not attached.
 
-    Args:
-        model: what will run.
-        compute: takes a call and stands in for its attention.
+    `compute` takes a call and stands in for its attention.
     """
     seen = Watched(compute)
     hooks = [

@@ -1,8 +1,7 @@
 """Configurations of published extended-mind checkpoints.
 
-They are the stock configurations and `memory_config`, a dictionary of the memory settings that
-were given, under their published names. Published checkpoints have these at the top level, in
-`attn_config` or in `memory_config`; here they are read from all three.
+They are the stock ones with `memory_config`, the memory settings under their published names.
+Published checkpoints have these at the top level, in `attn_config` or in `memory_config`.
 
 Source: the configuration classes of the published implementation
 (https://github.com/normal-computing/extended-mind-transformers), for names and defaults.

@@ -12,12 +12,9 @@ LayerIndices = tuple[Tensor | None, ...]
 
 
 def memory_indices(step: Step, document: StoredDocument, num_layers: int) -> LayerIndices:
-    """Translate what one forward's queries retrieved.
+    """Translate what one forward's queries retrieved, in a recording of whole prompts.
 
-    Args:
-        step: of a recording of whole prompts.
-        document: what was written as `memory_ids`.
-        num_layers: how many layers the model has.
+    `document` is what was written as `memory_ids`.
 
     Returns:
         For each layer None, if it read no memories, or (B, H, Q * k) int64: entry `q * k + j` is

@@ -86,8 +86,6 @@ class ExtendedMind(PreTrainedModel):
         """Return the settings that hold where nothing is said, under their published names."""
         return {}
 
-    # -- memories -------------------------------------------------------------------------------
-
     @property
     def memory(self) -> Memory:
         """The model's memory, attached when it is first asked for."""
@@ -167,25 +165,18 @@ class ExtendedMind(PreTrainedModel):
         """Return the memory, with `memory_ids` in it; a copy of a model has to read them again."""
         with _making:
             memory = self.memory
-            if self._memory_ids is not None and not (
-                self._is_written and memory.backend.catalog.has_document(DOCUMENT)
-            ):
-                self._write(memory, self._memory_ids)
-                self._is_written = True
-        return memory
-
-    def _write(self, memory: Memory, ids: list[int]) -> None:
-        """Write `memory_ids`, unless the store has them as they would be read now."""
-        if memory.config.path is not None:
-            read_as = memory.encoder.settings
             catalog = memory.backend.catalog
-            if catalog.has_document(DOCUMENT) and catalog.setting(DOCUMENT) != read_as:
+            is_stored = catalog.has_document(DOCUMENT)
+            if self._memory_ids is None or (self._is_written and is_stored):
+                return memory
+            is_kept, read_as = memory.config.path is not None, memory.encoder.settings
+            if is_kept and is_stored and catalog.setting(DOCUMENT) != read_as:
                 memory.remove(DOCUMENT)
-        memory.write_all([(DOCUMENT, ids)])
-        if memory.config.path is not None:
-            memory.backend.catalog.set_setting(DOCUMENT, read_as)
-
-    # -- calls ----------------------------------------------------------------------------------
+            memory.write_all([(DOCUMENT, self._memory_ids)])  # nothing, if it is stored
+            if is_kept:
+                memory.backend.catalog.set_setting(DOCUMENT, read_as)
+            self._is_written = True
+        return memory
 
     def generate(
         self,

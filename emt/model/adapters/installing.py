@@ -1,9 +1,8 @@
 """Put adapters into a model, and take them out.
 
-An adapter is a function that computes what one attention class's `forward` does, except that it
-sends queries, keys and values through `dispatch` (`emt.model.hook`) instead of attending itself. It
-takes the place of `forward` on each attention module of a model. A module that is neither bound to
-a memory nor being watched still runs its class's own `forward`.
+An adapter computes what one attention class's `forward` does, except that it sends queries, keys
+and values through `dispatch` (`emt.model.hook`). It takes the place of `forward` on each attention
+module of a model. A module that is neither bound nor watched runs its class's own.
 """
 
 from __future__ import annotations
