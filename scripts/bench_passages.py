@@ -90,8 +90,8 @@ class _Bench:
 
     def _passages(self, question: str) -> tuple[float, float, float]:
         ids = prompt_ids(self._tokenizer, question)[None]
-        (routed,) = self._memory.passages.finder.route([ids[0]])
-        rows = sum(one.passage.stop - one.passage.first for one in routed.passages)
+        passages = [routed.passage for routed in self._memory.route(ids[0]).passages]
+        rows = sum(passage.stop - passage.first for passage in passages)
         return (*self._timed(lambda: ids), float(ids.shape[1] + rows))
 
     def _rag(self, question: str) -> tuple[float, float, float]:
@@ -100,8 +100,8 @@ class _Bench:
         def prompt() -> torch.Tensor:
             ids = prompt_ids(self._tokenizer, question)
             with self._memory.using(routing="words"):
-                (routed,) = self._memory.passages.finder.route([ids])
-            texts = [text_of(self._memory, one.passage) for one in reversed(routed.passages)]
+                passages = self._memory.route(ids).passages
+            texts = [text_of(self._memory, routed.passage) for routed in reversed(passages)]
             ids = prompt_ids(self._tokenizer, "\n\n".join([*texts, question]))[None]
             lengths.append(ids.shape[1])
             return ids

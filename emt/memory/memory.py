@@ -23,7 +23,7 @@ from emt.memory.activity import Activity
 from emt.memory.backend import make_backend
 from emt.memory.head_profiles import HeadProfiles
 from emt.memory.modes import Modes
-from emt.memory.overrides import UsingBlocks, changes_scope
+from emt.memory.using import UsingBlocks, changes_scope
 from emt.model.attached import AttachedModel, reading_layers
 from emt.model.call import AttentionCall
 from emt.model.forward import Forward
@@ -154,7 +154,7 @@ class Memory:
             counted = ((document, counting(rows, on_rows)) for document, rows in encoded)
             for name, _ in self.backend.add_many(counted, replace=True):
                 changes.committed(name)
-        self._using.forget()
+        self._using.forget_scopes()
         if before_save is not None:
             before_save()
         if self.config.path is not None:  # else nothing is kept

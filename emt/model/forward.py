@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from emt.errors import ConfigError, UnsupportedModelError
+
+
+def signature_of(module: nn.Module) -> inspect.Signature:
+    """Return what a module's forward takes; looked up once, for every forward asks."""
+    if "forward" in vars(module):  # one of its own, such as accelerate's
+        return inspect.signature(module.forward)
+    return _signature_of(type(module).forward)
+
+
+@functools.cache
+def _signature_of(forward: Callable[..., Any]) -> inspect.Signature:
+    signature = inspect.signature(forward)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])  # without self
 
 
 @dataclass(frozen=True)
@@ -25,7 +40,7 @@ class Forward:
     @cached_property
     def signature(self) -> inspect.Signature:
         """What the decoder's forward takes."""
-        return inspect.signature(self.decoder.forward)
+        return signature_of(self.decoder)
 
     @cached_property
     def arguments(self) -> dict[str, Any]:

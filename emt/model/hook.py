@@ -53,9 +53,10 @@ def bind(decoder: nn.Module, modules: Iterable[nn.Module], listener: Listener) -
     """Report a decoder's forwards, and its attention modules' calls, to a listener."""
     for module in (decoder, *modules):
         _listeners[module] = listener
-    if not _hooks_of(decoder):  # a copy of a decoder has them already
-        decoder.register_forward_pre_hook(_before_forward, with_kwargs=True)
-        decoder.register_forward_hook(_after_forward, with_kwargs=True, always_call=True)
+    if _hooks_of(decoder):  # a copy of a decoder has them already
+        return
+    decoder.register_forward_pre_hook(_before_forward, with_kwargs=True)
+    decoder.register_forward_hook(_after_forward, with_kwargs=True, always_call=True)
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()  # what was compiled before does not call hooks
 

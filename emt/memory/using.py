@@ -1,4 +1,4 @@
-"""What `Memory.using` changes for a while: settings, and the documents that are read."""
+"""The open `using` blocks of a memory: changed settings, and the documents that may be read."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any
 
 from emt.config import SETTINGS, MemoryConfig, check_names
 from emt.errors import ConfigError
-from memory_backends import MemoryBackend, Scope
+from emt.turn import Scopes
+from memory_backends import MemoryBackend
 
-CHANGEABLE = tuple(name for name, each in SETTINGS.items() if each.changeable)
+CHANGEABLE = tuple(name for name, setting in SETTINGS.items() if setting.changeable)
 _CHOOSING = ("documents", "where")
-
-Scopes = Scope | tuple[Scope, ...] | None
 
 
 def changes_scope(settings: Mapping[str, Any]) -> bool:
@@ -26,7 +25,7 @@ class UsingBlocks:
 
     def __init__(self) -> None:
         self._open: list[Mapping[str, Any]] = []
-        self._found: tuple[MemoryBackend, int, Scopes] | None = None
+        self._last: tuple[MemoryBackend, int, Scopes] | None = None  # scopes, and of which state
 
     def check(self, settings: Mapping[str, Any], config: MemoryConfig) -> MemoryConfig:
         """Return a config as a block would change it.
@@ -34,10 +33,9 @@ class UsingBlocks:
         Raises:
             ConfigError: a setting that is unknown, fixed, or of a wrong value.
         """
-        documents = settings.get("documents")
-        _lists_of(documents)
+        _lists_of(settings.get("documents"))
         check_names(settings, (*SETTINGS, *_CHOOSING))
-        changes = {name: value for name, value in settings.items() if name not in _CHOOSING}
+        changes = _config_changes(settings)
         changed = config.replace(**changes)
         fixed = sorted(set(changes) - set(CHANGEABLE))
         if fixed:
@@ -54,27 +52,26 @@ class UsingBlocks:
         Raises:
             DocumentError: a document is unknown, or `where` is not a filter.
         """
-        names = {name: settings[name] for name in _CHOOSING if name in settings}
-        if names:  # before anything has changed
-            _scopes_of({**self._chosen(), **names}, backend, known=True)
+        choice = {name: settings[name] for name in _CHOOSING if name in settings}
+        if choice:  # before anything has changed
+            _scopes_of({**self._choice(), **choice}, backend, missing_ok=False)
         self._open.append(settings)
-        self._found = None
+        self._last = None
         try:
             yield
         finally:  # whatever other blocks began or ended meanwhile
-            at = next(i for i, mine in enumerate(self._open) if mine is settings)
-            del self._open[at]
-            self._found = None
+            index = next(i for i, block in enumerate(self._open) if block is settings)
+            del self._open[index]
+            self._last = None
 
     def config_of(self, config: MemoryConfig) -> MemoryConfig:
         """Return a config as the open blocks change it."""
         for settings in self._open:
-            changes = {name: value for name, value in settings.items() if name not in _CHOOSING}
-            config = config.replace(**changes)
+            config = config.replace(**_config_changes(settings))
         return config
 
     def scopes(self, backend: MemoryBackend) -> Scopes:
-        """Return the rows that may be found: for all alike, or for each prompt; None for all rows.
+        """Return the rows that may be read: for all alike, or for each prompt; None for all rows.
 
         Documents are looked up again when the memory has changed. One that was removed meanwhile
         has no rows.
@@ -84,19 +81,18 @@ class UsingBlocks:
         """
         if not self._open:
             return None
-        found = self._found
-        if found is None or found[0] is not backend or found[1] != backend.num_changes:
-            changes = backend.num_changes
-            found = (backend, changes, _scopes_of(self._chosen(), backend, known=False))
-            self._found = found
-        return found[2]
+        last, num_changes = self._last, backend.num_changes
+        if last is None or last[0] is not backend or last[1] != num_changes:
+            scopes = _scopes_of(self._choice(), backend, missing_ok=True)
+            self._last = last = backend, num_changes, scopes
+        return last[2]
 
-    def forget(self) -> None:
+    def forget_scopes(self) -> None:
         """Look documents up again: their metadata may have changed, and no row has."""
-        self._found = None
+        self._last = None
 
-    def _chosen(self) -> dict[str, Any]:
-        """Return what the innermost blocks say that say something."""
+    def _choice(self) -> dict[str, Any]:
+        """Return which documents the innermost blocks choose that choose some."""
         return {
             name: settings[name]
             for settings in self._open
@@ -105,15 +101,19 @@ class UsingBlocks:
         }
 
 
-def _scopes_of(chosen: Mapping[str, Any], backend: MemoryBackend, *, known: bool) -> Scopes:
-    where, documents = chosen.get("where"), chosen.get("documents")
+def _config_changes(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in _CHOOSING}
+
+
+def _scopes_of(choice: Mapping[str, Any], backend: MemoryBackend, *, missing_ok: bool) -> Scopes:
+    where, documents = choice.get("where"), choice.get("documents")
     if where is None and documents is None:
         return None
     lists, catalog = _lists_of(documents), backend.catalog
     with catalog.snapshot():
         if lists is None:
-            return catalog.scope(documents, where, missing_ok=not known)
-        return tuple(catalog.scope(names, where, missing_ok=not known) for names in lists)
+            return catalog.scope(documents, where, missing_ok=missing_ok)
+        return tuple(catalog.scope(names, where, missing_ok=missing_ok) for names in lists)
 
 
 def _lists_of(documents: Any) -> list[Sequence[str]] | None:
