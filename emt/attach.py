@@ -179,11 +179,8 @@ def _replace_implementations(
     decoder: PreTrainedModel,
 ) -> list[tuple[PreTrainedConfig, str | None]]:
     """Select our attention in every config the decoder's modules read; return what was there."""
-    configs = {
-        id(module.config): module.config
-        for module in decoder.modules()
-        if isinstance(getattr(module, "config", None), PreTrainedConfig)
-    }
+    of_modules = (getattr(module, "config", None) for module in decoder.modules())
+    configs = {id(config): config for config in of_modules if isinstance(config, PreTrainedConfig)}
     before = [(config, _own_implementation(config)) for config in configs.values()]
     for config, implementation in before:
         eager = implementation == "eager"
@@ -232,9 +229,7 @@ def _generate(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
 
 @contextlib.contextmanager
 def generating(model: PreTrainedModel, keywords: Mapping[str, Any]) -> Iterator[Generation]:
-    """Keep an attached model's memory from being changed while it generates, and redo its steps.
-
-    `keywords` are those of `generate`.
+    """Keep the memory from being changed while `generate(**keywords)` runs, and redo its steps.
 
     Raises:
         ConfigError: options that the mode in force cannot serve.

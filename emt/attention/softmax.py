@@ -243,24 +243,16 @@ def decode_attention(
     group, k = num_heads // num_kv_heads, memory_keys.shape[3]
     mask = _own_memories(group, k, num_keys, query.device)  # (G, G * k + S)
     if attention_mask is not None:
-        local = attention_mask
-        if local.dtype == torch.bool:
-            local = torch.zeros_like(local, dtype=torch.float32).masked_fill(~local, -torch.inf)
-        local = _by_kv_head(local, group)  # (B or 1, Hkv or 1, G or 1, S)
+        added = masked(mask.new_zeros(1), attention_mask)  # (B or 1, H or 1, 1, S)
+        local = _by_kv_head(added, group)  # (B or 1, Hkv or 1, G or 1, S)
         mask = mask.expand(*local.shape[:2], -1, -1).clone()
         mask[..., group * k :] += local.float()
     if memory_bias is not None:
         is_memory = torch.arange(mask.shape[-1], device=mask.device) < group * k
         mask = mask + _by_kv_head(memory_bias, group) * is_memory
-    joined_keys = torch.cat(
-        [memory_keys.reshape(batch, num_kv_heads, group * k, dim).float(), key.float()], dim=2
-    )
-    joined_values = torch.cat(
-        [
-            memory_values.reshape(batch, num_kv_heads, group * k, value.shape[-1]).float(),
-            value.float(),
-        ],
-        dim=2,
+    joined_keys, joined_values = (
+        torch.cat([memory.reshape(batch, num_kv_heads, group * k, -1).float(), local.float()], 2)
+        for memory, local in ((memory_keys, key), (memory_values, value))
     )
     grouped = query.reshape(batch, num_kv_heads, group, dim).float()
     output = scaled_dot_product_attention(

@@ -64,7 +64,7 @@ def encode_carrying(
         reader: the model.
         token_ids: (T,) int64, on any device.
         windows: `stride` new tokens in each window after the first, `max_length` with the context.
-        first_length: tokens in the first window; `max_length` if None.
+        first_length: tokens in the first window, if not `max_length`.
 
     Raises:
         As `check_carry`, if there is more than one window; UnsupportedModelError also if a layer
@@ -120,11 +120,8 @@ def _check_cache(config: PreTrainedConfig, cache: DynamicCache, states: LayerSta
 class _Context:
     """Rows that the next window attends to, layer by layer.
 
-    Attributes:
-        unrotations: layer -> how its keys are rotated; None if they are not.
-        keys: layer -> (1, Hkv, C, D), at position 0.
-        values: layer -> (1, Hkv, C, Dv).
-        embeddings: layer that rotates its keys -> cos and sin of positions 0, 1, 2, ...
+    Keys are (1, Hkv, C, D), at position 0, and values (1, Hkv, C, Dv). Embeddings are the cos and
+    sin of positions 0, 1, 2, ... of layers that rotate their keys.
     """
 
     unrotations: Mapping[int, Unrotation | None]

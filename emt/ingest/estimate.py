@@ -10,7 +10,7 @@ import torch
 import numpy as np
 
 from emt.config import MemoryConfig
-from emt.errors import DocumentError, MemoryUseError
+from emt.errors import DocumentError
 from emt.ingest.corpus import Corpus
 from emt.ingest.encoder import Encoder
 from emt.ingest.rows import RowReader
@@ -52,8 +52,6 @@ def estimate(
             it leaves no room for carried context.
         UnsupportedModelError: the model's context cannot be carried.
     """
-    if encoder.tokenizer is None:
-        raise MemoryUseError("an estimate needs a tokenizer. Pass one to attach().")
     reader, windows, catalog = encoder.row_reader(), encoder.windows, backend.catalog
     drop_ids = sorted(encoder.drop_ids)
     tokens = rows = tokens_run = 0

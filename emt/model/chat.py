@@ -21,16 +21,10 @@ _BEGINNINGS = ("Xylophone", "who", "1", " a", "\n", "\n\nA", '"', "\u00e9", "\u6
 def in_template(
     tokenizer: PreTrainedTokenizerBase, message: str, chat: bool | None = None
 ) -> str | None:
-    """Put a user's message into the chat template.
+    """Put a user's message into the chat template, with all special tokens.
 
-    Args:
-        tokenizer: the model's.
-        message: what the user says.
-        chat: True to require a template, False for none, None to use one that takes a message of
-            the user alone.
-
-    Returns:
-        The prompt's text, with all special tokens; None if the message is to be a plain text.
+    `chat` is True to require a template, False for none, None to use one that takes a message of
+    the user alone. Without a template the result is None: the message is a plain text.
 
     Raises:
         ConfigError: `chat` is True, and there is no such template.

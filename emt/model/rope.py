@@ -24,8 +24,7 @@ PositionEmbeddings = tuple[Tensor, Tensor]  # cos and sin, each (B, Q, rotary di
 def as_cos_sin(embeddings: Any) -> PositionEmbeddings:
     """Return the position embeddings of a layer as cosines and sines.
 
-    Args:
-        embeddings: cos and sin, or (B, Q, rotary dims / 2) complex numbers (DeepSeek-V2, Llama 4).
+    DeepSeek-V2 and Llama 4 have complex numbers, (B, Q, rotary dims / 2).
 
     Raises:
         TypeError: `embeddings` is neither.
@@ -40,13 +39,9 @@ def as_cos_sin(embeddings: Any) -> PositionEmbeddings:
 
 
 def rotate_halves(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotate dim i of a key's first half with dim i of its second half.
+    """Rotate dim i of a key's first half with dim i of its second half; leave the query.
 
-    Args:
-        query: returned unchanged.
-        key: (B, Hkv, Q, R).
-        cos: (B, Q, R or R/2).
-        sin: (B, Q, R or R/2).
+    The key is (B, Hkv, Q, R), cos and sin (B, Q, R or R/2).
 
     Source:
         Su et al., RoFormer (arXiv 2104.09864), with the dims in the order of GPT-NeoX.
@@ -145,19 +140,15 @@ def find_unrotation(
     tolerance: float,
     rotate: Callable[..., Any] | None = None,
 ) -> Unrotation | None:
-    """Find the way to bring an attention module's keys back to position 0.
+    """Find the way to bring an attention module's keys back to position 0; None if there is none.
 
     Args:
         module: the attention module.
         key: (1, Hkv, 1, D), of one token alone at some position.
         key_at_zero: (1, Hkv, 1, D), of the same token alone at position 0.
-        embeddings: the `position_embeddings` that the module was given for `key`, or None; see
-            `as_cos_sin`.
+        embeddings: the `position_embeddings` that the module was given for `key`, or None.
         tolerance: largest relative difference that still counts as equal.
         rotate: `rotate(query, key, cos, sin)`; the module's own `apply_rotary_pos_emb` if None.
-
-    Returns:
-        An `Unrotation` that works on these keys both ways, or None if no candidate does.
     """
     try:
         cos_sin = as_cos_sin(embeddings)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -13,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from emt.model.call import AttentionCall, AttentionFunction
+from emt.model.forward import signature_of
 
 
 @dataclass
@@ -44,7 +43,7 @@ def watching(
     hooks = [
         module.register_forward_pre_hook(_keep_embeddings(seen), with_kwargs=True)
         for module in model.modules()
-        if "position_embeddings" in _signature(module).parameters
+        if "position_embeddings" in signature_of(module).parameters
     ]
     token = _watched.set(seen)
     try:
@@ -55,24 +54,11 @@ def watching(
             hook.remove()
 
 
-def _signature(module: nn.Module) -> inspect.Signature:
-    """Return what a module's forward takes; looked up once, for it is asked at every forward."""
-    if "forward" in vars(module):  # one of its own, such as accelerate's
-        return inspect.signature(module.forward)
-    return _signature_of(type(module).forward)
-
-
-@functools.cache
-def _signature_of(forward: Callable[..., Any]) -> inspect.Signature:
-    signature = inspect.signature(forward)
-    return signature.replace(parameters=list(signature.parameters.values())[1:])  # without self
-
-
 def _keep_embeddings(seen: Watched) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if _watched.get() is not seen:  # another thread runs the same model
             return
-        given = _signature(module).bind_partial(*args, **kwargs).arguments
+        given = signature_of(module).bind_partial(*args, **kwargs).arguments
         seen.position_embeddings[module] = given.get("position_embeddings")
 
     return hook

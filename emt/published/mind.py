@@ -130,12 +130,9 @@ class ExtendedMind(PreTrainedModel):
     def generate_cache(
         self, input_ids: Source, stride: int | None = None, max_len: int | None = None
     ) -> list[tuple[Tensor, Tensor]]:
-        """Return the keys and values that token ids would leave, and remember nothing.
+        """Return the keys and values that token ids (N,) or (1, N) would leave; remember nothing.
 
-        Args:
-            input_ids: (N,) or (1, N).
-            stride: tokens between the starts of two windows; the model's setting if None.
-            max_len: tokens in a window; the model's setting if None.
+        Windows start every `stride` tokens and take `max_len`: by default, as the settings say.
 
         Returns:
             For each layer keys (1, Hkv, N, D), before RoPE, and values (1, Hkv, N, Dv), in the

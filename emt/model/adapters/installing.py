@@ -35,10 +35,7 @@ class Adapted:
 
 
 def install(model: nn.Module) -> list[Adapted]:
-    """Put adapters on all attention modules of a model that have one.
-
-    Returns:
-        The adapted modules, for `remove`; empty for families that need no adapter.
+    """Put adapters on all attention modules of a model that have one; return them for `remove`.
 
     Raises:
         UnsupportedModelError: the forward of such a module was replaced by other code.

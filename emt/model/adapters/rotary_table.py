@@ -35,21 +35,11 @@ def rotated_attention(
     cache_dtype: torch.dtype,
     output_attentions: bool | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Rotate queries and keys, attend, and project.
+    """Rotate queries and keys, each (B, Q, H, D) as values are, attend, and project.
 
-    Args:
-        module: the attention module.
-        query: (B, Q, H, D), not rotated, as are the keys.
-        key: (B, Q, H, D).
-        value: (B, Q, H, D).
-        embeddings: cos and sin of the tokens' positions.
-        cache: the keys and values of earlier tokens.
-        attention_mask: (B, 1, Q, S), additive.
-        cache_dtype: the dtype in which the family caches keys.
-        output_attentions: whether the caller asked for weights.
-
-    Returns:
-        The layer's output, (B, Q, hidden_size), and attention weights.
+    `embeddings` are the cos and sin of the tokens' positions, `cache_dtype` is the one in which the
+    family caches keys, and `attention_mask` is (B, 1, Q, S), additive. Returns the layer's output,
+    (B, Q, hidden_size), and attention weights.
     """
     cos, sin = embeddings
     query, key = (_rotated(module, part, cos, sin).transpose(1, 2) for part in (query, key))
