@@ -222,21 +222,9 @@ def decode_attention(
     """Compute what `memory_attention` does for one query a sequence, with one fused call.
 
     The query heads of a group become the queries of their KV head, whose keys are the group's
-    memories followed by the local ones; a mask lets each query head see its own memories only.
-
-    Args:
-        query: (B, H, 1, D).
-        key: (B, Hkv, S, D).
-        value: (B, Hkv, S, Dv).
-        memory_keys: (B, H, 1, k, D), k at least 1.
-        memory_values: (B, H, 1, k, Dv).
-        scaling: the model's own factor on logits.
-        attention_mask: (B or 1, H or 1, 1, S), bool (True is visible) or added to logits; None if
-            every query sees all S keys.
-        memory_bias: (B or 1, H, 1, 1), added to memory logits.
-
-    Returns:
-        Output (B, H, 1, Dv), in the query's dtype; computed in float32.
+    memories followed by the local ones; a mask lets each query head see its own memories only. The
+    arguments are those of `memory_attention` for Q = 1 and k of at least 1; `memory_bias` is
+    (B or 1, H, 1, 1). Returns the output (B, H, 1, Dv), in the query's dtype; computed in float32.
     """
     batch, num_heads, _, dim = query.shape
     num_kv_heads, num_keys = key.shape[1], key.shape[2]

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from emt.model.call import AttentionCall
 from emt.model.devices import input_device
+from emt.model.forward import signature_of
 from emt.model.references import alive
 from emt.model.rope import PositionEmbeddings, as_cos_sin
 from emt.model.watch import Watched, watching
@@ -106,7 +107,7 @@ def _rotary_modules(decoder: PreTrainedModel, layers: Collection[int]) -> dict[i
 
     hooks = []
     for module in decoder.modules():
-        signature = inspect.signature(module.forward)
+        signature = signature_of(module)
         if "position_ids" in signature.parameters and not list(module.children()):
             hooks.append(module.register_forward_hook(keep_output(signature), with_kwargs=True))
     try:

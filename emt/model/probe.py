@@ -8,7 +8,6 @@ configured.
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from emt.attention.alibi import HIDDEN
 from emt.errors import UnsupportedModelError
 from emt.model.call import AttentionCall, check_options
 from emt.model.devices import input_device
+from emt.model.forward import signature_of
 from emt.model.rope import Unrotation, find_unrotation, is_at_zero
 from emt.model.watch import watching
 from memory_backends import LayerLayout, MemoryLayout
@@ -66,7 +66,7 @@ def dry_run(decoder: PreTrainedModel) -> dict[int, ReachedLayer]:
             f"AttentionInterface; a dry run reached {reached} {len(expected)} layers. "
             "This family computes attention inline and needs an adapter."
         )
-    has_positions = "position_ids" in inspect.signature(decoder.forward).parameters
+    has_positions = "position_ids" in signature_of(decoder).parameters
     if not at_zero:
         raise UnsupportedModelError(
             f"{decoder.config.model_type}: none of its layers has softmax attention, so there are "

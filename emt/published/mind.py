@@ -90,8 +90,8 @@ class ExtendedMind(PreTrainedModel):
     def memory(self) -> Memory:
         """The model's memory, attached when it is first asked for."""
         with _making:
-            found = memory_of(self)
-            return attach(self, self.memory_settings) if found is None else found
+            memory = memory_of(self)
+            return attach(self, self.memory_settings) if memory is None else memory
 
     @property
     def memory_ids(self) -> list[int] | None:
@@ -278,12 +278,12 @@ def _with_call_options(stock: Callable[..., Any]) -> Callable[..., Any]:
         for name in _CALL_OPTIONS
         if name not in signature.parameters
     ]
-    known = list(signature.parameters.values())
-    at = len(known) - (known[-1].kind is inspect.Parameter.VAR_KEYWORD)
-    known[at:at] = options
+    parameters = list(signature.parameters.values())
+    at = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
+    parameters[at:at] = options
     # torch.compile would trace how memories are made; what it may compile is inside `stock`.
     uncompiled = cast(Callable[..., Any], torch.compiler.disable(forward))
-    vars(uncompiled)["__signature__"] = signature.replace(parameters=known)
+    vars(uncompiled)["__signature__"] = signature.replace(parameters=parameters)
     return uncompiled
 
 
