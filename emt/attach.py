@@ -12,12 +12,7 @@ from typing import Any, cast
 from weakref import ReferenceType
 
 from torch import nn
-from transformers import (
-    GenerationMixin,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from emt.calls import GenerateOptions, Generation, overriding
 from emt.config import MemoryConfig
@@ -27,13 +22,7 @@ from emt.model.adapters import installing as adapters
 from emt.model.adapters.installing import Adapted
 from emt.model.attached import AttachedModel
 from emt.model.devices import input_device, no_autocast
-from emt.model.hook import (
-    EAGER_IMPLEMENTATION,
-    IMPLEMENTATION,
-    bind,
-    is_bound,
-    unbind,
-)
+from emt.model.hook import EAGER_IMPLEMENTATION, IMPLEMENTATION, bind, is_bound, unbind
 from emt.model.identity import identity_of
 from emt.model.probe import dry_run, layout_of
 from emt.model.references import alive
@@ -190,8 +179,8 @@ def _replace_implementations(
     decoder: PreTrainedModel,
 ) -> list[tuple[PreTrainedConfig, str | None]]:
     """Select our attention in every config the decoder's modules read; return what was there."""
-    found = (getattr(module, "config", None) for module in decoder.modules())
-    configs = {id(config): config for config in found if isinstance(config, PreTrainedConfig)}
+    of_modules = (getattr(module, "config", None) for module in decoder.modules())
+    configs = {id(config): config for config in of_modules if isinstance(config, PreTrainedConfig)}
     before = [(config, _own_implementation(config)) for config in configs.values()]
     for config, implementation in before:
         eager = implementation == "eager"
@@ -240,11 +229,7 @@ def _generate(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
 
 @contextlib.contextmanager
 def generating(model: PreTrainedModel, keywords: Mapping[str, Any]) -> Iterator[Generation]:
-    """Keep an attached model's memory from being changed while it generates, and redo its steps.
-
-    Args:
-        model: the model.
-        keywords: of `generate`.
+    """Keep the memory from being changed while `generate(**keywords)` runs, and redo its steps.
 
     Raises:
         ConfigError: options that the mode in force cannot serve.

@@ -16,8 +16,8 @@ from emt.calls import GenerateOptions, Overrides
 from emt.citations.recording import Recording
 from emt.config import MemoryConfig
 from emt.errors import MemoryUseError
+from emt.model.call import AttentionCall
 from emt.model.forward import Forward
-from emt.model.hook import AttentionCall
 from emt.passage import Retrieved
 from memory_backends import MemoryBackend, Scope
 

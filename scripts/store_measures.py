@@ -24,8 +24,8 @@ from transformers import PreTrainedModel
 
 import emt
 from emt.cli import quiet
-from emt.model.hook import watching
 from emt.model.loading import load
+from emt.model.watch import watching
 from memory_backends import MemoryBackend, Searcher, SearchResult, register_searcher
 from memory_backends.faiss.calibration import Nearest
 from memory_backends.search.scores import Precision

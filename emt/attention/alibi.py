@@ -1,9 +1,8 @@
 """Linear biases on logits (ALiBi): local keys and memories in the same frame.
 
 A model with ALiBi adds `slope(head) * position of the key` to logits, from an origin of its own
-choice: what is the same for all keys of a query, softmax does not feel. Memories and local keys
-meet in one softmax, so both must be counted from the same origin. It is read off the bias of the
-first local key that can be seen: a memory stands one step before that key.
+choice. Memories and local keys meet in one softmax, so both must be counted from the same origin:
+a memory stands one step before the first local key that can be seen.
 
 Source: Press et al., Train Short, Test Long (arXiv 2108.12409). One step before the first local
 token is where Extended Mind Transformers (arXiv 2406.02332) puts MPT's memories.

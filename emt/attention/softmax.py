@@ -131,15 +131,10 @@ def masked(logits: Tensor, attention_mask: Tensor | None) -> Tensor:
 
 
 def masked_softmax(logits: Tensor, *, sinks: Tensor | None, sees_all: bool = False) -> Tensor:
-    """Turn logits into weights, in float32.
+    """Turn logits (B, H, Q, n) float32, hidden keys below `HIDDEN`, into weights of this shape.
 
-    Args:
-        logits: (B, H, Q, n) float32, hidden keys below `HIDDEN`.
-        sinks: (H,) logits that take part in the softmax and carry no value.
-        sees_all: whether it is certain that each query sees something.
-
-    Returns:
-        (B, H, Q, n): zeros for a query that sees nothing at all, such as one of padding.
+    Sinks are (H,) logits that carry no value. A query that sees nothing at all, such as one of
+    padding, gets zeros; `sees_all` says that there is none.
     """
     num_keys = logits.shape[-1]
     if sinks is not None:
@@ -159,15 +154,9 @@ def weighted_values(weights: Tensor, value: Tensor) -> Tensor:
 
 
 def joint_weights(memory_weights: Tensor, local_weights: Tensor) -> Tensor:
-    """Lay out the weights of one softmax in one tensor, memories first.
+    """Lay out weights (B, H, Q, k) and (B, H, Q, S) of one softmax as (B, H, Q, Q * k + S).
 
-    Args:
-        memory_weights: (B, H, Q, k).
-        local_weights: (B, H, Q, S).
-
-    Returns:
-        (B, H, Q, Q * k + S): column `q * k + j` is the j-th memory of query q, zero for all other
-        queries.
+    Column `q * k + j` is the j-th memory of query q, zero for all other queries.
 
     Source:
         The attention weights that the published implementation returns.
@@ -233,45 +222,25 @@ def decode_attention(
     """Compute what `memory_attention` does for one query a sequence, with one fused call.
 
     The query heads of a group become the queries of their KV head, whose keys are the group's
-    memories followed by the local ones; a mask lets each query head see its own memories only.
-
-    Args:
-        query: (B, H, 1, D).
-        key: (B, Hkv, S, D).
-        value: (B, Hkv, S, Dv).
-        memory_keys: (B, H, 1, k, D), k at least 1.
-        memory_values: (B, H, 1, k, Dv).
-        scaling: the model's own factor on logits.
-        attention_mask: (B or 1, H or 1, 1, S), bool (True is visible) or added to logits; None if
-            every query sees all S keys.
-        memory_bias: (B or 1, H, 1, 1), added to memory logits.
-
-    Returns:
-        Output (B, H, 1, Dv), in the query's dtype; computed in float32.
+    memories followed by the local ones; a mask lets each query head see its own memories only. The
+    arguments are those of `memory_attention` for Q = 1 and k of at least 1; `memory_bias` is
+    (B or 1, H, 1, 1). Returns the output (B, H, 1, Dv), in the query's dtype; computed in float32.
     """
     batch, num_heads, _, dim = query.shape
     num_kv_heads, num_keys = key.shape[1], key.shape[2]
     group, k = num_heads // num_kv_heads, memory_keys.shape[3]
     mask = _own_memories(group, k, num_keys, query.device)  # (G, G * k + S)
     if attention_mask is not None:
-        local = attention_mask
-        if local.dtype == torch.bool:
-            local = torch.zeros_like(local, dtype=torch.float32).masked_fill(~local, -torch.inf)
-        local = _by_kv_head(local, group)  # (B or 1, Hkv or 1, G or 1, S)
+        added = masked(mask.new_zeros(1), attention_mask)  # (B or 1, H or 1, 1, S)
+        local = _by_kv_head(added, group)  # (B or 1, Hkv or 1, G or 1, S)
         mask = mask.expand(*local.shape[:2], -1, -1).clone()
         mask[..., group * k :] += local.float()
     if memory_bias is not None:
         is_memory = torch.arange(mask.shape[-1], device=mask.device) < group * k
         mask = mask + _by_kv_head(memory_bias, group) * is_memory
-    joined_keys = torch.cat(
-        [memory_keys.reshape(batch, num_kv_heads, group * k, dim).float(), key.float()], dim=2
-    )
-    joined_values = torch.cat(
-        [
-            memory_values.reshape(batch, num_kv_heads, group * k, value.shape[-1]).float(),
-            value.float(),
-        ],
-        dim=2,
+    joined_keys, joined_values = (
+        torch.cat([memory.reshape(batch, num_kv_heads, group * k, -1).float(), local.float()], 2)
+        for memory, local in ((memory_keys, key), (memory_values, value))
     )
     grouped = query.reshape(batch, num_kv_heads, group, dim).float()
     output = scaled_dot_product_attention(

@@ -1,8 +1,7 @@
 """Batches of short documents: each is read on its own, and several share a forward.
 
 Documents that fit into one window are padded on the right. A causal model's tokens see nothing to
-the right of them, so no mask is needed. Only the next few documents are looked at, `BATCH_TOKENS`
-in all, so that no more rows than theirs are held, however many documents follow.
+the right of them, so no mask is needed. At most `BATCH_TOKENS` tokens are held at a time.
 """
 
 from __future__ import annotations
@@ -22,13 +21,11 @@ _MAX_PADDING = 1.25  # tokens run for each token of a document, at most
 def groups(documents: Iterable[Document], longest: int) -> Iterator[list[Document]]:
     """Cut a stream into lists of short documents, `BATCH_TOKENS` tokens at most, and long ones.
 
-    Args:
-        documents: the stream. If it raises, the documents before the error are yielded first.
-        longest: tokens of a short document, at most. A longer one is a list of its own.
+    A document of more than `longest` tokens is a list of its own. If the stream raises, the
+    documents before the error are yielded first.
     """
     group: list[Document] = []
     tokens = 0
-    failure: Exception | None = None
     try:
         for document in documents:
             length = len(document.token_ids)
@@ -40,12 +37,12 @@ def groups(documents: Iterable[Document], longest: int) -> Iterator[list[Documen
             else:
                 group.append(document)
                 tokens += length
-    except Exception as error:
-        failure = error
+    except Exception:
+        if group:
+            yield group
+        raise
     if group:
         yield group
-    if failure is not None:
-        raise failure
 
 
 def encode_group(
@@ -73,14 +70,7 @@ def encode_group(
 
 
 def batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Put documents of similar lengths together, so that little of a batch is padding.
-
-    Args:
-        lengths: tokens of each document.
-
-    Returns:
-        Indices of `lengths`, batch by batch.
-    """
+    """Put documents of similar lengths together, as lists of indices: little is padding then."""
     result: list[list[int]] = []
     longest = tokens = 0  # of the last batch
     for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):

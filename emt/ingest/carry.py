@@ -1,14 +1,10 @@
 """Carried context: each token of a document is run once, after rows of the tokens before it.
 
 A window of new tokens attends to a context: the document's first `SINK_ROWS` rows and its last
-ones, as many as `max_length` leaves room for. Rows are kept at position 0, so the context is placed
-anew for every window: its keys are rotated to positions 0, 1, 2, ... by the model's own rotation,
-the new tokens follow, and no position is beyond `max_length`, however long the document is. A
-document of up to `max_length` tokens is one plain forward.
-
-The cosines and sines are those that the model handed to its layers in the first window, which has
-every position that a context can take. A model that adds learned positions to its embeddings
-rotates nothing: its keys keep the positions at which they were computed.
+ones, as many as `max_length` leaves room for. The context is placed anew for every window: its keys
+are rotated to positions 0, 1, 2, ... and the new tokens follow, so no position is beyond
+`max_length`. A document of up to `max_length` tokens is one plain forward. Keys of models that add
+learned positions to their embeddings are not rotated: they keep the positions they were read at.
 
 Source: Xiao et al., Efficient Streaming Language Models with Attention Sinks (arXiv 2309.17453),
 sections 3.1 and 3.2: keep the first rows, of which four are enough, and count positions in the
@@ -62,16 +58,13 @@ def check_carry(config: PreTrainedConfig, windows: Windows) -> None:
 def encode_carrying(
     reader: RowReader, token_ids: Tensor, windows: Windows, *, first_length: int | None = None
 ) -> Iterator[Rows]:
-    """Encode one document, running each token once.
+    """Yield the rows of one document, window by window, running each token once.
 
     Args:
         reader: the model.
         token_ids: (T,) int64, on any device.
         windows: `stride` new tokens in each window after the first, `max_length` with the context.
-        first_length: tokens in the first window; `max_length` if None.
-
-    Yields:
-        The rows of one window, in order.
+        first_length: tokens in the first window, if not `max_length`.
 
     Raises:
         As `check_carry`, if there is more than one window; UnsupportedModelError also if a layer
@@ -103,18 +96,10 @@ def encode_carrying(
 
 
 def _check_cache(config: PreTrainedConfig, cache: DynamicCache, states: LayerStates) -> None:
-    """Refuse a model whose cache cannot be made of rows.
+    """Refuse a model whose cache, after the first window, does not hold what was attended to.
 
     Latent attention caches what it makes keys and values from, and some layers repeat KV heads
     before they attend.
-
-    Args:
-        config: names the model.
-        cache: after the first window.
-        states: of the same window.
-
-    Raises:
-        UnsupportedModelError: a layer caches something else than the keys and values it attends to.
     """
     for idx, value in states.values.items():
         layer = cache.layers[idx] if idx < len(cache.layers) else None
@@ -135,11 +120,8 @@ def _check_cache(config: PreTrainedConfig, cache: DynamicCache, states: LayerSta
 class _Context:
     """Rows that the next window attends to, layer by layer.
 
-    Attributes:
-        unrotations: layer -> how its keys are rotated; None if they are not.
-        keys: layer -> (1, Hkv, C, D), at position 0.
-        values: layer -> (1, Hkv, C, Dv).
-        embeddings: layer that rotates its keys -> cos and sin of positions 0, 1, 2, ...
+    Keys are (1, Hkv, C, D), at position 0, and values (1, Hkv, C, Dv). Embeddings are the cos and
+    sin of positions 0, 1, 2, ... of layers that rotate their keys.
     """
 
     unrotations: Mapping[int, Unrotation | None]
@@ -180,11 +162,7 @@ class _Context:
                 part[idx] = torch.cat([part[idx], tensor], dim=2) if idx in part else tensor
 
     def _extended(self, layer_idx: int, new: PositionEmbeddings) -> PositionEmbeddings:
-        """Return a layer's embeddings with those of the positions after the context.
-
-        Raises:
-            UnsupportedModelError: a position has different embeddings in both.
-        """
+        """Return a layer's embeddings with those of the positions after the context."""
         if layer_idx not in self.embeddings:
             return new
         old, start = self.embeddings[layer_idx], len(self)

@@ -27,11 +27,8 @@ class Written(NamedTuple):
 class Changes:
     """The documents of a stream that a store does not have yet, while they are written to it.
 
-    Iterating reads the stream; `committed` counts what has become part of the store.
-
-    Args:
-        backend: the store.
-        documents: the stream. A name that comes twice is a `DocumentError`.
+    Iterating reads the stream, in which a name that comes twice is a `DocumentError`; `committed`
+    counts what has become part of the store.
     """
 
     def __init__(self, backend: MemoryBackend, documents: Iterable[Document]) -> None:
@@ -62,11 +59,9 @@ class Changes:
 
     def committed(self, name: str) -> None:
         """Count a document that has become part of the store."""
-        if name in self._replacing:
-            self._replacing.remove(name)
-            self._replaced += 1
-        else:
-            self._added += 1
+        is_replaced = name in self._replacing
+        self._replaced += is_replaced
+        self._added += not is_replaced
 
     @property
     def counts(self) -> Written:

@@ -21,13 +21,11 @@ SUFFIXES = (".txt", ".md", ".jsonl")
 
 @dataclass(frozen=True)
 class TextDocument:
-    """A document of text, and where it is from.
+    """A document of text, exactly as in the file, with the metadata of its .jsonl line.
 
     Attributes:
         name: the file's path below the folder that was given, or the "id" of a .jsonl line.
-        text: exactly as in the file.
         origin: file, and line for .jsonl, for error messages.
-        metadata: the "metadata" of a .jsonl line; None if it has none.
     """
 
     name: str

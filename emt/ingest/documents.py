@@ -20,13 +20,9 @@ Source = str | Sequence[int] | torch.Tensor
 def to_document(
     source: Source, name: str, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int
 ) -> Document:
-    """Make a document of text or token ids.
+    """Make a document of text, or of token ids of shape (T,) or (1, T) below `vocab_size`.
 
-    Args:
-        source: text, or token ids of shape (T,) or (1, T).
-        name: the document's name.
-        tokenizer: for text; a fast one also tells where each token stands in the text.
-        vocab_size: ids must be below.
+    A fast tokenizer also tells where each token stands in the text.
 
     Raises:
         DocumentError: the name is empty, or the source is empty, no token ids, or has an id that
@@ -54,10 +50,7 @@ def is_utf8(text: str) -> bool:
 def special_ids(
     config: MemoryConfig, tokenizer: PreTrainedTokenizerBase | None, model_config: PreTrainedConfig
 ) -> set[int]:
-    """Return the token ids that leave no rows.
-
-    They are the config's, or the tokenizer's, or else the model's bos, eos and pad ids.
-    """
+    """Return the ids that leave no rows: the config's, the tokenizer's, or the model's own."""
     if not config.remove_special_ids:
         return set()
     if config.special_ids is not None:

@@ -27,13 +27,7 @@ from memory_backends.layout import Metadata
 
 @dataclass(frozen=True)
 class Encoder:
-    """A model that encodes documents for its memory.
-
-    Attributes:
-        model: the attached model.
-        config: the memory's settings.
-        tokenizer: for text, and for the special ids; None if there is none.
-    """
+    """An attached model that encodes documents; the tokenizer is for text and special ids."""
 
     model: AttachedModel
     config: MemoryConfig
@@ -60,12 +54,7 @@ class Encoder:
         }
 
     def document(self, source: Source, name: str, *, metadata: Metadata | None = None) -> Document:
-        """Tokenize a document, and refuse one that cannot be encoded.
-
-        Args:
-            source: text, or token ids of shape (T,) or (1, T).
-            name: the document's name.
-            metadata: facts by which searches can be narrowed; see `Memory.write`.
+        """Tokenize a document, and refuse one that cannot be encoded; see `Memory.write`.
 
         Raises:
             DocumentError: as `to_document`, or metadata that is not flat.
@@ -79,21 +68,13 @@ class Encoder:
         return document
 
     def encode(self, document: Document) -> Iterator[Rows]:
-        """Return the rows of a document, window by window; the model runs when they are taken.
-
-        Raises:
-            As `row_reader`.
-        """
+        """Return the rows of a document; see `encode` below, and `row_reader` for errors."""
         return encode(self.row_reader(), _ids(document), self.windows)
 
     def encode_all(
         self, documents: Iterable[Document]
     ) -> Iterator[tuple[Document, Iterator[Rows]]]:
-        """Return documents with their rows, in order; see `encode_all` below.
-
-        Raises:
-            As `row_reader`.
-        """
+        """Return documents with their rows; see `encode_all` below, and `row_reader` for errors."""
         return encode_all(self.row_reader(), documents, self.windows)
 
     def row_reader(self) -> RowReader:
@@ -121,15 +102,7 @@ class Encoder:
 
 
 def encode(reader: RowReader, token_ids: Tensor, windows: Windows) -> Iterator[Rows]:
-    """Encode one document, window by window.
-
-    Args:
-        reader: the model.
-        token_ids: (T,) int64, on any device.
-        windows: how to cut the document.
-
-    Yields:
-        The rows of one window, in order; layers are those of `reader.unrotations`.
+    """Yield the rows of one document, (T,) int64, window by window; the model runs meanwhile.
 
     Raises:
         ConfigError, UnsupportedModelError: the context cannot be carried; see `encode_carrying`.
@@ -147,17 +120,11 @@ def encode(reader: RowReader, token_ids: Tensor, windows: Windows) -> Iterator[R
 def encode_all(
     reader: RowReader, documents: Iterable[Document], windows: Windows
 ) -> Iterator[tuple[Document, Iterator[Rows]]]:
-    """Encode documents, each on its own; short ones share forwards.
+    """Yield each document with its rows, in order; short ones, of one window, share forwards.
 
-    Args:
-        reader: the model.
-        documents: read ahead as far as they are short, `BATCH_TOKENS` tokens at most. If it raises,
-            the documents before the error are yielded first.
-        windows: how to cut documents; those of up to `max_length` tokens are short.
-
-    Yields:
-        Each document with its rows, in order. The model runs when rows are taken; take them all
-        before the next document.
+    Documents are read ahead as far as they are short, `BATCH_TOKENS` tokens at most. If the stream
+    raises, the documents before the error are yielded first. The model runs when rows are taken;
+    take them all before the next document.
     """
     longest = windows.max_length if _rotates_alike(reader.decoder.config) else 0
     for group in groups(documents, longest):

@@ -10,7 +10,7 @@ import torch
 import numpy as np
 
 from emt.config import MemoryConfig
-from emt.errors import DocumentError, MemoryUseError
+from emt.errors import DocumentError
 from emt.ingest.corpus import Corpus
 from emt.ingest.encoder import Encoder
 from emt.ingest.rows import RowReader
@@ -43,13 +43,7 @@ def estimate(
 ) -> Estimate:
     """Tokenize a corpus without encoding it, so that no document stops a run halfway.
 
-    Documents that the store has already cost nothing.
-
-    Args:
-        encoder: of the memory that the documents will be written to.
-        backend: of the same memory.
-        layers: those that read memories, and will be indexed.
-        corpus: the documents.
+    Documents that the store has already cost nothing. `layers` are those that will be indexed.
 
     Raises:
         MemoryUseError: the encoder has no tokenizer, or its model is not ready.
@@ -58,8 +52,6 @@ def estimate(
             it leaves no room for carried context.
         UnsupportedModelError: the model's context cannot be carried.
     """
-    if encoder.tokenizer is None:
-        raise MemoryUseError("an estimate needs a tokenizer. Pass one to attach().")
     reader, windows, catalog = encoder.row_reader(), encoder.windows, backend.catalog
     drop_ids = sorted(encoder.drop_ids)
     tokens = rows = tokens_run = 0

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from emt.model.devices import input_device, no_autocast
-from emt.model.hook import watching
 from emt.model.rope import PositionEmbeddings, Unrotation, as_cos_sin
+from emt.model.watch import watching
 from memory_backends import Rows
 from memory_backends.layout import Int32Array
 
@@ -39,10 +39,9 @@ class LayerStates(NamedTuple):
 
 @dataclass(frozen=True)
 class RowReader:
-    """Runs a model over tokens, and makes rows of its keys and values.
+    """Runs a decoder over tokens, and makes rows of its keys and values.
 
     Attributes:
-        decoder: the model without its language-model head, attached or being attached.
         unrotations: layer -> how to bring its keys to position 0; None leaves them where they are.
         drop_ids: token ids that leave no rows; other tokens attend to them all the same.
     """

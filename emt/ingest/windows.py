@@ -1,11 +1,9 @@
 """Cut a document into windows: the tokens that a model runs at a time.
 
 Windows start every `stride` tokens and take up to `max_length`, with positions from 0 in each. Only
-the tokens that the window before did not reach leave rows. So a row has between
-`max_length - stride` and `max_length` tokens of left context, once the document is long enough, and
-each token is run up to `max_length / stride` times.
-
-With carried context (`emt.ingest.carry`) rows have as much context, and each token is run once.
+the tokens that the window before did not reach leave rows, with at least `max_length - stride`
+tokens of left context in a long document. Each token is run up to `max_length / stride` times, or
+once with carried context (`emt.ingest.carry`).
 
 Source: Klett and Ahle, Extended Mind Transformers (arXiv 2406.02332), section 3.1 and the
 published `generate_cache`.
@@ -32,13 +30,7 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Windows:
-    """How documents are cut.
-
-    Attributes:
-        stride: tokens between the starts of two windows.
-        max_length: tokens in a window, carried context included; at least `stride`.
-        carry_context: run each token once, after rows of the windows before it.
-    """
+    """How documents are cut; the fields are those of `MemoryConfig`."""
 
     stride: int
     max_length: int

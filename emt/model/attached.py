@@ -48,11 +48,7 @@ class AttachedModel:
 
     @property
     def angles(self) -> Angles:
-        """The cosines and sines of the layers that rotate keys; made once, by running one token.
-
-        Raises:
-            MemoryUseError: the model is gone.
-        """
+        """The cosines and sines of the layers that rotate keys; made once, by running one token."""
         with _making_angles:
             return self._angles
 

@@ -21,36 +21,34 @@ _BEGINNINGS = ("Xylophone", "who", "1", " a", "\n", "\n\nA", '"', "\u00e9", "\u6
 def in_template(
     tokenizer: PreTrainedTokenizerBase, message: str, chat: bool | None = None
 ) -> str | None:
-    """Put a user's message into the chat template.
+    """Put a user's message into the chat template, with all special tokens.
 
-    Args:
-        tokenizer: the model's.
-        message: what the user says.
-        chat: True to require a template, False for none, None to use it if there is one that takes
-            a message of the user alone.
-
-    Returns:
-        The prompt's text, with all special tokens; None if the message is to be a plain text.
+    `chat` is True to require a template, False for none, None to use one that takes a message of
+    the user alone. Without a template the result is None: the message is a plain text.
 
     Raises:
         ConfigError: `chat` is True, and there is no such template.
     """
     if chat is False:
         return None
-    text = ""
-    if tokenizer.chat_template:
-        messages = [{"role": "user", "content": message}]
-        options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": False}
-        try:
-            text = str(tokenizer.apply_chat_template(messages, **options))
-        except Exception:  # a template may raise whatever it likes
-            text = ""
+    text = _prompt_of(tokenizer, [{"role": "user", "content": message}])
     if chat and not text:
         raise ConfigError(
             "this model's tokenizer has no chat template for a user's message. Use --no-chat, or "
             "set chat to False."
         )
     return text or None
+
+
+def _prompt_of(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
+    """Return the prompt of a chat; "" if there is no template, or it does not take the chat."""
+    if not tokenizer.chat_template:
+        return ""
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception:  # a template may raise whatever it likes
+        return ""
+    return str(text)
 
 
 def prompt_ids(
@@ -74,19 +72,22 @@ def last_message(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[in
 
     None if the marks that the template puts around a message are unknown or not in the prompt.
     """
-    marks = _marks_of(tokenizer)
+    if not tokenizer.chat_template:
+        return None
+    of_templates: dict[str, _Marks | None] = vars(tokenizer).setdefault("_emt_marks", {})
+    template = str(tokenizer.chat_template)
+    if template not in of_templates:
+        of_templates[template] = _search_marks(tokenizer)
+    marks = of_templates[template]
     return None if marks is None else marks.last_message(ids)
 
 
 @dataclass(frozen=True)
 class _Marks:
-    """The tokens that a chat template has around a user's message.
+    """The tokens that a chat template has before and after a user's message.
 
-    Attributes:
-        before: those before it.
-        num_stable: how many of these are the same whatever the message begins with; the others may
-            join it, as a space joins a word.
-        after: those after it.
+    Of those before, `num_stable` are the same whatever the message begins with; the others may join
+    it, as a space joins a word.
     """
 
     before: list[int]
@@ -109,23 +110,16 @@ class _Marks:
         return (start, stop) if stop > start else None
 
 
-def _marks_of(tokenizer: PreTrainedTokenizerBase) -> _Marks | None:
-    """Return the marks of a tokenizer's template, which are looked for once."""
-    if not tokenizer.chat_template:
-        return None
-    of_templates: dict[str, _Marks | None] = vars(tokenizer).setdefault("_emt_marks", {})
-    template = str(tokenizer.chat_template)
-    if template not in of_templates:
-        of_templates[template] = _search_marks(tokenizer)
-    return of_templates[template]
-
-
 def _search_marks(tokenizer: PreTrainedTokenizerBase) -> _Marks | None:
     """Find the marks in prompts that the template makes of example messages."""
-    prompts = _example_prompts(tokenizer)
-    if prompts is None:
+    roles = ("user", "assistant", "user")
+    chat = [
+        {"role": role, "content": content}
+        for role, content in zip(roles, (_FIRST, _REPLY, _LAST), strict=True)
+    ]
+    short, long = _prompt_of(tokenizer, chat[:1]), _prompt_of(tokenizer, chat)
+    if _FIRST not in short or _REPLY not in long or _LAST not in long:
         return None
-    short, long = prompts
     opening, other = short.partition(_FIRST)[0], long.partition(_REPLY)[2].partition(_LAST)[0]
     opening = opening[len(opening) - _num_shared(opening[::-1], other[::-1]) :]
     closing, other = short.partition(_FIRST)[2], long.partition(_LAST)[2]
@@ -149,24 +143,6 @@ def _search_marks(tokenizer: PreTrainedTokenizerBase) -> _Marks | None:
             if is_mark and _are_right(marks, tokenizer, long):
                 return marks
     return None
-
-
-def _example_prompts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
-    """Return prompts of one message and of three; None if the template does not quote them."""
-    roles = ("user", "assistant", "user")
-    chat = [
-        {"role": role, "content": content}
-        for role, content in zip(roles, (_FIRST, _REPLY, _LAST), strict=True)
-    ]
-    fill = functools.partial(
-        tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True
-    )
-    try:
-        short, long = str(fill(chat[:1])), str(fill(chat))
-    except Exception:  # a template may raise whatever it likes, for a chat it does not want
-        return None
-    is_quoted = _FIRST in short and _LAST in long and _REPLY in long
-    return (short, long) if is_quoted else None
 
 
 def _are_right(marks: _Marks, tokenizer: PreTrainedTokenizerBase, prompt: str) -> bool:

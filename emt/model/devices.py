@@ -8,17 +8,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar, cast
-from weakref import ReferenceType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from accelerate.hooks import AlignDevicesHook, SequentialHook
 from transformers import PreTrainedModel
-
-from emt.errors import MemoryUseError
-
-_Module = TypeVar("_Module", bound=nn.Module)
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
@@ -87,19 +82,3 @@ def _align_hooks(hook: Any) -> Iterator[AlignDevicesHook]:
             yield from _align_hooks(part)
     elif isinstance(hook, AlignDevicesHook):
         yield hook
-
-
-def living(module: ReferenceType[_Module], what: str) -> _Module:
-    """Return a model, or a part of one, that its memory does not keep alive.
-
-    Args:
-        module: a weak reference to the module.
-        what: the action that needs it, named in the error.
-
-    Raises:
-        MemoryUseError: the module is gone.
-    """
-    alive = module()
-    if alive is None:
-        raise MemoryUseError(f"cannot {what}: the model is gone. Keep a reference to it.")
-    return alive

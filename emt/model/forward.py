@@ -31,13 +31,7 @@ def _signature_of(forward: Callable[..., Any]) -> inspect.Signature:
 
 @dataclass(frozen=True)
 class Forward:
-    """One call of a decoder, before it runs.
-
-    Attributes:
-        decoder: the model without its language-model head.
-        args: positional arguments.
-        options: keywords.
-    """
+    """One call of a decoder, the model without its language-model head, before it runs."""
 
     decoder: PreTrainedModel
     args: tuple[Any, ...]
@@ -69,11 +63,7 @@ class Forward:
 
     @cached_property
     def tokens(self) -> NewTokens:
-        """Where the new tokens stand.
-
-        Raises:
-            ConfigError, UnsupportedModelError: as `NewTokens.of`.
-        """
+        """Where the new tokens stand; raises what `NewTokens.of` does."""
         return NewTokens.of(self)
 
     @property

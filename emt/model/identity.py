@@ -25,11 +25,8 @@ def identity_of(
 ) -> dict[str, Any]:
     """Describe a model as plain JSON types; two models with equal descriptions share memories.
 
-    Args:
-        model: the causal language model.
-        config: the config of its text decoder.
-        layout: the shape of its keys and values.
-        tokenizer: its tokenizer, or None. A store does not compare fields that are left out.
+    `config` is that of its text decoder. A store does not compare fields that are left out, as the
+    tokenizer's is without one.
     """
     layers = layout.layers.values()
     identity: dict[str, Any] = {

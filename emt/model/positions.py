@@ -1,10 +1,9 @@
 """The cosines and sines of a model at any positions, from the modules that make its own.
 
-Rows that are recalled stand at positions of no token in the prompt, so their cosines and sines are
-not among those that a forward hands to its layers. The module that makes a layer's is found by
-running one token: some module with `position_ids` returned the very tensors that the layer got.
-That module is then called for other positions. Where no such module exists (tables inside of
-attention modules), placeholder tokens are run at these positions, which costs a prefill.
+Rows that are recalled stand at positions of no token in the prompt. The module that makes a layer's
+cosines is found by running one token: it returned the very tensors that the layer got. It is then
+called for other positions. Where there is none (tables inside of attention modules), placeholder
+tokens are run at these positions, which costs a prefill.
 """
 
 from __future__ import annotations
@@ -20,10 +19,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from emt.model.call import AttentionCall
 from emt.model.devices import input_device
-from emt.model.hook import AttentionCall, Watched, watching
+from emt.model.forward import signature_of
 from emt.model.references import alive
 from emt.model.rope import PositionEmbeddings, as_cos_sin
+from emt.model.watch import Watched, watching
 
 _CHANGING = ("dynamic", "longrope")  # other frequencies for all positions once a prompt is long
 
@@ -46,12 +47,7 @@ class Angles:
     """
 
     def __init__(self, decoder: PreTrainedModel, layers: Collection[int]) -> None:
-        """Run one token, to see which modules make the layers' cosines.
-
-        Args:
-            decoder: the model without its language-model head.
-            layers: those that rotate their keys.
-        """
+        """Run one token of a decoder, to see which modules make the cosines of rotating layers."""
         self._decoder = ref(decoder)
         self._layers = frozenset(layers)
         self._rotary_modules = _rotary_modules(decoder, layers) if layers else {}
@@ -111,7 +107,7 @@ def _rotary_modules(decoder: PreTrainedModel, layers: Collection[int]) -> dict[i
 
     hooks = []
     for module in decoder.modules():
-        signature = inspect.signature(module.forward)
+        signature = signature_of(module)
         if "position_ids" in signature.parameters and not list(module.children()):
             hooks.append(module.register_forward_hook(keep_output(signature), with_kwargs=True))
     try:

@@ -8,7 +8,6 @@ configured.
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +18,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from emt.attention.alibi import HIDDEN
 from emt.errors import UnsupportedModelError
+from emt.model.call import AttentionCall, check_options
 from emt.model.devices import input_device
-from emt.model.hook import AttentionCall, check_options, watching
+from emt.model.forward import signature_of
 from emt.model.rope import Unrotation, find_unrotation, is_at_zero
+from emt.model.watch import watching
 from memory_backends import LayerLayout, MemoryLayout
 
 _DRY_RUN_POSITION = 5  # at the fastest frequency 5 radians: a rotation that cannot be missed
@@ -65,7 +66,7 @@ def dry_run(decoder: PreTrainedModel) -> dict[int, ReachedLayer]:
             f"AttentionInterface; a dry run reached {reached} {len(expected)} layers. "
             "This family computes attention inline and needs an adapter."
         )
-    has_positions = "position_ids" in inspect.signature(decoder.forward).parameters
+    has_positions = "position_ids" in signature_of(decoder).parameters
     if not at_zero:
         raise UnsupportedModelError(
             f"{decoder.config.model_type}: none of its layers has softmax attention, so there are "
@@ -83,12 +84,7 @@ def dry_run(decoder: PreTrainedModel) -> dict[int, ReachedLayer]:
 
 @torch.no_grad()
 def _check_two_tokens(decoder: PreTrainedModel, has_positions: bool) -> None:
-    """Refuse what only a second token shows.
-
-    Raises:
-        UnsupportedModelError: a mask has biases for visible keys; or the model rotates keys and
-            takes no position_ids.
-    """
+    """Refuse what only a second token shows: biases in masks, rotation without position_ids."""
     tokens = torch.full((1, 2), decoder.config.vocab_size // 2, device=input_device(decoder))
     with _evaluating(decoder), watching(decoder) as seen:
         decoder(input_ids=tokens, use_cache=False)
@@ -151,11 +147,7 @@ def _attend_to_itself(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
 
 
 def _check_mask(call: AttentionCall) -> None:
-    """Refuse a mask that does more than to hide keys.
-
-    Raises:
-        UnsupportedModelError: it adds a bias to the logit of a visible key.
-    """
+    """Refuse a mask that adds a bias to the logit of a visible key."""
     mask = call.attention_mask
     if mask is None or mask.dtype == torch.bool or not mask[mask > HIDDEN].any():
         return
@@ -167,7 +159,6 @@ def _check_mask(call: AttentionCall) -> None:
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode in a `with` block."""
     training = [module for module in model.modules() if module.training]
     model.train(False)
     try:

@@ -13,11 +13,7 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 def alive(reference: ReferenceType[_Module], action: str) -> _Module:
-    """Return the module that a weak reference stands for.
-
-    Args:
-        reference: to a model, or to one of its modules.
-        action: what it is needed for: a verb that completes "cannot ..." in the error.
+    """Return the module that a weak reference stands for; `action` names its use in the error.
 
     Raises:
         MemoryUseError: nobody keeps the model any more.

@@ -1,14 +1,11 @@
 """Rotary position embeddings: bring a layer's keys to position 0, and from there to any other.
 
-Keys are stored at position 0, so that a query can find them wherever they stood. The cosines and
-sines are those that the model hands to a layer, and the rotation is the model's own
-`apply_rotary_pos_emb` with the sine negated: every variant (partial, interleaved, two bases, NTK,
-YaRN) is undone by the code that did it. Where a family has no such function, or calls it in another
-way, `rotate_halves` or `rotate_pairs` takes its place.
+Keys are stored at position 0, so that a query can find them wherever they stood. The rotation is
+the model's own `apply_rotary_pos_emb` with the sine negated: every variant (partial, interleaved,
+two bases, NTK, YaRN) is undone by the code that did it. Where a family has no such function, or
+calls it in another way, `rotate_halves` or `rotate_pairs` takes its place.
 
-Whether and how a layer rotates its keys is not read from the config but observed:
-`find_unrotation` compares the keys of one token at two positions, which differ in their rotation
-and nothing else.
+How a layer rotates its keys is not read from the config but observed, by `find_unrotation`.
 """
 
 from __future__ import annotations
@@ -27,8 +24,7 @@ PositionEmbeddings = tuple[Tensor, Tensor]  # cos and sin, each (B, Q, rotary di
 def as_cos_sin(embeddings: Any) -> PositionEmbeddings:
     """Return the position embeddings of a layer as cosines and sines.
 
-    Args:
-        embeddings: cos and sin, or (B, Q, rotary dims / 2) complex numbers (DeepSeek-V2, Llama 4).
+    DeepSeek-V2 and Llama 4 have complex numbers, (B, Q, rotary dims / 2).
 
     Raises:
         TypeError: `embeddings` is neither.
@@ -43,13 +39,9 @@ def as_cos_sin(embeddings: Any) -> PositionEmbeddings:
 
 
 def rotate_halves(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotate dim i of a key's first half with dim i of its second half.
+    """Rotate dim i of a key's first half with dim i of its second half; leave the query.
 
-    Args:
-        query: returned unchanged.
-        key: (B, Hkv, Q, R).
-        cos: (B, Q, R or R/2).
-        sin: (B, Q, R or R/2).
+    The key is (B, Hkv, Q, R), cos and sin (B, Q, R or R/2).
 
     Source:
         Su et al., RoFormer (arXiv 2104.09864), with the dims in the order of GPT-NeoX.
@@ -90,34 +82,24 @@ class Unrotation:
     gain: Tensor | None = None
 
     def __call__(self, key: Tensor, embeddings: PositionEmbeddings) -> Tensor:
-        """Return keys as the model would have computed them at position 0.
+        """Return keys (B, Hkv, Q, D) as the model would have computed them at position 0.
 
-        Args:
-            key: (B, Hkv, Q, D), rotated by the model.
-            embeddings: the cos and sin that the model rotated them with.
-
-        Returns:
-            (B, Hkv, Q, D) in the key's dtype, computed in float32.
-
-        YaRN and its relatives scale cos and sin by a factor a. Rotating back with (a cos, -a sin)
-        leaves a^2 = cos^2 + sin^2 on the key, where position 0 has a; so divide by a. The same
-        holds for `redo`.
+        `embeddings` are the cos and sin that the model rotated them with. The result is computed in
+        float32 and has the key's dtype.
         """
         return self._turned(key, embeddings, -1)
 
     def redo(self, key: Tensor, embeddings: PositionEmbeddings) -> Tensor:
-        """Return keys as the model would have computed them at other positions.
-
-        Args:
-            key: (B, Hkv, Q, D), at position 0.
-            embeddings: the cos and sin that the model has for these positions.
-
-        Returns:
-            (B, Hkv, Q, D) in the key's dtype, computed in float32.
-        """
+        """Return keys (B, Hkv, Q, D) at position 0 as they would be at those of `embeddings`."""
         return self._turned(key, embeddings, 1)
 
     def _turned(self, key: Tensor, embeddings: PositionEmbeddings, direction: int) -> Tensor:
+        """Rotate keys forward (1) or back (-1).
+
+        YaRN and its relatives scale cos and sin by a factor a. Rotating back with (a cos, -a sin)
+        leaves a^2 = cos^2 + sin^2 on the key, where position 0 has a; so divide by a. The same
+        holds for rotating forward.
+        """
         cos, sin = (part.to(key.device, torch.float32) for part in embeddings)
         gain = None if self.gain is None else self.gain.detach().to(key.device, torch.float32)
         whole = key if gain is None else key.float() / gain
@@ -158,19 +140,15 @@ def find_unrotation(
     tolerance: float,
     rotate: Callable[..., Any] | None = None,
 ) -> Unrotation | None:
-    """Find the way to bring an attention module's keys back to position 0.
+    """Find the way to bring an attention module's keys back to position 0; None if there is none.
 
     Args:
         module: the attention module.
         key: (1, Hkv, 1, D), of one token alone at some position.
         key_at_zero: (1, Hkv, 1, D), of the same token alone at position 0.
-        embeddings: the `position_embeddings` that the module was given for `key`, or None; see
-            `as_cos_sin`.
+        embeddings: the `position_embeddings` that the module was given for `key`, or None.
         tolerance: largest relative difference that still counts as equal.
         rotate: `rotate(query, key, cos, sin)`; the module's own `apply_rotary_pos_emb` if None.
-
-    Returns:
-        An `Unrotation` that works on these keys both ways, or None if no candidate does.
     """
     try:
         cos_sin = as_cos_sin(embeddings)

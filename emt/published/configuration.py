@@ -1,8 +1,7 @@
 """Configurations of published extended-mind checkpoints.
 
-They are the stock configurations and `memory_config`, a dictionary of the memory settings that
-were given, under their published names. Published checkpoints have these at the top level, in
-`attn_config` or in `memory_config`; here they are read from all three.
+They are the stock ones with `memory_config`, the memory settings under their published names.
+Published checkpoints have these at the top level, in `attn_config` or in `memory_config`.
 
 Source: the configuration classes of the published implementation
 (https://github.com/normal-computing/extended-mind-transformers), for names and defaults.
@@ -47,19 +46,19 @@ class _ExtendedConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Make a config of plain types; memory settings are keywords like all others."""
         given = _taken(kwargs)
-        found = cast(Any, super()).from_dict(config_dict, **kwargs)
-        config = found[0] if isinstance(found, tuple) else found
+        made = cast(Any, super()).from_dict(config_dict, **kwargs)
+        config = made[0] if isinstance(made, tuple) else made
         for name, value in given.items():
             setattr(config, name, value)
-        return found
+        return made
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Read a folder's or a repository's config.json; a stock one has stock defaults."""
-        found, unused = super().get_config_dict(*args, **kwargs)
-        if found.get("model_type") == cls._stock.model_type:
-            found = {**_defaults_of(cls._stock), **found, "model_type": cls.model_type}
-        return found, unused
+        values, unused = super().get_config_dict(*args, **kwargs)
+        if values.get("model_type") == cls._stock.model_type:
+            values = {**_defaults_of(cls._stock), **values, "model_type": cls.model_type}
+        return values, unused
 
 
 class ExtendedLlamaConfig(_ExtendedConfig, LlamaConfig):

@@ -12,12 +12,9 @@ LayerIndices = tuple[Tensor | None, ...]
 
 
 def memory_indices(step: Step, document: StoredDocument, num_layers: int) -> LayerIndices:
-    """Translate what one forward's queries retrieved.
+    """Translate what one forward's queries retrieved, in a recording of whole prompts.
 
-    Args:
-        step: of a recording of whole prompts.
-        document: what was written as `memory_ids`.
-        num_layers: how many layers the model has.
+    `document` is what was written as `memory_ids`.
 
     Returns:
         For each layer None, if it read no memories, or (B, H, Q * k) int64: entry `q * k + j` is
@@ -38,8 +35,8 @@ def memory_indices(step: Step, document: StoredDocument, num_layers: int) -> Lay
             indices.append(None)
             continue
         at = retrieved.ids - document.first_row  # (B, H, Q, k)
-        is_mine = (retrieved.ids >= 0) & (at >= 0) & (at < len(positions))
-        found = torch.full_like(at, -1)
-        found[is_mine] = positions[at[is_mine]]
-        indices.append(found.flatten(start_dim=2))  # (B, H, Q * k)
+        is_own = (retrieved.ids >= 0) & (at >= 0) & (at < len(positions))
+        own_positions = torch.full_like(at, -1)
+        own_positions[is_own] = positions[at[is_own]]
+        indices.append(own_positions.flatten(start_dim=2))  # (B, H, Q * k)
     return tuple(indices)

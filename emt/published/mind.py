@@ -22,7 +22,7 @@ from emt.citations.recording import Recording
 from emt.errors import ConfigError
 from emt.ingest.documents import Source, to_document
 from emt.memory.memory import Memory
-from emt.model.hook import is_watched
+from emt.model.watch import watcher
 from emt.passage import Step
 from emt.published.indices import LayerIndices, memory_indices
 from emt.published.settings import absolute, memory_config
@@ -86,14 +86,12 @@ class ExtendedMind(PreTrainedModel):
         """Return the settings that hold where nothing is said, under their published names."""
         return {}
 
-    # -- memories -------------------------------------------------------------------------------
-
     @property
     def memory(self) -> Memory:
         """The model's memory, attached when it is first asked for."""
         with _making:
-            found = memory_of(self)
-            return attach(self, self.memory_settings) if found is None else found
+            memory = memory_of(self)
+            return attach(self, self.memory_settings) if memory is None else memory
 
     @property
     def memory_ids(self) -> list[int] | None:
@@ -132,12 +130,9 @@ class ExtendedMind(PreTrainedModel):
     def generate_cache(
         self, input_ids: Source, stride: int | None = None, max_len: int | None = None
     ) -> list[tuple[Tensor, Tensor]]:
-        """Return the keys and values that token ids would leave, and remember nothing.
+        """Return the keys and values that token ids (N,) or (1, N) would leave; remember nothing.
 
-        Args:
-            input_ids: (N,) or (1, N).
-            stride: tokens between the starts of two windows; the model's setting if None.
-            max_len: tokens in a window; the model's setting if None.
+        Windows start every `stride` tokens and take `max_len`: by default, as the settings say.
 
         Returns:
             For each layer keys (1, Hkv, N, D), before RoPE, and values (1, Hkv, N, Dv), in the
@@ -167,25 +162,18 @@ class ExtendedMind(PreTrainedModel):
         """Return the memory, with `memory_ids` in it; a copy of a model has to read them again."""
         with _making:
             memory = self.memory
-            if self._memory_ids is not None and not (
-                self._is_written and memory.backend.catalog.has_document(DOCUMENT)
-            ):
-                self._write(memory, self._memory_ids)
-                self._is_written = True
-        return memory
-
-    def _write(self, memory: Memory, ids: list[int]) -> None:
-        """Write `memory_ids`, unless the store has them as they would be read now."""
-        if memory.config.path is not None:
-            read_as = memory.encoder.settings
             catalog = memory.backend.catalog
-            if catalog.has_document(DOCUMENT) and catalog.setting(DOCUMENT) != read_as:
+            is_stored = catalog.has_document(DOCUMENT)
+            if self._memory_ids is None or (self._is_written and is_stored):
+                return memory
+            is_kept, read_as = memory.config.path is not None, memory.encoder.settings
+            if is_kept and is_stored and catalog.setting(DOCUMENT) != read_as:
                 memory.remove(DOCUMENT)
-        memory.write_all([(DOCUMENT, ids)])
-        if memory.config.path is not None:
-            memory.backend.catalog.set_setting(DOCUMENT, read_as)
-
-    # -- calls ----------------------------------------------------------------------------------
+            memory.write_all([(DOCUMENT, self._memory_ids)])  # nothing, if it is stored
+            if is_kept:
+                memory.backend.catalog.set_setting(DOCUMENT, read_as)
+            self._is_written = True
+        return memory
 
     def generate(
         self,
@@ -252,7 +240,7 @@ class ExtendedMind(PreTrainedModel):
         **kwargs: Any,
     ) -> Any:
         """Run the stock forward with memories; the options are those of `generate`."""
-        if is_watched():  # a decoder that is the whole model is read by `attach`
+        if watcher() is not None:  # a decoder that is the whole model is read by `attach`
             return stock(self, *args, **kwargs)
         # Within `generate` the memory is made, and cannot be written to.
         memory = self.memory
@@ -290,12 +278,12 @@ def _with_call_options(stock: Callable[..., Any]) -> Callable[..., Any]:
         for name in _CALL_OPTIONS
         if name not in signature.parameters
     ]
-    known = list(signature.parameters.values())
-    at = len(known) - (known[-1].kind is inspect.Parameter.VAR_KEYWORD)
-    known[at:at] = options
+    parameters = list(signature.parameters.values())
+    at = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
+    parameters[at:at] = options
     # torch.compile would trace how memories are made; what it may compile is inside `stock`.
     uncompiled = cast(Callable[..., Any], torch.compiler.disable(forward))
-    vars(uncompiled)["__signature__"] = signature.replace(parameters=known)
+    vars(uncompiled)["__signature__"] = signature.replace(parameters=parameters)
     return uncompiled
 
 

@@ -112,15 +112,7 @@ def _new(stock: type[PreTrainedModel]) -> PreTrainedModel:
     return kind.__new__(kind)
 
 
-def _register() -> None:
-    """Let transformers find these classes by their `model_type`, instead of remote code."""
-    pairs: list[tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = [
-        (ExtendedLlamaConfig, ExtendedLlamaForCausalLM),
-        (ExtendedMptConfig, ExtendedMptForCausalLM),
-    ]
-    for config, model in pairs:
-        AutoConfig.register(config.model_type, config, exist_ok=True)
-        AutoModelForCausalLM.register(config, model, exist_ok=True)
-
-
-_register()
+# Let transformers find these classes by their `model_type`, instead of remote code.
+for _model in (ExtendedLlamaForCausalLM, ExtendedMptForCausalLM):
+    AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
+    AutoModelForCausalLM.register(_model.config_class, _model, exist_ok=True)

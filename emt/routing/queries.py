@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from emt.model.attached import AttachedModel
+from emt.model.call import AttentionCall
 from emt.model.devices import input_device, no_autocast
-from emt.model.hook import AttentionCall, watching
 from emt.model.references import alive
 from emt.model.rope import as_cos_sin
+from emt.model.watch import watching
 
 
 class _StopForwardError(Exception):

@@ -15,7 +15,7 @@ from transformers import Cache
 from emt.attention.alibi import Alibi
 from emt.errors import UnsupportedModelError
 from emt.model.adapters.common import attend, cached, slopes_of
-from emt.model.hook import AttentionCall
+from emt.model.call import AttentionCall
 
 ATTENTION = "transformers.models.bloom.modeling_bloom.BloomAttention"
 
@@ -31,18 +31,10 @@ def forward(
     output_attentions: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute one layer's attention and add the residual.
+    """Compute one layer's attention and add the residual, (B, Q, hidden_size).
 
-    Args:
-        self: the attention module.
-        hidden_states: (B, Q, hidden_size).
-        residual: (B, Q, hidden_size).
-        alibi: (B * H, 1, S), 0 at the first visible key and rising.
-        attention_mask: (B, 1, Q, S), additive.
-        layer_past: the cache.
-        use_cache: ignored, as by the family.
-        output_attentions: whether weights are wanted; the family's own are returned anyway.
-        **kwargs: ignored, as by the family.
+    `alibi` is (B * H, 1, S), 0 at the first visible key and rising; `attention_mask` is
+    (B, 1, Q, S), additive.
 
     Raises:
         UnsupportedModelError: the output projection is to be computed in slices.

@@ -25,7 +25,7 @@ def forward(
     use_cache: bool | None = False,
     output_attentions: bool | None = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute one layer's attention; arguments as GPT-J's."""
+    """Compute one layer's attention; `attention_mask` is (B, 1, Q, S), additive."""
     batch, num_queries, _ = hidden_states.shape
     mixed = self.qkv_proj(hidden_states).view(batch, num_queries, _CORES, -1)
     query, value, key = (

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from emt.model.hook import AttentionCall, dispatch
+from emt.model.call import AttentionCall
+from emt.model.hook import dispatch
 
 
 def cached(cache: Cache | None, module: Any, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from transformers import Cache
 
 from emt.attention.alibi import Alibi
 from emt.model.adapters.common import attend, cached, slopes_of
-from emt.model.hook import AttentionCall
+from emt.model.call import AttentionCall
 from emt.model.rope import own_rotation
 
 ATTENTION = "transformers.models.falcon.modeling_falcon.FalconAttention"
@@ -43,12 +43,8 @@ def forward(
         alibi: (B, H, 1, S), 0 at the first visible key and rising; None for models with RoPE.
         attention_mask: (B, 1, Q, S) bool or additive; with ALiBi (B, H, Q, S), the biases where
             keys are visible and the dtype's least number elsewhere.
-        position_ids: ignored, as by the family.
-        layer_past: the cache.
-        use_cache: ignored, as by the family.
         output_attentions: whether weights are wanted; the family then computes eagerly.
         position_embeddings: cos and sin, each (B or 1, Q, D).
-        **kwargs: ignored, as by the family.
     """
     batch, num_queries, _ = hidden_states.shape
     query, key, value = (

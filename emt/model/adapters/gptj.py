@@ -25,18 +25,7 @@ def forward(
     output_attentions: bool | None = False,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute one layer's attention.
-
-    Args:
-        self: the attention module.
-        hidden_states: (B, Q, hidden_size).
-        layer_past: the cache.
-        attention_mask: (B, 1, Q, S), additive.
-        position_ids: (B or 1, Q) int64.
-        use_cache: ignored, as by the family.
-        output_attentions: whether weights are wanted; the family's own are returned anyway.
-        **kwargs: ignored, as by the family.
-    """
+    """Compute one layer's attention; `attention_mask` is (B, 1, Q, S), additive."""
     batch, num_queries, _ = hidden_states.shape
     query, key, value = (
         project(hidden_states).view(batch, num_queries, self.num_attention_heads, self.head_dim)

@@ -1,9 +1,8 @@
 """Put adapters into a model, and take them out.
 
-An adapter is a function that computes what one attention class's `forward` does, except that it
-sends queries, keys and values through `dispatch` (`emt.model.hook`) instead of attending itself. It
-takes the place of `forward` on each attention module of a model. A module that is neither bound to
-a memory nor being watched still runs its class's own `forward`.
+An adapter computes what one attention class's `forward` does, except that it sends queries, keys
+and values through `dispatch` (`emt.model.hook`). It takes the place of `forward` on each attention
+module of a model. A module that is neither bound nor watched runs its class's own.
 """
 
 from __future__ import annotations
@@ -36,10 +35,7 @@ class Adapted:
 
 
 def install(model: nn.Module) -> list[Adapted]:
-    """Put adapters on all attention modules of a model that have one.
-
-    Returns:
-        The adapted modules, for `remove`; empty for families that need no adapter.
+    """Put adapters on all attention modules of a model that have one; return them for `remove`.
 
     Raises:
         UnsupportedModelError: the forward of such a module was replaced by other code.

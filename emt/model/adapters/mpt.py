@@ -14,7 +14,7 @@ from transformers import Cache
 
 from emt.attention.alibi import Alibi
 from emt.model.adapters.common import attend, cached
-from emt.model.hook import AttentionCall
+from emt.model.call import AttentionCall
 
 ATTENTION = "transformers.models.mpt.modeling_mpt.MptAttention"
 
@@ -29,13 +29,8 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Compute one layer's attention.
 
-    Args:
-        self: the attention module.
-        hidden_states: (B, Q, hidden_size).
-        position_bias: (H, 1, max_seq_len), 0 at the last key and falling before.
-        past_key_values: the cache.
-        attention_mask: (B, 1, Q, S) bool, True is hidden.
-        **kwargs: ignored, as by the family.
+    `position_bias` is (H, 1, max_seq_len), 0 at the last key and falling before; `attention_mask`
+    is (B, 1, Q, S) bool, True is hidden.
     """
     batch, num_queries, _ = hidden_states.shape
     mixed = self.Wqkv(hidden_states)

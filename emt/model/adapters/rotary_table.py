@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from emt.errors import UnsupportedModelError
 from emt.model.adapters.common import attend, cached
-from emt.model.hook import AttentionCall
-from emt.model.rope import PositionEmbeddings, own_rotation
+from emt.model.call import AttentionCall
+from emt.model.rope import PositionEmbeddings
 
 
 def embeddings_at(module: Any, position_ids: Tensor) -> PositionEmbeddings:
@@ -35,21 +35,11 @@ def rotated_attention(
     cache_dtype: torch.dtype,
     output_attentions: bool | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Rotate queries and keys, attend, and project.
+    """Rotate queries and keys, each (B, Q, H, D) as values are, attend, and project.
 
-    Args:
-        module: the attention module.
-        query: (B, Q, H, D), not rotated.
-        key: (B, Q, H, D), not rotated.
-        value: (B, Q, H, D).
-        embeddings: cos and sin of the tokens' positions.
-        cache: the keys and values of earlier tokens.
-        attention_mask: (B, 1, Q, S), additive.
-        cache_dtype: the dtype in which the family caches keys.
-        output_attentions: whether weights are wanted; the family's own are returned anyway.
-
-    Returns:
-        The layer's output, (B, Q, hidden_size), and attention weights.
+    `embeddings` are the cos and sin of the tokens' positions, `cache_dtype` is the one in which the
+    family caches keys, and `attention_mask` is (B, 1, Q, S), additive. Returns the layer's output,
+    (B, Q, hidden_size), and attention weights.
     """
     cos, sin = embeddings
     query, key = (_rotated(module, part, cos, sin).transpose(1, 2) for part in (query, key))
@@ -96,11 +86,9 @@ def _rotated(module: Any, part: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _rotation_of(module: nn.Module) -> Callable[..., Tensor]:
     """Return `apply_rotary_pos_emb(tensor, sin, cos)`, tensor (B, Q, H, D), of a module's file."""
-    rotation = own_rotation(module)
-    if rotation is None:
-        raise UnsupportedModelError(
-            f"expected an apply_rotary_pos_emb beside {type(module).__name__}; found none."
-        )
+    rotation: Callable[..., Tensor] = vars(sys.modules[type(module).__module__])[
+        "apply_rotary_pos_emb"
+    ]
     return rotation
 
 

@@ -20,8 +20,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from emt.attention.alibi import Alibi
 from emt.attention.softmax import visible_to
+from emt.model.call import AttentionCall
 from emt.model.forward import Forward
-from emt.model.hook import AttentionCall
 from emt.modes.passage.attend import attend_inline
 from emt.modes.passage.reach import Reach
 from emt.modes.passage.rows import PlacedRows, sequences_per_prompt

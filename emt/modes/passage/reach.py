@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from emt.errors import UnsupportedModelError
-from emt.model.hook import AttentionCall
+from emt.model.call import AttentionCall
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 from emt.calls import GenerateOptions
 from emt.config import MemoryConfig
+from emt.model.call import AttentionCall
 from emt.model.forward import Forward
-from emt.model.hook import AttentionCall
 from emt.modes.guard import refuse_weights_of_drafts
 from emt.modes.token.attend import attend_to_memories, with_local_weights
 from emt.modes.token.redo import check_can_redo

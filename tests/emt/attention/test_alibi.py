@@ -9,8 +9,7 @@ from emt import MemoryConfig, attach
 from emt.attention.alibi import Alibi
 from emt.attention.softmax import memory_attention
 from emt.errors import UnsupportedModelError
-from emt.model import hook
-from emt.model.hook import AttentionCall
+from emt.model.call import AttentionCall
 from tests.emt.modes.token.attending import attend
 from tests.emt.modes.token.test_attend import B, D, H, Q, S, attention_call, backend
 from tests.families import build
@@ -74,14 +73,14 @@ def expected(call, rows, distance):
 def test_against_float64(
     memory_type, recorded, num_queries, distance, frame, mask, chunk_bytes, monkeypatch
 ):
-    monkeypatch.setattr(hook, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("emt.model.call._CHUNK_BYTES", chunk_bytes)
     torch.manual_seed(0)
     made, rows = backend(memory_type, ROWS)
     plain = attention_call(
         num_queries=num_queries, mask=mask_of(mask, num_queries), scaling=SCALING
     )
     call = AttentionCall(**{**vars(plain), "alibi": alibi_of(frame, distance)})
-    attended = attend(call, made, MemoryConfig(topk=ROWS), is_is_is_is_is_recorded=recorded)
+    attended = attend(call, made, MemoryConfig(topk=ROWS), is_recorded=recorded)
     assert (attended[1] is None) == (num_queries == 1 and not recorded and distance is None)
     found = attended[0].transpose(1, 2).numpy()
     wanted = expected(call, rows, distance or (lambda row: 1))
@@ -100,7 +99,7 @@ def test_no_mask_is_causal(num_queries):
             AttentionCall(**{**vars(call), "alibi": alibi, "attention_mask": each}),
             made,
             MemoryConfig(topk=4),
-            is_is_is_is_is_recorded=False,
+            is_recorded=False,
         )[0]
         for each in (None, mask)
     )

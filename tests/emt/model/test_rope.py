@@ -5,7 +5,6 @@ import torch
 import pytest
 
 from emt import attach
-from emt.model.hook import watching
 from emt.model.rope import (
     Unrotation,
     as_cos_sin,
@@ -14,6 +13,7 @@ from emt.model.rope import (
     rotate_halves,
     rotate_pairs,
 )
+from emt.model.watch import watching
 from tests.families import FAMILIES, build
 from tests.tiny_models import build_tiny
 

@@ -11,7 +11,7 @@ import pytest
 from transformers import DynamicCache
 
 from emt import detach
-from emt.model.hook import watching
+from emt.model.watch import watching
 from emt.passage import Passage
 from tests.emt.modes.passage.test_recall import (
     SMALL_WINDOWS,
