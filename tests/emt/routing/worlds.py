@@ -5,7 +5,7 @@ import torch
 from emt import MemoryConfig, attach, detach
 from emt.routing.head_profile import HeadProfile, ProfiledHead
 from emt.routing.router import Router
-from tests.emt.modes.passage.test_recall import BACKENDS, left_padded, tokens
+from tests.emt.modes.passage.recalled import BACKENDS, left_padded, tokens
 from tests.families import build
 
 NEW = 6
