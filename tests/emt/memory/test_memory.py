@@ -395,14 +395,6 @@ def test_one_set_of_sinks(model):
     assert len(memory) == 36
 
 
-def test_a_closed_memory_leaves_the_plain_model(model):
-    plain = logits(model)
-    memory = attach(model)
-    memory.write([5, 6, 7], document="d")
-    memory.close()
-    assert torch.equal(logits(model), plain)
-
-
 def test_a_memory_can_be_off_from_the_start(model):
     plain = logits(model)
     memory = attach(model, MemoryConfig(enabled=False))
@@ -425,16 +417,6 @@ def test_using_blocks_may_overlap_and_each_takes_back_its_own(model):
     few.__exit__(None, None, None)
     assert memory.config.topk == 10
     assert torch.equal(logits(model), plain)
-
-
-def test_open_after_close_reads_memories_again(model, tmp_path):
-    memory = attach(model, MemoryConfig(path=str(tmp_path / "m"), memory_type="vector_db"))
-    memory.write(list(range(5, 60)), document="d")
-    remembering = logits(model)
-    memory.close()
-    assert (logits(model) - remembering).abs().max() > 1e-3
-    memory.open(tmp_path / "m")
-    torch.testing.assert_close(logits(model), remembering, atol=1e-5, rtol=0)
 
 
 def test_a_dtype_or_a_device_without_memories_is_refused(model):

@@ -52,6 +52,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "static beams": {"cache_implementation": "static", "use_cache": True, "num_beams": 3},
     "drafts": {"prompt_lookup_num_tokens": 3, "use_cache": True},
 }
+COMMON = {"greedy", "beams", "repetition", "sampled", "static", "drafts"}
 ONE_PROMPT = {"drafts"}  # transformers drafts for a single sequence
 
 
@@ -96,7 +97,7 @@ class GenerateSuite:
 
     families: ClassVar[dict[str, dict[str, Any]]]
     prompts: ClassVar[list[Tensor]]
-    refused: ClassVar[set[str]] = set()
+    left_out: ClassVar[set[str]] = set()  # ways that the mode or the comparison cannot do
 
     def attached(self, model: PreTrainedModel, memory_type: str = "manual") -> Memory:
         """Attach a memory with something in it."""
@@ -113,11 +114,20 @@ class GenerateSuite:
         raise NotImplementedError
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Try every way that is not refused with every family."""
+        """Try every way with three families, and the common ones with all; the rest is slow."""
+        ways = [way for way in WAYS if way not in self.left_out]
         if metafunc.function.__name__ == "test_every_way_chooses_the_expected_tokens":
-            ways = [way for way in WAYS if way not in self.refused]
-            metafunc.parametrize("way", ways)
-            metafunc.parametrize("model_type", self.families)
+            common = list(self.families)[:3]
+            pairs = [
+                pytest.param(
+                    family, way, marks=[] if family in common or way in COMMON else pytest.mark.slow
+                )
+                for family in self.families
+                for way in ways
+            ]
+            metafunc.parametrize(("model_type", "way"), pairs)
+        elif "way" in metafunc.fixturenames:
+            metafunc.parametrize("way", [way for way in ways if way in COMMON])
 
     # -- ways to choose tokens --------------------------------------------------------------------
 
@@ -143,7 +153,6 @@ class GenerateSuite:
     def test_every_way_chooses_the_expected_tokens(self, model_type: str, way: str) -> None:
         self.check_way(model_type, way)
 
-    @pytest.mark.parametrize("way", ["greedy", "beams", "sampled", "static", "repetition"])
     def test_the_other_backend_chooses_the_same(self, model_type: str, way: str) -> None:
         self.check_way(model_type, way, "vector_db")
 

@@ -37,7 +37,7 @@ class TestPassageMode(GenerateSuite):
         "mpt": {},
     }
     prompts: ClassVar = PROMPTS
-    refused: ClassVar = {"chunks"}
+    left_out: ClassVar = {"chunks"}
 
     def attached(self, model: Any, memory_type: str = "manual") -> Memory:
         heads = FULL_ATTENTION_HEADS.get(model.config.model_type, HEADS)
