@@ -14,12 +14,12 @@ from transformers import LogitsProcessor, TextIteratorStreamer
 from emt import Memory, MemoryConfig, attach, detach
 from emt.errors import MemoryUseError
 from tests.emt.modes.generation import (
-    BACKENDS,
     GREEDY,
     NEW,
     GenerateSuite,
     chosen,
 )
+from tests.emt.modes.passage.recalled import BACKENDS
 from tests.emt.words import word_tokenizer
 from tests.families import VOCAB_SIZE, build
 
