@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import torch
@@ -123,19 +124,8 @@ class Meanwhile(LogitsProcessor):
 
 def in_a_thread(action):
     def run():
-        caught = []
-
-        def keep():
-            try:
-                action()
-            except MemoryUseError as error:
-                caught.append(error)
-
-        thread = threading.Thread(target=keep)
-        thread.start()
-        thread.join()
-        if caught:
-            raise caught[0]
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(action).result()
 
     return run
 
