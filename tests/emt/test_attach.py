@@ -93,11 +93,11 @@ def test_attaching_twice_and_detaching_twice_are_refused():
     memory.write(DOCUMENT, document="d")
     before = outputs(model)
     for again in (model, model.model):
-        with pytest.raises(MemoryUseError, match=r"already has a memory.*detach\(\) first"):
+        with pytest.raises(MemoryUseError, match=r"already has a memory.*detach\(\)"):
             attach(again)
     assert same(outputs(model), before)
     detach(model)
-    with pytest.raises(MemoryUseError, match=r"no memory to detach. Call attach\(\) first"):
+    with pytest.raises(MemoryUseError, match=r"no memory .*attach\(\)"):
         detach(model)
     assert len(attach(model)) == 0
 
@@ -247,7 +247,7 @@ def test_models_of_sliding_windows_only_must_be_asked():
 
 @pytest.mark.parametrize("layers", [[3], [0, 99]])
 def test_layers_out_of_range_are_refused(layers):
-    with pytest.raises(ConfigError, match=rf"layers with attention, 0 to 2; got {layers[-1]}"):
+    with pytest.raises(ConfigError, match=rf"0 to 2; got {layers[-1]}"):
         attach(build("llama"), MemoryConfig(layers=layers))
 
 

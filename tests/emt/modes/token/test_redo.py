@@ -314,7 +314,7 @@ def test_the_published_interface_takes_it_for_one_call():
     uncertainty = {"entropy": 0, "topk": HIGH}
     assert model.generate(PROMPT, uncertainty=uncertainty, **GREEDY).tolist() == expected
     assert model.generate(PROMPT, **GREEDY).tolist() != expected
-    with pytest.raises(ConfigError, match=r"uncertainty's topk \(2\) must be above topk \(2\)"):
+    with pytest.raises(ConfigError, match=r"uncertainty's topk \(2\) .* topk \(2\)"):
         model.generate(PROMPT, uncertainty={"entropy": 0, "topk": LOW}, **GREEDY)
 
 
