@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/.ready
 GEMMA := $(VENV)/.gemma
+JOBS ?= auto
 
 .PHONY: demo test test-slow torture lint bench bench-store clean
 
@@ -31,12 +32,13 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# JOBS processes at once; a file's tests stay together, see tests/conftest.py
 test: lint $(GEMMA)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS)
 
 # what the default suite leaves out: every family of transformers, whole presets, all combinations
 test-slow: $(READY) $(GEMMA)
-	$(BIN)/python -m pytest -m 'slow and not torture'
+	$(BIN)/python -m pytest -n $(JOBS) -m 'slow and not torture'
 
 # kills, damaged bytes and races by the hundred: some minutes
 torture: $(READY)

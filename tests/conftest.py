@@ -1,4 +1,8 @@
-"""Every test runs on one thread and from one seed, and keeps the models that it built."""
+"""Every test runs on one thread and from one seed, and keeps the models that it built.
+
+With pytest-xdist (`pytest -n 2`), a file's tests share a worker, and so do all tests of one real
+model, which is then loaded once.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -19,3 +23,24 @@ def _models_live_as_long_as_their_test() -> Iterator[None]:
     families = sys.modules.get("tests.families")
     if families is not None:
         families.let_go_of_models()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the real models, which take longest: no worker waits for another at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("model") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Hand out whole files, in the order of collection."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0]
+            if "tests/model/" in file and not file.endswith("test_gemma3.py"):
+                return "smollm2"
+            return file
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)

@@ -75,7 +75,7 @@ def test_an_uncertain_answer_is_redone_and_says_what_it_cost(remembering):
     )  # layers, heads
     plain = answer(model, memory, PROMPT, max_new_tokens=7)
     assert (plain.num_redone, plain.num_retrieved) == (0, 7 * 3 * 4 * 4)
-    with pytest.raises(ConfigError, match=r"uncertainty's topk \(4\) must be above topk \(4\)"):
+    with pytest.raises(ConfigError, match=r"uncertainty's topk \(4\) .* topk \(4\)"):
         answer(model, memory, PROMPT, uncertainty={"entropy": 1.0, "topk": 4})
 
 

@@ -1,6 +1,4 @@
 import copy
-import gc
-import weakref
 
 import torch
 import pytest
@@ -8,7 +6,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, LlamaForC
 
 from emt import MemoryConfig, attach, detach
 from emt.errors import ConfigError, MemoryUseError, StoreError, UnsupportedModelError
-from tests.families import FAMILIES, REFUSED, build, let_go_of_models
+from tests.families import FAMILIES, REFUSED, build
 
 IDS = torch.tensor([[3, 60, 22, 41, 7, 80, 15, 9], [0, 0, 0, 33, 12, 4, 71, 50]])
 MASK = (IDS > 0).long()
@@ -95,11 +93,11 @@ def test_attaching_twice_and_detaching_twice_are_refused():
     memory.write(DOCUMENT, document="d")
     before = outputs(model)
     for again in (model, model.model):
-        with pytest.raises(MemoryUseError, match=r"already has a memory.*detach\(\) first"):
+        with pytest.raises(MemoryUseError, match=r"already has a memory.*detach\(\)"):
             attach(again)
     assert same(outputs(model), before)
     detach(model)
-    with pytest.raises(MemoryUseError, match=r"no memory to detach. Call attach\(\) first"):
+    with pytest.raises(MemoryUseError, match=r"no memory .*attach\(\)"):
         detach(model)
     assert len(attach(model)) == 0
 
@@ -249,7 +247,7 @@ def test_models_of_sliding_windows_only_must_be_asked():
 
 @pytest.mark.parametrize("layers", [[3], [0, 99]])
 def test_layers_out_of_range_are_refused(layers):
-    with pytest.raises(ConfigError, match=rf"layers with attention, 0 to 2; got {layers[-1]}"):
+    with pytest.raises(ConfigError, match=rf"0 to 2; got {layers[-1]}"):
         attach(build("llama"), MemoryConfig(layers=layers))
 
 
@@ -270,17 +268,3 @@ def test_half_precision_is_near_float32(dtype, memory_type):
         assert (logits[one].float() - stock).abs().max() > 0.1
     error = (logits[dtype].float() - logits[torch.float32]).abs().max()
     assert error < (0.01 if dtype == torch.float16 else 0.1)
-
-
-def test_an_attached_model_can_be_collected():
-    model = build("llama")
-    memory = attach(model)
-    memory.write(DOCUMENT, document="d")
-    gone = weakref.ref(model)
-    del model
-    let_go_of_models()
-    gc.collect()
-    assert gone() is None
-    assert len(memory) == 60
-    with pytest.raises(MemoryUseError, match="the model is gone"):
-        memory.write(DOCUMENT, document="e")

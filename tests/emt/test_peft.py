@@ -60,6 +60,13 @@ def logits(model):
     return model(PROMPT).logits
 
 
+@torch.no_grad()
+def error(adapted, expected, ids=PROMPT):
+    """Return the largest difference of two models' logits, in standard deviations of them."""
+    wanted = expected(ids).logits
+    return float((adapted(ids).logits - wanted).abs().max() / wanted.std())
+
+
 def remembering(model, **settings):
     memory = attach(model, MemoryConfig(topk=4, **settings))
     memory.write(DOCUMENT, document="d")
@@ -83,16 +90,19 @@ def inside(model):
 def test_an_adapted_model_remembers_as_one_with_the_adapter_in_its_weights(memory_type, adapt):
     adapted = trained(adapt(build("llama")))
     expected = merged_by_hand(adapted if adapt is around else wrapper_of(adapted))
+    # W + B A and W x + B (A x) are rounded differently while the document is read, too
+    rounding = error(adapted, expected, torch.tensor([DOCUMENT + PROMPT[0].tolist()]))
+    assert rounding <= 1e-4
     remembering(expected)
     memory = remembering(adapted, memory_type=memory_type)
-    torch.testing.assert_close(logits(adapted), logits(expected), atol=2e-5, rtol=0)
-    found = adapted.generate(input_ids=PROMPT, **GREEDY).tolist()
-    assert found == expected.generate(PROMPT, **GREEDY).tolist()
+    assert error(adapted, expected) <= rounding
+    tokens = adapted.generate(input_ids=PROMPT, **GREEDY).tolist()
+    assert tokens == expected.generate(PROMPT, **GREEDY).tolist()
     with memory.using(enabled=False):
-        assert adapted.generate(input_ids=PROMPT, **GREEDY).tolist() != found
+        assert adapted.generate(input_ids=PROMPT, **GREEDY).tolist() != tokens
     detach(adapted)
     plain = merged_by_hand(adapted if adapt is around else wrapper_of(adapted))
-    torch.testing.assert_close(logits(adapted), logits(plain), atol=2e-5, rtol=0)
+    assert error(adapted, plain) <= 2e-5
 
 
 def wrapper_of(model):

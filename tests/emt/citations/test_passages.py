@@ -9,7 +9,7 @@ from emt.passage import Passage, Recalled
 from emt.routing.head_profile import ProfiledHead
 from tests.emt.citations.recordings import ALL_LAYERS, document_and_text, recorded
 from tests.emt.citations.recordings import remembering as remembering_documents
-from tests.emt.modes.passage.test_recall import left_padded
+from tests.emt.modes.passage.recalled import left_padded
 
 PROMPTS = [torch.tensor(ids) for ids in ([1, 5, 9, 33], [1, 60], [1, 8, 71])]
 GREEDY = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}

@@ -162,7 +162,7 @@ def test_rope_that_changes_between_windows_is_refused():
 
 def test_what_cannot_be_carried_is_refused():
     config = build("llama").config
-    with pytest.raises(ConfigError, match=r"max_length \(12\) must be at least stride \(8\) \+ 5"):
+    with pytest.raises(ConfigError, match=r"max_length \(12\) .* stride \(8\) \+ 5"):
         check_carry(config, Windows(8, 12))
     check_carry(config, Windows(8, 13))
     config.layer_types = ["linear_attention", "full_attention", "full_attention"]

@@ -25,7 +25,7 @@ def test_tokens_know_their_characters_when_one_takes_several():
 
 
 def test_blank_text_and_tokens_of_another_model_are_refused():
-    with pytest.raises(DocumentError, match="document 'd' must be 0 to 99; got 1 to 256"):
+    with pytest.raises(DocumentError, match=r"'d' .* 0 to 99; got 1 to 256"):
         to_document(TEXT, "d", byte_tokenizer(), 100)
     with pytest.raises(DocumentError, match="document 'd' is empty"):
         to_document("\n", "d", byte_tokenizer(), BYTES_VOCAB_SIZE)
@@ -34,10 +34,10 @@ def test_blank_text_and_tokens_of_another_model_are_refused():
 @pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.uint32])
 def test_ids_that_wrap_around_in_32_bits_are_refused(dtype):
     ids = np.array([5, 2**32 - 1 if dtype is np.uint32 else 2**32 + 5], dtype=dtype)
-    with pytest.raises(DocumentError, match=f"must be 0 to 96; got 5 to {ids[1]}"):
+    with pytest.raises(DocumentError, match=f"0 to 96; got 5 to {ids[1]}"):
         to_document(ids, "d", None, VOCAB_SIZE)
     if dtype is np.int64:
-        with pytest.raises(DocumentError, match="must be 0 to 96; got 5 to 4294967301"):
+        with pytest.raises(DocumentError, match="0 to 96; got 5 to 4294967301"):
             to_document(torch.from_numpy(ids), "d", None, VOCAB_SIZE)
 
 

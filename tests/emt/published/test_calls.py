@@ -154,17 +154,6 @@ def test_weights_that_are_renamed_or_joined_while_loading_are(kind, tmp_path):
     assert torch.equal(logits(again), logits(stock))
 
 
-def test_a_family_whose_decoder_is_the_whole_model(tmp_path):
-    build("llama4_text").eval().save_pretrained(tmp_path)
-    model = emt.ExtendedMindForCausalLM.from_pretrained(tmp_path, external_memories=MEMORY)
-    found = logits(model)
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
-    memory = emt.attach(plain)
-    memory.write(MEMORY, document="the same")
-    assert torch.equal(found, logits(plain))
-    assert not torch.equal(found, logits(model, topk=0))
-
-
 @pytest.mark.parametrize(
     "kind", [emt.ExtendedLlamaForCausalLM, emt.ExtendedMindForCausalLM], ids=["llama", "any"]
 )

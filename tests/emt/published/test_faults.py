@@ -65,16 +65,6 @@ def test_special_ids_leave_no_memories_after_several_windows(name, memory_type):
         assert kept[idx.numpy()].all()
 
 
-@BOTH
-def test_a_topk_that_is_no_whole_number_is_refused(memory_type):
-    expected = case("llama_mha", "b_memory")
-    with pytest.raises(ConfigError, match=r"topk must be a whole number .*; got 4\.0"):
-        load("llama_mha", expected, memory_type, topk=4.0)
-    model = load("llama_mha", expected, memory_type)
-    with pytest.raises(ConfigError, match=r"topk must be a whole number .*; got 2\.0"):
-        model(expected.tensor("input_ids"), topk=2.0)
-
-
 @MODELS
 @BOTH
 def test_a_batch_computes_what_its_rows_do(name, memory_type):
@@ -135,7 +125,7 @@ def test_new_memory_ids_replace_the_old(name, memory_type):
 def test_windows_that_would_leave_tokens_out_are_refused():
     model = load("llama_mha")
     ids = list(range(3, 131))
-    with pytest.raises(ConfigError, match=r"max_length \(32\) must be at least stride \(64\)"):
+    with pytest.raises(ConfigError, match=r"max_length \(32\) .* stride \(64\)"):
         model.generate_cache(ids, stride=64, max_len=32)
     assert model.generate_cache(ids, stride=32, max_len=32)[0][0].shape == (1, 4, 128, 16)
 
@@ -187,7 +177,7 @@ def test_default_windows_fit_the_model(name, tmp_path):
 @MODELS
 def test_windows_that_were_asked_for_and_do_not_fit_are_refused(name):
     model = load(name, external_memories=list(range(3, 250)) * 3, max_length=600)
-    with pytest.raises(ConfigError, match=r"max_length \(600\) must be at most .* 512 positions"):
+    with pytest.raises(ConfigError, match=r"max_length \(600\) .* 512 positions"):
         model(torch.arange(3, 15)[None])
 
 

@@ -3,7 +3,6 @@
 import copy
 import inspect
 import json
-import threading
 
 import torch
 import pytest
@@ -16,7 +15,6 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     MptConfig,
-    TextIteratorStreamer,
     pipeline,
 )
 
@@ -196,8 +194,9 @@ def test_attach_takes_the_settings_a_model_was_loaded_with():
     assert memory.config.topk == 3
 
 
-def test_any_family(tmp_path):
-    build("qwen3").save_pretrained(tmp_path / "stock")
+@pytest.mark.parametrize("kind", ["qwen3", "llama4_text"])  # whose decoder is the whole model
+def test_any_family(kind, tmp_path):
+    build(kind).save_pretrained(tmp_path / "stock")
     model = emt.ExtendedMindForCausalLM.from_pretrained(
         tmp_path / "stock", external_memories=MEMORY, memory_type="vector_db", index="Flat", topk=3
     )
@@ -288,7 +287,7 @@ def test_documents_that_were_written_otherwise_stay(tmp_path):
     ("ids", "message"),
     [
         ([], "must be text or token ids"),
-        ([3, 256], "must be 0 to 255; got 3 to 256"),
+        ([3, 256], "0 to 255; got 3 to 256"),
         ([0.5], "must be text or token ids"),
         ([[3, 4], [5, 6]], "must be text or token ids"),
         ("some text", "tokenizer"),
@@ -415,9 +414,10 @@ def test_generate_takes_the_same_options(model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"topk": -1}, "topk must be a whole number of at least 1, or 'auto'; got -1"),
-        ({"topk": True}, "topk must be a whole number of at least 1, or 'auto'; got True"),
-        ({"use_external_mind": "no"}, "enabled must be true or false; got 'no'"),
+        ({"topk": -1}, "topk .* got -1"),
+        ({"topk": True}, "topk .* got True"),
+        ({"topk": 2.0}, r"topk .* got 2\.0"),
+        ({"use_external_mind": "no"}, "enabled .* got 'no'"),
     ],
 )
 def test_wrong_options_of_a_call_are_refused(model, options, message):
@@ -432,12 +432,13 @@ def test_wrong_options_of_a_call_are_refused(model, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"topkk": 3}, "unknown memory setting 'topkk'. Did you mean 'topk'"),
-        ({"memory_type": "redis"}, "memory_type must be 'manual' or 'vector_db'; got 'redis'"),
-        ({"use_external_mind_by_layer": [True]}, "must be a list of 3 true or false"),
-        ({"use_external_mind_by_layer": [1, 1, 1]}, "must be a list of 3 true or false"),
+        ({"topkk": 3}, "'topkk'.*'topk'"),
+        ({"topk": 4.0}, r"topk .* got 4\.0"),
+        ({"memory_type": "redis"}, "memory_type .*'manual'.* got 'redis'"),
+        ({"use_external_mind_by_layer": [True]}, "use_external_mind_by_layer .* list of 3"),
+        ({"use_external_mind_by_layer": [1, 1, 1]}, "use_external_mind_by_layer .* list of 3"),
         ({"layers": [0], "use_external_mind_by_layer": [True] * 3}, "another name of the same"),
-        ({"stride": 100, "max_length": 50}, r"max_length \(50\) must be at least stride \(100\)"),
+        ({"stride": 100, "max_length": 50}, r"max_length \(50\) .* stride \(100\)"),
     ],
 )
 def test_wrong_settings_are_refused_when_the_model_is_made(options, message):
@@ -564,7 +565,7 @@ def test_beams_are_those_of_the_attached_model(model):
     assert torch.equal(found, attached.generate(PROMPT, **options))
 
 
-def test_pipeline_and_streamer(tmp_path):
+def test_a_pipeline(tmp_path):
     make_model(tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     model = emt.ExtendedMindForCausalLM.from_pretrained(
@@ -576,12 +577,6 @@ def test_pipeline_and_streamer(tmp_path):
     generator = pipeline("text-generation", model=model, tokenizer=tokenizer)
     found = generator("w7 w8 w9", max_new_tokens=4, do_sample=False)
     assert found[0]["generated_text"].replace(" ", "") == expected.replace(" ", "")
-    streamer = TextIteratorStreamer(tokenizer, skip_special_tokens=True)
-    options = {"max_new_tokens": 4, "do_sample": False, "streamer": streamer}
-    thread = threading.Thread(target=model.generate, args=(ids,), kwargs=options)
-    thread.start()
-    assert "".join(streamer) == expected
-    thread.join()
 
 
 def test_a_compiled_model_remembers(model):

@@ -5,11 +5,10 @@ import torch
 from emt import MemoryConfig, attach, detach
 from emt.routing.head_profile import HeadProfile, ProfiledHead
 from emt.routing.router import Router
-from tests.emt.modes.passage.test_recall import BACKENDS, left_padded, tokens
+from tests.emt.modes.generation import GREEDY, NEW, chosen
+from tests.emt.modes.passage.recalled import BACKENDS, left_padded, tokens
 from tests.families import build
 
-NEW = 6
-GREEDY = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
 NAMES = ("one", "two", "three")
 ROWS, PASSAGES = 24, 2
 HEADS = ((0, 1), (2, 3))
@@ -74,17 +73,9 @@ def routing(
     return memory
 
 
-def chosen(model, prompts, **options):
-    """Generate from a left-padded batch of prompts; return the new tokens."""
-    ids, mask = left_padded(prompts)
-    torch.manual_seed(3)
-    output = model.generate(ids, attention_mask=mask, **{**GREEDY, **options})
-    return output[:, ids.shape[1] :].tolist()
-
-
 def put(routed):
     """Return passages in the order they are recalled."""
     return [part.passage for part in reversed(routed.passages)]
 
 
-__all__ = ["BACKENDS", "build", "left_padded", "tokens"]
+__all__ = ["BACKENDS", "GREEDY", "NEW", "build", "chosen", "left_padded", "tokens"]

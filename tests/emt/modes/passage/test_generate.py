@@ -1,67 +1,58 @@
-"""`model.generate` in passage mode: every way of choosing tokens, chats over a cache, and refusals.
+"""`generate` in passage mode, against a block with the same passages; chats; refusals."""
 
-Expected is what an explicit `recalling` block with the same passages chooses.
-"""
+from __future__ import annotations
 
 import copy
-import threading
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 import pytest
-from transformers import DynamicCache, StaticCache, TextIteratorStreamer
+from torch import Tensor
 
+from emt import Memory
 from emt.errors import ConfigError
+from tests.emt.modes.generation import GenerateSuite, chosen
 from tests.emt.routing.worlds import (
     BACKENDS,
     GREEDY,
-    NEW,
+    HEADS,
     asked,
     build,
-    chosen,
     document,
     left_padded,
     put,
     routing,
     tokens,
 )
-from tests.emt.words import word_tokenizer
 
 PROMPTS = [asked(2, length=12), asked(0, length=5), asked(1, start=40)]
-WAYS = {
-    "greedy": {},
-    "without a cache": {"use_cache": False},
-    "beams": {"num_beams": 3, "num_return_sequences": 2},
-    "beams without a cache": {"num_beams": 3, "num_return_sequences": 2, "use_cache": False},
-    "sampled": {"do_sample": True, "temperature": 1.3, "num_return_sequences": 3},
-    "sampled beams": {"do_sample": True, "top_k": 20, "num_beams": 2},
-    "static": {"cache_implementation": "static", "use_cache": True},
-    "static beams": {"cache_implementation": "static", "use_cache": True, "num_beams": 3},
-    "drafts": {"prompt_lookup_num_tokens": 3, "use_cache": True},
-}
-HEADS = {"gemma3_text": ((1, 1), (1, 3))}
+FULL_ATTENTION_HEADS = {"gemma3_text": ((1, 1), (1, 3))}
 
 
-def recalled(memory, prompts):
-    return [put(memory.route(prompt)) for prompt in prompts]
+class TestPassageMode(GenerateSuite):
+    families: ClassVar = {
+        "llama": {},
+        "gemma3_text": {"sliding_window": 16, "tie_word_embeddings": False},
+        "mpt": {},
+    }
+    prompts: ClassVar = PROMPTS
+    left_out: ClassVar = {"chunks"}
 
+    def attached(self, model: Any, memory_type: str = "manual") -> Memory:
+        heads = FULL_ATTENTION_HEADS.get(model.config.model_type, HEADS)
+        return routing(model, memory_type, heads=heads)
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "mpt"])
-def test_what_is_chosen_is_what_a_block_gives(model_type, way):
-    options, prompts = WAYS[way], PROMPTS[:1] if way == "drafts" else PROMPTS
-    more = {"sliding_window": 16, "tie_word_embeddings": False}
-    more = more if model_type == "gemma3_text" else {}
-    model = build(model_type, **more)
-    plain = chosen(model, prompts, **options)
-    memory = routing(model, heads=HEADS.get(model_type, ((0, 1), (2, 3))))
-    with memory.recording() as recording:
-        found = chosen(model, prompts, **options)
-    assert len(recording.routed) == len(prompts)
-    with memory.recalling(recalled(memory, prompts), at=[0] * len(prompts)):
-        assert chosen(model, prompts, **options) == found
-    assert found != plain
-    with memory.using(enabled=False):
-        assert chosen(model, prompts, **options) == plain
+    def expected(
+        self, model_type: str, prompts: Sequence[Tensor], **options: Any
+    ) -> list[list[int]]:
+        """Recall in a block, of token mode, what the prompts are routed to."""
+        model = self.build(model_type)
+        memory = self.attached(model)
+        passages = [put(memory.route(prompt)) for prompt in prompts]
+        assert all(passages)
+        with memory.using(mode="token"), memory.recalling(passages, at=[0] * len(prompts)):
+            return chosen(model, prompts, **options)
 
 
 @pytest.mark.parametrize("memory_type", BACKENDS)
@@ -89,37 +80,6 @@ def test_equal_prompts_with_scopes_of_their_own():
     assert found[0] != found[1]
 
 
-def test_a_stream_from_another_thread():
-    model, tokenizer = build("llama"), word_tokenizer()
-    memory = routing(model)
-    expected = chosen(model, PROMPTS[:1])
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=60)
-    options = {"inputs": PROMPTS[0][None], "streamer": streamer, **GREEDY}
-    thread = threading.Thread(target=model.generate, kwargs=options)
-    thread.start()
-    text = "".join(streamer)
-    thread.join()
-    assert text.split() == tokenizer.decode(expected[0]).split()
-    assert memory.route(PROMPTS[0]).passages
-
-
-def test_threads_do_not_mix_their_prompts():
-    model = build("llama")
-    routing(model)
-    expected, found = [chosen(model, [prompt]) for prompt in PROMPTS], {}
-
-    def run(row):
-        for _ in range(3):
-            found[row] = model.generate(PROMPTS[row][None], **GREEDY)[:, len(PROMPTS[row]) :]
-
-    threads = [threading.Thread(target=run, args=(row,)) for row in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [found[row].tolist() for row in range(3)] == expected
-
-
 @torch.no_grad()
 def test_a_cache_goes_on_with_its_passages_whatever_the_settings_are():
     model = build("llama")
@@ -138,29 +98,6 @@ def test_a_cache_goes_on_with_its_passages_whatever_the_settings_are():
     assert (again - expected).abs().max() <= 2e-5
 
 
-@torch.no_grad()
-def test_a_cache_of_fixed_size_is_used_again():
-    model = build("llama")
-    memory = routing(model)
-    cache = StaticCache(config=model.config, max_cache_len=40)
-    for prompt in PROMPTS:
-        expected = chosen(model, [prompt])
-        cache.reset()
-        assert chosen(model, [prompt], past_key_values=cache) == expected
-    with memory.using(enabled=False):
-        expected = chosen(model, PROMPTS[:1])
-        cache.reset()
-        assert chosen(model, PROMPTS[:1], past_key_values=cache) == expected
-
-
-def test_a_cache_given_to_generate_holds_the_prompt_only():
-    model = build("llama")
-    routing(model)
-    cache = DynamicCache()
-    model.generate(PROMPTS[0][None], past_key_values=cache, **GREEDY)
-    assert cache.get_seq_length() == len(PROMPTS[0]) + NEW - 1
-
-
 def test_prompts_that_are_read_in_parts_are_refused():
     model = build("llama")
     memory = routing(model)
@@ -170,13 +107,6 @@ def test_prompts_that_are_read_in_parts_are_refused():
         chosen(model, PROMPTS, prefill_chunk_size=4, use_cache=True)
 
 
-def test_an_assistant_drafts_for_the_routed_prompt():
-    model, assistant = build("llama"), build("llama", num_hidden_layers=1)
-    routing(model)
-    expected = chosen(model, PROMPTS[:1])
-    assert chosen(model, PROMPTS[:1], assistant_model=assistant, use_cache=True) == expected
-
-
 def test_uncertain_steps_are_not_redone():
     model = build("llama")
     memory = routing(model)
@@ -184,35 +114,6 @@ def test_uncertain_steps_are_not_redone():
     with memory.using(uncertainty={"entropy": 0.0, "topk": 20}), memory.recording() as recording:
         assert chosen(model, PROMPTS) == expected
     assert recording.num_redone == 0
-
-
-@pytest.fixture
-def _fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@torch.no_grad()
-@pytest.mark.usefixtures("_fresh_compiler")
-@pytest.mark.parametrize("when", ["before attach", "in token mode", "in passage mode"])
-def test_a_compiled_model_recalls_too(when):
-    model = build("llama")
-    compiled = torch.compile(model, backend="eager")
-    prompt = PROMPTS[0][None]
-    plain = model(prompt).logits
-    if when == "before attach":
-        assert torch.equal(compiled(prompt).logits, plain)
-    memory = routing(model, mode="token")
-    if when == "in token mode":
-        compiled(prompt)
-    with memory.using(mode="passage"):
-        expected = model(prompt).logits
-        assert (expected - plain).abs().max() > 1e-3
-        assert torch.equal(compiled(prompt).logits, expected)
-        assert chosen(compiled, PROMPTS) == chosen(model, PROMPTS)
-    with memory.using(enabled=False):
-        assert torch.equal(compiled(prompt).logits, plain)
 
 
 @torch.no_grad()

@@ -141,7 +141,7 @@ def test_nothing_changes_while_the_passage_stays_the_same(monkeypatch):
     monkeypatch.setattr(Router, "route", same)
     with memory.using(reroute=2), memory.recording() as recording:
         assert chosen(model, [asked(0), asked(1)]) == expected
-    assert asked_anew == [0, 0, 2, 2, 4, 4]
+    assert asked_anew == [0, 0, 2, 2, 4, 4, 6, 6]
     assert len(recording.routed) == 2
 
 

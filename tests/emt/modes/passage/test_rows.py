@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from emt import detach
 from emt.model.watch import watching
 from emt.passage import Passage
-from tests.emt.modes.passage.test_recall import (
+from tests.emt.modes.passage.recalled import (
     SMALL_WINDOWS,
     TOLERANCE,
     largest_error,

@@ -4,7 +4,7 @@ import torch
 import pytest
 
 from emt.passage import Passage
-from tests.emt.modes.passage.test_recall import (
+from tests.emt.modes.passage.recalled import (
     BACKENDS,
     NUM_ROWS,
     SMALL_WINDOWS,

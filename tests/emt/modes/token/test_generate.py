@@ -1,87 +1,83 @@
-"""`model.generate` with a memory: every way of choosing tokens, against runs without any cache."""
+"""`generate` in token mode, against forwards without any cache."""
+
+from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
 
 import torch
 import pytest
-from transformers import LogitsProcessor, StoppingCriteria, TextIteratorStreamer
+from torch import Tensor
+from transformers import LogitsProcessor, TextIteratorStreamer
 
-from emt import MemoryConfig, attach, detach
+from emt import Memory, MemoryConfig, attach, detach
 from emt.errors import MemoryUseError
+from tests.emt.modes.generation import (
+    GREEDY,
+    NEW,
+    GenerateSuite,
+    chosen,
+)
+from tests.emt.modes.passage.recalled import BACKENDS
 from tests.emt.words import word_tokenizer
 from tests.families import VOCAB_SIZE, build
 
 PROMPT = torch.tensor([[5, 9, 33, 60, 41, 18]])
-NEW = 8
-GREEDY = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
 FAMILIES = ["llama", "gemma2", "gpt_oss", "gpt_neox", "gpt2"]
 
 
-def remembering(model_type="llama", **settings):
-    model = build(model_type)
-    memory = attach(model, MemoryConfig(topk=4, **settings), tokenizer=word_tokenizer())
-    memory.write(torch.randint(3, VOCAB_SIZE, (80,)), document="d")
+def remembering(model: Any = "llama", memory_type: str = "manual", **settings: Any) -> Any:
+    """Return a model and its memory of 80 tokens."""
+    model = build(model) if isinstance(model, str) else model
+    config = MemoryConfig(
+        **{"topk": 4, "memory_type": memory_type, **BACKENDS[memory_type], **settings}
+    )
+    memory = attach(model, config, tokenizer=word_tokenizer())
+    generator = torch.Generator().manual_seed(7)
+    memory.write(torch.randint(3, VOCAB_SIZE, (80,), generator=generator), document="d")
     return model, memory
 
 
 @torch.no_grad()
-def greedy_by_hand(model, prompt):
+def greedy_by_hand(model: Any, prompt: Tensor) -> list[int]:
     """Choose each token from a forward over everything before it, with no cache and no mask."""
-    tokens = prompt
+    tokens = prompt[None]
     for _ in range(NEW):
         logits = model(tokens, use_cache=False).logits[:, -1]
-        logits[:, 2] = -torch.inf  # min_new_tokens
+        logits[:, [0, 2]] = -torch.inf  # suppress_tokens, min_new_tokens
         tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], dim=-1)
-    return tokens
+    return tokens[0, len(prompt) :].tolist()
 
 
-@pytest.mark.parametrize("memory_type", ["manual", "vector_db"])
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("model_type", FAMILIES)
-def test_greedy_with_every_cache_is_greedy_without(model_type, cache, memory_type):
-    model, memory = remembering(model_type, memory_type=memory_type)
-    options = {} if cache == "dynamic" else {"cache_implementation": "static"}
-    found = model.generate(PROMPT, **GREEDY, **options)
-    assert found.tolist() == greedy_by_hand(model, PROMPT).tolist()
-    with memory.using(enabled=False):
-        assert model.generate(PROMPT, **GREEDY, **options).tolist() != found.tolist()
+class TestTokenMode(GenerateSuite):
+    families: ClassVar = {model_type: {} for model_type in FAMILIES}
+    prompts: ClassVar = [PROMPT[0], PROMPT[0, :2], PROMPT[0, 2:]]
 
+    def attached(self, model: Any, memory_type: str = "manual") -> Memory:
+        return remembering(model, memory_type)[1]
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("model_type", FAMILIES[:1] + FAMILIES[3:])
-def test_left_padded_batches_are_their_prompts_alone(model_type, implementation):
-    model = build(model_type, attn_implementation=implementation)
-    memory = attach(model, MemoryConfig(topk=4))
-    memory.write(torch.randint(3, VOCAB_SIZE, (80,)), document="d")
-    prompts = [PROMPT, PROMPT[:, :2], PROMPT[:, 2:]]
-    input_ids = torch.cat(
-        [torch.nn.functional.pad(prompt, (6 - prompt.shape[1], 0)) for prompt in prompts]
-    )
-    found = model.generate(input_ids, attention_mask=(input_ids > 0).long(), **GREEDY)
-    for row, prompt in zip(found, prompts, strict=True):
-        alone = greedy_by_hand(model, prompt)[0]
-        assert row[6:].tolist() == alone[prompt.shape[1] :].tolist()
+    def expected(
+        self, model_type: str, prompts: Sequence[Tensor], **options: Any
+    ) -> list[list[int]]:
+        """Run forwards by hand; samples, beams and penalties are drawn without a cache."""
+        model, _ = remembering(model_type)
+        for name in ("cache_implementation", "prefill_chunk_size", "prompt_lookup_num_tokens"):
+            options.pop(name, None)
+        if not options.keys() - {"use_cache"}:
+            return [greedy_by_hand(model, prompt) for prompt in prompts]
+        options["use_cache"] = False
+        if options.get("do_sample"):
+            return chosen(model, prompts, **options)
+        return [row for prompt in prompts for row in chosen(model, [prompt], **options)]
 
-
-def test_beams_are_the_same_with_and_without_a_cache():
-    model, memory = remembering()
-    options = {**GREEDY, "num_beams": 3, "num_return_sequences": 3}
-    found = model.generate(PROMPT, **options)
-    assert found.tolist() == model.generate(PROMPT, use_cache=False, **options).tolist()
-    assert len({tuple(row) for row in found.tolist()}) == 3
-    with memory.using(enabled=False):
-        assert found.tolist() != model.generate(PROMPT, **options).tolist()
-
-
-def test_sampling_is_the_same_with_and_without_a_cache():
-    model, memory = remembering()
-    options = {**GREEDY, "do_sample": True, "temperature": 1.5, "num_return_sequences": 4}
-    drawn = []
-    for enabled, use_cache in ((True, True), (True, False), (False, True)):
-        torch.manual_seed(3)
-        with memory.using(enabled=enabled):
-            drawn.append(model.generate(PROMPT, use_cache=use_cache, **options).tolist())
-    assert drawn[0] == drawn[1] != drawn[2]
+    def test_an_assistant_drafts_several_tokens_at_once(self) -> None:
+        model, memory = remembering()
+        with memory.recording(whole_prompt=True) as steps:
+            chosen(model, self.prompts[:1], assistant_model=model, use_cache=True)
+        lengths = [next(iter(step.values())).ids.shape[2] for step in steps]
+        assert any(length > 1 for length in lengths[1:])
 
 
 def test_streaming_through_a_thread_sees_the_options_of_this_one():
@@ -128,19 +124,8 @@ class Meanwhile(LogitsProcessor):
 
 def in_a_thread(action):
     def run():
-        caught = []
-
-        def keep():
-            try:
-                action()
-            except MemoryUseError as error:
-                caught.append(error)
-
-        thread = threading.Thread(target=keep)
-        thread.start()
-        thread.join()
-        if caught:
-            raise caught[0]
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(action).result()
 
     return run
 
@@ -183,38 +168,6 @@ def test_generating_while_writing_is_refused():
     assert errors == [(9, message), (10, message), (6, message)]
     assert memory.documents == ["d", "e"]
     assert model.generate(PROMPT, **GREEDY).shape == (1, 6 + NEW)
-
-
-class Stop(StoppingCriteria):
-    def __call__(self, input_ids, scores, **kwargs):
-        raise ZeroDivisionError
-
-
-def test_an_error_inside_generate_leaves_the_memory_usable():
-    model, memory = remembering()
-    expected = model.generate(PROMPT, **GREEDY).tolist()
-    with pytest.raises(ZeroDivisionError), memory.using(topk=1):
-        model.generate(PROMPT, stopping_criteria=[Stop()], **GREEDY)
-    assert memory.config.topk == 4
-    assert model.generate(PROMPT, **GREEDY).tolist() == expected
-    assert memory.write([5, 6, 7], document="other") == range(80, 83)
-
-
-def test_many_threads_may_generate():
-    model, _ = remembering()
-    prompts = [PROMPT, PROMPT.flip(1), PROMPT[:, :3]]
-    expected = [model.generate(prompt, **GREEDY).tolist() for prompt in prompts]
-    found = [None] * 3
-
-    def generate(at):
-        found[at] = model.generate(prompts[at], **GREEDY).tolist()
-
-    threads = [threading.Thread(target=generate, args=(at,)) for at in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == expected
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """Active retrieval: `generate` against a loop over forwards that never takes anything back."""
 
 import copy
-import threading
 
 import torch
 import pytest
@@ -13,6 +12,7 @@ from emt import MemoryConfig, attach
 from emt.errors import ConfigError
 from emt.modes.token.redo import next_token_entropy
 from emt.published import ExtendedLlamaConfig
+from tests.emt.modes.generation import run_together
 from tests.families import VOCAB_SIZE, build
 
 PROMPT = torch.tensor([[5, 9, 33, 60, 41, 18]])
@@ -247,11 +247,7 @@ def test_hooks_are_gone_afterwards_and_threads_keep_apart():
         def run(length):
             found[length] = model.generate(PROMPT[:, :length], **GREEDY).tolist()
 
-        threads = [threading.Thread(target=run, args=(length,)) for length in expected]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        run_together(*(lambda length=length: run(length) for length in expected))
     assert found == expected
     assert not model._forward_hooks
     assert not model._forward_pre_hooks
@@ -318,7 +314,7 @@ def test_the_published_interface_takes_it_for_one_call():
     uncertainty = {"entropy": 0, "topk": HIGH}
     assert model.generate(PROMPT, uncertainty=uncertainty, **GREEDY).tolist() == expected
     assert model.generate(PROMPT, **GREEDY).tolist() != expected
-    with pytest.raises(ConfigError, match=r"uncertainty's topk \(2\) must be above topk \(2\)"):
+    with pytest.raises(ConfigError, match=r"uncertainty's topk \(2\) .* topk \(2\)"):
         model.generate(PROMPT, uncertainty={"entropy": 0, "topk": LOW}, **GREEDY)
 
 

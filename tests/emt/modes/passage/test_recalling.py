@@ -1,70 +1,53 @@
-"""`model.generate` with recalled passages: every way of choosing tokens, and what it refuses.
+"""`generate` in a `recalling` block, against a prompt with the document in it; and refusals."""
 
-Expected is what the plain model chooses with the document in its prompt.
-"""
+from __future__ import annotations
 
+import contextlib
 import copy
-import threading
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 import pytest
-from transformers import DynamicCache, TextIteratorStreamer
+from torch import Tensor
 
-from emt import attach, detach
+from emt import Memory, attach, detach
 from emt.errors import ConfigError, DocumentError, MemoryUseError, UnsupportedModelError
 from emt.passage import Passage
-from tests.emt.modes.passage.test_recall import BACKENDS, SCALED, left_padded, remembering, tokens
-from tests.emt.words import word_tokenizer
+from tests.emt.modes.generation import GREEDY, WAYS, GenerateSuite, chosen
+from tests.emt.modes.passage.recalled import BACKENDS, SCALED, left_padded, remembering, tokens
 from tests.families import build
 
 DOCUMENT = tokens(40, 1)
 ALL = [Passage("d", 0, 40)]
 PROMPTS = [tokens(length, length) for length in (9, 3, 6)]
-NEW = 8
-GREEDY = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
 FAMILIES = ["llama", "gemma2", "gemma3_text", "gpt_oss", "gpt2", "mpt", "bloom", "falcon", "gptj"]
-WAYS = {
-    "greedy": {},
-    "without a cache": {"use_cache": False},
-    "beams": {"num_beams": 3, "num_return_sequences": 2},
-    "beams without a cache": {"num_beams": 3, "num_return_sequences": 2, "use_cache": False},
-    "sampled": {"do_sample": True, "temperature": 1.3, "num_return_sequences": 3},
-    "sampled beams": {"do_sample": True, "top_k": 20, "num_beams": 2},
-    "chunks": {"prefill_chunk_size": 4, "use_cache": True},
-    "static": {"cache_implementation": "static", "use_cache": True},
-    "static beams": {"cache_implementation": "static", "use_cache": True, "num_beams": 3},
-    "drafts": {"prompt_lookup_num_tokens": 3, "use_cache": True},
-}
 
 
-def chosen(model, prompts, document=None, **options):
-    """Generate from a left-padded batch of prompts; return the new tokens."""
-    if document is not None:
-        prompts = [torch.cat([document, prompt]) for prompt in prompts]
-    ids, mask = left_padded(prompts)
-    torch.manual_seed(3)
-    found = model.generate(ids, attention_mask=mask, **{**GREEDY, **options})
-    return found[:, ids.shape[1] :].tolist()
+class TestRecalling(GenerateSuite):
+    families: ClassVar = {model_type: {} for model_type in FAMILIES}
+    prompts: ClassVar = PROMPTS
+    # they count the tokens of the prompt, and so those of a document that is in it
+    left_out: ClassVar = {"penalties", "repetition"}
 
+    def attached(self, model: Any, memory_type: str = "manual") -> Memory:
+        return remembering(model, DOCUMENT, memory_type)
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("model_type", FAMILIES)
-def test_what_is_chosen_is_what_the_document_in_the_prompt_would_give(model_type, way):
-    options, prompts = WAYS[way], PROMPTS[:1] if way == "drafts" else PROMPTS
-    model = build(model_type)
-    expected = chosen(model, prompts, DOCUMENT, **options)
-    plain = chosen(model, prompts, **options)
-    memory = remembering(model, DOCUMENT)
-    with memory.recalling(ALL):
-        assert chosen(model, prompts, **options) == expected
-    with memory.using(enabled=False):
-        assert chosen(model, prompts, **options) == plain != expected
+    def reading(self, memory: Memory) -> contextlib.AbstractContextManager[Any]:
+        return memory.recalling(ALL)
+
+    def expected(
+        self, model_type: str, prompts: Sequence[Tensor], **options: Any
+    ) -> list[list[int]]:
+        """Put the document into the prompts of the plain model."""
+        whole = [torch.cat([DOCUMENT, prompt]) for prompt in prompts]
+        return chosen(build(model_type), whole, **options)
 
 
 @pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "gpt_oss"])
 def test_drafts_are_taken_back_from_small_windows(model_type):
     model = build(model_type, sliding_window=16)
-    expected = chosen(model, PROMPTS[:1], DOCUMENT)
+    expected = chosen(model, [torch.cat([DOCUMENT, PROMPTS[0]])])
     memory = remembering(model, DOCUMENT)
     with memory.recalling(ALL):
         assert chosen(model, PROMPTS[:1], **WAYS["drafts"]) == expected
@@ -83,63 +66,6 @@ def test_each_prompt_of_a_batch_chooses_as_if_alone(way, memory_type):
             alone += chosen(model, [prompt], **WAYS[way])
     with memory.recalling(passages, at=at):
         assert chosen(model, PROMPTS, **WAYS[way]) == alone
-
-
-def test_a_stream_from_another_thread():
-    model, tokenizer = build("llama"), word_tokenizer()
-    expected = chosen(model, PROMPTS[:1], DOCUMENT)
-    memory = remembering(model, DOCUMENT)
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=60)
-    options = {"inputs": PROMPTS[0][None], "streamer": streamer, **GREEDY}
-    with memory.recalling(ALL):
-        thread = threading.Thread(target=model.generate, kwargs=options)
-        thread.start()
-        text = "".join(streamer)
-        thread.join()
-    assert text.split() == tokenizer.decode(expected[0]).split()
-
-
-def test_threads_do_not_mix_their_prompts():
-    model = build("llama")
-    expected = [chosen(model, [prompt], DOCUMENT) for prompt in PROMPTS]
-    memory, found = remembering(model, DOCUMENT), {}
-
-    def run(row):
-        for _ in range(3):
-            found[row] = model.generate(PROMPTS[row][None], **GREEDY)[:, len(PROMPTS[row]) :]
-
-    with memory.recalling(ALL):
-        threads = [threading.Thread(target=run, args=(row,)) for row in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert [found[row].tolist() for row in range(3)] == expected
-
-
-@pytest.fixture
-def _fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@torch.no_grad()
-@pytest.mark.usefixtures("_fresh_compiler")
-def test_what_was_compiled_before_recalls_too():
-    model = build("llama")
-    expected = chosen(model, PROMPTS, DOCUMENT)
-    memory = remembering(model, DOCUMENT)
-    compiled = torch.compile(model, backend="eager")
-    with memory.using(enabled=False):
-        plain = compiled(PROMPTS[0][None]).logits
-    with memory.recalling(ALL):
-        logits = model(PROMPTS[0][None]).logits
-        assert torch.equal(compiled(PROMPTS[0][None]).logits, logits)
-        assert chosen(compiled, PROMPTS) == expected
-    with memory.using(enabled=False):
-        assert torch.equal(compiled(PROMPTS[0][None]).logits, plain)
-    assert (plain - logits).abs().max() > 0.1
 
 
 @torch.no_grad()
@@ -181,34 +107,6 @@ def test_a_cache_that_was_filled_without_the_passages_is_refused():
         model(prompt, past_key_values=mine, use_cache=True)  # its keys make room for other rows
     with memory.recalling([Passage("d", 5, 30)]), pytest.raises(MemoryUseError):
         model.generate(torch.cat([prompt, prompt], 1), past_key_values=plain, **GREEDY)
-
-
-@torch.no_grad()
-def test_the_model_is_the_plain_one_after_an_error():
-    model = build("llama")
-    prompt = tokens(12, 4)[None]
-    plain = model(prompt).logits
-    memory = remembering(model, DOCUMENT)
-    hooks = len(model.model._forward_pre_hooks), len(model.model._forward_hooks)
-    with pytest.raises(IndexError), memory.recalling(ALL):
-        model(torch.tensor([[1000]]))  # fails after the rows were put in
-    assert hooks == (len(model.model._forward_pre_hooks), len(model.model._forward_hooks))
-    with memory.using(enabled=False):
-        assert torch.equal(model(prompt).logits, plain)
-    with memory.recalling(ALL):
-        detach(model)
-        assert torch.equal(model(prompt).logits, plain)
-    assert torch.equal(model(prompt).logits, plain)
-
-
-@torch.no_grad()
-def test_a_copy_of_the_model_recalls_nothing():
-    model = build("llama")
-    prompt = tokens(12, 4)[None]
-    plain = model(prompt).logits
-    memory = remembering(model, DOCUMENT)
-    with memory.recalling(ALL):
-        assert torch.equal(copy.deepcopy(model)(prompt).logits, plain)
 
 
 @pytest.mark.parametrize(
@@ -299,12 +197,3 @@ def test_a_detached_memory_recalls_nothing():
     detach(model)
     with pytest.raises(MemoryUseError, match="detached"), memory.recalling(ALL):
         pass
-
-
-def test_a_cache_given_to_generate_holds_the_prompt_only():
-    model = build("llama")
-    memory = remembering(model, DOCUMENT)
-    cache = DynamicCache()
-    with memory.recalling(ALL):
-        model.generate(PROMPTS[0][None], past_key_values=cache, **GREEDY)
-    assert cache.get_seq_length() == len(PROMPTS[0]) + NEW - 1
