@@ -68,11 +68,7 @@ class MemoryLayout:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> MemoryLayout:
-        """Read what `to_json` wrote.
-
-        Raises:
-            MemoryMismatchError: the data does not describe a layout.
-        """
+        """Read what `to_json` wrote; raise a MemoryMismatchError for anything else."""
         try:
             dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
             shapes = {int(idx): tuple(map(int, dims)) for idx, dims in data["layers"].items()}

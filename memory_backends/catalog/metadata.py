@@ -17,11 +17,7 @@ _INT_STOP = 2**63
 
 
 def check_metadata(metadata: object, document: str) -> Metadata:
-    """Return metadata that can be kept.
-
-    Args:
-        metadata: the mapping.
-        document: the document's name, for messages.
+    """Return a document's metadata, if it can be kept.
 
     Raises:
         DocumentError: this is no mapping of text to text, numbers, True or False; a number is not
@@ -56,10 +52,7 @@ def is_value(value: object) -> bool:
 
 
 def check_where(where: object) -> dict[str, list[MetadataValue]]:
-    """Return a filter as key -> values of which any will do.
-
-    Args:
-        where: key -> a value, or several.
+    """Return a filter, key -> a value or several, as key -> values of which any will do.
 
     Raises:
         DocumentError: `where` is something else.
@@ -114,11 +107,7 @@ def delete_metadata(connection: sqlite3.Connection, first_row: int | None = None
 def read_metadata(
     connection: sqlite3.Connection, first_row: int | None = None
 ) -> Iterator[tuple[int, dict[str, MetadataValue]]]:
-    """Yield (first_row, metadata) of one document, or of all that have some.
-
-    Raises:
-        StoreError: a record is damaged.
-    """
+    """Yield (first_row, metadata) of one document, or of all that have some."""
     query = "SELECT first_row, value, crc32 FROM metadata"
     rest, values = ("", ()) if first_row is None else (" WHERE first_row = ?", (first_row,))
     for first, text, crc32 in connection.execute(query + rest, values):

@@ -88,11 +88,7 @@ def to_record(new: NewDocument, first: int) -> tuple[Any, ...]:
 
 
 def from_record(record: tuple[Any, ...], num_rows: int) -> StoredDocument:
-    """Read a record that `to_record` made.
-
-    Args:
-        record: `COLUMNS` and the crc32.
-        num_rows: how many rows are committed.
+    """Read a record, `COLUMNS` and the crc32, of a catalogue with `num_rows` rows.
 
     Raises:
         StoreError: it is damaged.

@@ -40,11 +40,7 @@ class LayerRows(Protocol):
 def add_rows(indexes: list[Any], rows: LayerRows, present: int, ids: Int64Array) -> None:
     """Add rows to the indexes of a layer's heads, and train those that need it.
 
-    Args:
-        indexes: one a KV head, with the first `present` of `ids` in them already.
-        rows: where keys and queries come from.
-        present: see `indexes`.
-        ids: (n,) the row of each position.
+    `ids`, (n,), are the row of each position; the first `present` are in the indexes already.
     """
     if present == len(ids):
         return

@@ -84,12 +84,7 @@ def least_effort(efforts: list[Effort], target: float) -> Effort:
 
 
 class Nearest:
-    """The exact nearest keys of some queries, found a part of the keys at a time.
-
-    Args:
-        queries: (s, dim) float32, normalised.
-        k: how many to find.
-    """
+    """The k exact nearest keys of queries (s, dim) of unit length, a part of the keys at a time."""
 
     def __init__(self, queries: Float32Array, k: int) -> None:
         self._queries = queries

@@ -33,11 +33,7 @@ class Coverage(NamedTuple):
 
 
 def all_heads(layout: MemoryLayout, layers: Iterable[int] | None = None) -> IndexedHeads:
-    """Return all KV heads of some layers, or of all layers.
-
-    Raises:
-        KeyError: a layer that the layout has not.
-    """
+    """Return all KV heads of some layers, or of all layers."""
     chosen = sorted(layout.layers if layers is None else layers)
     return {idx: tuple(range(layout.layers[idx].num_key_value_heads)) for idx in chosen}
 
@@ -63,9 +59,7 @@ def checked(layout: MemoryLayout, heads: Mapping[int, Iterable[int]]) -> Indexed
 def from_setting(setting: Mapping[str, Any], layout: MemoryLayout) -> IndexedHeads:
     """Read from the setting "index" which heads have files.
 
-    Raises:
-        KeyError, TypeError, ValueError, AttributeError: the setting is damaged, or of another
-            layout. MemoryMismatchError is a ValueError.
+    A damaged setting raises a KeyError, TypeError, ValueError or AttributeError.
     """
     return checked(layout, {int(idx): heads for idx, heads in setting["heads"].items()})
 
@@ -76,11 +70,7 @@ def file_name(layer_idx: int, head: int) -> str:
 
 
 def coverage_of(setting: Mapping[str, Any], layout: MemoryLayout) -> Coverage:
-    """Read from the setting "index" which heads have files, and how big those are.
-
-    Raises:
-        StoreError: the setting is damaged.
-    """
+    """Read the setting "index"; raise a StoreError if it is damaged."""
     try:
         heads, files = from_setting(setting, layout), setting["files"]
         sizes = {

@@ -1,17 +1,13 @@
 """Copies of layers on a GPU: FAISS's GPU indexes, and rows as tensors, for as many layers as fit.
 
 The indexes in RAM and the rows in files stay what they are: what is on the GPU is copied from them
-when a layer is first searched, and forgotten when the set of rows changes. The order in which a
-search compares rows, and how many lists it looks into, are the same, so results are, too, but for
-the rounding of float32.
-
-Facts these functions rest on, read in FAISS's source and documentation:
+when a layer is first searched, and forgotten when the set of rows changes. Results are the same,
+but for the rounding of float32. Facts read in FAISS's source and documentation:
 
 * A GPU index takes `nprobe` with each call, but not every selector: a search that has to leave
   removed rows out is the CPU's, until `save` or `rebuild` has dropped them from the index.
 * `k` and `nprobe` must be below 2048; older versions refuse 2048 itself.
 * GPU indexes that share `StandardGpuResources` must not be searched by two threads at a time.
-* Lists are padded to 32 vectors each.
 * Flat and IVF with flat or scalar-quantised codes have a GPU index; HNSW has none.
 """
 
@@ -42,14 +38,9 @@ _OUT_OF_MEMORY = re.compile("out of memory|alloc fail", re.IGNORECASE)  # torch'
 
 
 class GPU:
-    """One GPU, as torch and FAISS see it.
+    """One GPU, a CUDA `device` with an index, as torch and FAISS see it.
 
-    Args:
-        device: a CUDA device with an index.
-
-    Attributes:
-        device: see above.
-        searching: held by the one thread that may use FAISS's resources.
+    `searching` is held by the one thread that may use FAISS's resources.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -65,11 +56,7 @@ class GPU:
         return int(free + kept)
 
     def to_gpu(self, index: Any) -> Any:
-        """Return a copy of a FAISS index on this GPU.
-
-        Raises:
-            RuntimeError: FAISS has no room for it, or no GPU index of its kind.
-        """
+        """Return a copy of a FAISS index; a RuntimeError says that there is no room for it."""
         options = faiss.GpuClonerOptions()
         options.useFloat16 = False  # of the kinds taken it would only round Flat, which is exact
         options.use_cuvs = False  # it has not all of them
@@ -83,8 +70,7 @@ def gpu_of(device: torch.device | str | None) -> GPU | None:
         IndexFactoryError: the installed FAISS has no GPU support.
         MemoryMismatchError: torch or FAISS sees no such device, or it is none that FAISS can use.
     """
-    if device is None:
-        return None
+    device = device or "cpu"
     kind = str(device).partition(":")[0]
     if kind == "cpu":
         return None
@@ -128,18 +114,11 @@ def check_gpu_factory(factory: str, dim: int) -> None:
 def layers_that_fit(
     bytes_per_layer: Mapping[int, int], free_bytes: int, reserve: float = RESERVE
 ) -> list[int]:
-    """Choose the layers to copy to a GPU, the deepest first.
+    """Choose the layers to copy to a GPU, of which a `reserve` share is left to the model.
 
     Every layer is searched once a token, but deep layers' queries are spread more, so their
-    searches look into more lists for the same recall: they gain most.
-
-    Args:
-        bytes_per_layer: layer -> what its copy takes.
-        free_bytes: of the GPU, now.
-        reserve: share of the free bytes that is left to the model.
-
-    Returns:
-        The layers, ascending. One too big for what is left is passed over for shallower ones.
+    searches look into more lists for the same recall: they gain most and come first. A layer too
+    big for what is left is passed over for shallower ones.
     """
     left = int(free_bytes * (1 - reserve))
     chosen = []
@@ -155,12 +134,7 @@ def bytes_on_gpu(
 ) -> int:
     """Return at most how many bytes a layer's copy takes: its rows, and an index for each KV head.
 
-    Args:
-        layer: the shape of its rows.
-        dtype: of its rows.
-        num_rows: rows stored.
-        num_indexed: rows in the indexes.
-        factory: what the indexes are built with.
+    `num_rows` are stored, `num_indexed` of them are in the indexes, which `factory` describes.
     """
     lists = re.match(r"IVF(\d+)", factory)
     in_lists = num_indexed + (_ROWS_PADDED * int(lists[1]) if lists else 0)
@@ -203,11 +177,7 @@ class GPULayer:
 
 
 class GPULayers:
-    """The layers that are on a GPU now.
-
-    Args:
-        gpu: the GPU.
-    """
+    """The layers that are on a GPU now."""
 
     def __init__(self, gpu: GPU) -> None:
         self._gpu = gpu

@@ -5,12 +5,10 @@ Facts these functions rest on (FAISS 1.14.2 to 1.15.1):
 * `index_factory` with the metric, never a constructor: `IndexIVFPQ`'s defaults to L2.
 * Search parameters go with each call; setting `nprobe` on a shared index from several threads has
   crashed.
-* A list shorter than k is filled with id -1 and a huge negative score.
 * Training wants at least 39 points a list.
-* In a process that imports torch first, the wheels' FAISS runs on torch's OpenMP threads, and a
-  search shares its queries between threads that torch left warm. Imported first, FAISS has a team
-  of its own, and each search waits for a core on which a thread of torch still spins: a decode step
-  took five times as long. So it then searches on one thread.
+* Imported after torch, FAISS runs on torch's OpenMP threads. Imported first, it has a team of its
+  own, and each search waits for a core on which a thread of torch still spins: a decode step took
+  five times as long. So it then searches on one thread.
 * What `downcast_index` returns is freed with its argument: keep that alive.
 """
 
@@ -62,10 +60,9 @@ _NO_SELECTOR = (faiss.IndexIVFAdditiveQuantizer, faiss.IndexIVFAdditiveQuantizer
 
 
 def check_factory(factory: str, dim: int) -> None:
-    """Check that a factory string can serve a memory.
+    """Raise an IndexFactoryError for a factory string that cannot serve a memory.
 
-    Raises:
-        IndexFactoryError: FAISS rejects it, or its index cannot leave removed rows out of a search.
+    FAISS rejects it, or its index cannot leave removed rows out of a search.
     """
     if factory == "auto":
         return
@@ -85,11 +82,7 @@ def check_factory(factory: str, dim: int) -> None:
 
 
 def new_index(factory: str, dim: int) -> Any:
-    """Return an empty inner-product index over `dim` components.
-
-    Raises:
-        IndexFactoryError: FAISS rejects the factory string, in FAISS's words.
-    """
+    """Return an empty inner-product index; raise an IndexFactoryError if FAISS rejects it."""
     lists = re.search(r"IVF(\d+)", factory)
     if lists and int(lists[1]) > _MAX_LISTS:
         raise IndexFactoryError(
@@ -104,9 +97,10 @@ def new_index(factory: str, dim: int) -> Any:
             f"such as 'Flat' or 'IVF256,SQfp16'; got {factory!r}. FAISS says: {_reason(error)}"
         ) from error
     inner = faiss.downcast_index(index)
-    if isinstance(inner, faiss.IndexIVF) and isinstance(
+    has_flat_quantizer = isinstance(inner, faiss.IndexIVF) and isinstance(
         faiss.downcast_index(inner.quantizer), faiss.IndexFlat
-    ):
+    )
+    if has_flat_quantizer:
         inner.cp.spherical = False  # lists trained with L2 find more than spherical ones
     if isinstance(inner, faiss.IndexIVFScalarQuantizer) and (
         inner.sq.qtype == faiss.ScalarQuantizer.QT_fp16
@@ -157,16 +151,11 @@ def search_parameters(
 def search(
     index: Any, queries: Float32Array, k: int, parameters: Any
 ) -> tuple[Float32Array, npt.NDArray[np.int64]]:
-    """Search one index.
-
-    Args:
-        index: any index that `check_factory` accepts.
-        queries: (N, dim).
-        k: how many to find; fewer come back as position -1 and score -inf.
-        parameters: of `search_parameters`.
+    """Search one index, with parameters of `search_parameters`.
 
     Returns:
-        Inner products and positions, each (N, k), best first.
+        Inner products and positions, each (N, k), best first, for queries (N, dim); -inf and -1
+        where there are fewer.
     """
     with _one_team():
         scores, positions = index.search(queries, k, params=parameters)
@@ -177,16 +166,9 @@ def search(
 def search_positions(
     index: Any, queries: Float32Array, k: int, parameters: Any
 ) -> npt.NDArray[np.int64]:
-    """Search one index for positions alone: `search`, less what a decode step can do without.
+    """Do what `search` does, for float32 contiguous queries, less the scores.
 
-    Args:
-        index: as for `search`.
-        queries: (N, dim) float32, contiguous.
-        k: as for `search`.
-        parameters: as for `search`.
-
-    Returns:
-        Positions (N, k); -1 where there are fewer.
+    A decode step does without them, and without the checks of FAISS's Python layer.
     """
     scores = np.empty((len(queries), k), dtype=np.float32)
     positions = np.empty((len(queries), k), dtype=np.int64)
@@ -197,13 +179,9 @@ def search_positions(
 
 
 def read_index(path: Path, dim: int, num_rows: int, *, mapped: bool = False) -> Any:
-    """Read a FAISS file and check that it is the one that was written.
+    """Read a FAISS file and check that it has `num_rows` vectors of `dim` components.
 
-    Args:
-        path: the file.
-        dim: components that its vectors must have.
-        num_rows: vectors that it must hold.
-        mapped: leave the inverted lists in the file and map it, where FAISS can.
+    With `mapped`, inverted lists stay in the file, and are mapped where FAISS can.
 
     Raises:
         StoreError: missing, damaged, of another size, or not of inner products.
@@ -247,11 +225,7 @@ def mapped_lists(index: Any) -> Any | None:
 
 
 def write_index(index: Any, path: Path) -> None:
-    """Write a FAISS file.
-
-    Raises:
-        OSError: the disk is full or read-only.
-    """
+    """Write a FAISS file; raise an OSError if the disk is full or read-only."""
     assert mapped_lists(index) is None, "FAISS would write a reference to the old file"
     try:
         faiss.write_index(index, str(path))
@@ -317,9 +291,8 @@ def _rows_to_train(index: Any) -> int:
     inner = faiss.downcast_index(index)
     rows = POINTS_PER_LIST
     if isinstance(inner, faiss.IndexPreTransform):
-        rows = max(
-            inner.d, 256
-        )  # PCA needs a row a component; OPQ's own quantizer has 256 centroids
+        # PCA needs a row a component; OPQ's own quantizer has 256 centroids.
+        rows = max(inner.d, 256)
         inner = faiss.downcast_index(inner.index)
     if isinstance(inner, faiss.IndexIVF):
         rows = max(rows, POINTS_PER_LIST * inner.nlist)

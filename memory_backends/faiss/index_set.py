@@ -24,6 +24,7 @@ from memory_backends.faiss.coverage import IndexedHeads
 from memory_backends.faiss.generation import Generation, write_generation
 from memory_backends.faiss.gpu import GPULayers
 from memory_backends.faiss.head_index import HeadIndex, LayerIndexes
+from memory_backends.faiss.options import FaissOptions
 from memory_backends.faiss.search_parameters import SearchParameters
 from memory_backends.faiss.stored_layer import StoredLayer
 from memory_backends.layout import Int64Array
@@ -43,9 +44,7 @@ class IndexSet:
 
     Args:
         rows: those that a search may find, and the store with the FAISS files.
-        option: "auto" or a FAISS factory string.
-        cache_bytes: FAISS files that would take more than half of it stay mapped; None for none.
-        use_files: False leaves the store's FAISS files unread, as if there were none.
+        options: of the searcher.
         parameters: forgotten here when an index or a position is another.
         copies: of layers on a GPU, forgotten here when a position is another row.
 
@@ -55,31 +54,28 @@ class IndexSet:
         factory: the FAISS factory string that indexes are made with now.
         generation: the FAISS files that are read; None if there are none to use.
         made: (layer, KV head) -> its index, of those that are ready. Some may lack the last rows.
-
-    Raises:
-        StoreError: the FAISS files are damaged.
     """
 
     def __init__(
         self,
         rows: SearchableRows,
-        *,
-        option: str,
-        cache_bytes: int | None,
-        use_files: bool,
+        options: FaissOptions,
         parameters: SearchParameters,
         copies: GPULayers | None,
     ) -> None:
         self._rows = rows
         self._store = rows.store
-        self._option = option
-        self._cache_bytes = cache_bytes
+        self._option = options.index
+        self._cache_bytes = options.cache_bytes
         self._parameters = parameters
         self._copies = copies
         self._building = threading.Lock()
         self.made: dict[tuple[int, int], HeadIndex] = {}
         self.bitmap: npt.NDArray[np.uint8] | None = None
-        self.generation, self.ids = self._read_files() if use_files else (None, _no_ids())
+        self.generation: Generation | None = None
+        self.ids: Int64Array = np.empty(0, dtype=np.int64)
+        if options.index_files:
+            self._read_files()
         self.factory = "" if self.generation is None else self.generation.factory
         self.plan()
 
@@ -102,20 +98,15 @@ class IndexSet:
     def start_anew(self, factory: str = "") -> None:
         """Forget all indexes and the files; `plan` then says which rows new ones have.
 
-        Args:
-            factory: what they are made with; "" for what `plan` finds.
+        New ones are made with `factory`, or with what `plan` chooses if it is "".
         """
         self.factory = factory
         self.generation = None
-        self.ids = _no_ids()
+        self.ids = self.ids[:0]
         self.made.clear()
 
     def rows_at(self, positions: Int64Array, layer_idx: int) -> Int64Array:
-        """Return the row of each FAISS position; any for -1.
-
-        Raises:
-            StoreError: there is no such position.
-        """
+        """Return the row of each FAISS position, any for -1; raise a StoreError for others."""
         try:
             return self.ids[positions]
         except IndexError:
@@ -128,19 +119,19 @@ class IndexSet:
         dim = self._store.layout.largest_head_dim
         return faiss_index.factory_for(self._option, len(self._rows), dim)
 
-    def _read_files(self) -> tuple[Generation | None, Int64Array]:
-        """Return the FAISS files, if they can be used, and which rows they hold."""
+    def _read_files(self) -> None:
+        """Use the FAISS files, if they can be used, and the rows that they hold."""
         catalog, num_rows = self._store.catalog, self._store.rows.num_rows
         before = catalog.setting("index")
         try:
             current = Generation.current(self._directory, catalog) if before else None
-            if current is None or self._option not in ("auto", current.option):
-                return None, _no_ids()
-            return current, current.read_ids(num_rows)
+            if current is not None and self._option in ("auto", current.option):
+                self.ids = current.read_ids(num_rows)
+                self.generation = current
         except StoreError:
+            # Unless another process has written meanwhile; then the rows are enough.
             if catalog.setting("index") == before and catalog.setting("num_rows") == num_rows:
                 raise
-            return None, _no_ids()  # another process has written meanwhile; the rows are there
 
     # -- files ----------------------------------------------------------------------------------
 
@@ -211,11 +202,7 @@ class IndexSet:
     # -- building -------------------------------------------------------------------------------
 
     def of_layer(self, layer_idx: int, heads: Sequence[int] | None = None) -> LayerIndexes:
-        """Return the indexes of some KV heads, or of all, with all of `ids` in them.
-
-        Raises:
-            StoreError: files are damaged.
-        """
+        """Return the indexes of some KV heads, or of all, with all of `ids` in them."""
         if heads is None:
             heads = range(self._store.layout.layers[layer_idx].num_key_value_heads)
         num_rows = len(self.ids)
@@ -315,7 +302,3 @@ class IndexSet:
     def _directory(self) -> Path:
         assert self._store.path is not None  # the backend gives every store one
         return self._store.path
-
-
-def _no_ids() -> Int64Array:
-    return np.empty(0, dtype=np.int64)

@@ -41,8 +41,8 @@ _RIDGE = 0.01  # of the mean eigenvalue: directions that no sampled query saw st
 class QueryMetric:
     """A linear map after which plain L2 distance is the distance that queries notice.
 
-    Args:
-        queries: (s, dim) float32, normalised; fewer than `dim` say too little, and give plain L2.
+    It is learned from queries (s, dim) float32 of unit length. Fewer than `dim` say too little, and
+    give plain L2.
     """
 
     def __init__(self, queries: Float32Array) -> None:
@@ -66,13 +66,7 @@ class QueryMetric:
 
 
 def train_lists(index: Any, keys: Float32Array, metric: QueryMetric) -> None:
-    """Give an untrained IVF index its lists.
-
-    Args:
-        index: a FAISS IndexIVF over inner products with a flat quantizer.
-        keys: (n, dim) float32, normalised, a sample of those to come.
-        metric: what queries notice.
-    """
+    """Give an untrained IVF index its lists, from a sample of keys (n, dim) of unit length."""
     mapped = metric.map(keys)
     chosen = np.random.default_rng(_SEED).choice(len(mapped), index.nlist, replace=False)
     means = mapped[np.sort(chosen)]
@@ -129,12 +123,7 @@ def means_of(index: Any) -> Float32Array:
 
 
 class ListBias:
-    """By how much each list's best key beats its mean, on average over some queries.
-
-    Args:
-        queries: (s, dim) float32, normalised.
-        num_lists: of the index.
-    """
+    """By how much each list's best key beats its mean, on average over queries (s, dim)."""
 
     def __init__(self, queries: Float32Array, num_lists: int) -> None:
         self._queries = queries
@@ -160,12 +149,7 @@ class ListBias:
 
 
 class NearestList:
-    """Which list a key belongs to: the one with the nearest mean.
-
-    Args:
-        index: an IVF index.
-        metric: what queries notice.
-    """
+    """Which list a key belongs to: the one with the nearest mean."""
 
     def __init__(self, index: Any, metric: QueryMetric) -> None:
         self._metric = metric

@@ -28,8 +28,7 @@ class SearchParameters:
     equal ones. Whoever changes an index, or which rows may be found, says so with `forget` or
     `clear`, afterwards.
 
-    Args:
-        recall: what the search of a calibrated index must find; see `calibration.py`.
+    `recall` is what the search of a calibrated index must find; see `calibration.py`.
     """
 
     def __init__(self, recall: float) -> None:

@@ -76,14 +76,7 @@ class FaissSearcher(Searcher):
             self.index_heads(options.indexed_heads)
         self._parameters = SearchParameters(options.recall)
         self._gpu_layers = None if gpu is None else GPULayers(gpu)
-        self._indexes = IndexSet(
-            rows,
-            option=options.index,
-            cache_bytes=options.cache_bytes,
-            use_files=options.index_files,
-            parameters=self._parameters,
-            copies=self._gpu_layers,
-        )
+        self._indexes = IndexSet(rows, options, self._parameters, self._gpu_layers)
         self._limit: ResidentLimit | None = None
         if options.cache_bytes is not None:
             share = options.cache_bytes // _SCOPED_SHARE
@@ -131,10 +124,7 @@ class FaissSearcher(Searcher):
     def nearest(
         self, layer_idx: int, queries: torch.Tensor, k: int, scope: Scope | None = None
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return keys and values of the nearest rows.
-
-        This is what a decode step waits for, at every layer: it does no more than it must.
-        """
+        """Return keys and values; a decode step waits for this, so it does no more than it must."""
         if self.precision != "half" or scope is not None:
             return super().nearest(layer_idx, queries, k, scope)
         layer_indexes = self._indexes.of_layer(layer_idx)
@@ -319,10 +309,7 @@ class FaissSearcher(Searcher):
         self._indexes.write(self._indexed_heads)
 
     def rebuild_files(self) -> None:
-        """Make the FAISS files anew from the rows.
-
-        A store whose files are damaged opens with `index_files=False`.
-        """
+        """Make the FAISS files anew from the rows."""
         self._indexes.start_anew()
         self._indexes.plan()
         self.write_files()

@@ -12,13 +12,7 @@ _SPARSEST_SPAN = 2  # rows read for each row wanted
 
 
 class StoredLayer:
-    """Keys and sampled queries of some of a layer's h KV heads; `building.LayerRows`.
-
-    Args:
-        store: where they are.
-        layer_idx: one of the layout's.
-        heads: the KV heads, ascending.
-    """
+    """Keys and sampled queries of some of a layer's h KV heads; `building.LayerRows`."""
 
     def __init__(self, store: Store, layer_idx: int, heads: list[int]) -> None:
         self._store = store
@@ -43,11 +37,7 @@ class StoredLayer:
         return keys
 
     def queries(self) -> Float32Array:
-        """Return sampled queries, (h, s, G, head_dim) float32.
-
-        Raises:
-            StoreError: samples are damaged.
-        """
+        """Return sampled queries, (h, s, G, head_dim) float32."""
         samples = self._store.sampled_queries(self._layer_idx)
         chosen: Float32Array = (samples if self._heads is None else samples[self._heads]).numpy()
         return chosen

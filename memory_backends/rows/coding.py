@@ -16,20 +16,12 @@ from memory_backends.rows.codecs import LayerCoder, row_codec
 
 
 def record_bytes(layout: MemoryLayout, codec_name: str) -> dict[int, int]:
-    """Return layer -> bytes of one row's record, of all KV heads together.
-
-    Raises:
-        MemoryMismatchError: there is no such codec.
-    """
+    """Return layer -> bytes of one row's record, of all KV heads together."""
     codec = row_codec(codec_name, layout.dtype)
     return {
         idx: layer.num_key_value_heads * codec.record_bytes(layer)
         for idx, layer in layout.layers.items()
     }
-
-
-def _nothing_learned(layer_idx: int) -> bytes | None:
-    return None
 
 
 class RowCoding:
@@ -41,6 +33,7 @@ class RowCoding:
         read_state: gives a layer's committed state, or None if nothing has been committed yet.
 
     Attributes:
+        record_bytes: layer -> bytes of one row's record.
         new_states: layer -> what was learned and waits to be committed.
     """
 
@@ -48,7 +41,7 @@ class RowCoding:
         self,
         layout: MemoryLayout,
         codec_name: str,
-        read_state: Callable[[int], bytes | None] = _nothing_learned,
+        read_state: Callable[[int], bytes | None] = lambda layer_idx: None,
     ) -> None:
         self._layout = layout
         self._codec = row_codec(codec_name, layout.dtype)
@@ -78,11 +71,7 @@ class RowCoding:
             self._coders.clear()
 
     def coder(self, layer_idx: int) -> LayerCoder | None:
-        """Return what encodes and decodes a layer; None if nothing was learned yet.
-
-        Raises:
-            StoreError: the committed state is damaged, or missing though there are documents.
-        """
+        """Return what encodes and decodes a layer; None if nothing was learned yet."""
         coder = self._coders.get(layer_idx)
         if coder is None:
             state = self._state(layer_idx)

@@ -33,9 +33,6 @@ class RowFiles:
         files: the files of records.
         row_crc32: of each document sealed and written since the last `show`: layer ->
             crc32 of its records.
-
-    Raises:
-        StoreError: a file is missing or shorter than the catalogue says.
     """
 
     def __init__(
@@ -47,17 +44,12 @@ class RowFiles:
     ) -> None:
         self.coding = coding or RowCoding(layout, "exact")
         self._layout = layout
-        self._num_rows = num_rows
+        self.num_rows = num_rows
         self.row_crc32: list[dict[int, int]] = []
         # Runs (layer -> rows) that wait to be written; the last list is the unsealed document's.
         self._waiting: list[list[dict[int, torch.Tensor]]] = [[]]
         sizes = self.coding.record_bytes
         self.files = AppendFiles(directory / FOLDER, sizes, dict.fromkeys(sizes, num_rows))
-
-    @property
-    def num_rows(self) -> int:
-        """How many rows are committed."""
-        return self._num_rows
 
     def append(self, rows: Rows) -> None:
         """Put rows after everything appended so far; they reach the disk at `flush`.
@@ -71,11 +63,7 @@ class RowFiles:
             self._write_waiting()
 
     def append_rows(self, layer_idx: int, rows: torch.Tensor) -> None:
-        """Put rows (n, Hkv, D + Dv) after everything appended to one layer so far.
-
-        Raises:
-            MemoryMismatchError, StoreError: as `append`.
-        """
+        """Put rows (n, Hkv, D + Dv) after everything appended to one layer; errors as `append`."""
         coder = self.coding.coder(layer_idx)
         assert coder is not None  # the caller has made it learn
         self.append_records(layer_idx, coder.encode(rows.cpu()).flatten(1))
@@ -109,7 +97,7 @@ class RowFiles:
 
     def show(self, num_rows: int, *, anew: bool = False) -> None:
         """Show the first `num_rows` rows; forget what was appended after them, give space back."""
-        self._num_rows = num_rows
+        self.num_rows = num_rows
         self.row_crc32, self._waiting = [], [[]]
         self.coding.forget_new()
         self.files.show(dict.fromkeys(self._layout.layers, num_rows), anew=anew)

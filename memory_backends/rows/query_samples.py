@@ -2,9 +2,9 @@
 
 Which tokens are sampled depends on the row id alone, so a run that was interrupted and resumed
 samples the same: every 64th of the first 16,384 rows, and half as densely with each doubling of
-the id. A memory of ten million rows has some 1,500 samples. Samples are float16, all query heads of
-one token together, in append-only files `queries/layer-000.bin`, or in RAM with the rows. They
-outlive the document they came from: they say what queries look like, not what it said.
+the id: some 1,500 of ten million. Samples are float16, all query heads of one token together, in
+append-only files `queries/layer-000.bin`, or in RAM with the rows. They outlive their document:
+they say what queries look like, not what it said.
 """
 
 from __future__ import annotations
@@ -56,13 +56,8 @@ def sampled_rows(first: int, stop: int) -> Int64Array:
 class QuerySamples:
     """Samples of each layer, in files or, without a directory, in RAM.
 
-    Args:
-        layout: the shape of the memory.
-        directory: the store's; None for RAM.
-        sampled: layer -> its heads and how many samples of it are committed.
-
-    Raises:
-        StoreError: a file is missing or shorter than that.
+    Attributes:
+        num_heads: layer -> query heads, of the layers that have samples or are about to.
     """
 
     def __init__(
@@ -72,17 +67,12 @@ class QuerySamples:
         sampled: Mapping[int, SampledLayer],
     ) -> None:
         self._layout = layout
-        self._heads: dict[int, int] = {}
+        self.num_heads: dict[int, int] = {}
         self._appended: dict[int, Segment] = {}  # since the last seal
         self._files = None if directory is None else AppendFiles(directory / FOLDER, {}, {})
         self._tensors: dict[int, list[torch.Tensor]] = {}  # of (n, H, D) float16
         self._sealed: dict[int, int] = {}  # layer -> how many of `_tensors` are sealed
         self.show(sampled)
-
-    @property
-    def num_heads(self) -> Mapping[int, int]:
-        """Layer -> query heads, of the layers that have samples or are about to."""
-        return self._heads
 
     def append(self, rows: Rows, first: int) -> None:
         """Keep the samples among `rows`, the first of which gets the id `first`."""
@@ -94,7 +84,7 @@ class QuerySamples:
 
     def append_samples(self, layer_idx: int, samples: torch.Tensor) -> None:
         """Put samples (s, H, D) float16 after everything appended to one layer so far."""
-        if layer_idx not in self._heads:
+        if layer_idx not in self.num_heads:
             self._add_layer(layer_idx, SampledLayer(samples.shape[1], 0))
         data = samples.contiguous().numpy().tobytes()
         before = self._appended.get(layer_idx, Segment(0, 0))
@@ -132,8 +122,8 @@ class QuerySamples:
         self._appended.clear()
         if self._files is not None:
             self._files.show({idx: layer.num_samples for idx, layer in sampled.items()})
-        for layer_idx in self._heads.keys() - sampled.keys():  # of a document that did not come
-            del self._heads[layer_idx]
+        for layer_idx in self.num_heads.keys() - sampled.keys():  # of a document that did not come
+            del self.num_heads[layer_idx]
             self._tensors.pop(layer_idx, None)
         for layer_idx, layer in sampled.items():
             self._add_layer(layer_idx, layer)
@@ -142,7 +132,7 @@ class QuerySamples:
     def layer(self, layer_idx: int) -> torch.Tensor:
         """Return the samples of a layer, (s, H, head_dim) float16; (0, Hkv, D) if it has none."""
         layer = self._layout.layers[layer_idx]
-        heads = self._heads.get(layer_idx, layer.num_key_value_heads)
+        heads = self.num_heads.get(layer_idx, layer.num_key_value_heads)
         if self._files is not None and layer_idx in self._files:
             raw = self._files[layer_idx].records
             return raw.view(torch.float16).view(len(raw), heads, layer.head_dim)
@@ -163,7 +153,7 @@ class QuerySamples:
             self._files.close()
 
     def _add_layer(self, layer_idx: int, layer: SampledLayer) -> None:
-        self._heads[layer_idx] = layer.num_heads
+        self.num_heads[layer_idx] = layer.num_heads
         if self._files is None:
             self._tensors.setdefault(layer_idx, [])
         elif layer_idx not in self._files or not layer.num_samples:

@@ -32,11 +32,9 @@ class Flushed(NamedTuple):
 
 
 class RowStorage(Protocol):
-    """An append-only array of rows for each layer."""
+    """An append-only array of rows for each layer, of which the first `num_rows` are committed."""
 
-    @property
-    def num_rows(self) -> int:
-        """How many rows are committed."""
+    num_rows: int
 
     def append(self, rows: Rows) -> None:
         """Put rows after everything appended so far."""
@@ -53,9 +51,7 @@ class RowStorage(Protocol):
     def show(self, num_rows: int, *, anew: bool = False) -> None:
         """Show the first `num_rows` rows, and forget what was appended after them.
 
-        Args:
-            num_rows: how many the catalogue says there are.
-            anew: of the files as they are now, which another process may have replaced.
+        With `anew`, of the files as they are now, which another process may have replaced.
         """
 
     def gather(

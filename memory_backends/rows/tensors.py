@@ -20,13 +20,8 @@ class RowTensors:
         self._dtype = layout.dtype
         self._layout = layout
         self._buffers = {idx: self._empty(layer, 0) for idx, layer in layout.layers.items()}
-        self._committed = self._appended = self._sealed = 0
+        self.num_rows = self._appended = self._sealed = 0
         self._num_documents = 0  # sealed since the last `show`
-
-    @property
-    def num_rows(self) -> int:
-        """How many rows are committed."""
-        return self._committed
 
     def append(self, rows: Rows) -> None:
         """Put rows after everything appended so far."""
@@ -55,12 +50,12 @@ class RowTensors:
 
     def show(self, num_rows: int, *, anew: bool = False) -> None:
         """Show the first `num_rows` rows, and forget what was appended after them."""
-        self._committed = self._appended = self._sealed = num_rows
+        self.num_rows = self._appended = self._sealed = num_rows
         self._num_documents = 0
 
     def layer(self, layer_idx: int) -> torch.Tensor:
         """Return all committed rows of a layer, (M, Hkv, D + Dv), not a copy."""
-        return self._buffers[layer_idx][: self._committed]
+        return self._buffers[layer_idx][: self.num_rows]
 
     def gather(
         self, layer_idx: int, ids: torch.Tensor, heads: Sequence[int] | None = None

@@ -77,11 +77,7 @@ def check_ids(layer: LayerLayout, ids: torch.Tensor, num_rows: int) -> None:
 
 
 def usable_device(device: torch.device | str) -> torch.device:
-    """Return a device that tensors can live on.
-
-    Raises:
-        MemoryMismatchError: this machine or this torch has no such device.
-    """
+    """Return a device that tensors can live on; raise a MemoryMismatchError for others."""
     try:
         usable = torch.device(device)
         if usable.type == "meta":

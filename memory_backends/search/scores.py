@@ -58,10 +58,7 @@ def tied_queries(scores: torch.Tensor, k: int) -> torch.Tensor:
 def ranked(queries: torch.Tensor, keys: torch.Tensor, ids: torch.Tensor) -> SearchResult:
     """Rank candidates by their exact cosine in float64; equal ones stay in the order they have.
 
-    Args:
-        queries: (Hkv, N, D).
-        keys: (Hkv, N, c, D), each query's candidates.
-        ids: (Hkv, N, c) int64, the candidates' rows; -1 is ranked last.
+    For queries (Hkv, N, D), of keys (Hkv, N, c, D) with ids (Hkv, N, c); -1 is ranked last.
     """
     keys = keys.double()
     query = queries.to(keys.device).double().unsqueeze(-1)

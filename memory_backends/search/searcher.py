@@ -60,11 +60,7 @@ class Searcher(ABC):
 
     @classmethod
     def rows_device(cls, options: Any) -> torch.device:
-        """Return the device of the rows of a memory that has no files.
-
-        Raises:
-            MemoryMismatchError: this machine has no such device.
-        """
+        """Return the device of the rows of a memory without files; refuse one there is not."""
         return torch.device("cpu")
 
     # -- finding candidates ---------------------------------------------------------------------

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from memory_backends.rows.append_files import AppendFile, sync_folder
+from memory_backends.rows.append_files import AppendFile, sync_path
 from memory_backends.rows.files import FOLDER, RowFiles
 from memory_backends.scope import joined
 from memory_backends.store.store import Store
@@ -70,7 +70,7 @@ def _rewrite(file: AppendFile, live: Iterable[tuple[int, int]]) -> None:
             target.flush()
             os.fsync(target.fileno())
         partial.replace(file.path)
-        sync_folder(file.path.parent)
+        sync_path(file.path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()

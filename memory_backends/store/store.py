@@ -23,7 +23,7 @@ from memory_backends.errors import MemoryMismatchError, StoreError, reported
 from memory_backends.layout import MemoryLayout
 from memory_backends.rows import files as row_files
 from memory_backends.rows import query_samples as queries
-from memory_backends.rows.append_files import sync_folder
+from memory_backends.rows.append_files import sync_path
 from memory_backends.rows.coding import RowCoding
 from memory_backends.rows.files import RowFiles
 from memory_backends.rows.query_samples import QuerySamples
@@ -178,8 +178,8 @@ class Store:
         is_ours = not (path / CATALOG_FILE_NAME).exists()  # or another process was first
         if is_ours:
             self.catalog.copy_to(path, {})
-            sync_folder(path)
-            sync_folder(path.parent)
+            sync_path(path)
+            sync_path(path.parent)
         self._use(self._open_catalog())
 
         def after(error: type[BaseException] | None, *_: object) -> None:

@@ -51,28 +51,17 @@ class LayerCoder(Protocol):
 class RowCodec(Protocol):
     """A way to keep rows, for all layers of a memory."""
 
-    @property
-    def name(self) -> str:
-        """The name in the configuration."""
-
-    @property
-    def learns(self) -> bool:
-        """Whether the codec has a state. One that has none takes b"" for it."""
+    name: str
+    learns: bool  # whether it has a state; one that has none takes b"" for it
 
     def record_bytes(self, layer: LayerLayout) -> int:
         """Return the size of one token's and KV head's record."""
 
     def learn(self, layer: LayerLayout, rows: torch.Tensor) -> bytes:
-        """Return the state for a layer. The same rows give the same state.
+        """Return the state for a layer, which the same rows give again.
 
-        Args:
-            layer: the layer's shape.
-            rows: (n, Hkv, head_dim + value_head_dim), the first that the store gets, n >= 1.
+        The rows are the first that the store gets, (n, Hkv, head_dim + value_head_dim), n >= 1.
         """
 
     def coder(self, layer: LayerLayout, state: bytes) -> LayerCoder:
-        """Return what encodes and decodes with a state.
-
-        Raises:
-            StoreError: the state is damaged, or of another codec or layer.
-        """
+        """Return what encodes and decodes with a state; raise a StoreError for a wrong one."""
