@@ -60,10 +60,7 @@ class MemoryBackend:
         **options: of the searcher: see `ManualOptions` and `FaissOptions`.
 
     Attributes:
-        layout: see above.
-        memory_type: see above.
-        sinks: see above.
-        path: where the memory is kept; None if it is not.
+        path: where the memory is kept, maybe for as long as this object; None if it is not.
         searcher: finds the rows.
         num_changes: how often the rows that a search may find have changed, as far as this object
             knows.
@@ -115,12 +112,7 @@ class MemoryBackend:
 
     @classmethod
     def open(cls, path: Path | str, memory_type: str = "manual", **options: Any) -> Self:
-        """Open an existing store with the layout it has.
-
-        Args:
-            path: the store's directory.
-            memory_type: see the class; every kind opens every store.
-            **options: further arguments of the class.
+        """Open an existing store with the layout it has; every kind of searcher opens every store.
 
         Raises:
             StoreError: there is no store at `path`, or it is damaged.
@@ -227,9 +219,6 @@ class MemoryBackend:
     def sampled_queries(self, layer_idx: int) -> torch.Tensor:
         """Return the kept sample of the stored tokens' queries.
 
-        Args:
-            layer_idx: the model's layer.
-
         Returns:
             (Hkv, s, G, head_dim) float32 on the CPU, as the model compares them with keys; the
             G = H / Hkv query heads of a group share a KV head. (Hkv, 0, 1, head_dim) if none are
@@ -237,7 +226,6 @@ class MemoryBackend:
 
         Raises:
             MemoryMismatchError: a layer that is not the layout's.
-            StoreError: samples are damaged.
         """
         checked_layer(self.layout, layer_idx)
         return self._store.sampled_queries(layer_idx)
@@ -333,12 +321,7 @@ class MemoryBackend:
             self._changed()
 
     def set_setting(self, key: str, value: Any) -> None:
-        """Keep a setting of the caller's in the store, beside the memory's own.
-
-        Args:
-            key: a name that the store itself does not use.
-            value: plain JSON types.
-        """
+        """Keep a setting of the caller's, plain JSON types, by a key the store does not use."""
         with self._writing():
             self.catalog.set_setting(key, value)
 

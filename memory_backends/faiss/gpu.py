@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,11 @@ import numpy as np
 from memory_backends.errors import IndexFactoryError, MemoryMismatchError
 from memory_backends.faiss import index as faiss_index
 from memory_backends.faiss.lists import has_own_lists
+from memory_backends.faiss.search_parameters import LayerIndexes
 from memory_backends.layout import Float32Array, Int64Array, LayerLayout
+from memory_backends.rows.storage import loaded
 from memory_backends.search.checks import usable_device
+from memory_backends.search.searchable import SearchableRows
 
 RESERVE = 0.25  # of the free bytes: for the model's cache of the context and its activations
 _SCRATCH_BYTES = 2**28  # FAISS would take up to 1.5 GiB
@@ -179,8 +182,9 @@ class GPULayer:
 class GPULayers:
     """The layers that are on a GPU now."""
 
-    def __init__(self, gpu: GPU) -> None:
+    def __init__(self, gpu: GPU, rows: SearchableRows) -> None:
         self._gpu = gpu
+        self._rows = rows
         self._chosen: set[int] | None = None  # layers that fit; None until there is one to move
         self._layers: dict[int, GPULayer] = {}
         self._moving = threading.Lock()
@@ -197,19 +201,22 @@ class GPULayers:
     def moved(
         self,
         layer_idx: int,
-        heads: list[Any],
+        indexes: LayerIndexes,
         parameters: list[Any],
-        rows: Callable[[torch.device], torch.Tensor],
-        sizes: Callable[[], Mapping[int, int]],
+        *,
+        factory: str,
+        num_indexed: int,
+        may_move: Iterable[int],
     ) -> GPULayer | None:
         """Return a layer's copy, made now if it is the first search and the layer fits.
 
         Args:
             layer_idx: the layer.
-            heads: its indexes on the CPU, one a KV head.
+            indexes: its indexes on the CPU, of all KV heads.
             parameters: what searching them takes, without a selector.
-            rows: gives a copy of its rows on a device.
-            sizes: gives the bytes of every layer that may be moved.
+            factory: what the indexes are built with.
+            num_indexed: rows in each of them.
+            may_move: the layers that may be copied.
 
         Returns:
             None for a layer that is left to the CPU: it does not fit, or looks into too many lists.
@@ -219,21 +226,23 @@ class GPULayers:
             return copied
         with self._moving:
             if self._chosen is None:
-                self._chosen = set(layers_that_fit(sizes(), self._gpu.free_bytes()))
+                layout, num_rows = self._rows.layout, self._rows.stored.num_rows
+                sizes = {
+                    idx: bytes_on_gpu(
+                        layout.layers[idx], layout.dtype, num_rows, num_indexed, factory
+                    )
+                    for idx in may_move
+                }
+                self._chosen = set(layers_that_fit(sizes, self._gpu.free_bytes()))
             if layer_idx in self._chosen and layer_idx not in self._layers:
-                moved = self._move(heads, parameters, rows)
+                moved = self._move(layer_idx, indexes.heads, parameters)
                 if moved is None:
                     self._chosen.discard(layer_idx)
                 else:
                     self._layers[layer_idx] = moved
         return self._layers.get(layer_idx)
 
-    def _move(
-        self,
-        heads: list[Any],
-        parameters: list[Any],
-        rows: Callable[[torch.device], torch.Tensor],
-    ) -> GPULayer | None:
+    def _move(self, layer_idx: int, heads: list[Any], parameters: list[Any]) -> GPULayer | None:
         is_ivf = isinstance(faiss.downcast_index(heads[0]), faiss.IndexIVF)
         if is_ivf and not all(can_select(each.nprobe) for each in parameters):
             return None
@@ -242,7 +251,8 @@ class GPULayers:
                 indexes = [self._gpu.to_gpu(index) for index in heads]
             # A flat GPU index takes no parameters.
             taken = parameters if is_ivf else [None] * len(heads)
-            return GPULayer(self._gpu, indexes, taken, rows(self._gpu.device))
+            rows = loaded(self._rows.stored, self._rows.layout, layer_idx, self._gpu.device)
+            return GPULayer(self._gpu, indexes, taken, rows)
         except RuntimeError as error:  # the model has taken what was free a moment ago
             if _OUT_OF_MEMORY.search(str(error)) is None:
                 raise

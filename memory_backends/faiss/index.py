@@ -73,7 +73,7 @@ def check_factory(factory: str, dim: int) -> None:
             f"index {factory!r} must keep at most the {dim} components of a key; it makes "
             f"{inner.index.d} of them. Use a number up to {dim}."
         )
-    _parameters(index, None, factory)
+    search_parameters(index, None, name=factory)
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:  # FAISS ignores the metric for HNSW over PQ
         raise IndexFactoryError(
             f"index {factory!r} must search by inner product, metric {faiss.METRIC_INNER_PRODUCT}; "
@@ -135,6 +135,7 @@ def search_parameters(
     searchable: npt.NDArray[np.uint8] | None,
     nprobe: int | None = None,
     wider: float = 1.0,
+    name: str = "this index",
 ) -> Any:
     """Return what `search` needs for an index, and for others like it.
 
@@ -143,9 +144,30 @@ def search_parameters(
         searchable: little-endian bitmap over positions, or None for all of them.
         nprobe: lists that an IVF index looks into; None for one in `_SCANNED_SHARE`.
         wider: times as many lists, or neighbours of an HNSW index, are looked into.
+        name: of the index, in the error.
+
+    Raises:
+        IndexFactoryError: the index cannot leave removed rows out of a search.
     """
-    selector = None if searchable is None else faiss.IDSelectorBitmap(searchable)
-    return _parameters(index, selector, "this index", nprobe, wider)
+    inner = faiss.downcast_index(index)
+    if isinstance(inner, faiss.IndexPreTransform):
+        parameters = search_parameters(inner.index, searchable, nprobe, wider, name)
+        return faiss.SearchParametersPreTransform(index_params=parameters)
+    options = {} if searchable is None else {"sel": faiss.IDSelectorBitmap(searchable)}
+    if isinstance(inner, faiss.IndexIVF) and inner.nlist and not isinstance(inner, _NO_SELECTOR):
+        share = max(inner.nlist // _SCANNED_SHARE, _MIN_SCANNED)
+        effort = min(math.ceil(wider * (share if nprobe is None else nprobe)), inner.nlist)
+        return faiss.SearchParametersIVF(nprobe=effort, **options)
+    if isinstance(inner, faiss.IndexHNSW):
+        effort = min(math.ceil(wider * max(inner.hnsw.efSearch, 64)), max(inner.ntotal, 64))
+        return faiss.SearchParametersHNSW(efSearch=effort, **options)
+    if isinstance(inner, faiss.IndexFlat | faiss.IndexScalarQuantizer | faiss.IndexRaBitQ):
+        return faiss.SearchParameters(**options)
+    raise IndexFactoryError(
+        "index must be 'auto' or a factory string of the families Flat, SQ, RaBitQ, IVF and HNSW; "
+        f"got {name!r}, a FAISS {type(inner).__name__}, which cannot leave removed rows out of a "
+        "search."
+    )
 
 
 def search(
@@ -301,28 +323,3 @@ def _rows_to_train(index: Any) -> int:
     if isinstance(inner, _SCALAR_QUANTIZERS):
         rows = max(rows, _RANGE_ROWS)
     return int(rows)
-
-
-def _parameters(
-    index: Any, selector: Any, name: str, nprobe: int | None = None, wider: float = 1.0
-) -> Any:
-    """Return search parameters with the effort and the selector for the index's class."""
-    inner = faiss.downcast_index(index)
-    options = {} if selector is None else {"sel": selector}
-    if isinstance(inner, faiss.IndexIVF) and inner.nlist and not isinstance(inner, _NO_SELECTOR):
-        share = max(inner.nlist // _SCANNED_SHARE, _MIN_SCANNED)
-        effort = min(math.ceil(wider * (share if nprobe is None else nprobe)), inner.nlist)
-        return faiss.SearchParametersIVF(nprobe=effort, **options)
-    if isinstance(inner, faiss.IndexHNSW):
-        effort = min(math.ceil(wider * max(inner.hnsw.efSearch, 64)), max(inner.ntotal, 64))
-        return faiss.SearchParametersHNSW(efSearch=effort, **options)
-    if isinstance(inner, faiss.IndexPreTransform):
-        parameters = _parameters(inner.index, selector, name, nprobe, wider)
-        return faiss.SearchParametersPreTransform(index_params=parameters)
-    if isinstance(inner, faiss.IndexFlat | faiss.IndexScalarQuantizer | faiss.IndexRaBitQ):
-        return faiss.SearchParameters(**options)
-    raise IndexFactoryError(
-        "index must be 'auto' or a factory string of the families Flat, SQ, RaBitQ, IVF and HNSW; "
-        f"got {name!r}, a FAISS {type(inner).__name__}, which cannot leave removed rows out of a "
-        "search."
-    )

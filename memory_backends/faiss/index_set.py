@@ -11,7 +11,7 @@ import functools
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,14 +23,26 @@ from memory_backends.faiss.calibration import Effort
 from memory_backends.faiss.coverage import IndexedHeads
 from memory_backends.faiss.generation import Generation, write_generation
 from memory_backends.faiss.gpu import GPULayers
-from memory_backends.faiss.head_index import HeadIndex, LayerIndexes
 from memory_backends.faiss.options import FaissOptions
-from memory_backends.faiss.search_parameters import SearchParameters
+from memory_backends.faiss.search_parameters import LayerIndexes, SearchParameters
 from memory_backends.faiss.stored_layer import StoredLayer
 from memory_backends.layout import Int64Array
 from memory_backends.search.searchable import SearchableRows
 
 _GROWTH = 1.2  # times the rows that it was calibrated on, and an index is calibrated again
+
+
+class HeadIndex(NamedTuple):
+    """One (layer, KV head)'s FAISS index, with the rows at the first `num_rows` positions."""
+
+    num_rows: int
+    index: Any
+    efforts: list[Effort]  # what calibration found; empty if nothing
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the inverted lists are in the store's file."""
+        return faiss_index.mapped_lists(self.index) is not None
 
 
 class IndexSet:
@@ -78,8 +90,6 @@ class IndexSet:
             self._read_files()
         self.factory = "" if self.generation is None else self.generation.factory
         self.plan()
-
-    # -- which rows are indexed -----------------------------------------------------------------
 
     def plan(self) -> None:
         """Line up the indexes with the rows that a search may find."""
@@ -132,8 +142,6 @@ class IndexSet:
             # Unless another process has written meanwhile; then the rows are enough.
             if catalog.setting("index") == before and catalog.setting("num_rows") == num_rows:
                 raise
-
-    # -- files ----------------------------------------------------------------------------------
 
     @property
     def bytes_in_ram(self) -> int:
@@ -198,8 +206,6 @@ class IndexSet:
         mapped = [head for head in heads if complete[head].is_mapped]
         complete |= self._with_all_rows(layer_idx, self._begun(layer_idx, mapped, in_ram=True))
         return {head: (each.index, each.efforts) for head, each in complete.items()}
-
-    # -- building -------------------------------------------------------------------------------
 
     def of_layer(self, layer_idx: int, heads: Sequence[int] | None = None) -> LayerIndexes:
         """Return the indexes of some KV heads, or of all, with all of `ids` in them."""
@@ -273,26 +279,17 @@ class IndexSet:
         begun = {**begun, **self._begun(layer_idx, grow, in_ram=True)}
         complete: dict[int, HeadIndex] = {}
         for present in {each.num_rows for each in begun.values()}:  # those read the same rows
-            alike = {head: each for head, each in begun.items() if each.num_rows == present}
-            complete |= self._grown(layer_idx, alike, present)
+            heads = [head for head, each in begun.items() if each.num_rows == present]
+            indexes = [begun[head].index for head in heads]
+            efforts = [begun[head].efforts for head in heads]
+            rows = StoredLayer(self._store, layer_idx, heads)
+            add_rows(indexes, rows, present, self.ids)
+            if num_rows and (num_rows > _GROWTH * present or not all(efforts)):
+                is_sink = np.isin(self.ids, self._store.catalog.sink_rows())
+                efforts = calibrate(indexes, rows, self.ids, is_sink)
+            for head, index, effort in zip(heads, indexes, efforts, strict=True):
+                complete[head] = HeadIndex(num_rows, index, effort)
         return complete
-
-    def _grown(
-        self, layer_idx: int, begun: Mapping[int, HeadIndex], present: int
-    ) -> dict[int, HeadIndex]:
-        """Do what `_with_all_rows` does, to indexes with the first `present` of `ids` in them."""
-        rows = StoredLayer(self._store, layer_idx, list(begun))
-        indexes = [each.index for each in begun.values()]
-        efforts = [each.efforts for each in begun.values()]
-        add_rows(indexes, rows, present, self.ids)
-        has_grown = len(self.ids) > _GROWTH * present
-        if len(self.ids) and (has_grown or not all(efforts)):
-            is_sink = np.isin(self.ids, self._store.catalog.sink_rows())
-            efforts = calibrate(indexes, rows, self.ids, is_sink)
-        return {
-            head: HeadIndex(len(self.ids), index, effort)
-            for head, index, effort in zip(begun, indexes, efforts, strict=True)
-        }
 
     def _stay_mapped(self, files: Generation) -> bool:
         """Tell whether FAISS files stay on the disk: where they would take half of the bytes."""

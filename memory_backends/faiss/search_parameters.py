@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from memory_backends.faiss import index as faiss_index
-from memory_backends.faiss.calibration import least_effort
-from memory_backends.faiss.head_index import LayerIndexes
+from memory_backends.faiss.calibration import Effort, least_effort
 from memory_backends.faiss.selection import Selection
 from memory_backends.scope import Scope
 
@@ -19,6 +18,14 @@ _MAX_SELECTIONS = 64  # a bit a row each
 # what no stored token has asked, so the calibration, on stored tokens' queries, is too hopeful:
 # it loses passages that these find (benchmarks/quality.md).
 _THOROUGH = 192
+
+
+class LayerIndexes(NamedTuple):
+    """The indexes of the KV heads that are searched in one layer, all with the same rows."""
+
+    numbers: Sequence[int]  # which heads they are
+    heads: list[Any]
+    efforts: list[list[Effort]]
 
 
 class SearchParameters:

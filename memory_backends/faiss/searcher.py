@@ -21,20 +21,18 @@ from memory_backends.faiss.coverage import IndexedHeads, all_heads, checked
 from memory_backends.faiss.gpu import (
     GPULayer,
     GPULayers,
-    bytes_on_gpu,
     can_select,
     check_gpu_factory,
     gpu_of,
 )
-from memory_backends.faiss.head_index import LayerIndexes
 from memory_backends.faiss.index_set import IndexSet
 from memory_backends.faiss.options import FaissOptions
 from memory_backends.faiss.residency import ResidentLimit
-from memory_backends.faiss.search_parameters import SearchParameters
+from memory_backends.faiss.search_parameters import LayerIndexes, SearchParameters
 from memory_backends.faiss.selection import Selection, is_small
 from memory_backends.layout import Float32Array, Int64Array, MemoryLayout
 from memory_backends.rows.files import RowFiles
-from memory_backends.rows.storage import loaded, take_heads
+from memory_backends.rows.storage import take_heads
 from memory_backends.scope import Scope
 from memory_backends.search.scores import Precision, Retrieval, SearchResult
 from memory_backends.search.searchable import SearchableRows
@@ -75,7 +73,7 @@ class FaissSearcher(Searcher):
         if options.indexed_heads is not None:
             self.index_heads(options.indexed_heads)
         self._parameters = SearchParameters(options.recall)
-        self._gpu_layers = None if gpu is None else GPULayers(gpu)
+        self._gpu_layers = None if gpu is None else GPULayers(gpu, rows)
         self._indexes = IndexSet(rows, options, self._parameters, self._gpu_layers)
         self._limit: ResidentLimit | None = None
         if options.cache_bytes is not None:
@@ -130,7 +128,7 @@ class FaissSearcher(Searcher):
         layer_indexes = self._indexes.of_layer(layer_idx)
         parameters = self._parameters.of(layer_idx, layer_indexes, self._indexes.bitmap)
         wanted = queries.detach().to("cpu", torch.float32).contiguous().numpy()
-        on_gpu = None if self._gpu_layers is None else self._on_gpu(layer_idx, layer_indexes, k)
+        on_gpu = self._on_gpu(layer_idx, layer_indexes, k)
         if on_gpu is not None:
             positions = on_gpu.search(wanted, k)[1]
         else:
@@ -217,8 +215,8 @@ class FaissSearcher(Searcher):
         if not k:
             return scores, positions
         # Copies on a GPU are of whole layers; a few heads are not worth one.
-        may_be_copied = self._gpu_layers is not None and heads is None and selection is None
-        on_gpu = self._on_gpu(layer_idx, layer_indexes, k) if may_be_copied else None
+        is_whole = heads is None and selection is None
+        on_gpu = self._on_gpu(layer_idx, layer_indexes, k) if is_whole else None
         if on_gpu is not None:
             scores, positions = on_gpu.search(queries, k)
         else:
@@ -244,28 +242,16 @@ class FaissSearcher(Searcher):
 
     def _on_gpu(self, layer_idx: int, layer_indexes: LayerIndexes, k: int) -> GPULayer | None:
         """Return the layer's copy on the GPU; None if this search has to be on the CPU."""
-        assert self._gpu_layers is not None  # the caller has looked
-        if self._indexes.bitmap is not None or not can_select(k):
+        if self._gpu_layers is None or self._indexes.bitmap is not None or not can_select(k):
             return None
-        stored, num_indexed = self.rows.stored, len(self._indexes.ids)
-
-        def sizes() -> dict[int, int]:
-            return {
-                idx: bytes_on_gpu(
-                    self.layout.layers[idx],
-                    self.layout.dtype,
-                    stored.num_rows,
-                    num_indexed,
-                    self.factory,
-                )
-                for idx in self._indexed_heads
-            }
-
-        def rows(device: torch.device) -> torch.Tensor:
-            return loaded(stored, self.layout, layer_idx, device)
-
-        parameters = self._parameters.of(layer_idx, layer_indexes, self._indexes.bitmap)
-        return self._gpu_layers.moved(layer_idx, layer_indexes.heads, parameters, rows, sizes)
+        return self._gpu_layers.moved(
+            layer_idx,
+            layer_indexes,
+            self._parameters.of(layer_idx, layer_indexes, None),
+            factory=self.factory,
+            num_indexed=len(self._indexes.ids),
+            may_move=self._indexed_heads,
+        )
 
     def _mapped_memory(self) -> Iterator[tuple[int, int]]:
         """Yield address and bytes of everything that is mapped from the store's files now."""

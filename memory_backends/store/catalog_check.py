@@ -16,9 +16,6 @@ from memory_backends.scope import joined
 class CatalogCheck:
     """One reading of a catalogue, within a snapshot.
 
-    Args:
-        catalog: the catalogue.
-
     Attributes:
         spans: of the documents whose records are in order, ascending.
         reasons: what is wrong.

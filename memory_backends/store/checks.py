@@ -14,12 +14,7 @@ from memory_backends.rows.query_samples import sampled_rows
 
 
 def check_document(document: Document) -> None:
-    """Check that the parts of a document fit together.
-
-    Raises:
-        DocumentError: an empty name, token ids that are not (T,), offsets that are not (T, 2),
-            metadata that is not flat.
-    """
+    """Raise a DocumentError if the parts of a document do not fit together."""
     if not document.name:
         raise DocumentError("a document needs a name; got ''. Give it one, such as its file's.")
     ids = np.shape(document.token_ids)
@@ -37,13 +32,9 @@ def check_document(document: Document) -> None:
 
 
 def check_rows(rows: Rows, layout: MemoryLayout, document: Document, first: int) -> None:
-    """Check that rows are the layout's and the document's, and can be searched.
+    """Check that a run of rows is the layout's and the document's, and can be searched.
 
-    Args:
-        rows: a run of the document's rows.
-        layout: the shape that they must have.
-        document: whose tokens they say they are.
-        first: how many rows of the document came before them, for messages.
+    The document's rows before them are `first`, for messages.
 
     Raises:
         MemoryMismatchError: a shape, dtype or layer that is not the layout's, a token that is not

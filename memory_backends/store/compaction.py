@@ -27,11 +27,7 @@ _BYTES_AT_ONCE = 2**22
 def compact(store: Store) -> int:
     """Make holes of the rows that no document has; return the bytes given back.
 
-    Args:
-        store: has a directory, and is being written by nobody else.
-
-    Raises:
-        OSError, StoreError: the disk is full; the store is as good as before.
+    Nobody else may be writing to the store, which is as good as before if the disk is full.
     """
     rows, catalog = store.rows, store.catalog
     assert isinstance(rows, RowFiles)

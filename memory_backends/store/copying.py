@@ -22,11 +22,7 @@ _ROWS_AT_ONCE = 4096
 
 
 def copy_store(store: Store, directory: Path) -> None:
-    """Write a copy of a memory to an empty directory, with holes for removed rows.
-
-    Raises:
-        StoreError: the directory cannot be written, or the memory's own store is damaged.
-    """
+    """Write a copy of a memory to an empty directory, with holes for removed rows."""
     directory.mkdir(parents=True, exist_ok=True)
     catalog, samples = store.catalog, store.samples
     try:

@@ -25,12 +25,7 @@ from memory_backends.store.directory import INDEX_FOLDER, check_directory, check
 
 
 class Damage(NamedTuple):
-    """What is wrong with one file.
-
-    Attributes:
-        file: its path in the store, with "/" between the parts.
-        reason: what was expected and what is there.
-    """
+    """What is wrong with one file, by its path in the store with "/" between the parts."""
 
     file: str
     reason: str
@@ -93,8 +88,7 @@ def verify(path: Path | str) -> list[Damage]:
 class _Reading:
     """The files that a catalogue names, opened within one snapshot of it.
 
-    Attributes:
-        damage: what was wrong with the files' records, sizes and names.
+    `damage` is what was wrong with the files' records, sizes and names.
     """
 
     def __init__(self, directory: Path, catalog: Catalog, at_end: contextlib.ExitStack) -> None:
