@@ -228,7 +228,7 @@ class MemoryBackend:
             MemoryMismatchError: a layer that is not the layout's.
         """
         checked_layer(self.layout, layer_idx)
-        return self._store.sampled_queries(layer_idx)
+        return self._store.samples.grouped(layer_idx)
 
     def __len__(self) -> int:
         """Rows that a search may find."""

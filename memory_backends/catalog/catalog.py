@@ -54,7 +54,8 @@ class Catalog(CatalogReader):
         """Make an empty catalogue in RAM."""
         connection = connect_to(":memory:")
         with transaction(connection):
-            schema.create_tables(connection)
+            for statement in schema.SCHEMA:
+                connection.execute(statement)
             for key, value in {
                 "format_version": FORMAT_VERSION,
                 "layout": layout.to_json(),

@@ -61,12 +61,6 @@ SCHEMA = (
 )
 
 
-def create_tables(connection: sqlite3.Connection) -> None:
-    """Make the tables, within the caller's transaction."""
-    for statement in SCHEMA:
-        connection.execute(statement)
-
-
 def check_schema(connection: sqlite3.Connection) -> None:
     """Raise a StoreError for a database with other tables, or with views or triggers."""
     query = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL"

@@ -12,12 +12,13 @@ from memory_backends.faiss import index as faiss_index
 from memory_backends.faiss.calibration import Effort, K, Nearest, efforts
 from memory_backends.faiss.lists import (
     ListBias,
-    NearestList,
     QueryMetric,
     add_to_lists,
     has_own_lists,
     keeps_keys,
     lists_of,
+    means_of,
+    nearest_of,
     train_lists,
 )
 from memory_backends.layout import Float32Array, Int64Array
@@ -54,16 +55,17 @@ def add_rows(indexes: list[Any], rows: LayerRows, present: int, ids: Int64Array)
                 train_lists(index, keys, metric)
             else:
                 index.train(keys)
-    nearest = [
-        NearestList(index, metric) if has_own_lists(index) else None
+    means = [
+        metric.map(means_of(index)) if has_own_lists(index) else None
         for index, metric in zip(indexes, metrics, strict=True)
     ]
     for batch in _batches(ids[present:]):
-        for index, list_of, keys in zip(indexes, nearest, _unit(rows.keys(batch)), strict=True):
-            if list_of is None:
+        all_keys = _unit(rows.keys(batch))
+        for index, metric, mean, keys in zip(indexes, metrics, means, all_keys, strict=True):
+            if mean is None:
                 index.add(keys)
             else:
-                add_to_lists(index, keys, list_of(keys))
+                add_to_lists(index, keys, nearest_of(metric.map(keys), mean))
 
 
 def calibrate(

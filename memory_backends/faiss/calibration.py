@@ -24,20 +24,12 @@ _EFFORTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 51
 
 
 class Effort(NamedTuple):
-    """What a search that looks into some number of lists finds.
+    """What a search that looks into some number of lists finds."""
 
-    Attributes:
-        nprobe: how many lists it looks into.
-        attention: share of the attention paid to the exact `K` nearest rows that goes to found
-            rows.
-        recall: share of the exact `K` nearest rows that are found.
-        scanned: share of all rows that are compared with the query.
-    """
-
-    nprobe: int
-    attention: float
-    recall: float
-    scanned: float
+    nprobe: int  # how many lists it looks into
+    attention: float  # share of the attention paid to the exact `K` nearest rows that it finds
+    recall: float  # share of the exact `K` nearest rows that it finds
+    scanned: float  # share of all rows that are compared with the query
 
 
 def efforts(

@@ -18,18 +18,11 @@ IndexedHeads = Mapping[int, tuple[int, ...]]  # layer -> KV heads, both ascendin
 
 
 class Coverage(NamedTuple):
-    """The heads that have FAISS files, and the bytes of these.
-
-    Attributes:
-        heads: which they are.
-        num_bytes: of their files.
-        all_bytes: an estimate of what files of all heads would take: as many bytes for a key's
-            component as in the files there are; 0 if there are none.
-    """
+    """The heads that have FAISS files, and the bytes of these."""
 
     heads: IndexedHeads
     num_bytes: int
-    all_bytes: int
+    all_bytes: int  # an estimate for files of all heads, as large for each; 0 if there are none
 
 
 def all_heads(layout: MemoryLayout, layers: Iterable[int] | None = None) -> IndexedHeads:

@@ -35,26 +35,15 @@ _ADVICE = "Run `emt rebuild`: the index is made anew from the rows."
 
 @dataclass(frozen=True)
 class Generation:
-    """One complete set of FAISS files.
-
-    Attributes:
-        folder: where they are.
-        option: the factory string that the user gave.
-        factory: the one they were built with.
-        heads: layer -> the KV heads that have files, ascending.
-        num_rows: vectors in each file.
-        efforts: layer -> for each of its `heads`, what searching more and more lists finds; no
-            entry where nothing was calibrated.
-        files: name -> its size and crc32.
-    """
+    """One complete set of FAISS files."""
 
     folder: Path
-    option: str
-    factory: str
+    option: str  # the factory string that the user gave
+    factory: str  # the one they were built with
     heads: IndexedHeads
-    num_rows: int
-    efforts: Mapping[int, list[list[Effort]]]
-    files: Mapping[str, Mapping[str, int]]
+    num_rows: int  # vectors in each file
+    efforts: Mapping[int, list[list[Effort]]]  # layer -> of each of its heads; none uncalibrated
+    files: Mapping[str, Mapping[str, int]]  # name -> its size and crc32
 
     @classmethod
     def current(cls, directory: Path, catalog: Catalog) -> Generation | None:
@@ -184,9 +173,9 @@ def write_generation(
         ids: (n,) the row of each position.
         layers: layer -> a call that gives, for each KV head to be written, ascending, its index and
             what calibration found of it; called when the layer is written, one at a time.
-        option: the factory string that the user gave.
-        factory: the one that the indexes are built with.
-        recall: what they are calibrated for.
+        option: as in `Generation`, like `factory`.
+        factory: see there.
+        recall: what the indexes are calibrated for.
 
     Raises:
         StoreError: the files cannot be written; the generation before stays in force.

@@ -153,19 +153,12 @@ def can_select(number: int) -> bool:
 
 @dataclass(frozen=True)
 class GPULayer:
-    """One layer's copy.
-
-    Attributes:
-        gpu: where it is.
-        heads: a GPU index for each KV head.
-        parameters: what `search` needs for each of them.
-        rows: (M, Hkv, head_dim + value_head_dim).
-    """
+    """One layer's copy."""
 
     gpu: GPU
-    heads: list[Any]
-    parameters: list[Any]
-    rows: torch.Tensor
+    heads: list[Any]  # a GPU index for each KV head
+    parameters: list[Any]  # what `search` needs for each of them
+    rows: torch.Tensor  # (M, Hkv, head_dim + value_head_dim)
 
     def search(self, queries: Float32Array, k: int) -> tuple[Float32Array, Int64Array]:
         """Return inner products and positions, each (Hkv, N, k), for queries (Hkv, N, D)."""

@@ -45,10 +45,6 @@ _SCOPED_SHARE = 8
 class FaissSearcher(Searcher):
     """Search by FAISS, with FAISS files in the store.
 
-    Args:
-        rows: the rows that may be found.
-        options: see `FaissOptions`.
-
     Raises:
         IndexFactoryError: FAISS rejects `index`, or it cannot serve a memory; with a GPU, the
             installed FAISS has no GPU support, or none for such an index.

@@ -38,20 +38,15 @@ class Selection:
         rows: the scope's searchable rows, ascending; at least one.
         ids: the row at each position of the index.
         num_rows: all rows of the memory have ids below.
-
-    Attributes:
-        bitmap: little-endian over positions, of the scope's rows.
-        unindexed: rows of the scope that the index does not have.
-        wider: how many times the lists of an unscoped search are looked into.
-        parameters: (layer, KV head) -> FAISS search parameters.
     """
 
     def __init__(self, rows: Int64Array, ids: Int64Array, num_rows: int) -> None:
         is_wanted = np.zeros(num_rows, dtype=bool)
         is_wanted[rows] = True
         selected = is_wanted[ids]
-        self.bitmap = np.packbits(selected, bitorder="little")
+        self.bitmap = np.packbits(selected, bitorder="little")  # over positions
         is_wanted[ids] = False
-        self.unindexed = np.flatnonzero(is_wanted)  # attention sinks that are not the memory's own
-        self.wider = (len(ids) / len(rows)) ** 0.5
+        # Rows of the scope that the index does not have: sinks that are not the memory's own.
+        self.unindexed = np.flatnonzero(is_wanted)
+        self.wider = (len(ids) / len(rows)) ** 0.5  # times the lists of an unscoped search
         self.parameters: dict[tuple[int, int, bool], Any] = {}

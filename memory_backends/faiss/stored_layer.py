@@ -38,6 +38,6 @@ class StoredLayer:
 
     def queries(self) -> Float32Array:
         """Return sampled queries, (h, s, G, head_dim) float32."""
-        samples = self._store.sampled_queries(self._layer_idx)
+        samples = self._store.samples.grouped(self._layer_idx)
         chosen: Float32Array = (samples if self._heads is None else samples[self._heads]).numpy()
         return chosen

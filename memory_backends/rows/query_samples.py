@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 import numpy as np
 
+from memory_backends.errors import StoreError
 from memory_backends.layout import Int64Array, MemoryLayout, Rows
 from memory_backends.rows.append_files import AppendFiles
 
@@ -140,11 +141,17 @@ class QuerySamples:
         return torch.cat([empty, *self._tensors.get(layer_idx, [])])
 
     def grouped(self, layer_idx: int) -> torch.Tensor:
-        """Return the samples of a layer by KV head, (Hkv, s, G, head_dim) float32."""
+        """Return the samples of a layer by KV head; see `MemoryBackend.sampled_queries`."""
         layer, samples = self._layout.layers[layer_idx], self.layer(layer_idx)  # (s, H, D)
         num_heads, groups = layer.num_key_value_heads, samples.shape[1] // layer.num_key_value_heads
         grouped = samples.view(len(samples), num_heads, groups, layer.head_dim)
-        return grouped.transpose(0, 1).float()  # (Hkv, s, G, D)
+        grouped = grouped.transpose(0, 1).float()  # (Hkv, s, G, D)
+        if not bool(torch.isfinite(grouped).all()):
+            raise StoreError(
+                f"the query samples of layer {layer_idx} must be finite; some are not. "
+                "The store is damaged: `emt verify` names the file, restore it from a copy."
+            )
+        return grouped
 
     def close(self) -> None:
         """Let go of files and tensors."""

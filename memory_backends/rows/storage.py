@@ -18,16 +18,11 @@ _ROWS_AT_ONCE = 4096  # decoded between file and device
 
 
 class Flushed(NamedTuple):
-    """What the catalogue has to know of rows that are durable now.
+    """What the catalogue has to know of rows that are durable now."""
 
-    Attributes:
-        row_crc32: of each document sealed since the last `show`: layer -> crc32 of its
-            records; {} without files.
-        codec_states: layer -> what the codec has learned from the store's first rows; {} if these
-            are not the first, or nothing has to be learned.
-    """
-
+    # Of each document sealed since the last `show`: layer -> of its records; {} without files.
     row_crc32: Sequence[Mapping[int, int]]
+    # Layer -> what the codec has learned from the store's first rows; {} if these are not they.
     codec_states: Mapping[int, bytes]
 
 

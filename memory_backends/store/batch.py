@@ -35,7 +35,10 @@ class Batch:
                 raises, too. The documents before this one stay in the batch.
         """
         check_document(document)
-        self._check_name(document.name)
+        if not self._replace:
+            waiting = any(new.document.name == document.name for new in self._documents)
+            if waiting or self._store.catalog.has_document(document.name):
+                raise name_taken(document.name)
         try:
             new = self._appended(document, runs)
         except BaseException:
@@ -96,11 +99,6 @@ class Batch:
             store.samples.seal(),
             row_crc32={},  # `flush` tells
         )
-
-    def _check_name(self, name: str) -> None:
-        waiting = any(new.document.name == name for new in self._documents)
-        if not self._replace and (waiting or self._store.catalog.has_document(name)):
-            raise name_taken(name)
 
 
 def written(

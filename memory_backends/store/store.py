@@ -110,16 +110,6 @@ class Store:
         self.rows.show(self.catalog.num_rows)
         self.samples.show(self.catalog.query_samples())
 
-    def sampled_queries(self, layer_idx: int) -> torch.Tensor:
-        """Return the sample of a layer's queries; see `MemoryBackend.sampled_queries`."""
-        samples = self.samples.grouped(layer_idx)
-        if not bool(torch.isfinite(samples).all()):
-            raise StoreError(
-                f"the query samples of layer {layer_idx} must be finite; some are not. "
-                "The store is damaged: `emt verify` names the file, restore it from a copy."
-            )
-        return samples
-
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Let one thread of one process write, to a store that is there.

@@ -103,13 +103,9 @@ def quantise(numbers: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
 
 
 class BitPacking:
-    """Codes of fixed mixed widths, one after the other, the low bit first.
+    """Codes of fixed `widths`, one after the other, the low bit first, in `num_bytes` for all.
 
     Records are columns here: an operation on one code of all records then reads memory in order.
-
-    Args:
-        widths: (R,) int64 of 0 to MAX_BITS.
-        num_bytes: size of a packed record, enough for all.
     """
 
     def __init__(self, widths: torch.Tensor, num_bytes: int) -> None:

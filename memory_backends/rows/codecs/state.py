@@ -24,20 +24,13 @@ _KEY_WEIGHT = 16.0  # least KL of 1, 4 and 16 on the text of scripts/bench_codec
 
 @dataclass(frozen=True)
 class QuantisedState:
-    """The statistics of one layer.
+    """The statistics of one layer."""
 
-    Attributes:
-        levels: (NUM_LEVELS,) float32, as `gaussian_levels`.
-        widths: (R,) uint8, bits of each coordinate, the same for all heads.
-        std: (Hkv, R) float32, standard deviations along the axes, > 0.
-        centres: (Hkv, C, R) float32, the mean and the first rows.
-        axes: (Hkv, D, D) and (Hkv, Dv, Dv) float16, rows are the principal axes, widest first.
-    """
-
-    levels: torch.Tensor
-    widths: torch.Tensor
-    std: torch.Tensor
-    centres: torch.Tensor
+    levels: torch.Tensor  # (NUM_LEVELS,) float32, as `gaussian_levels`
+    widths: torch.Tensor  # (R,) uint8, bits of each coordinate, the same for all heads
+    std: torch.Tensor  # (Hkv, R) float32, standard deviations along the axes, > 0
+    centres: torch.Tensor  # (Hkv, C, R) float32, the mean and the first rows
+    # (Hkv, D, D) and (Hkv, Dv, Dv) float16, rows are the principal axes, widest first.
     axes: tuple[torch.Tensor, torch.Tensor]
 
     def to_bytes(self) -> bytes:
