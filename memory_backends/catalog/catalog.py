@@ -142,10 +142,7 @@ class Catalog(CatalogReader):
             documents: in the order of their rows, which are those after `num_rows`.
             query_heads: layer -> query heads, of the layers that get their first samples.
             codec_states: layer -> what the codec learned from these rows, if they are the first.
-            replace: remove the documents of those names first, in the same transaction.
-
-        Raises:
-            DocumentError: a name is taken and `replace` is False.
+            replace: remove the documents of those names first; else a DocumentError names one.
         """
         ids = []
         with self._transaction():
@@ -174,8 +171,6 @@ class Catalog(CatalogReader):
         check_metadata(metadata, name)
         with self._transaction():
             write_metadata(self.connection, self._span(name)[0], metadata)
-
-    # -- removing -------------------------------------------------------------------------------
 
     def remove_document(self, name: str) -> int:
         """Remove a document; return how many rows it had.

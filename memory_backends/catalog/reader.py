@@ -115,8 +115,6 @@ class CatalogReader:
         with self._lock, as_store_error(self.path):
             return schema.read_setting(self.connection, key)
 
-    # -- documents ------------------------------------------------------------------------------
-
     def document_names(self) -> list[str]:
         """Return the names of all documents, in the order they were written."""
         return [name for name, _, _ in self.document_sizes()]
@@ -201,8 +199,6 @@ class CatalogReader:
                 if first <= row < stop:
                     owners[row] = str(name)
         return owners
-
-    # -- rows -----------------------------------------------------------------------------------
 
     def record_spans(self) -> Iterator[RecordSpan]:
         """Yield where each document's rows are, ascending, with the checksums of their records."""

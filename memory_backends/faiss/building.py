@@ -73,11 +73,8 @@ def calibrate(
 ) -> list[list[Effort]]:
     """Rank lists by their best keys, and measure what searches of more and more lists find.
 
-    Args:
-        indexes: one a KV head, with all of `ids` in them.
-        rows: where keys and queries come from.
-        ids: (n,) the row of each position.
-        is_sink: (n,) positions that are attention sinks.
+    The indexes, one a KV head, have all of `ids`, (n,), at their positions; `is_sink`, (n,), marks
+    attention sinks.
 
     Returns:
         One list a head; empty ones for an index without lists, or with too few sampled queries.

@@ -167,18 +167,10 @@ def write_generation(
 ) -> Generation:
     """Write FAISS files to a new generation, make it the store's, and delete the others.
 
-    Args:
-        directory: the store's.
-        catalog: of the store, locked for writing.
-        ids: (n,) the row of each position.
-        layers: layer -> a call that gives, for each KV head to be written, ascending, its index and
-            what calibration found of it; called when the layer is written, one at a time.
-        option: as in `Generation`, like `factory`.
-        factory: see there.
-        recall: what the indexes are calibrated for.
-
-    Raises:
-        StoreError: the files cannot be written; the generation before stays in force.
+    The catalogue is locked for writing; if writing fails, the generation before stays in force. A
+    call of `layers` gives one layer's indexes, for each KV head to be written, ascending, and what
+    calibration for `recall` found of it; one layer is in RAM at a time. `ids` are (n,) the row of
+    each position, `option` and `factory` as in `Generation`.
     """
     folder = directory / INDEX_FOLDER / f"{_last_number(directory, catalog) + 1:06d}"
     efforts: dict[int, list[list[Effort]]] = {}

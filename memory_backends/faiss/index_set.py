@@ -54,11 +54,8 @@ class IndexSet:
     writes to the store or refreshes it, while no other searches. A thread that makes indexes asks
     the catalogue, so none may call `of_layer` from within a snapshot.
 
-    Args:
-        rows: those that a search may find, and the store with the FAISS files.
-        options: of the searcher.
-        parameters: forgotten here when an index or a position is another.
-        copies: of layers on a GPU, forgotten here when a position is another row.
+    `parameters`, and `copies` of layers on a GPU, are forgotten here when an index or the row at a
+    position is another.
 
     Attributes:
         ids: (positions,) the row at each position, of every index.
@@ -168,13 +165,7 @@ class IndexSet:
         )
 
     def write(self, wanted: IndexedHeads) -> None:
-        """Write FAISS files of some heads to a new generation and make it the store's.
-
-        Nothing is written where those in force are up to date.
-
-        Raises:
-            StoreError: the files cannot be written; those before stay in force.
-        """
+        """Write FAISS files of some heads to a new generation, unless those in force will do."""
         if self.generation is not None and self.is_written(wanted):
             self.generation.remove_others()
             return

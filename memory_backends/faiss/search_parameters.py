@@ -52,14 +52,10 @@ class SearchParameters:
         selection: Selection | None = None,
         is_thorough: bool = False,
     ) -> list[Any]:
-        """Return the search parameters of each head's index.
+        """Return the search parameters of each head's index of a layer.
 
-        Args:
-            layer_idx: the layer.
-            indexes: its indexes.
-            bitmap: little-endian over positions, of the rows that may be found; None for all.
-            selection: the rows of a scope, in place of `bitmap`.
-            is_thorough: look into more lists; see `_THOROUGH`.
+        They select the rows of `bitmap`, little-endian over positions, all rows if it is None, or
+        in its place those of a scope's `selection`. With `is_thorough`, see `_THOROUGH`.
         """
         kept = self._parameters if selection is None else selection.parameters
         bitmap = bitmap if selection is None else selection.bitmap

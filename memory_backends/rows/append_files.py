@@ -153,12 +153,9 @@ class AppendFile:
 
 
 class AppendFiles(dict[int, AppendFile]):
-    """A folder with one `AppendFile` a layer: `layer-000.bin`. Maps layers to files.
+    """A folder, made with its first file, with one `AppendFile` a layer. Maps layers to files.
 
-    Args:
-        folder: where they are; made with the first file.
-        record_bytes: layer -> bytes of one record.
-        num_records: layer -> how many are committed; 0 if a layer is not there.
+    `record_bytes` are by layer, and `num_records`, how many are committed: 0 for others.
     """
 
     def __init__(

@@ -27,10 +27,7 @@ def record_bytes(layout: MemoryLayout, codec_name: str) -> dict[int, int]:
 class RowCoding:
     """The codec of a store, and a coder for each layer of it.
 
-    Args:
-        layout: the shape of the rows.
-        codec_name: see `codecs.row_codec`.
-        read_state: gives a layer's committed state, or None if nothing has been committed yet.
+    `read_state` gives a layer's committed state, or None if nothing has been committed yet.
 
     Attributes:
         record_bytes: layer -> bytes of one row's record.

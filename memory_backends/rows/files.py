@@ -21,15 +21,10 @@ class RowFiles:
 
     Committed rows are mapped read-only, so opening reads nothing and memory is the page cache's.
     The first rows of a store wait in RAM until there are enough for the codec to learn from, or
-    until `flush`.
-
-    Args:
-        layout: the shape of the rows.
-        directory: the store's.
-        num_rows: how many rows are committed.
-        coding: how rows become records; exactly, if None.
+    until `flush`. Without a `coding`, rows are kept exactly.
 
     Attributes:
+        num_rows: how many rows are committed.
         files: the files of records.
         row_crc32: of each document sealed and written since the last `show`: layer ->
             crc32 of its records.

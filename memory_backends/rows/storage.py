@@ -78,15 +78,9 @@ def interleave(rows: Rows, layer_idx: int) -> torch.Tensor:
 def gather_heads(
     rows: torch.Tensor, ids: torch.Tensor, heads: Sequence[int] | None = None
 ) -> torch.Tensor:
-    """Take each head's own rows.
+    """Take each head's own rows: of (M, Hkv, R), by ids (h, ...) of `heads` or all, (h, ..., R).
 
-    Args:
-        rows: (M, Hkv, R), contiguous.
-        ids: (h, ...) int64 below M, on the same device; -1 takes any row.
-        heads: the h KV heads that `ids` are of; all Hkv if None.
-
-    Returns:
-        (h, ..., R); zeros if there are no rows.
+    -1 takes any row; if there are none, zeros.
     """
     num_rows, num_heads, row_dim = rows.shape
     if not num_rows:

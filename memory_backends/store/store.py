@@ -45,11 +45,6 @@ class Store:
         device: where rows live that are not in files.
         row_codec: how a new store has its rows; one that is opened keeps its own.
 
-    Attributes:
-        catalog: documents, settings and removed rows.
-        rows: keys and values.
-        samples: some of the tokens' queries.
-
     Raises:
         MemoryMismatchError: the store has another layout or identity, or there is no such codec.
         StoreError: there is something else at `path`, or the store is damaged.
@@ -112,11 +107,7 @@ class Store:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Let one thread of one process write, to a store that is there.
-
-        Raises:
-            StoreError: another thread or process is writing, or the directory cannot be written.
-        """
+        """Let one thread of one process write, to a store that is there; refuse others."""
         if not self._thread_writes.acquire(blocking=False):
             raise StoreError(_IS_WRITING)
         with contextlib.ExitStack() as locks:
@@ -133,8 +124,6 @@ class Store:
         self.rows.close()
         self.samples.close()
         self.catalog.close()
-
-    # -- opening --------------------------------------------------------------------------------
 
     def _open_catalog(self) -> Catalog:
         if self.path is None or has_no_store(self.path):
