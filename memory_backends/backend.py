@@ -25,7 +25,7 @@ import torch
 
 from memory_backends.catalog import Catalog
 from memory_backends.errors import MemoryMismatchError, StoreError, reported
-from memory_backends.layout import Document, MemoryLayout, Rows
+from memory_backends.layout import Document, Heads, MemoryLayout, Rows
 from memory_backends.registry import make_options, searcher_class
 from memory_backends.rows.codecs import CODEC_NAMES
 from memory_backends.scope import Scope
@@ -146,7 +146,7 @@ class MemoryBackend:
         queries: torch.Tensor,
         k: int,
         *,
-        heads: Sequence[int] | None = None,
+        heads: Heads = None,
         scope: Scope | None = None,
     ) -> SearchResult:
         """Find the rows with the highest cosine similarity to each query, for each KV head.
@@ -226,6 +226,7 @@ class MemoryBackend:
 
         Raises:
             MemoryMismatchError: a layer that is not the layout's.
+            StoreError: samples are damaged.
         """
         checked_layer(self.layout, layer_idx)
         return self._store.samples.grouped(layer_idx)

@@ -61,11 +61,7 @@ def option_names(memory_type: str) -> list[str]:
 
 
 def make_options(memory_type: str, options: Mapping[str, Any]) -> Any:
-    """Return an instance of a searcher's `options_class`.
-
-    Raises:
-        MemoryMismatchError: there is no such searcher, or it has no such option.
-    """
+    """Return an instance of a searcher's `options_class`; errors as `searcher_class`."""
     names = option_names(memory_type)
     unknown = [name for name in options if name not in names]
     if unknown:

@@ -32,7 +32,7 @@ from memory_backends.catalog.documents import (
     insert_samples,
     write_row_checksums,
 )
-from memory_backends.catalog.metadata import check_metadata, delete_metadata, write_metadata
+from memory_backends.catalog.metadata import check_metadata, write_metadata
 from memory_backends.catalog.reader import CatalogReader, no_document
 from memory_backends.catalog.records import NewDocument
 from memory_backends.errors import MemoryMismatchError, StoreError
@@ -173,11 +173,7 @@ class Catalog(CatalogReader):
             write_metadata(self.connection, self._span(name)[0], metadata)
 
     def remove_document(self, name: str) -> int:
-        """Remove a document; return how many rows it had.
-
-        Raises:
-            DocumentError: there is no document of that name.
-        """
+        """Remove a document; return how many rows it had. A DocumentError if there is none."""
         with self._transaction():
             removed = delete_document(self.connection, name)
         if removed is None:
@@ -185,11 +181,7 @@ class Catalog(CatalogReader):
         return removed
 
     def remove_rows(self, ids: Iterable[int]) -> None:
-        """Remove single rows; other ids keep their rows and their documents.
-
-        Raises:
-            MemoryMismatchError: an id was never committed.
-        """
+        """Remove single rows; others keep their ids. A MemoryMismatchError if one never was."""
         wanted = np.unique(np.fromiter(ids, dtype=np.int64))
         outside = wanted[(wanted < 0) | (wanted >= self.num_rows)]
         if len(outside):
@@ -207,7 +199,7 @@ class Catalog(CatalogReader):
         """Remove every document and row. Ids are not used again."""
         with self._transaction():
             self.connection.execute("DELETE FROM documents")
-            delete_metadata(self.connection)
+            self.connection.execute("DELETE FROM metadata")
             schema.write_removed(self.connection, 0, self.num_rows)
 
     def vacuum(self) -> None:

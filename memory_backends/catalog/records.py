@@ -79,11 +79,7 @@ def to_record(new: NewDocument, first: int) -> tuple[Any, ...]:
 
 
 def from_record(record: tuple[Any, ...], num_rows: int) -> StoredDocument:
-    """Read a record, `COLUMNS` and the crc32, of a catalogue with `num_rows` rows.
-
-    Raises:
-        StoreError: it is damaged.
-    """
+    """Read a record, `COLUMNS` and the crc32, of `num_rows` rows; a StoreError if damaged."""
     damage = _damage(record, num_rows)
     if damage:
         raise damaged(f"the record of document {record[0]!r:.200}", damage)

@@ -47,11 +47,7 @@ class Generation:
 
     @classmethod
     def current(cls, directory: Path, catalog: Catalog) -> Generation | None:
-        """Return the generation in force; None if there is none, or its folder was deleted.
-
-        Raises:
-            StoreError: the catalogue's record of it is damaged, or a file has another size.
-        """
+        """Return the generation in force; None if there is none, or its folder was deleted."""
         saved = catalog.setting(_SETTING)
         if not saved:
             return None
@@ -227,13 +223,8 @@ def _summary(efforts: Mapping[int, list[list[Effort]]], recall: float) -> dict[s
     """Return what `emt info` says of a calibrated index: means over layers and heads."""
     of_heads = (of_head for of_layer in efforts.values() for of_head in of_layer)
     chosen = [least_effort(of_head, recall) for of_head in of_heads if of_head]
-    if not chosen:
-        return {}
-    return {
-        "recall": float(np.mean([effort.recall for effort in chosen])),
-        "attention": float(np.mean([effort.attention for effort in chosen])),
-        "scanned": float(np.mean([effort.scanned for effort in chosen])),
-    }
+    names = ("recall", "attention", "scanned") if chosen else ()
+    return {name: float(np.mean([getattr(effort, name) for effort in chosen])) for name in names}
 
 
 def _checksum(path: Path) -> int:

@@ -50,11 +50,7 @@ _MAX_LISTS = 2**20
 # `auto`: exact below, IVF from here on; `benchmarks/decode.md` has the times of both.
 AUTO_IVF_ROWS = 8_192
 
-_SCALAR_QUANTIZERS = (
-    faiss.IndexScalarQuantizer,
-    faiss.IndexIVFScalarQuantizer,
-    faiss.IndexHNSWSQ,
-)
+_SCALAR_QUANTIZERS = (faiss.IndexScalarQuantizer, faiss.IndexIVFScalarQuantizer, faiss.IndexHNSWSQ)
 # IVF indexes that refuse a selector.
 _NO_SELECTOR = (faiss.IndexIVFAdditiveQuantizer, faiss.IndexIVFAdditiveQuantizerFastScan)
 

@@ -18,15 +18,14 @@ import numpy.typing as npt
 
 from memory_backends.errors import StoreError
 from memory_backends.faiss import index as faiss_index
-from memory_backends.faiss.building import add_rows, calibrate
+from memory_backends.faiss.building import StoredLayer, add_rows, calibrate
 from memory_backends.faiss.calibration import Effort
 from memory_backends.faiss.coverage import IndexedHeads
 from memory_backends.faiss.generation import Generation, write_generation
 from memory_backends.faiss.gpu import GPULayers
 from memory_backends.faiss.options import FaissOptions
 from memory_backends.faiss.search_parameters import LayerIndexes, SearchParameters
-from memory_backends.faiss.stored_layer import StoredLayer
-from memory_backends.layout import Int64Array
+from memory_backends.layout import Heads, Int64Array
 from memory_backends.search.searchable import SearchableRows
 
 _GROWTH = 1.2  # times the rows that it was calibrated on, and an index is calibrated again
@@ -198,7 +197,7 @@ class IndexSet:
         complete |= self._with_all_rows(layer_idx, self._begun(layer_idx, mapped, in_ram=True))
         return {head: (each.index, each.efforts) for head, each in complete.items()}
 
-    def of_layer(self, layer_idx: int, heads: Sequence[int] | None = None) -> LayerIndexes:
+    def of_layer(self, layer_idx: int, heads: Heads = None) -> LayerIndexes:
         """Return the indexes of some KV heads, or of all, with all of `ids` in them."""
         if heads is None:
             heads = range(self._store.layout.layers[layer_idx].num_key_value_heads)

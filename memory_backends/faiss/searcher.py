@@ -18,19 +18,13 @@ from memory_backends.errors import MemoryMismatchError
 from memory_backends.faiss import index as faiss_index
 from memory_backends.faiss.calibration import Effort, least_effort
 from memory_backends.faiss.coverage import IndexedHeads, all_heads, checked
-from memory_backends.faiss.gpu import (
-    GPULayer,
-    GPULayers,
-    can_select,
-    check_gpu_factory,
-    gpu_of,
-)
+from memory_backends.faiss.gpu import GPULayer, GPULayers, can_select, check_gpu_factory, gpu_of
 from memory_backends.faiss.index_set import IndexSet
 from memory_backends.faiss.options import FaissOptions
 from memory_backends.faiss.residency import ResidentLimit
 from memory_backends.faiss.search_parameters import LayerIndexes, SearchParameters
 from memory_backends.faiss.selection import Selection, is_small
-from memory_backends.layout import Float32Array, Int64Array, MemoryLayout
+from memory_backends.layout import Float32Array, Heads, Int64Array, MemoryLayout
 from memory_backends.rows.files import RowFiles
 from memory_backends.rows.storage import take_heads
 from memory_backends.scope import Scope
@@ -90,7 +84,7 @@ class FaissSearcher(Searcher):
         layer_idx: int,
         queries: torch.Tensor,
         k: int,
-        heads: Sequence[int] | None = None,
+        heads: Heads = None,
         scope: Scope | None = None,
     ) -> SearchResult:
         """Search; half-precision indexes without ranking anything again."""
@@ -140,19 +134,14 @@ class FaissSearcher(Searcher):
         return rows[..., :head_dim], rows[..., head_dim:]
 
     def candidates(
-        self, layer_idx: int, unit_queries: torch.Tensor, k: int, heads: Sequence[int] | None
+        self, layer_idx: int, unit_queries: torch.Tensor, k: int, heads: Heads
     ) -> SearchResult:
         """Search the indexes."""
         scores, ids = self._search_indexes(layer_idx, unit_queries.cpu().numpy(), k, heads)
         return SearchResult(torch.from_numpy(scores), torch.from_numpy(ids))
 
     def candidates_in(
-        self,
-        scope: Scope,
-        layer_idx: int,
-        unit_queries: torch.Tensor,
-        k: int,
-        heads: Sequence[int] | None,
+        self, scope: Scope, layer_idx: int, unit_queries: torch.Tensor, k: int, heads: Heads
     ) -> tuple[SearchResult, Precision]:
         """Search the indexes for a scope's rows; compare queries with each row of a small one."""
         if is_small(self.rows.count(scope)):
@@ -179,9 +168,7 @@ class FaissSearcher(Searcher):
             scores[:, short], ids[:, short] = best.scores, best.ids
         return SearchResult(scores, ids), self.precision
 
-    def unit_keys_of(
-        self, layer_idx: int, rows: Int64Array, heads: Sequence[int] | None
-    ) -> torch.Tensor:
+    def unit_keys_of(self, layer_idx: int, rows: Int64Array, heads: Heads) -> torch.Tensor:
         """Return keys of unit length, and count them as read."""
         keys = super().unit_keys_of(layer_idx, rows, heads)
         if self._limit is not None:
@@ -193,7 +180,7 @@ class FaissSearcher(Searcher):
         layer_idx: int,
         queries: Float32Array,
         k: int,
-        heads: Sequence[int] | None,
+        heads: Heads,
         selection: Selection | None = None,
     ) -> tuple[Float32Array, Int64Array]:
         """Return inner products and row ids, each (h, N, k), for queries (h, N, head_dim)."""

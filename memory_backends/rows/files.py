@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from memory_backends.layout import MemoryLayout, Rows
+from memory_backends.layout import Heads, MemoryLayout, Rows
 from memory_backends.rows.append_files import AppendFiles
 from memory_backends.rows.coding import RowCoding
 from memory_backends.rows.storage import Flushed, gather_heads, interleave, take_heads
@@ -31,11 +30,7 @@ class RowFiles:
     """
 
     def __init__(
-        self,
-        layout: MemoryLayout,
-        directory: Path,
-        num_rows: int,
-        coding: RowCoding | None = None,
+        self, layout: MemoryLayout, directory: Path, num_rows: int, coding: RowCoding | None = None
     ) -> None:
         self.coding = coding or RowCoding(layout, "exact")
         self._layout = layout
@@ -97,9 +92,7 @@ class RowFiles:
         self.coding.forget_new()
         self.files.show(dict.fromkeys(self._layout.layers, num_rows), anew=anew)
 
-    def gather(
-        self, layer_idx: int, ids: torch.Tensor, heads: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def gather(self, layer_idx: int, ids: torch.Tensor, heads: Heads = None) -> torch.Tensor:
         """Return committed rows by id: (h, ...) int64 to (h, ..., D + Dv); any for -1."""
         records = self._by_head(layer_idx, self.files[layer_idx].records)
         return self._decode(layer_idx, gather_heads(records, ids.cpu(), heads), 0, heads)
@@ -109,9 +102,7 @@ class RowFiles:
         records = self._by_head(layer_idx, self.files[layer_idx].records)
         return self._decode(layer_idx, take_heads(records, places), head_axis=0)
 
-    def span(
-        self, layer_idx: int, first: int, stop: int, heads: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def span(self, layer_idx: int, first: int, stop: int, heads: Heads = None) -> torch.Tensor:
         """Return consecutive committed rows, (stop - first, h, D + Dv), of `heads` or all Hkv."""
         records = self._by_head(layer_idx, self.records(layer_idx, first, stop))
         if heads is not None:
@@ -153,11 +144,7 @@ class RowFiles:
         return records.view(len(records), heads, records.shape[1] // heads)
 
     def _decode(
-        self,
-        layer_idx: int,
-        records: torch.Tensor,
-        head_axis: int,
-        heads: Sequence[int] | None = None,
+        self, layer_idx: int, records: torch.Tensor, head_axis: int, heads: Heads = None
     ) -> torch.Tensor:
         """Turn heads' parts (..., record_bytes / Hkv) uint8 into rows (..., D + Dv)."""
         coder = self.coding.coder(layer_idx)

@@ -62,10 +62,7 @@ class QuerySamples:
     """
 
     def __init__(
-        self,
-        layout: MemoryLayout,
-        directory: Path | None,
-        sampled: Mapping[int, SampledLayer],
+        self, layout: MemoryLayout, directory: Path | None, sampled: Mapping[int, SampledLayer]
     ) -> None:
         self._layout = layout
         self.num_heads: dict[int, int] = {}

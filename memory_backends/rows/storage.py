@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from memory_backends.layout import MemoryLayout, Rows
+from memory_backends.layout import Heads, MemoryLayout, Rows
 
 _ROWS_AT_ONCE = 4096  # decoded between file and device
 
@@ -49,9 +49,7 @@ class RowStorage(Protocol):
         With `anew`, of the files as they are now, which another process may have replaced.
         """
 
-    def gather(
-        self, layer_idx: int, ids: torch.Tensor, heads: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def gather(self, layer_idx: int, ids: torch.Tensor, heads: Heads = None) -> torch.Tensor:
         """Return committed rows by id: (h, ...) int64 to (h, ..., D + Dv); any for -1.
 
         The h heads are `heads`, all Hkv of them if None.
@@ -60,9 +58,7 @@ class RowStorage(Protocol):
     def take(self, layer_idx: int, places: torch.Tensor) -> torch.Tensor:
         """Return heads' rows by place, id * Hkv + head: (Hkv, ...) to (Hkv, ..., D + Dv)."""
 
-    def span(
-        self, layer_idx: int, first: int, stop: int, heads: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def span(self, layer_idx: int, first: int, stop: int, heads: Heads = None) -> torch.Tensor:
         """Return consecutive committed rows, (stop - first, h, D + Dv), of `heads` or all Hkv."""
 
     def close(self) -> None:
@@ -75,9 +71,7 @@ def interleave(rows: Rows, layer_idx: int) -> torch.Tensor:
     return joined.transpose(0, 1).contiguous()
 
 
-def gather_heads(
-    rows: torch.Tensor, ids: torch.Tensor, heads: Sequence[int] | None = None
-) -> torch.Tensor:
+def gather_heads(rows: torch.Tensor, ids: torch.Tensor, heads: Heads = None) -> torch.Tensor:
     """Take each head's own rows: of (M, Hkv, R), by ids (h, ...) of `heads` or all, (h, ..., R).
 
     -1 takes any row; if there are none, zeros.

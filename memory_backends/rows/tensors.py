@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
-from memory_backends.layout import LayerLayout, MemoryLayout, Rows
+from memory_backends.layout import Heads, LayerLayout, MemoryLayout, Rows
 from memory_backends.rows.storage import Flushed, gather_heads, interleave, take_heads
 
 _MIN_CAPACITY = 256
@@ -57,9 +55,7 @@ class RowTensors:
         """Return all committed rows of a layer, (M, Hkv, D + Dv), not a copy."""
         return self._buffers[layer_idx][: self.num_rows]
 
-    def gather(
-        self, layer_idx: int, ids: torch.Tensor, heads: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def gather(self, layer_idx: int, ids: torch.Tensor, heads: Heads = None) -> torch.Tensor:
         """Return committed rows by id: (h, ...) int64 to (h, ..., D + Dv); any for -1."""
         return gather_heads(self.layer(layer_idx), ids.to(self._device), heads)
 
@@ -67,9 +63,7 @@ class RowTensors:
         """Return heads' rows by place, id * Hkv + head: (Hkv, ...) to (Hkv, ..., D + Dv)."""
         return take_heads(self.layer(layer_idx), places.to(self._device))
 
-    def span(
-        self, layer_idx: int, first: int, stop: int, heads: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def span(self, layer_idx: int, first: int, stop: int, heads: Heads = None) -> torch.Tensor:
         """Return consecutive committed rows, (stop - first, h, D + Dv), not a copy of all heads."""
         rows = self.layer(layer_idx)[first:stop]
         return rows if heads is None else rows[:, list(heads)]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from memory_backends.layout import Heads
 from memory_backends.rows.storage import gather_heads, loaded
 from memory_backends.rows.tensors import RowTensors
 from memory_backends.search.checks import usable_device
@@ -54,7 +54,7 @@ class ManualSearcher(Searcher):
         return usable_device(options.device or "cpu")
 
     def candidates(
-        self, layer_idx: int, unit_queries: torch.Tensor, k: int, heads: Sequence[int] | None
+        self, layer_idx: int, unit_queries: torch.Tensor, k: int, heads: Heads
     ) -> SearchResult:
         """Compare queries with all searchable rows."""
         if heads is None:
@@ -66,9 +66,7 @@ class ManualSearcher(Searcher):
         scores, ids = zip(*hits, strict=True)
         return SearchResult(torch.cat(scores), torch.cat(ids))
 
-    def gather(
-        self, layer_idx: int, ids: torch.Tensor, heads: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def gather(self, layer_idx: int, ids: torch.Tensor, heads: Heads = None) -> torch.Tensor:
         """Return rows by id, from the device."""
         return gather_heads(self._stored(layer_idx), ids.to(self.device), heads)
 

@@ -28,12 +28,7 @@ class Batch:
         self.num_rows = 0
 
     def append(self, document: Document, runs: Iterable[Rows]) -> None:
-        """Put a document and its rows after those before it, all or nothing.
-
-        Raises:
-            DocumentError, MemoryMismatchError, StoreError: see `MemoryBackend.add`; what `runs`
-                raises, too. The documents before this one stay in the batch.
-        """
+        """Put a document and its rows after those before it, all or nothing; errors as `add`."""
         check_document(document)
         if not self._replace:
             waiting = any(new.document.name == document.name for new in self._documents)

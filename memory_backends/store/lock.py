@@ -30,11 +30,7 @@ _LONGEST_FILE = 4096
 
 @contextlib.contextmanager
 def write_lock(path: Path) -> Iterator[None]:
-    """Hold the write lock of the store at `path`, a directory.
-
-    Raises:
-        StoreError: another process holds it; the message names it.
-    """
+    """Hold the write lock of the store at `path`; a StoreError names the process that has it."""
     refuse_link(path / LOCK_FILE_NAME)
     # An iterator that writes may be closed by another thread than began it.
     lock = filelock.FileLock(path / LOCK_FILE_NAME, timeout=0, thread_local=False)

@@ -96,13 +96,12 @@ class Store:
         with self.catalog.snapshot():
             if not self.catalog.refresh():
                 return False
-            self.rows.show(self.catalog.num_rows, anew=True)
-            self.samples.show(self.catalog.query_samples())
+            self.show_committed(anew=True)
         return True
 
-    def show_committed(self) -> None:
+    def show_committed(self, *, anew: bool = False) -> None:
         """Show the rows and samples that the catalogue has, and forget others."""
-        self.rows.show(self.catalog.num_rows)
+        self.rows.show(self.catalog.num_rows, anew=anew)
         self.samples.show(self.catalog.query_samples())
 
     @contextlib.contextmanager

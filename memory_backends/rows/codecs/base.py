@@ -8,12 +8,11 @@ catalogue. Without its state a record cannot be read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 
-from memory_backends.layout import LayerLayout
+from memory_backends.layout import Heads, LayerLayout
 
 
 class LayerCoder(Protocol):
@@ -32,9 +31,7 @@ class LayerCoder(Protocol):
             MemoryMismatchError: a number that the records cannot hold.
         """
 
-    def decode(
-        self, records: torch.Tensor, head_axis: int, heads: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def decode(self, records: torch.Tensor, head_axis: int, heads: Heads = None) -> torch.Tensor:
         """Return the rows of records.
 
         Args:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from memory_backends.errors import MemoryMismatchError, StoreError
-from memory_backends.layout import LayerLayout
+from memory_backends.layout import Heads, LayerLayout
 
 
 class PlainCodec:
@@ -51,9 +49,7 @@ class PlainCodec:
             )
         return stored.contiguous().view(torch.uint8)
 
-    def decode(
-        self, records: torch.Tensor, head_axis: int, heads: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def decode(self, records: torch.Tensor, head_axis: int, heads: Heads = None) -> torch.Tensor:
         """Return the rows of records."""
         records = records.contiguous()
         size = self._stored.itemsize

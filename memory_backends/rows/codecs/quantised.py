@@ -17,11 +17,10 @@ TurboQuant (2504.19874).
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import torch
 
-from memory_backends.layout import LayerLayout
+from memory_backends.layout import Heads, LayerLayout
 from memory_backends.rows.codecs.bits import BitPacking, quantise
 from memory_backends.rows.codecs.state import NUM_CENTRES, QuantisedState, learn
 
@@ -144,9 +143,7 @@ class QuantisedCoder:
             best_places = torch.where(better, places, best_places)
         return centre * _NUM_STEPS + best_step, best_places
 
-    def decode(
-        self, records: torch.Tensor, head_axis: int, heads: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def decode(self, records: torch.Tensor, head_axis: int, heads: Heads = None) -> torch.Tensor:
         """Return the rows of records: (..., record_bytes) to (..., R)."""
         by_head = records.cpu().movedim(head_axis, 0)
         heads_first = by_head.shape[:-1]
