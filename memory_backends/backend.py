@@ -339,9 +339,13 @@ class MemoryBackend:
         Raises:
             StoreError: the memory has no path and none is given, or there is something at `path`.
         """
-        target = self._copy_target(path)
-        if target is not None:
-            self._save_copy(target)
+        if path is None and (self.path is None or self._is_temporary):
+            raise StoreError(
+                "this memory has no path. Give save() one, or set `path` in the config."
+            )
+        own = None if self.path is None else self.path.resolve()
+        if path is not None and Path(path).resolve() != own:
+            self._save_copy(check_free(Path(path)))
         elif self.searcher.keeps_files and not (self.is_read_only and self.searcher.has_written):
             with self._writing():
                 self._changed()  # another process may have written
@@ -442,30 +446,14 @@ class MemoryBackend:
             self._refresh()
             yield
 
-    def _save_copy(self, target: Path) -> None:
-        directory = check_free(target)
+    def _save_copy(self, directory: Path) -> None:
         with self._unchanging(), reported(directory):
             copy_store(self._store, directory)
         if self.searcher.keeps_files:
             options = self.searcher.options_of_copy()
-            given = {
-                field.name: getattr(options, field.name) for field in dataclasses.fields(options)
-            }
-            copy = MemoryBackend(
-                self.layout, self.memory_type, path=target, sinks=self.sinks, **given
-            )
+            names = [field.name for field in dataclasses.fields(options)]
+            given = {name: getattr(options, name) for name in names}
+            given |= {"path": directory, "sinks": self.sinks}
+            copy = MemoryBackend(self.layout, self.memory_type, **given)
             with contextlib.closing(copy):
                 copy.save()
-
-    def _copy_target(self, path: Path | str | None) -> Path | None:
-        """Return where `save` puts a copy; None if `path` is where the memory is kept already.
-
-        Raises:
-            StoreError: no path, and the memory is not kept.
-        """
-        if path is None and (self.path is None or self._is_temporary):
-            raise StoreError(
-                "this memory has no path. Give save() one, or set `path` in the config."
-            )
-        own = self.path is not None and path is not None and self.path.resolve()
-        return None if path is None or Path(path).resolve() == own else Path(path)

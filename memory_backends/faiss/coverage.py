@@ -26,8 +26,12 @@ class Coverage(NamedTuple):
 
 
 def all_heads(layout: MemoryLayout, layers: Iterable[int] | None = None) -> IndexedHeads:
-    """Return all KV heads of some layers, or of all layers."""
+    """Return all KV heads of some layers, or of all; a MemoryMismatchError for other layers."""
     chosen = sorted(layout.layers if layers is None else layers)
+    if not set(chosen) <= set(layout.layers):
+        raise MemoryMismatchError(
+            f"indexed_layers must be some of {sorted(layout.layers)}; got {chosen}."
+        )
     return {idx: tuple(range(layout.layers[idx].num_key_value_heads)) for idx in chosen}
 
 

@@ -14,17 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 import numpy as np
 
-from memory_backends.errors import MemoryMismatchError
 from memory_backends.faiss import index as faiss_index
 from memory_backends.faiss.calibration import Effort, least_effort
-from memory_backends.faiss.coverage import IndexedHeads, all_heads, checked
+from memory_backends.faiss.coverage import all_heads, checked
 from memory_backends.faiss.gpu import GPULayer, GPULayers, can_select, check_gpu_factory, gpu_of
 from memory_backends.faiss.index_set import IndexSet
 from memory_backends.faiss.options import FaissOptions
 from memory_backends.faiss.residency import ResidentLimit
 from memory_backends.faiss.search_parameters import LayerIndexes, SearchParameters
 from memory_backends.faiss.selection import Selection, is_small
-from memory_backends.layout import Float32Array, Heads, Int64Array, MemoryLayout
+from memory_backends.layout import Float32Array, Heads, Int64Array
 from memory_backends.rows.files import RowFiles
 from memory_backends.rows.storage import take_heads
 from memory_backends.scope import Scope
@@ -58,7 +57,7 @@ class FaissSearcher(Searcher):
             faiss_index.check_factory(options.index, dim)
             if gpu is not None:
                 check_gpu_factory(options.index, dim)
-        self._all_heads = _heads_of_layers(self.layout, options)
+        self._all_heads = all_heads(self.layout, options.indexed_layers)
         self._indexed_heads = self._all_heads
         if options.indexed_heads is not None:
             self.index_heads(options.indexed_heads)
@@ -314,13 +313,3 @@ class FaissSearcher(Searcher):
                     effort = least_effort(calibrated, self._parameters.recall)
                     chosen[layer_idx][head] = effort
         return chosen
-
-
-def _heads_of_layers(layout: MemoryLayout, options: FaissOptions) -> IndexedHeads:
-    """Return all KV heads of `options.indexed_layers`."""
-    layers = sorted(layout.layers if options.indexed_layers is None else options.indexed_layers)
-    if not set(layers) <= set(layout.layers):
-        raise MemoryMismatchError(
-            f"indexed_layers must be some of {sorted(layout.layers)}; got {layers}."
-        )
-    return all_heads(layout, layers)

@@ -69,7 +69,6 @@ class QuerySamples:
         self._appended: dict[int, Segment] = {}  # since the last seal
         self._files = None if directory is None else AppendFiles(directory / FOLDER, {}, {})
         self._tensors: dict[int, list[torch.Tensor]] = {}  # of (n, H, D) float16
-        self._sealed: dict[int, int] = {}  # layer -> how many of `_tensors` are sealed
         self.show(sampled)
 
     def append(self, rows: Rows, first: int) -> None:
@@ -85,28 +84,27 @@ class QuerySamples:
         if layer_idx not in self.num_heads:
             self._add_layer(layer_idx, SampledLayer(samples.shape[1], 0))
         data = samples.contiguous().numpy().tobytes()
-        before = self._appended.get(layer_idx, Segment(0, 0))
-        self._appended[layer_idx] = Segment(
-            before.num_samples + len(samples), zlib.crc32(data, before.crc32)
-        )
         if self._files is None:
             self._tensors[layer_idx].append(samples.clone())
         else:
             self._files[layer_idx].append(data)
+        before = self._appended.get(layer_idx, Segment(0, 0))
+        self._appended[layer_idx] = Segment(
+            before.num_samples + len(samples), zlib.crc32(data, before.crc32)
+        )
 
     def seal(self) -> dict[int, Segment]:
         """End a document; return layer -> what it added, for the layers it added to."""
         added, self._appended = self._appended, {}
         if self._files is not None:
             self._files.seal()
-        self._sealed = {idx: len(parts) for idx, parts in self._tensors.items()}
         return added
 
     def rewind(self) -> None:
         """Drop what was appended since the last seal."""
+        for layer_idx, segment in self._appended.items():
+            self._cut_tensors(layer_idx, len(self.layer(layer_idx)) - segment.num_samples)
         self._appended.clear()
-        for layer_idx, parts in self._tensors.items():
-            del parts[self._sealed.get(layer_idx, 0) :]
         if self._files is not None:
             self._files.rewind()
 
@@ -167,9 +165,7 @@ class QuerySamples:
 
     def _cut_tensors(self, layer_idx: int, num_samples: int) -> None:
         if self._files is None and sum(map(len, self._tensors[layer_idx])) != num_samples:
-            kept = self.layer(layer_idx)[:num_samples]
-            self._tensors[layer_idx] = [kept]
-        self._sealed[layer_idx] = len(self._tensors.get(layer_idx, []))
+            self._tensors[layer_idx] = [self.layer(layer_idx)[:num_samples]]
 
 
 def _as_half(queries: torch.Tensor) -> torch.Tensor:

@@ -126,7 +126,7 @@ class Store:
 
     def _open_catalog(self) -> Catalog:
         if self.path is None or has_no_store(self.path):
-            # until the first write
+            # Until the first write.
             return Catalog.in_memory(self.layout, self._identity, self._row_codec)
         catalog = Catalog.open(check_directory(self.path))
         with contextlib.ExitStack() as on_error:
