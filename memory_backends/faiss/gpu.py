@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 import faiss
-import numpy as np
 
 from memory_backends.errors import IndexFactoryError, MemoryMismatchError
 from memory_backends.faiss import index as faiss_index
@@ -162,14 +161,8 @@ class GPULayer:
 
     def search(self, queries: Float32Array, k: int) -> tuple[Float32Array, Int64Array]:
         """Return inner products and positions, each (Hkv, N, k), for queries (Hkv, N, D)."""
-        scores = np.empty((*queries.shape[:2], k), dtype=np.float32)
-        positions = np.empty((*queries.shape[:2], k), dtype=np.int64)
         with self.gpu.searching:
-            for head, index in enumerate(self.heads):
-                scores[head], positions[head] = faiss_index.search(
-                    index, queries[head], k, self.parameters[head]
-                )
-        return scores, positions
+            return faiss_index.search_heads(self.heads, queries, k, self.parameters)
 
 
 class GPULayers:
@@ -203,16 +196,9 @@ class GPULayers:
     ) -> GPULayer | None:
         """Return a layer's copy, made now if it is the first search and the layer fits.
 
-        Args:
-            layer_idx: the layer.
-            indexes: its indexes on the CPU, of all KV heads.
-            parameters: what searching them takes, without a selector.
-            factory: what the indexes are built with.
-            num_indexed: rows in each of them.
-            may_move: the layers that may be copied.
-
-        Returns:
-            None for a layer that is left to the CPU: it does not fit, or looks into too many lists.
+        None for a layer that is left to the CPU: it does not fit, or looks into too many lists. Of
+        the layers that `may_move`, whose indexes are built with `factory` and have `num_indexed`
+        rows, as many are chosen as fit. The `parameters` have no selector.
         """
         copied = self._layers.get(layer_idx)
         if copied is not None or (self._chosen is not None and layer_idx not in self._chosen):

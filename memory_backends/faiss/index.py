@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,17 @@ def search(
     with _one_team():
         scores, positions = index.search(queries, k, params=parameters)
     scores[positions < 0] = -np.inf
+    return scores, positions
+
+
+def search_heads(
+    heads: Sequence[Any], queries: Float32Array, k: int, parameters: Sequence[Any]
+) -> tuple[Float32Array, npt.NDArray[np.int64]]:
+    """Do what `search` does for h KV heads: queries (h, N, dim) to (h, N, k); k may be 0."""
+    scores = np.empty((*queries.shape[:2], k), dtype=np.float32)
+    positions = np.empty((*queries.shape[:2], k), dtype=np.int64)
+    for head, index in enumerate(heads if k else ()):
+        scores[head], positions[head] = search(index, queries[head], k, parameters[head])
     return scores, positions
 
 

@@ -192,20 +192,15 @@ class FaissSearcher(Searcher):
             is_thorough=heads is not None,
         )
         queries = np.ascontiguousarray(queries)
-        scores = np.empty((*queries.shape[:2], k), dtype=np.float32)
-        positions = np.empty((*queries.shape[:2], k), dtype=np.int64)
-        if not k:
-            return scores, positions
         # Copies on a GPU are of whole layers; a few heads are not worth one.
-        is_whole = heads is None and selection is None
+        is_whole = k > 0 and heads is None and selection is None
         on_gpu = self._on_gpu(layer_idx, layer_indexes, k) if is_whole else None
         if on_gpu is not None:
             scores, positions = on_gpu.search(queries, k)
         else:
-            for head, index in enumerate(layer_indexes.heads):
-                scores[head], positions[head] = faiss_index.search(
-                    index, queries[head], k, parameters[head]
-                )
+            scores, positions = faiss_index.search_heads(
+                layer_indexes.heads, queries, k, parameters
+            )
         return scores, np.where(positions < 0, -1, self._indexes.rows_at(positions, layer_idx))
 
     def _take(self, layer_idx: int, ids: Int64Array) -> torch.Tensor:

@@ -91,9 +91,7 @@ class Searcher(ABC):
     ) -> tuple[SearchResult, Precision]:
         """Find the k rows of a scope nearest to each query, and tell how good the scores are.
 
-        Args:
-            scope: has at least k searchable rows.
-            layer_idx: as for `candidates`, like all that follow.
+        The scope has at least k searchable rows; the other arguments are those of `candidates`.
         """
         return self.compare_all(scope, layer_idx, unit_queries, k, heads), "exact"
 
