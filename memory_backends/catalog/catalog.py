@@ -94,12 +94,10 @@ class Catalog(CatalogReader):
         row_crc32: Mapping[str, Mapping[int, int]],
         codec_states: Mapping[int, bytes] | None = None,
     ) -> None:
-        """Write the catalogue to another directory, without the settings of an index.
+        """Write the catalogue to a directory with its rows, which that makes a store.
 
-        Args:
-            directory: has the rows already; with the catalogue it becomes a store.
-            row_crc32: document -> layer -> crc32 of its rows' records in that directory.
-            codec_states: layer -> what the codec learned there, if not here before.
+        The settings of an index stay behind. `row_crc32` are by document and layer, `codec_states`,
+        if they are not here before, by layer.
         """
         path = directory / FILE_NAME
         partial = directory / (FILE_NAME + ".partial")
@@ -138,11 +136,10 @@ class Catalog(CatalogReader):
     ) -> list[range]:
         """Make documents and their rows visible, in one transaction; return each one's row ids.
 
-        Args:
-            documents: in the order of their rows, which are those after `num_rows`.
-            query_heads: layer -> query heads, of the layers that get their first samples.
-            codec_states: layer -> what the codec learned from these rows, if they are the first.
-            replace: remove the documents of those names first; else a DocumentError names one.
+        They come in the order of their rows, which are those after `num_rows`. If these are the
+        first, `codec_states` are what the codec learned from them, by layer; `query_heads` are of
+        the layers that get their first samples. A name that is taken is a DocumentError, unless
+        its document is to be replaced.
         """
         ids = []
         with self._transaction():

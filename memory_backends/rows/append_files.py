@@ -30,14 +30,11 @@ _BYTES_AT_ONCE = 2**22
 
 
 class AppendFile:
-    """One file of records, which the first `append` makes.
+    """One file of records of `record_bytes`, which the first `append` makes.
 
     Attributes:
-        path: the file.
-        record_bytes: bytes of one record.
         num_records: how many records are committed.
-        records: the committed records, (num_records, record_bytes) uint8, mapped. Nothing may
-            write to them.
+        records: (num_records, record_bytes) uint8, mapped. Nothing may write to them.
 
     Raises:
         StoreError: the file is missing or shorter than `num_records` records.

@@ -19,29 +19,17 @@ class LayerCoder(Protocol):
     """Encodes and decodes the rows of one layer."""
 
     def encode(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the records of rows.
-
-        Args:
-            rows: (n, Hkv, head_dim + value_head_dim), finite.
-
-        Returns:
-            (n, Hkv, record_bytes) uint8, on the rows' device.
+        """Return the records of finite rows: (n, Hkv, D + Dv) to (n, Hkv, record_bytes) uint8.
 
         Raises:
             MemoryMismatchError: a number that the records cannot hold.
         """
 
     def decode(self, records: torch.Tensor, head_axis: int, heads: Heads = None) -> torch.Tensor:
-        """Return the rows of records.
+        """Return the rows of records, of any bytes: (..., record_bytes) to (..., D + Dv).
 
-        Args:
-            records: (..., record_bytes) uint8, of any bytes.
-            head_axis: which axis is that of the KV heads: 0 after a gather (Hkv, ...), 1 in a span
-                (n, Hkv, record_bytes).
-            heads: the KV heads along that axis; all of them if None.
-
-        Returns:
-            (..., head_dim + value_head_dim), in the dtype of the codec's memory.
+        The KV heads, `heads` or all of them, are along `head_axis`: 0 after a gather (Hkv, ...), 1
+        in a span (n, Hkv, record_bytes). Rows have the dtype of the codec's memory.
         """
 
 
