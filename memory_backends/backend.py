@@ -25,7 +25,7 @@ import torch
 
 from memory_backends.catalog import Catalog
 from memory_backends.errors import MemoryMismatchError, StoreError, reported
-from memory_backends.layout import Document, MemoryLayout, Rows
+from memory_backends.layout import Document, Heads, MemoryLayout, Rows
 from memory_backends.registry import make_options, searcher_class
 from memory_backends.rows.codecs import CODEC_NAMES
 from memory_backends.scope import Scope
@@ -60,10 +60,7 @@ class MemoryBackend:
         **options: of the searcher: see `ManualOptions` and `FaissOptions`.
 
     Attributes:
-        layout: see above.
-        memory_type: see above.
-        sinks: see above.
-        path: where the memory is kept; None if it is not.
+        path: where the memory is kept, maybe for as long as this object; None if it is not.
         searcher: finds the rows.
         num_changes: how often the rows that a search may find have changed, as far as this object
             knows.
@@ -115,12 +112,7 @@ class MemoryBackend:
 
     @classmethod
     def open(cls, path: Path | str, memory_type: str = "manual", **options: Any) -> Self:
-        """Open an existing store with the layout it has.
-
-        Args:
-            path: the store's directory.
-            memory_type: see the class; every kind opens every store.
-            **options: further arguments of the class.
+        """Open an existing store with the layout it has; every kind of searcher opens every store.
 
         Raises:
             StoreError: there is no store at `path`, or it is damaged.
@@ -154,7 +146,7 @@ class MemoryBackend:
         queries: torch.Tensor,
         k: int,
         *,
-        heads: Sequence[int] | None = None,
+        heads: Heads = None,
         scope: Scope | None = None,
     ) -> SearchResult:
         """Find the rows with the highest cosine similarity to each query, for each KV head.
@@ -227,9 +219,6 @@ class MemoryBackend:
     def sampled_queries(self, layer_idx: int) -> torch.Tensor:
         """Return the kept sample of the stored tokens' queries.
 
-        Args:
-            layer_idx: the model's layer.
-
         Returns:
             (Hkv, s, G, head_dim) float32 on the CPU, as the model compares them with keys; the
             G = H / Hkv query heads of a group share a KV head. (Hkv, 0, 1, head_dim) if none are
@@ -240,7 +229,7 @@ class MemoryBackend:
             StoreError: samples are damaged.
         """
         checked_layer(self.layout, layer_idx)
-        return self._store.sampled_queries(layer_idx)
+        return self._store.samples.grouped(layer_idx)
 
     def __len__(self) -> int:
         """Rows that a search may find."""
@@ -333,12 +322,7 @@ class MemoryBackend:
             self._changed()
 
     def set_setting(self, key: str, value: Any) -> None:
-        """Keep a setting of the caller's in the store, beside the memory's own.
-
-        Args:
-            key: a name that the store itself does not use.
-            value: plain JSON types.
-        """
+        """Keep a setting of the caller's, plain JSON types, by a key the store does not use."""
         with self._writing():
             self.catalog.set_setting(key, value)
 
@@ -355,9 +339,13 @@ class MemoryBackend:
         Raises:
             StoreError: the memory has no path and none is given, or there is something at `path`.
         """
-        target = self._copy_target(path)
-        if target is not None:
-            self._save_copy(target)
+        if path is None and (self.path is None or self._is_temporary):
+            raise StoreError(
+                "this memory has no path. Give save() one, or set `path` in the config."
+            )
+        own = None if self.path is None else self.path.resolve()
+        if path is not None and Path(path).resolve() != own:
+            self._save_copy(check_free(Path(path)))
         elif self.searcher.keeps_files and not (self.is_read_only and self.searcher.has_written):
             with self._writing():
                 self._changed()  # another process may have written
@@ -458,30 +446,14 @@ class MemoryBackend:
             self._refresh()
             yield
 
-    def _save_copy(self, target: Path) -> None:
-        directory = check_free(target)
+    def _save_copy(self, directory: Path) -> None:
         with self._unchanging(), reported(directory):
             copy_store(self._store, directory)
         if self.searcher.keeps_files:
             options = self.searcher.options_of_copy()
-            given = {
-                field.name: getattr(options, field.name) for field in dataclasses.fields(options)
-            }
-            copy = MemoryBackend(
-                self.layout, self.memory_type, path=target, sinks=self.sinks, **given
-            )
+            names = [field.name for field in dataclasses.fields(options)]
+            given = {name: getattr(options, name) for name in names}
+            given |= {"path": directory, "sinks": self.sinks}
+            copy = MemoryBackend(self.layout, self.memory_type, **given)
             with contextlib.closing(copy):
                 copy.save()
-
-    def _copy_target(self, path: Path | str | None) -> Path | None:
-        """Return where `save` puts a copy; None if `path` is where the memory is kept already.
-
-        Raises:
-            StoreError: no path, and the memory is not kept.
-        """
-        if path is None and (self.path is None or self._is_temporary):
-            raise StoreError(
-                "this memory has no path. Give save() one, or set `path` in the config."
-            )
-        own = self.path is not None and path is not None and self.path.resolve()
-        return None if path is None or Path(path).resolve() == own else Path(path)

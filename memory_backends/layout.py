@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
 MetadataValue = str | int | float | bool
 Metadata = Mapping[str, MetadataValue]
+Heads = Sequence[int] | None  # KV heads of one layer; None for all of them
 
 _MAX_LAYERS = 10_000
 
@@ -68,11 +69,7 @@ class MemoryLayout:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> MemoryLayout:
-        """Read what `to_json` wrote.
-
-        Raises:
-            MemoryMismatchError: the data does not describe a layout.
-        """
+        """Read what `to_json` wrote; raise a MemoryMismatchError for anything else."""
         try:
             dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
             shapes = {int(idx): tuple(map(int, dims)) for idx, dims in data["layers"].items()}

@@ -56,21 +56,12 @@ def searcher_class(memory_type: str) -> type[Searcher]:
 
 
 def option_names(memory_type: str) -> list[str]:
-    """Return the names of a searcher's options.
-
-    Raises:
-        As `searcher_class`.
-    """
+    """Return the names of a searcher's options; errors as `searcher_class`."""
     return [field.name for field in dataclasses.fields(searcher_class(memory_type).options_class)]
 
 
 def make_options(memory_type: str, options: Mapping[str, Any]) -> Any:
-    """Return an instance of a searcher's `options_class`.
-
-    Raises:
-        MemoryMismatchError: the searcher has no such option.
-        As `searcher_class`.
-    """
+    """Return an instance of a searcher's `options_class`; errors as `searcher_class`."""
     names = option_names(memory_type)
     unknown = [name for name in options if name not in names]
     if unknown:

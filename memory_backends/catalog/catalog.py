@@ -32,7 +32,7 @@ from memory_backends.catalog.documents import (
     insert_samples,
     write_row_checksums,
 )
-from memory_backends.catalog.metadata import check_metadata, delete_metadata, write_metadata
+from memory_backends.catalog.metadata import check_metadata, write_metadata
 from memory_backends.catalog.reader import CatalogReader, no_document
 from memory_backends.catalog.records import NewDocument
 from memory_backends.errors import MemoryMismatchError, StoreError
@@ -41,13 +41,11 @@ from memory_backends.scope import joined
 
 
 class Catalog(CatalogReader):
-    """Settings, documents and removed rows of one memory. Safe to share between threads.
+    """Settings, documents and removed rows of one memory: a `CatalogReader` that also writes.
 
-    `CatalogReader` is the half that reads, and has the attributes; here is all that writes. One
-    process writes at a time, which `Store.writing` sees to; every change is one transaction.
+    Safe to share between threads. One process writes at a time, which `Store.writing` sees to; each
+    change is one transaction.
     """
-
-    # -- making, opening, copying ---------------------------------------------------------------
 
     @classmethod
     def in_memory(
@@ -56,7 +54,8 @@ class Catalog(CatalogReader):
         """Make an empty catalogue in RAM."""
         connection = connect_to(":memory:")
         with transaction(connection):
-            schema.create_tables(connection)
+            for statement in schema.SCHEMA:
+                connection.execute(statement)
             for key, value in {
                 "format_version": FORMAT_VERSION,
                 "layout": layout.to_json(),
@@ -72,8 +71,7 @@ class Catalog(CatalogReader):
         """Open the catalogue in `directory`; documents are not read.
 
         Raises:
-            StoreError: there is none, it is not one of ours, it is damaged, or it has another
-                format version.
+            StoreError: there is none, it is damaged, or of another format version.
         """
         path = directory / FILE_NAME
         with contextlib.ExitStack() as on_error:
@@ -96,22 +94,17 @@ class Catalog(CatalogReader):
         row_crc32: Mapping[str, Mapping[int, int]],
         codec_states: Mapping[int, bytes] | None = None,
     ) -> None:
-        """Write the catalogue to another directory, without the settings of an index.
+        """Write the catalogue to a directory with its rows, which that makes a store.
 
-        Args:
-            directory: has the rows already; with the catalogue it becomes a store.
-            row_crc32: document -> layer -> crc32 of its rows' records in that directory.
-            codec_states: layer -> what the codec learned there, if not here before.
-
-        Raises:
-            StoreError: the directory cannot be written.
+        The settings of an index stay behind. `row_crc32` are by document and layer, `codec_states`,
+        if they are not here before, by layer.
         """
         path = directory / FILE_NAME
         partial = directory / (FILE_NAME + ".partial")
         with as_store_error(path), self._lock:
             partial.unlink(missing_ok=True)
             with contextlib.closing(connect_to(partial)) as target:
-                self._connection.backup(target)
+                self.connection.backup(target)
                 with transaction(target):
                     target.execute("DELETE FROM settings WHERE key = 'index'")
                     for name, checksums in row_crc32.items():
@@ -123,7 +116,7 @@ class Catalog(CatalogReader):
         """Return a copy of the catalogue in RAM."""
         connection = connect_to(":memory:")
         with self._lock, as_store_error(self.path):
-            self._connection.backup(connection)
+            self.connection.backup(connection)
         return Catalog(connection, None)
 
     # -- writing --------------------------------------------------------------------------------
@@ -131,7 +124,7 @@ class Catalog(CatalogReader):
     def set_setting(self, key: str, value: Any) -> None:
         """Store a setting (plain JSON types)."""
         with self._transaction():
-            schema.write_setting(self._connection, key, value)
+            schema.write_setting(self.connection, key, value)
 
     def commit(
         self,
@@ -141,35 +134,28 @@ class Catalog(CatalogReader):
         codec_states: Mapping[int, bytes] | None = None,
         replace: bool = False,
     ) -> list[range]:
-        """Make documents and their rows visible, in one transaction.
+        """Make documents and their rows visible, in one transaction; return each one's row ids.
 
-        Args:
-            documents: in the order of their rows, which are those after `num_rows`.
-            query_heads: layer -> query heads, of the layers that get their first samples.
-            codec_states: layer -> what the codec learned from these rows, if they are the first.
-            replace: remove the documents of those names first, in the same transaction.
-
-        Returns:
-            The ids of each document's rows.
-
-        Raises:
-            DocumentError: a name is taken and `replace` is False.
+        They come in the order of their rows, which are those after `num_rows`. If these are the
+        first, `codec_states` are what the codec learned from them, by layer; `query_heads` are of
+        the layers that get their first samples. A name that is taken is a DocumentError, unless
+        its document is to be replaced.
         """
         ids = []
         with self._transaction():
-            first = int(schema.read_setting(self._connection, "num_rows"))
+            first = int(schema.read_setting(self.connection, "num_rows"))
             sampled = self.query_samples()
-            schema.write_codec_states(self._connection, codec_states or {})
+            schema.write_codec_states(self.connection, codec_states or {})
             for new in documents:
                 if replace:
-                    delete_document(self._connection, new.document.name)
-                insert_document(self._connection, new, first)
-                insert_samples(self._connection, new.samples, sampled, query_heads or {})
+                    delete_document(self.connection, new.document.name)
+                insert_document(self.connection, new, first)
+                insert_samples(self.connection, new.samples, sampled, query_heads or {})
                 ids.append(range(first, first + len(new.row_tokens)))
                 first = ids[-1].stop
             if any(new.samples for new in documents):
-                schema.write_setting(self._connection, "query_samples", sampled)
-            schema.write_setting(self._connection, "num_rows", first)
+                schema.write_setting(self.connection, "query_samples", sampled)
+            schema.write_setting(self.connection, "num_rows", first)
         self.num_rows = first
         return ids
 
@@ -181,28 +167,18 @@ class Catalog(CatalogReader):
         """
         check_metadata(metadata, name)
         with self._transaction():
-            write_metadata(self._connection, self._span(name)[0], metadata)
-
-    # -- removing -------------------------------------------------------------------------------
+            write_metadata(self.connection, self._span(name)[0], metadata)
 
     def remove_document(self, name: str) -> int:
-        """Remove a document; return how many rows it had.
-
-        Raises:
-            DocumentError: there is no document of that name.
-        """
+        """Remove a document; return how many rows it had. A DocumentError if there is none."""
         with self._transaction():
-            removed = delete_document(self._connection, name)
+            removed = delete_document(self.connection, name)
         if removed is None:
             raise no_document(name)
         return removed
 
     def remove_rows(self, ids: Iterable[int]) -> None:
-        """Remove single rows; other ids keep their rows and their documents.
-
-        Raises:
-            MemoryMismatchError: an id was never committed.
-        """
+        """Remove single rows; others keep their ids. A MemoryMismatchError if one never was."""
         wanted = np.unique(np.fromiter(ids, dtype=np.int64))
         outside = wanted[(wanted < 0) | (wanted >= self.num_rows)]
         if len(outside):
@@ -214,32 +190,26 @@ class Catalog(CatalogReader):
         with self._transaction():
             for run in runs:
                 if len(run):
-                    schema.write_removed(self._connection, int(run[0]), int(run[-1]) + 1)
+                    schema.write_removed(self.connection, int(run[0]), int(run[-1]) + 1)
 
     def remove_all(self) -> None:
         """Remove every document and row. Ids are not used again."""
         with self._transaction():
-            self._connection.execute("DELETE FROM documents")
-            delete_metadata(self._connection)
-            schema.write_removed(self._connection, 0, self.num_rows)
+            self.connection.execute("DELETE FROM documents")
+            self.connection.execute("DELETE FROM metadata")
+            schema.write_removed(self.connection, 0, self.num_rows)
 
     def vacuum(self) -> None:
-        """Join removed spans that touch, and give the space of what was removed back.
-
-        Raises:
-            StoreError: the disk is full; everything is as before.
-        """
+        """Join removed spans that touch, and give the space of what was removed back."""
         with self._transaction():
-            spans = list(schema.read_removed(self._connection))
-            self._connection.execute("DELETE FROM removed")
+            spans = list(schema.read_removed(self.connection))
+            self.connection.execute("DELETE FROM removed")
             for first, stop in joined(spans):
-                schema.write_removed(self._connection, first, stop)
+                schema.write_removed(self.connection, first, stop)
         with self._lock, as_store_error(self.path):
-            self._connection.execute("VACUUM")
-
-    # -- plumbing -------------------------------------------------------------------------------
+            self.connection.execute("VACUUM")
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._lock, as_store_error(self.path), transaction(self._connection):
+        with self._lock, as_store_error(self.path), transaction(self.connection):
             yield

@@ -15,11 +15,7 @@ FORMAT_VERSION = 1
 
 
 def connect(directory: Path) -> sqlite3.Connection:
-    """Connect to the catalogue of a store, whatever its version.
-
-    Raises:
-        StoreError: there is no catalogue in the directory.
-    """
+    """Connect to the catalogue of a store, whatever its version; a StoreError if there is none."""
     path = directory / FILE_NAME
     refuse_link(path)
     if not path.is_file():

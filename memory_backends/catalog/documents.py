@@ -23,19 +23,12 @@ from memory_backends.rows.query_samples import SampledLayer, Segment
 
 
 def insert_document(connection: sqlite3.Connection, new: NewDocument, first: int) -> None:
-    """Store a document whose rows begin at `first`.
-
-    Raises:
-        DocumentError: its name is taken.
-    """
+    """Store a document whose rows begin at `first`; raise a DocumentError if its name is taken."""
     marks = ", ".join("?" * 12)
     try:
         connection.execute(f"INSERT INTO documents VALUES ({marks})", to_record(new, first))
     except sqlite3.IntegrityError as error:
-        raise DocumentError(
-            f"document '{new.document.name}' is already in the memory. "
-            "Remove it first, or give this one another name."
-        ) from error
+        raise name_taken(new.document.name) from error
     write_metadata(connection, first, new.document.metadata or {})
 
 
@@ -45,13 +38,9 @@ def insert_samples(
     sampled: dict[int, SampledLayer],
     query_heads: Mapping[int, int],
 ) -> None:
-    """Store what a document added to the query samples, and count it in `sampled`.
+    """Store what a document added to the samples, by layer, and count it in `sampled`.
 
-    Args:
-        connection: the catalogue.
-        added: layer -> the document's samples.
-        sampled: layer -> all samples so far.
-        query_heads: layer -> query heads, of the layers that are not in `sampled`.
+    `query_heads` are those of the layers that are not in `sampled` yet.
     """
     for layer_idx, segment in added.items():
         if layer_idx not in sampled:
@@ -91,15 +80,7 @@ def write_row_checksums(
 
 
 def read_sinks(connection: sqlite3.Connection, num_rows: int) -> Iterator[Int64Array]:
-    """Yield the ids of each document's attention sinks.
-
-    Args:
-        connection: the catalogue.
-        num_rows: documents from here on are left out.
-
-    Raises:
-        StoreError: a record is damaged.
-    """
+    """Yield the ids of the attention sinks of each document that begins before `num_rows`."""
     query = (
         "SELECT name, first_row, num_rows, sinks FROM documents WHERE first_row < ? "
         "ORDER BY first_row"
@@ -117,15 +98,18 @@ def keep_one_set_of_sinks(
 ) -> None:
     """Mark attention sinks as not searchable, but for the first document that still has some.
 
-    Args:
-        connection: the catalogue.
-        searchable: (num_rows,) bool, changed in place; documents after its end are left out.
-
-    Raises:
-        StoreError: a record is damaged.
+    `searchable`, (num_rows,), is changed in place; documents after its end are left out.
     """
     kept = False
     for rows in read_sinks(connection, len(searchable)):
         if kept:
             searchable[rows] = False
         kept = kept or bool(searchable[rows].any())
+
+
+def name_taken(name: str) -> DocumentError:
+    """Return the error of a name that another document has."""
+    return DocumentError(
+        f"document '{name}' is already in the memory. "
+        "Remove it first, or give this one another name."
+    )

@@ -17,11 +17,7 @@ _INT_STOP = 2**63
 
 
 def check_metadata(metadata: object, document: str) -> Metadata:
-    """Return metadata that can be kept.
-
-    Args:
-        metadata: the mapping.
-        document: the document's name, for messages.
+    """Return a document's metadata, if it can be kept.
 
     Raises:
         DocumentError: this is no mapping of text to text, numbers, True or False; a number is not
@@ -56,14 +52,7 @@ def is_value(value: object) -> bool:
 
 
 def check_where(where: object) -> dict[str, list[MetadataValue]]:
-    """Return a filter as key -> values of which any will do.
-
-    Args:
-        where: key -> a value, or several.
-
-    Raises:
-        DocumentError: `where` is something else.
-    """
+    """Return a filter as key -> values of which any will do; a DocumentError if it is none."""
     if not isinstance(where, Mapping):
         raise DocumentError(
             "where must be a mapping of keys of the metadata to a value, or to a list of values; "
@@ -96,7 +85,7 @@ def matches(metadata: Metadata, where: Mapping[str, Collection[MetadataValue]]) 
 
 
 def write_metadata(connection: sqlite3.Connection, first_row: int, metadata: Metadata) -> None:
-    """Store a document's metadata in place of its old one; an empty mapping needs no record."""
+    """Store a document's metadata in place of its old; an empty mapping needs no record."""
     delete_metadata(connection, first_row)
     if not metadata:
         return
@@ -105,20 +94,15 @@ def write_metadata(connection: sqlite3.Connection, first_row: int, metadata: Met
     connection.execute("INSERT INTO metadata VALUES (?, ?, ?)", record)
 
 
-def delete_metadata(connection: sqlite3.Connection, first_row: int | None = None) -> None:
-    """Remove the metadata of the document at a row, or that of all documents."""
-    rest, values = ("", ()) if first_row is None else (" WHERE first_row = ?", (first_row,))
-    connection.execute(f"DELETE FROM metadata{rest}", values)
+def delete_metadata(connection: sqlite3.Connection, first_row: int) -> None:
+    """Remove the metadata of the document at a row."""
+    connection.execute("DELETE FROM metadata WHERE first_row = ?", (first_row,))
 
 
 def read_metadata(
     connection: sqlite3.Connection, first_row: int | None = None
 ) -> Iterator[tuple[int, dict[str, MetadataValue]]]:
-    """Yield (first_row, metadata) of one document, or of all that have some.
-
-    Raises:
-        StoreError: a record is damaged.
-    """
+    """Yield (first_row, metadata) of one document, or of all that have some."""
     query = "SELECT first_row, value, crc32 FROM metadata"
     rest, values = ("", ()) if first_row is None else (" WHERE first_row = ?", (first_row,))
     for first, text, crc32 in connection.execute(query + rest, values):

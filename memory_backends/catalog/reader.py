@@ -34,11 +34,8 @@ _SPAN = "first_row, first_row + num_rows"
 class CatalogReader:
     """The half of a `Catalog` that changes nothing. Safe to share between threads.
 
-    Args:
-        connection: the database; closed with this object.
-        path: its file; None if it is in RAM.
-
     Attributes:
+        connection: the database, closed with this object; use it within a `snapshot`.
         path: the database file; None if it is in RAM.
         layout: the shape of the rows.
         identity: what the model that writes the rows looks like, as plain JSON types.
@@ -52,7 +49,7 @@ class CatalogReader:
     """
 
     def __init__(self, connection: sqlite3.Connection, path: Path | None) -> None:
-        self._connection = connection
+        self.connection = connection
         self._lock = threading.RLock()
         self.path = path
         weakref.finalize(self, connection.close)
@@ -66,20 +63,15 @@ class CatalogReader:
         self.num_rows = 0
         self.refresh()
 
-    @property
-    def connection(self) -> sqlite3.Connection:
-        """The database, for checks of it; use it within a `snapshot`."""
-        return self._connection
-
     def close(self) -> None:
         """Close the database; the object is of no use afterwards."""
-        self._connection.close()
+        self.connection.close()
 
     def refresh(self) -> bool:
         """See what is committed by now; return whether another process has changed something."""
         with self.snapshot():
-            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
-            num_rows = schema.read_setting(self._connection, "num_rows")
+            (version,) = self.connection.execute("PRAGMA data_version").fetchone()
+            num_rows = schema.read_setting(self.connection, "num_rows")
             if type(num_rows) is not int or not 0 <= num_rows < _MAX_ROWS:
                 raise StoreError(
                     f"the catalogue '{self.path}' is damaged: it has {num_rows!r} rows."
@@ -92,22 +84,19 @@ class CatalogReader:
     def snapshot(self) -> Iterator[None]:
         """Read one state of the database, whatever other processes write meanwhile."""
         with self._lock, as_store_error(self.path):
-            if self._connection.in_transaction:
+            if self.connection.in_transaction:
                 yield
                 return
-            self._connection.execute("BEGIN")
+            self.connection.execute("BEGIN")
             try:
                 yield
             finally:
-                self._connection.rollback()
+                self.connection.rollback()
 
     def check_identity(self, identity: Mapping[str, Any]) -> None:
-        """Refuse a model that did not write this memory.
+        """Raise a MemoryMismatchError that names every field in which two models differ.
 
         Fields that only one of the two has, such as a tokenizer, are not compared.
-
-        Raises:
-            MemoryMismatchError: naming every field that differs.
         """
         where = "memory" if self.path is None else f"memory at '{self.path.parent}'"
         wrong = [
@@ -124,9 +113,7 @@ class CatalogReader:
     def setting(self, key: str) -> Any:
         """Return a setting as plain JSON types, or None."""
         with self._lock, as_store_error(self.path):
-            return schema.read_setting(self._connection, key)
-
-    # -- documents ------------------------------------------------------------------------------
+            return schema.read_setting(self.connection, key)
 
     def document_names(self) -> list[str]:
         """Return the names of all documents, in the order they were written."""
@@ -145,8 +132,7 @@ class CatalogReader:
         """Read one document with its text, token ids, offsets and metadata.
 
         Raises:
-            DocumentError: there is none of that name; it may have been removed or replaced by
-                another process.
+            DocumentError: there is none of that name, or no more.
         """
         with self.snapshot():
             records = self._visible(f"{COLUMNS}, crc32", "AND name = ?", name)
@@ -156,11 +142,7 @@ class CatalogReader:
             return dataclasses.replace(document, metadata=self._metadata_at(document.first_row))
 
     def metadata(self, name: str) -> Metadata:
-        """Return a document's metadata; {} if it has none.
-
-        Raises:
-            DocumentError: there is no document of that name.
-        """
+        """Return a document's metadata, {} if it has none; a DocumentError if there is no such."""
         with self.snapshot():
             return self._metadata_at(self._span(name)[0])
 
@@ -192,7 +174,7 @@ class CatalogReader:
                     names = {name: None for name in names if self.has_document(name)}
                 spans = [self._span(name) for name in names]
             if wanted:
-                metadata = dict(read_metadata(self._connection))
+                metadata = dict(read_metadata(self.connection))
                 spans = [span for span in spans if matches(metadata.get(span[0], {}), wanted)]
         return Scope.of((int(first), int(stop)) for first, stop in spans)
 
@@ -217,8 +199,6 @@ class CatalogReader:
                 if first <= row < stop:
                     owners[row] = str(name)
         return owners
-
-    # -- rows -----------------------------------------------------------------------------------
 
     def record_spans(self) -> Iterator[RecordSpan]:
         """Yield where each document's rows are, ascending, with the checksums of their records."""
@@ -245,30 +225,28 @@ class CatalogReader:
     def codec_state(self, layer_idx: int) -> bytes | None:
         """Return what the codec learned of a layer; None if there was no document to learn from."""
         with self.snapshot():
-            return schema.read_codec_state(self._connection, layer_idx)
+            return schema.read_codec_state(self.connection, layer_idx)
 
     def searchable_rows(self, sinks: str, scope: Scope | None = None) -> Int64Array:
-        """Return the ids that a search may find, ascending.
+        """Return the ids that a search may find, ascending, of a scope or of all rows.
 
-        Args:
-            sinks: "all" for every row; "one" leaves out the attention sinks of all documents but
-                the first that still has some, so that the memory has exactly one set of them.
-            scope: leave out all other rows, as if the store did not have them; None for all rows.
+        Sinks "all" are every row; "one" leaves out the attention sinks of all documents but the
+        first that still has some, so that the memory has exactly one set of them.
         """
         with self.snapshot():
             searchable = np.ones(self.num_rows, dtype=bool)
-            for first, stop in schema.read_removed(self._connection):
+            for first, stop in schema.read_removed(self.connection):
                 searchable[first:stop] = False
             if scope is not None:
                 searchable &= scope.mask(self.num_rows)
             if sinks == "one":
-                keep_one_set_of_sinks(self._connection, searchable)
+                keep_one_set_of_sinks(self.connection, searchable)
         return np.flatnonzero(searchable)
 
     def sink_rows(self) -> Int64Array:
         """Return the ids of all documents' attention sinks, ascending."""
         with self.snapshot():
-            ids = read_sinks(self._connection, self.num_rows)
+            ids = read_sinks(self.connection, self.num_rows)
             return np.concatenate([np.empty(0, dtype=np.int64), *ids])
 
     def _span(self, name: str) -> tuple[Any, ...]:
@@ -279,13 +257,13 @@ class CatalogReader:
         return records[0]
 
     def _metadata_at(self, first_row: int) -> Metadata:
-        return dict(read_metadata(self._connection, first_row)).get(first_row, {})
+        return dict(read_metadata(self.connection, first_row)).get(first_row, {})
 
     def _visible(self, columns: str, rest: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Read documents among those that there were when last refreshed."""
         query = f"SELECT {columns} FROM documents WHERE first_row < ? {rest}"
         with self._lock, as_store_error(self.path):
-            return self._connection.execute(query, (self.num_rows, *parameters)).fetchall()
+            return self.connection.execute(query, (self.num_rows, *parameters)).fetchall()
 
 
 def no_document(name: str) -> DocumentError:

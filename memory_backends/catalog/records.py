@@ -24,22 +24,13 @@ COLUMNS = (
 
 
 class NewDocument(NamedTuple):
-    """A document whose rows are appended and wait to be committed.
-
-    Attributes:
-        document: the document.
-        row_tokens: (n,) index into `document.token_ids` of each row.
-        sinks: which of the n rows are attention sinks.
-        samples: layer -> the query samples that came with it.
-        row_crc32: layer -> crc32 of the rows' records; known when they are flushed, and empty
-            without files.
-    """
+    """A document whose rows are appended and wait to be committed."""
 
     document: Document
-    row_tokens: Int32Array
-    sinks: Int32Array
-    samples: Mapping[int, Segment]
-    row_crc32: Mapping[int, int]
+    row_tokens: Int32Array  # (n,) index into `document.token_ids` of each row
+    sinks: Int32Array  # which of the n rows are attention sinks
+    samples: Mapping[int, Segment]  # layer -> the query samples that came with it
+    row_crc32: Mapping[int, int]  # layer -> of the rows' records, once flushed; {} without files
 
 
 class RecordSpan(NamedTuple):
@@ -88,15 +79,7 @@ def to_record(new: NewDocument, first: int) -> tuple[Any, ...]:
 
 
 def from_record(record: tuple[Any, ...], num_rows: int) -> StoredDocument:
-    """Read a record that `to_record` made.
-
-    Args:
-        record: `COLUMNS` and the crc32.
-        num_rows: how many rows are committed.
-
-    Raises:
-        StoreError: it is damaged.
-    """
+    """Read a record, `COLUMNS` and the crc32, of `num_rows` rows; a StoreError if damaged."""
     damage = _damage(record, num_rows)
     if damage:
         raise damaged(f"the record of document {record[0]!r:.200}", damage)

@@ -61,12 +61,6 @@ SCHEMA = (
 )
 
 
-def create_tables(connection: sqlite3.Connection) -> None:
-    """Make the tables, within the caller's transaction."""
-    for statement in SCHEMA:
-        connection.execute(statement)
-
-
 def check_schema(connection: sqlite3.Connection) -> None:
     """Raise a StoreError for a database with other tables, or with views or triggers."""
     query = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL"
@@ -100,11 +94,7 @@ def write_setting(connection: sqlite3.Connection, key: str, value: Any) -> None:
 
 
 def read_codec_state(connection: sqlite3.Connection, layer_idx: int) -> bytes | None:
-    """Return what the codec learned of a layer; None if there was no document to learn from.
-
-    Raises:
-        StoreError: the state is damaged or missing.
-    """
+    """Return what the codec learned of a layer; None if there was no document to learn from."""
     query = "SELECT state, crc32 FROM codec_states WHERE layer = ?"
     record = connection.execute(query, (layer_idx,)).fetchone()
     part = f"what the codec learned of layer {layer_idx}"
@@ -137,11 +127,7 @@ def write_removed(connection: sqlite3.Connection, first: int, stop: int) -> None
 
 
 def read_removed(connection: sqlite3.Connection) -> Iterator[tuple[int, int]]:
-    """Yield the removed spans, (first, stop), ascending; they may overlap.
-
-    Raises:
-        StoreError: a span's record is damaged.
-    """
+    """Yield the removed spans, (first, stop), ascending; they may overlap."""
     query = "SELECT first_row, stop_row, crc32 FROM removed ORDER BY first_row"
     for first, stop, crc32 in connection.execute(query):
         if record_crc32((first, stop)) != crc32 or not 0 <= first < stop:

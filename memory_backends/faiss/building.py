@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import torch
 import numpy as np
 import numpy.typing as npt
 
@@ -12,17 +13,20 @@ from memory_backends.faiss import index as faiss_index
 from memory_backends.faiss.calibration import Effort, K, Nearest, efforts
 from memory_backends.faiss.lists import (
     ListBias,
-    NearestList,
     QueryMetric,
     add_to_lists,
     has_own_lists,
     keeps_keys,
     lists_of,
+    means_of,
+    nearest_of,
     train_lists,
 )
 from memory_backends.layout import Float32Array, Int64Array
+from memory_backends.store import Store
 
 _ROWS_AT_ONCE = 16_384
+_SPARSEST_SPAN = 2  # rows read for each row wanted
 _FEWEST_TOKENS = 16  # to calibrate
 _TOKENS_TO_CALIBRATE = 64  # of the sample; others make the metric and rank the lists
 
@@ -37,14 +41,42 @@ class LayerRows(Protocol):
         """Return sampled queries, (Hkv, s, G, head_dim) float32."""
 
 
+class StoredLayer:
+    """Keys and sampled queries of some of a layer's h KV heads, from a store."""
+
+    def __init__(self, store: Store, layer_idx: int, heads: list[int]) -> None:
+        self._store = store
+        self._rows = store.rows
+        self._layer_idx = layer_idx
+        self._layer = store.layout.layers[layer_idx]
+        is_all = heads == list(range(self._layer.num_key_value_heads))
+        self._heads = None if is_all else heads  # None reads without copying
+        self._num_heads = len(heads)
+
+    def keys(self, ids: Int64Array) -> Float32Array:
+        """Return the keys of rows as stored, (h, n, head_dim) float32."""
+        first, stop = (int(ids.min()), int(ids.max()) + 1) if len(ids) else (0, 0)
+        if stop - first <= _SPARSEST_SPAN * len(ids):  # read in order, and leave some out
+            rows = self._rows.span(self._layer_idx, first, stop, self._heads).transpose(0, 1)
+            if stop - first > len(ids) or np.any(np.diff(ids) != 1):
+                rows = rows[:, torch.from_numpy(ids - first)]
+        else:
+            wanted = torch.from_numpy(ids).expand(self._num_heads, -1)
+            rows = self._rows.gather(self._layer_idx, wanted, self._heads)
+        keys: Float32Array = rows[..., : self._layer.head_dim].float().numpy()
+        return keys
+
+    def queries(self) -> Float32Array:
+        """Return sampled queries, (h, s, G, head_dim) float32."""
+        samples = self._store.samples.grouped(self._layer_idx)
+        chosen: Float32Array = (samples if self._heads is None else samples[self._heads]).numpy()
+        return chosen
+
+
 def add_rows(indexes: list[Any], rows: LayerRows, present: int, ids: Int64Array) -> None:
     """Add rows to the indexes of a layer's heads, and train those that need it.
 
-    Args:
-        indexes: one a KV head, with the first `present` of `ids` in them already.
-        rows: where keys and queries come from.
-        present: see `indexes`.
-        ids: (n,) the row of each position.
+    `ids`, (n,), are the row of each position; the first `present` are in the indexes already.
     """
     if present == len(ids):
         return
@@ -58,16 +90,17 @@ def add_rows(indexes: list[Any], rows: LayerRows, present: int, ids: Int64Array)
                 train_lists(index, keys, metric)
             else:
                 index.train(keys)
-    nearest = [
-        NearestList(index, metric) if has_own_lists(index) else None
+    means = [
+        metric.map(means_of(index)) if has_own_lists(index) else None
         for index, metric in zip(indexes, metrics, strict=True)
     ]
     for batch in _batches(ids[present:]):
-        for index, list_of, keys in zip(indexes, nearest, _unit(rows.keys(batch)), strict=True):
-            if list_of is None:
+        all_keys = _unit(rows.keys(batch))
+        for index, metric, mean, keys in zip(indexes, metrics, means, all_keys, strict=True):
+            if mean is None:
                 index.add(keys)
             else:
-                add_to_lists(index, keys, list_of(keys))
+                add_to_lists(index, keys, nearest_of(metric.map(keys), mean))
 
 
 def calibrate(
@@ -75,11 +108,8 @@ def calibrate(
 ) -> list[list[Effort]]:
     """Rank lists by their best keys, and measure what searches of more and more lists find.
 
-    Args:
-        indexes: one a KV head, with all of `ids` in them.
-        rows: where keys and queries come from.
-        ids: (n,) the row of each position.
-        is_sink: (n,) positions that are attention sinks.
+    The indexes, one a KV head, have all of `ids`, (n,), at their positions; `is_sink`, (n,), marks
+    attention sinks.
 
     Returns:
         One list a head; empty ones for an index without lists, or with too few sampled queries.

@@ -1,9 +1,8 @@
 """How many lists a search must look into, measured on queries that the model really asked.
 
 The user asks for a recall, not for nprobe. For each (layer, KV head) the sampled queries' exact
-nearest rows are known, and so is the rank, by inner product with the centroids, of the list that
-each of them is in: a search of p lists finds a row if and only if its list's rank is below p. So
-one pass gives the recall of every p.
+nearest rows are known, and the rank, by inner product with the centroids, of the list that each is
+in: a search of p lists finds a row if its list's rank is below p. One pass gives the recall of all.
 
 Rows count as much as the attention they get: a softmax over a query's nearest rows, of which the
 attention sinks' share is left out, since a search finds sinks first and they carry no content.
@@ -24,20 +23,12 @@ _EFFORTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 51
 
 
 class Effort(NamedTuple):
-    """What a search that looks into some number of lists finds.
+    """What a search that looks into some number of lists finds."""
 
-    Attributes:
-        nprobe: how many lists it looks into.
-        attention: share of the attention paid to the exact `K` nearest rows that goes to found
-            rows.
-        recall: share of the exact `K` nearest rows that are found.
-        scanned: share of all rows that are compared with the query.
-    """
-
-    nprobe: int
-    attention: float
-    recall: float
-    scanned: float
+    nprobe: int  # how many lists it looks into
+    attention: float  # share of the attention paid to the exact `K` nearest rows that it finds
+    recall: float  # share of the exact `K` nearest rows that it finds
+    scanned: float  # share of all rows that are compared with the query
 
 
 def efforts(
@@ -47,18 +38,17 @@ def efforts(
     nearest: npt.NDArray[np.int64],
     attention: Float32Array,
 ) -> list[Effort]:
-    """Measure what searches of more and more lists find.
+    """Measure what searches of more and more of an IVF index's lists find.
 
     Args:
-        index: an IVF index.
+        index: the index.
         lists: (n,) the list of each position.
         queries: (s, dim) float32.
         nearest: (s, K) positions of the exact nearest rows; -1 where there are fewer.
         attention: (s, K) the attention that each of them gets.
 
     Returns:
-        One `Effort` for each nprobe of a fixed grid, up to all lists; the attention is 1 where the
-        sampled queries pay none.
+        One `Effort` a step, up to all lists; the attention is 1 where the queries pay none.
     """
     num_lists = index.nlist
     _, order = index.quantizer.search(queries, num_lists)  # (s, nlist), best first
@@ -84,12 +74,7 @@ def least_effort(efforts: list[Effort], target: float) -> Effort:
 
 
 class Nearest:
-    """The exact nearest keys of some queries, found a part of the keys at a time.
-
-    Args:
-        queries: (s, dim) float32, normalised.
-        k: how many to find.
-    """
+    """The k exact nearest keys of queries (s, dim) of unit length, a part of the keys at a time."""
 
     def __init__(self, queries: Float32Array, k: int) -> None:
         self._queries = queries

@@ -18,27 +18,20 @@ IndexedHeads = Mapping[int, tuple[int, ...]]  # layer -> KV heads, both ascendin
 
 
 class Coverage(NamedTuple):
-    """The heads that have FAISS files, and the bytes of these.
-
-    Attributes:
-        heads: which they are.
-        num_bytes: of their files.
-        all_bytes: an estimate of what files of all heads would take: as many bytes for a key's
-            component as in the files there are; 0 if there are none.
-    """
+    """The heads that have FAISS files, and the bytes of these."""
 
     heads: IndexedHeads
     num_bytes: int
-    all_bytes: int
+    all_bytes: int  # an estimate for files of all heads, as large for each; 0 if there are none
 
 
 def all_heads(layout: MemoryLayout, layers: Iterable[int] | None = None) -> IndexedHeads:
-    """Return all KV heads of some layers, or of all layers.
-
-    Raises:
-        KeyError: a layer that the layout has not.
-    """
+    """Return all KV heads of some layers, or of all; a MemoryMismatchError for other layers."""
     chosen = sorted(layout.layers if layers is None else layers)
+    if not set(chosen) <= set(layout.layers):
+        raise MemoryMismatchError(
+            f"indexed_layers must be some of {sorted(layout.layers)}; got {chosen}."
+        )
     return {idx: tuple(range(layout.layers[idx].num_key_value_heads)) for idx in chosen}
 
 
@@ -63,9 +56,7 @@ def checked(layout: MemoryLayout, heads: Mapping[int, Iterable[int]]) -> Indexed
 def from_setting(setting: Mapping[str, Any], layout: MemoryLayout) -> IndexedHeads:
     """Read from the setting "index" which heads have files.
 
-    Raises:
-        KeyError, TypeError, ValueError, AttributeError: the setting is damaged, or of another
-            layout. MemoryMismatchError is a ValueError.
+    A damaged setting raises a KeyError, TypeError, ValueError or AttributeError.
     """
     return checked(layout, {int(idx): heads for idx, heads in setting["heads"].items()})
 
@@ -76,11 +67,7 @@ def file_name(layer_idx: int, head: int) -> str:
 
 
 def coverage_of(setting: Mapping[str, Any], layout: MemoryLayout) -> Coverage:
-    """Read from the setting "index" which heads have files, and how big those are.
-
-    Raises:
-        StoreError: the setting is damaged.
-    """
+    """Read the setting "index"; raise a StoreError if it is damaged."""
     try:
         heads, files = from_setting(setting, layout), setting["files"]
         sizes = {

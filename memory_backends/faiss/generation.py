@@ -9,10 +9,8 @@ time: they are made from the rows.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,44 +25,29 @@ from memory_backends.faiss import index as faiss_index
 from memory_backends.faiss.calibration import Effort, least_effort
 from memory_backends.faiss.coverage import IndexedHeads, file_name, from_setting
 from memory_backends.layout import Int64Array
+from memory_backends.rows.append_files import next_crc32, sync_path
 from memory_backends.store.directory import INDEX_FOLDER, check_generation
 
 _IDS = "ids.bin"
 _SETTING = "index"
 _ADVICE = "Run `emt rebuild`: the index is made anew from the rows."
-_BYTES_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One complete set of FAISS files.
-
-    Attributes:
-        folder: where they are.
-        option: the factory string that the user gave.
-        factory: the one they were built with.
-        heads: layer -> the KV heads that have files, ascending.
-        num_rows: vectors in each file.
-        efforts: layer -> for each of its `heads`, what searching more and more lists finds; no
-            entry where nothing was calibrated.
-        files: name -> its size and crc32.
-    """
+    """One complete set of FAISS files."""
 
     folder: Path
-    option: str
-    factory: str
+    option: str  # the factory string that the user gave
+    factory: str  # the one they were built with
     heads: IndexedHeads
-    num_rows: int
-    efforts: Mapping[int, list[list[Effort]]]
-    files: Mapping[str, Mapping[str, int]]
+    num_rows: int  # vectors in each file
+    efforts: Mapping[int, list[list[Effort]]]  # layer -> of each of its heads; none uncalibrated
+    files: Mapping[str, Mapping[str, int]]  # name -> its size and crc32
 
     @classmethod
     def current(cls, directory: Path, catalog: Catalog) -> Generation | None:
-        """Return the generation in force; None if there is none, or its folder was deleted.
-
-        Raises:
-            StoreError: the catalogue's record of it is damaged, or a file has another size.
-        """
+        """Return the generation in force; None if there is none, or its folder was deleted."""
         saved = catalog.setting(_SETTING)
         if not saved:
             return None
@@ -84,7 +67,9 @@ class Generation:
             for layer_idx, efforts in generation.efforts.items():
                 if len(efforts) != len(generation.heads.get(layer_idx, ())):
                     raise ValueError(f"layer {layer_idx} has efforts of {len(efforts)} heads")
-            lacking = generation._names() - generation.files.keys()
+            named = ((idx, head) for idx, chosen in generation.heads.items() for head in chosen)
+            names = {_IDS, *(file_name(idx, head) for idx, head in named)}
+            lacking = names - generation.files.keys()
             if lacking:
                 raise ValueError(f"sizes and checksums of {sorted(lacking)[:5]} are missing")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -100,11 +85,7 @@ class Generation:
         return self.folder.is_dir() and saved.get("generation") == self.folder.name
 
     def remove_others(self) -> None:
-        """Delete all other generations, also those that a killed run left behind.
-
-        Raises:
-            StoreError: the folder cannot be read.
-        """
+        """Delete all other generations, also those that a killed run left behind."""
         with reported(self.folder.parent.parent):
             for other in self.folder.parent.iterdir():
                 if other.name != self.folder.name:
@@ -129,11 +110,7 @@ class Generation:
         return sum(int(entry["size"]) for entry in self.files.values())
 
     def read_ids(self, stop: int) -> Int64Array:
-        """Read which row each position is, (num_rows,) int64 below `stop`.
-
-        Raises:
-            StoreError: the file is missing, of another size or damaged.
-        """
+        """Read which row each position is, (num_rows,) int64; raise a StoreError if damaged."""
         path = self.folder / _IDS
         size = path.stat().st_size if path.is_file() else 0
         if size != 8 * self.num_rows:
@@ -149,10 +126,9 @@ class Generation:
         return ids
 
     def read_head(self, layer_idx: int, head: int, dim: int, *, mapped: bool) -> Any:
-        """Read one head's index, after comparing the file with its checksum unless it is mapped.
+        """Read one head's index; raise a StoreError if its file is missing or damaged.
 
-        Raises:
-            StoreError: the file is missing or damaged.
+        A file that is mapped is not compared with its checksum: that would read all of it.
         """
         path = self.folder / file_name(layer_idx, head)
         if not mapped:
@@ -162,13 +138,8 @@ class Generation:
             self._check_bytes(path)
         return index
 
-    def _names(self) -> set[str]:
-        """Return the names of all files."""
-        heads = ((idx, head) for idx, chosen in self.heads.items() for head in chosen)
-        return {_IDS, *(file_name(idx, head) for idx, head in heads)}
-
     def _check_bytes(self, path: Path) -> None:
-        if path.is_file() and _crc32(path) != self.files[path.name]["crc32"]:
+        if path.is_file() and _checksum(path) != self.files[path.name]["crc32"]:
             raise StoreError(f"'{path}' is damaged: its checksum differs. {_ADVICE}")
 
     def _check_sizes(self) -> None:
@@ -192,18 +163,10 @@ def write_generation(
 ) -> Generation:
     """Write FAISS files to a new generation, make it the store's, and delete the others.
 
-    Args:
-        directory: the store's.
-        catalog: of the store, locked for writing.
-        ids: (n,) the row of each position.
-        layers: layer -> a call that gives, for each KV head to be written, ascending, its index and
-            what calibration found of it; called when the layer is written, one at a time.
-        option: the factory string that the user gave.
-        factory: the one that the indexes are built with.
-        recall: what they are calibrated for.
-
-    Raises:
-        StoreError: the files cannot be written; the generation before stays in force.
+    The catalogue is locked for writing; if writing fails, the generation before stays in force. A
+    call of `layers` gives one layer's indexes, for each KV head to be written, ascending, and what
+    calibration for `recall` found of it; one layer is in RAM at a time. `ids` are (n,) the row of
+    each position, `option` and `factory` as in `Generation`.
     """
     folder = directory / INDEX_FOLDER / f"{_last_number(directory, catalog) + 1:06d}"
     efforts: dict[int, list[list[Effort]]] = {}
@@ -220,10 +183,11 @@ def write_generation(
                     faiss_index.write_index(index, folder / file_name(layer_idx, head))
             ids.astype("<i8").tofile(folder / _IDS)
             files = {
-                path.name: {"size": path.stat().st_size, "crc32": _crc32(path)}
+                path.name: {"size": path.stat().st_size, "crc32": _checksum(path)}
                 for path in sorted(folder.iterdir())
             }
-            _sync(folder)
+            for path in [*folder.iterdir(), folder, folder.parent, directory]:
+                sync_path(path)
             catalog.set_setting(
                 _SETTING,
                 {
@@ -259,28 +223,10 @@ def _summary(efforts: Mapping[int, list[list[Effort]]], recall: float) -> dict[s
     """Return what `emt info` says of a calibrated index: means over layers and heads."""
     of_heads = (of_head for of_layer in efforts.values() for of_head in of_layer)
     chosen = [least_effort(of_head, recall) for of_head in of_heads if of_head]
-    if not chosen:
-        return {}
-    return {
-        "recall": float(np.mean([effort.recall for effort in chosen])),
-        "attention": float(np.mean([effort.attention for effort in chosen])),
-        "scanned": float(np.mean([effort.scanned for effort in chosen])),
-    }
+    names = ("recall", "attention", "scanned") if chosen else ()
+    return {name: float(np.mean([getattr(effort, name) for effort in chosen])) for name in names}
 
 
-def _crc32(path: Path) -> int:
-    crc32 = 0
+def _checksum(path: Path) -> int:
     with path.open("rb") as file:
-        while data := file.read(_BYTES_AT_ONCE):
-            crc32 = zlib.crc32(data, crc32)
-    return crc32
-
-
-def _sync(folder: Path) -> None:
-    """Force a folder's files and names, and its own name, to the disk."""
-    for path in [*folder.iterdir(), folder, folder.parent, folder.parent.parent]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        return next_crc32(file, path.stat().st_size)

@@ -1,17 +1,13 @@
 """Copies of layers on a GPU: FAISS's GPU indexes, and rows as tensors, for as many layers as fit.
 
 The indexes in RAM and the rows in files stay what they are: what is on the GPU is copied from them
-when a layer is first searched, and forgotten when the set of rows changes. The order in which a
-search compares rows, and how many lists it looks into, are the same, so results are, too, but for
-the rounding of float32.
-
-Facts these functions rest on, read in FAISS's source and documentation:
+when a layer is first searched, and forgotten when the set of rows changes. Results are the same,
+but for the rounding of float32. Facts read in FAISS's source and documentation:
 
 * A GPU index takes `nprobe` with each call, but not every selector: a search that has to leave
   removed rows out is the CPU's, until `save` or `rebuild` has dropped them from the index.
 * `k` and `nprobe` must be below 2048; older versions refuse 2048 itself.
 * GPU indexes that share `StandardGpuResources` must not be searched by two threads at a time.
-* Lists are padded to 32 vectors each.
 * Flat and IVF with flat or scalar-quantised codes have a GPU index; HNSW has none.
 """
 
@@ -19,19 +15,21 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import faiss
-import numpy as np
 
 from memory_backends.errors import IndexFactoryError, MemoryMismatchError
 from memory_backends.faiss import index as faiss_index
 from memory_backends.faiss.lists import has_own_lists
+from memory_backends.faiss.search_parameters import LayerIndexes
 from memory_backends.layout import Float32Array, Int64Array, LayerLayout
+from memory_backends.rows.storage import loaded
 from memory_backends.search.checks import usable_device
+from memory_backends.search.searchable import SearchableRows
 
 RESERVE = 0.25  # of the free bytes: for the model's cache of the context and its activations
 _SCRATCH_BYTES = 2**28  # FAISS would take up to 1.5 GiB
@@ -42,14 +40,9 @@ _OUT_OF_MEMORY = re.compile("out of memory|alloc fail", re.IGNORECASE)  # torch'
 
 
 class GPU:
-    """One GPU, as torch and FAISS see it.
+    """One GPU, a CUDA `device` with an index, as torch and FAISS see it.
 
-    Args:
-        device: a CUDA device with an index.
-
-    Attributes:
-        device: see above.
-        searching: held by the one thread that may use FAISS's resources.
+    `searching` is held by the one thread that may use FAISS's resources.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -65,11 +58,7 @@ class GPU:
         return int(free + kept)
 
     def to_gpu(self, index: Any) -> Any:
-        """Return a copy of a FAISS index on this GPU.
-
-        Raises:
-            RuntimeError: FAISS has no room for it, or no GPU index of its kind.
-        """
+        """Return a copy of a FAISS index; a RuntimeError says that there is no room for it."""
         options = faiss.GpuClonerOptions()
         options.useFloat16 = False  # of the kinds taken it would only round Flat, which is exact
         options.use_cuvs = False  # it has not all of them
@@ -83,8 +72,7 @@ def gpu_of(device: torch.device | str | None) -> GPU | None:
         IndexFactoryError: the installed FAISS has no GPU support.
         MemoryMismatchError: torch or FAISS sees no such device, or it is none that FAISS can use.
     """
-    if device is None:
-        return None
+    device = device or "cpu"
     kind = str(device).partition(":")[0]
     if kind == "cpu":
         return None
@@ -128,18 +116,11 @@ def check_gpu_factory(factory: str, dim: int) -> None:
 def layers_that_fit(
     bytes_per_layer: Mapping[int, int], free_bytes: int, reserve: float = RESERVE
 ) -> list[int]:
-    """Choose the layers to copy to a GPU, the deepest first.
+    """Choose the layers to copy to a GPU, of which a `reserve` share is left to the model.
 
     Every layer is searched once a token, but deep layers' queries are spread more, so their
-    searches look into more lists for the same recall: they gain most.
-
-    Args:
-        bytes_per_layer: layer -> what its copy takes.
-        free_bytes: of the GPU, now.
-        reserve: share of the free bytes that is left to the model.
-
-    Returns:
-        The layers, ascending. One too big for what is left is passed over for shallower ones.
+    searches look into more lists for the same recall: they gain most and come first. A layer too
+    big for what is left is passed over for shallower ones.
     """
     left = int(free_bytes * (1 - reserve))
     chosen = []
@@ -155,12 +136,7 @@ def bytes_on_gpu(
 ) -> int:
     """Return at most how many bytes a layer's copy takes: its rows, and an index for each KV head.
 
-    Args:
-        layer: the shape of its rows.
-        dtype: of its rows.
-        num_rows: rows stored.
-        num_indexed: rows in the indexes.
-        factory: what the indexes are built with.
+    `num_rows` are stored, `num_indexed` of them are in the indexes, which `factory` describes.
     """
     lists = re.match(r"IVF(\d+)", factory)
     in_lists = num_indexed + (_ROWS_PADDED * int(lists[1]) if lists else 0)
@@ -176,41 +152,25 @@ def can_select(number: int) -> bool:
 
 @dataclass(frozen=True)
 class GPULayer:
-    """One layer's copy.
-
-    Attributes:
-        gpu: where it is.
-        heads: a GPU index for each KV head.
-        parameters: what `search` needs for each of them.
-        rows: (M, Hkv, head_dim + value_head_dim).
-    """
+    """One layer's copy."""
 
     gpu: GPU
-    heads: list[Any]
-    parameters: list[Any]
-    rows: torch.Tensor
+    heads: list[Any]  # a GPU index for each KV head
+    parameters: list[Any]  # what `search` needs for each of them
+    rows: torch.Tensor  # (M, Hkv, head_dim + value_head_dim)
 
     def search(self, queries: Float32Array, k: int) -> tuple[Float32Array, Int64Array]:
         """Return inner products and positions, each (Hkv, N, k), for queries (Hkv, N, D)."""
-        scores = np.empty((*queries.shape[:2], k), dtype=np.float32)
-        positions = np.empty((*queries.shape[:2], k), dtype=np.int64)
         with self.gpu.searching:
-            for head, index in enumerate(self.heads):
-                scores[head], positions[head] = faiss_index.search(
-                    index, queries[head], k, self.parameters[head]
-                )
-        return scores, positions
+            return faiss_index.search_heads(self.heads, queries, k, self.parameters)
 
 
 class GPULayers:
-    """The layers that are on a GPU now.
+    """The layers that are on a GPU now."""
 
-    Args:
-        gpu: the GPU.
-    """
-
-    def __init__(self, gpu: GPU) -> None:
+    def __init__(self, gpu: GPU, rows: SearchableRows) -> None:
         self._gpu = gpu
+        self._rows = rows
         self._chosen: set[int] | None = None  # layers that fit; None until there is one to move
         self._layers: dict[int, GPULayer] = {}
         self._moving = threading.Lock()
@@ -227,43 +187,41 @@ class GPULayers:
     def moved(
         self,
         layer_idx: int,
-        heads: list[Any],
+        indexes: LayerIndexes,
         parameters: list[Any],
-        rows: Callable[[torch.device], torch.Tensor],
-        sizes: Callable[[], Mapping[int, int]],
+        *,
+        factory: str,
+        num_indexed: int,
+        may_move: Iterable[int],
     ) -> GPULayer | None:
         """Return a layer's copy, made now if it is the first search and the layer fits.
 
-        Args:
-            layer_idx: the layer.
-            heads: its indexes on the CPU, one a KV head.
-            parameters: what searching them takes, without a selector.
-            rows: gives a copy of its rows on a device.
-            sizes: gives the bytes of every layer that may be moved.
-
-        Returns:
-            None for a layer that is left to the CPU: it does not fit, or looks into too many lists.
+        None for a layer that is left to the CPU: it does not fit, or looks into too many lists. Of
+        the layers that `may_move`, whose indexes are built with `factory` and have `num_indexed`
+        rows, as many are chosen as fit. The `parameters` have no selector.
         """
         copied = self._layers.get(layer_idx)
         if copied is not None or (self._chosen is not None and layer_idx not in self._chosen):
             return copied
         with self._moving:
             if self._chosen is None:
-                self._chosen = set(layers_that_fit(sizes(), self._gpu.free_bytes()))
+                layout, num_rows = self._rows.layout, self._rows.stored.num_rows
+                sizes = {
+                    idx: bytes_on_gpu(
+                        layout.layers[idx], layout.dtype, num_rows, num_indexed, factory
+                    )
+                    for idx in may_move
+                }
+                self._chosen = set(layers_that_fit(sizes, self._gpu.free_bytes()))
             if layer_idx in self._chosen and layer_idx not in self._layers:
-                moved = self._move(heads, parameters, rows)
+                moved = self._move(layer_idx, indexes.heads, parameters)
                 if moved is None:
                     self._chosen.discard(layer_idx)
                 else:
                     self._layers[layer_idx] = moved
         return self._layers.get(layer_idx)
 
-    def _move(
-        self,
-        heads: list[Any],
-        parameters: list[Any],
-        rows: Callable[[torch.device], torch.Tensor],
-    ) -> GPULayer | None:
+    def _move(self, layer_idx: int, heads: list[Any], parameters: list[Any]) -> GPULayer | None:
         is_ivf = isinstance(faiss.downcast_index(heads[0]), faiss.IndexIVF)
         if is_ivf and not all(can_select(each.nprobe) for each in parameters):
             return None
@@ -272,7 +230,8 @@ class GPULayers:
                 indexes = [self._gpu.to_gpu(index) for index in heads]
             # A flat GPU index takes no parameters.
             taken = parameters if is_ivf else [None] * len(heads)
-            return GPULayer(self._gpu, indexes, taken, rows(self._gpu.device))
+            rows = loaded(self._rows.stored, self._rows.layout, layer_idx, self._gpu.device)
+            return GPULayer(self._gpu, indexes, taken, rows)
         except RuntimeError as error:  # the model has taken what was free a moment ago
             if _OUT_OF_MEMORY.search(str(error)) is None:
                 raise

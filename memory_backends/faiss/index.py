@@ -5,12 +5,10 @@ Facts these functions rest on (FAISS 1.14.2 to 1.15.1):
 * `index_factory` with the metric, never a constructor: `IndexIVFPQ`'s defaults to L2.
 * Search parameters go with each call; setting `nprobe` on a shared index from several threads has
   crashed.
-* A list shorter than k is filled with id -1 and a huge negative score.
 * Training wants at least 39 points a list.
-* In a process that imports torch first, the wheels' FAISS runs on torch's OpenMP threads, and a
-  search shares its queries between threads that torch left warm. Imported first, FAISS has a team
-  of its own, and each search waits for a core on which a thread of torch still spins: a decode step
-  took five times as long. So it then searches on one thread.
+* Imported after torch, FAISS runs on torch's OpenMP threads. Imported first, it has a team of its
+  own, and each search waits for a core on which a thread of torch still spins: a decode step took
+  five times as long. So it then searches on one thread.
 * What `downcast_index` returns is freed with its argument: keep that alive.
 """
 
@@ -19,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,20 +50,15 @@ _MAX_LISTS = 2**20
 # `auto`: exact below, IVF from here on; `benchmarks/decode.md` has the times of both.
 AUTO_IVF_ROWS = 8_192
 
-_SCALAR_QUANTIZERS = (
-    faiss.IndexScalarQuantizer,
-    faiss.IndexIVFScalarQuantizer,
-    faiss.IndexHNSWSQ,
-)
+_SCALAR_QUANTIZERS = (faiss.IndexScalarQuantizer, faiss.IndexIVFScalarQuantizer, faiss.IndexHNSWSQ)
 # IVF indexes that refuse a selector.
 _NO_SELECTOR = (faiss.IndexIVFAdditiveQuantizer, faiss.IndexIVFAdditiveQuantizerFastScan)
 
 
 def check_factory(factory: str, dim: int) -> None:
-    """Check that a factory string can serve a memory.
+    """Raise an IndexFactoryError for a factory string that cannot serve a memory.
 
-    Raises:
-        IndexFactoryError: FAISS rejects it, or its index cannot leave removed rows out of a search.
+    FAISS rejects it, or its index cannot leave removed rows out of a search.
     """
     if factory == "auto":
         return
@@ -76,7 +69,7 @@ def check_factory(factory: str, dim: int) -> None:
             f"index {factory!r} must keep at most the {dim} components of a key; it makes "
             f"{inner.index.d} of them. Use a number up to {dim}."
         )
-    _parameters(index, None, factory)
+    search_parameters(index, None, name=factory)
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:  # FAISS ignores the metric for HNSW over PQ
         raise IndexFactoryError(
             f"index {factory!r} must search by inner product, metric {faiss.METRIC_INNER_PRODUCT}; "
@@ -85,11 +78,7 @@ def check_factory(factory: str, dim: int) -> None:
 
 
 def new_index(factory: str, dim: int) -> Any:
-    """Return an empty inner-product index over `dim` components.
-
-    Raises:
-        IndexFactoryError: FAISS rejects the factory string, in FAISS's words.
-    """
+    """Return an empty inner-product index; raise an IndexFactoryError if FAISS rejects it."""
     lists = re.search(r"IVF(\d+)", factory)
     if lists and int(lists[1]) > _MAX_LISTS:
         raise IndexFactoryError(
@@ -104,9 +93,10 @@ def new_index(factory: str, dim: int) -> Any:
             f"such as 'Flat' or 'IVF256,SQfp16'; got {factory!r}. FAISS says: {_reason(error)}"
         ) from error
     inner = faiss.downcast_index(index)
-    if isinstance(inner, faiss.IndexIVF) and isinstance(
+    has_flat_quantizer = isinstance(inner, faiss.IndexIVF) and isinstance(
         faiss.downcast_index(inner.quantizer), faiss.IndexFlat
-    ):
+    )
+    if has_flat_quantizer:
         inner.cp.spherical = False  # lists trained with L2 find more than spherical ones
     if isinstance(inner, faiss.IndexIVFScalarQuantizer) and (
         inner.sq.qtype == faiss.ScalarQuantizer.QT_fp16
@@ -141,6 +131,7 @@ def search_parameters(
     searchable: npt.NDArray[np.uint8] | None,
     nprobe: int | None = None,
     wider: float = 1.0,
+    name: str = "this index",
 ) -> Any:
     """Return what `search` needs for an index, and for others like it.
 
@@ -149,24 +140,40 @@ def search_parameters(
         searchable: little-endian bitmap over positions, or None for all of them.
         nprobe: lists that an IVF index looks into; None for one in `_SCANNED_SHARE`.
         wider: times as many lists, or neighbours of an HNSW index, are looked into.
+        name: of the index, in the error.
+
+    Raises:
+        IndexFactoryError: the index cannot leave removed rows out of a search.
     """
-    selector = None if searchable is None else faiss.IDSelectorBitmap(searchable)
-    return _parameters(index, selector, "this index", nprobe, wider)
+    inner = faiss.downcast_index(index)
+    if isinstance(inner, faiss.IndexPreTransform):
+        parameters = search_parameters(inner.index, searchable, nprobe, wider, name)
+        return faiss.SearchParametersPreTransform(index_params=parameters)
+    options = {} if searchable is None else {"sel": faiss.IDSelectorBitmap(searchable)}
+    if isinstance(inner, faiss.IndexIVF) and inner.nlist and not isinstance(inner, _NO_SELECTOR):
+        share = max(inner.nlist // _SCANNED_SHARE, _MIN_SCANNED)
+        effort = min(math.ceil(wider * (share if nprobe is None else nprobe)), inner.nlist)
+        return faiss.SearchParametersIVF(nprobe=effort, **options)
+    if isinstance(inner, faiss.IndexHNSW):
+        effort = min(math.ceil(wider * max(inner.hnsw.efSearch, 64)), max(inner.ntotal, 64))
+        return faiss.SearchParametersHNSW(efSearch=effort, **options)
+    if isinstance(inner, faiss.IndexFlat | faiss.IndexScalarQuantizer | faiss.IndexRaBitQ):
+        return faiss.SearchParameters(**options)
+    raise IndexFactoryError(
+        "index must be 'auto' or a factory string of the families Flat, SQ, RaBitQ, IVF and HNSW; "
+        f"got {name!r}, a FAISS {type(inner).__name__}, which cannot leave removed rows out of a "
+        "search."
+    )
 
 
 def search(
     index: Any, queries: Float32Array, k: int, parameters: Any
 ) -> tuple[Float32Array, npt.NDArray[np.int64]]:
-    """Search one index.
-
-    Args:
-        index: any index that `check_factory` accepts.
-        queries: (N, dim).
-        k: how many to find; fewer come back as position -1 and score -inf.
-        parameters: of `search_parameters`.
+    """Search one index, with parameters of `search_parameters`.
 
     Returns:
-        Inner products and positions, each (N, k), best first.
+        Inner products and positions, each (N, k), best first, for queries (N, dim); -inf and -1
+        where there are fewer.
     """
     with _one_team():
         scores, positions = index.search(queries, k, params=parameters)
@@ -174,19 +181,23 @@ def search(
     return scores, positions
 
 
+def search_heads(
+    heads: Sequence[Any], queries: Float32Array, k: int, parameters: Sequence[Any]
+) -> tuple[Float32Array, npt.NDArray[np.int64]]:
+    """Do what `search` does for h KV heads: queries (h, N, dim) to (h, N, k); k may be 0."""
+    scores = np.empty((*queries.shape[:2], k), dtype=np.float32)
+    positions = np.empty((*queries.shape[:2], k), dtype=np.int64)
+    for head, index in enumerate(heads if k else ()):
+        scores[head], positions[head] = search(index, queries[head], k, parameters[head])
+    return scores, positions
+
+
 def search_positions(
     index: Any, queries: Float32Array, k: int, parameters: Any
 ) -> npt.NDArray[np.int64]:
-    """Search one index for positions alone: `search`, less what a decode step can do without.
+    """Do what `search` does, for float32 contiguous queries, less the scores.
 
-    Args:
-        index: as for `search`.
-        queries: (N, dim) float32, contiguous.
-        k: as for `search`.
-        parameters: as for `search`.
-
-    Returns:
-        Positions (N, k); -1 where there are fewer.
+    A decode step does without them, and without the checks of FAISS's Python layer.
     """
     scores = np.empty((len(queries), k), dtype=np.float32)
     positions = np.empty((len(queries), k), dtype=np.int64)
@@ -197,13 +208,9 @@ def search_positions(
 
 
 def read_index(path: Path, dim: int, num_rows: int, *, mapped: bool = False) -> Any:
-    """Read a FAISS file and check that it is the one that was written.
+    """Read a FAISS file and check that it has `num_rows` vectors of `dim` components.
 
-    Args:
-        path: the file.
-        dim: components that its vectors must have.
-        num_rows: vectors that it must hold.
-        mapped: leave the inverted lists in the file and map it, where FAISS can.
+    With `mapped`, inverted lists stay in the file, and are mapped where FAISS can.
 
     Raises:
         StoreError: missing, damaged, of another size, or not of inner products.
@@ -247,11 +254,7 @@ def mapped_lists(index: Any) -> Any | None:
 
 
 def write_index(index: Any, path: Path) -> None:
-    """Write a FAISS file.
-
-    Raises:
-        OSError: the disk is full or read-only.
-    """
+    """Write a FAISS file; raise an OSError if the disk is full or read-only."""
     assert mapped_lists(index) is None, "FAISS would write a reference to the old file"
     try:
         faiss.write_index(index, str(path))
@@ -317,9 +320,8 @@ def _rows_to_train(index: Any) -> int:
     inner = faiss.downcast_index(index)
     rows = POINTS_PER_LIST
     if isinstance(inner, faiss.IndexPreTransform):
-        rows = max(
-            inner.d, 256
-        )  # PCA needs a row a component; OPQ's own quantizer has 256 centroids
+        # PCA needs a row a component; OPQ's own quantizer has 256 centroids.
+        rows = max(inner.d, 256)
         inner = faiss.downcast_index(inner.index)
     if isinstance(inner, faiss.IndexIVF):
         rows = max(rows, POINTS_PER_LIST * inner.nlist)
@@ -328,28 +330,3 @@ def _rows_to_train(index: Any) -> int:
     if isinstance(inner, _SCALAR_QUANTIZERS):
         rows = max(rows, _RANGE_ROWS)
     return int(rows)
-
-
-def _parameters(
-    index: Any, selector: Any, name: str, nprobe: int | None = None, wider: float = 1.0
-) -> Any:
-    """Return search parameters with the effort and the selector for the index's class."""
-    inner = faiss.downcast_index(index)
-    options = {} if selector is None else {"sel": selector}
-    if isinstance(inner, faiss.IndexIVF) and inner.nlist and not isinstance(inner, _NO_SELECTOR):
-        share = max(inner.nlist // _SCANNED_SHARE, _MIN_SCANNED)
-        effort = min(math.ceil(wider * (share if nprobe is None else nprobe)), inner.nlist)
-        return faiss.SearchParametersIVF(nprobe=effort, **options)
-    if isinstance(inner, faiss.IndexHNSW):
-        effort = min(math.ceil(wider * max(inner.hnsw.efSearch, 64)), max(inner.ntotal, 64))
-        return faiss.SearchParametersHNSW(efSearch=effort, **options)
-    if isinstance(inner, faiss.IndexPreTransform):
-        parameters = _parameters(inner.index, selector, name, nprobe, wider)
-        return faiss.SearchParametersPreTransform(index_params=parameters)
-    if isinstance(inner, faiss.IndexFlat | faiss.IndexScalarQuantizer | faiss.IndexRaBitQ):
-        return faiss.SearchParameters(**options)
-    raise IndexFactoryError(
-        "index must be 'auto' or a factory string of the families Flat, SQ, RaBitQ, IVF and HNSW; "
-        f"got {name!r}, a FAISS {type(inner).__name__}, which cannot leave removed rows out of a "
-        "search."
-    )

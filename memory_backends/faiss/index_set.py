@@ -11,25 +11,37 @@ import functools
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from memory_backends.errors import StoreError
 from memory_backends.faiss import index as faiss_index
-from memory_backends.faiss.building import add_rows, calibrate
+from memory_backends.faiss.building import StoredLayer, add_rows, calibrate
 from memory_backends.faiss.calibration import Effort
 from memory_backends.faiss.coverage import IndexedHeads
 from memory_backends.faiss.generation import Generation, write_generation
 from memory_backends.faiss.gpu import GPULayers
-from memory_backends.faiss.head_index import HeadIndex, LayerIndexes
-from memory_backends.faiss.search_parameters import SearchParameters
-from memory_backends.faiss.stored_layer import StoredLayer
-from memory_backends.layout import Int64Array
+from memory_backends.faiss.options import FaissOptions
+from memory_backends.faiss.search_parameters import LayerIndexes, SearchParameters
+from memory_backends.layout import Heads, Int64Array
 from memory_backends.search.searchable import SearchableRows
 
 _GROWTH = 1.2  # times the rows that it was calibrated on, and an index is calibrated again
+
+
+class HeadIndex(NamedTuple):
+    """One (layer, KV head)'s FAISS index, with the rows at the first `num_rows` positions."""
+
+    num_rows: int
+    index: Any
+    efforts: list[Effort]  # what calibration found; empty if nothing
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the inverted lists are in the store's file."""
+        return faiss_index.mapped_lists(self.index) is not None
 
 
 class IndexSet:
@@ -41,13 +53,8 @@ class IndexSet:
     writes to the store or refreshes it, while no other searches. A thread that makes indexes asks
     the catalogue, so none may call `of_layer` from within a snapshot.
 
-    Args:
-        rows: those that a search may find, and the store with the FAISS files.
-        option: "auto" or a FAISS factory string.
-        cache_bytes: FAISS files that would take more than half of it stay mapped; None for none.
-        use_files: False leaves the store's FAISS files unread, as if there were none.
-        parameters: forgotten here when an index or a position is another.
-        copies: of layers on a GPU, forgotten here when a position is another row.
+    `parameters`, and `copies` of layers on a GPU, are forgotten here when an index or the row at a
+    position is another.
 
     Attributes:
         ids: (positions,) the row at each position, of every index.
@@ -55,35 +62,30 @@ class IndexSet:
         factory: the FAISS factory string that indexes are made with now.
         generation: the FAISS files that are read; None if there are none to use.
         made: (layer, KV head) -> its index, of those that are ready. Some may lack the last rows.
-
-    Raises:
-        StoreError: the FAISS files are damaged.
     """
 
     def __init__(
         self,
         rows: SearchableRows,
-        *,
-        option: str,
-        cache_bytes: int | None,
-        use_files: bool,
+        options: FaissOptions,
         parameters: SearchParameters,
         copies: GPULayers | None,
     ) -> None:
         self._rows = rows
         self._store = rows.store
-        self._option = option
-        self._cache_bytes = cache_bytes
+        self._option = options.index
+        self._cache_bytes = options.cache_bytes
         self._parameters = parameters
         self._copies = copies
         self._building = threading.Lock()
         self.made: dict[tuple[int, int], HeadIndex] = {}
         self.bitmap: npt.NDArray[np.uint8] | None = None
-        self.generation, self.ids = self._read_files() if use_files else (None, _no_ids())
+        self.generation: Generation | None = None
+        self.ids: Int64Array = np.empty(0, dtype=np.int64)
+        if options.index_files:
+            self._read_files()
         self.factory = "" if self.generation is None else self.generation.factory
         self.plan()
-
-    # -- which rows are indexed -----------------------------------------------------------------
 
     def plan(self) -> None:
         """Line up the indexes with the rows that a search may find."""
@@ -102,20 +104,15 @@ class IndexSet:
     def start_anew(self, factory: str = "") -> None:
         """Forget all indexes and the files; `plan` then says which rows new ones have.
 
-        Args:
-            factory: what they are made with; "" for what `plan` finds.
+        New ones are made with `factory`, or with what `plan` chooses if it is "".
         """
         self.factory = factory
         self.generation = None
-        self.ids = _no_ids()
+        self.ids = self.ids[:0]
         self.made.clear()
 
     def rows_at(self, positions: Int64Array, layer_idx: int) -> Int64Array:
-        """Return the row of each FAISS position; any for -1.
-
-        Raises:
-            StoreError: there is no such position.
-        """
+        """Return the row of each FAISS position, any for -1; raise a StoreError for others."""
         try:
             return self.ids[positions]
         except IndexError:
@@ -128,21 +125,19 @@ class IndexSet:
         dim = self._store.layout.largest_head_dim
         return faiss_index.factory_for(self._option, len(self._rows), dim)
 
-    def _read_files(self) -> tuple[Generation | None, Int64Array]:
-        """Return the FAISS files, if they can be used, and which rows they hold."""
+    def _read_files(self) -> None:
+        """Use the FAISS files, if they can be used, and the rows that they hold."""
         catalog, num_rows = self._store.catalog, self._store.rows.num_rows
         before = catalog.setting("index")
         try:
             current = Generation.current(self._directory, catalog) if before else None
-            if current is None or self._option not in ("auto", current.option):
-                return None, _no_ids()
-            return current, current.read_ids(num_rows)
+            if current is not None and self._option in ("auto", current.option):
+                self.ids = current.read_ids(num_rows)
+                self.generation = current
         except StoreError:
+            # Unless another process has written meanwhile; then the rows are enough.
             if catalog.setting("index") == before and catalog.setting("num_rows") == num_rows:
                 raise
-            return None, _no_ids()  # another process has written meanwhile; the rows are there
-
-    # -- files ----------------------------------------------------------------------------------
 
     @property
     def bytes_in_ram(self) -> int:
@@ -169,13 +164,7 @@ class IndexSet:
         )
 
     def write(self, wanted: IndexedHeads) -> None:
-        """Write FAISS files of some heads to a new generation and make it the store's.
-
-        Nothing is written where those in force are up to date.
-
-        Raises:
-            StoreError: the files cannot be written; those before stay in force.
-        """
+        """Write FAISS files of some heads to a new generation, unless those in force will do."""
         if self.generation is not None and self.is_written(wanted):
             self.generation.remove_others()
             return
@@ -208,14 +197,8 @@ class IndexSet:
         complete |= self._with_all_rows(layer_idx, self._begun(layer_idx, mapped, in_ram=True))
         return {head: (each.index, each.efforts) for head, each in complete.items()}
 
-    # -- building -------------------------------------------------------------------------------
-
-    def of_layer(self, layer_idx: int, heads: Sequence[int] | None = None) -> LayerIndexes:
-        """Return the indexes of some KV heads, or of all, with all of `ids` in them.
-
-        Raises:
-            StoreError: files are damaged.
-        """
+    def of_layer(self, layer_idx: int, heads: Heads = None) -> LayerIndexes:
+        """Return the indexes of some KV heads, or of all, with all of `ids` in them."""
         if heads is None:
             heads = range(self._store.layout.layers[layer_idx].num_key_value_heads)
         num_rows = len(self.ids)
@@ -286,26 +269,17 @@ class IndexSet:
         begun = {**begun, **self._begun(layer_idx, grow, in_ram=True)}
         complete: dict[int, HeadIndex] = {}
         for present in {each.num_rows for each in begun.values()}:  # those read the same rows
-            alike = {head: each for head, each in begun.items() if each.num_rows == present}
-            complete |= self._grown(layer_idx, alike, present)
+            heads = [head for head, each in begun.items() if each.num_rows == present]
+            indexes = [begun[head].index for head in heads]
+            efforts = [begun[head].efforts for head in heads]
+            rows = StoredLayer(self._store, layer_idx, heads)
+            add_rows(indexes, rows, present, self.ids)
+            if num_rows and (num_rows > _GROWTH * present or not all(efforts)):
+                is_sink = np.isin(self.ids, self._store.catalog.sink_rows())
+                efforts = calibrate(indexes, rows, self.ids, is_sink)
+            for head, index, effort in zip(heads, indexes, efforts, strict=True):
+                complete[head] = HeadIndex(num_rows, index, effort)
         return complete
-
-    def _grown(
-        self, layer_idx: int, begun: Mapping[int, HeadIndex], present: int
-    ) -> dict[int, HeadIndex]:
-        """Do what `_with_all_rows` does, to indexes with the first `present` of `ids` in them."""
-        rows = StoredLayer(self._store, layer_idx, list(begun))
-        indexes = [each.index for each in begun.values()]
-        efforts = [each.efforts for each in begun.values()]
-        add_rows(indexes, rows, present, self.ids)
-        has_grown = len(self.ids) > _GROWTH * present
-        if len(self.ids) and (has_grown or not all(efforts)):
-            is_sink = np.isin(self.ids, self._store.catalog.sink_rows())
-            efforts = calibrate(indexes, rows, self.ids, is_sink)
-        return {
-            head: HeadIndex(len(self.ids), index, effort)
-            for head, index, effort in zip(begun, indexes, efforts, strict=True)
-        }
 
     def _stay_mapped(self, files: Generation) -> bool:
         """Tell whether FAISS files stay on the disk: where they would take half of the bytes."""
@@ -315,7 +289,3 @@ class IndexSet:
     def _directory(self) -> Path:
         assert self._store.path is not None  # the backend gives every store one
         return self._store.path
-
-
-def _no_ids() -> Int64Array:
-    return np.empty(0, dtype=np.int64)

@@ -1,24 +1,16 @@
 """Inverted lists that fit the queries: k-means in the metric of what queries see of a key.
 
-Attention queries are distributed differently from keys. Of the difference between a key k and its
-list's centroid c, a query q notices q.(k - c), whose mean square over queries is
+Of the difference between a key k and its list's centroid c, a query q notices q.(k - c), whose mean
+square over queries is (k - c)^T S (k - c) with S = E[q q^T]. So lists are clustered in that metric:
+L2 after a linear map, the square root of S. Without sampled queries S is the identity.
 
-    (k - c)^T S (k - c),   S = E[q q^T],
+What makes a list worth searching is its best key, not its mean: it is better by some b, on average
+over the queries. Queries of one head have a direction w with q.w close to 1 (their mean is far from
+zero), so the quantizer holds c + b w, and the inner product that ranks lists is q.c + b for the
+price of q.c: the index is an ordinary FAISS one. What either saves is in `benchmarks/recall.md`.
 
-so the lists are clustered in that metric instead of the plain L2 one: L2 after a linear map, the
-square root of S. Without sampled queries S is the identity.
-
-What makes a list worth searching is its best key, not its mean, and lists differ in how far the one
-is above the other: by b on average over the queries. Queries of one head have a direction w with
-q.w close to 1 (their mean is far from zero), so the quantizer holds c + b w, and the inner product
-that ranks lists is q.c + b for the price of q.c: the index is an ordinary FAISS one.
-
-What either saves is in `benchmarks/recall.md`. Tried and dropped: centroids learned by gradient
-descent on which lists hold the nearest keys; some hundred sampled queries are too few for that.
-
-Sources: RetrievalAttention (arXiv 2409.10516) for the difference of the distributions; Guo et al.,
-Accelerating Large-Scale Inference with Anisotropic Vector Quantization (arXiv 1908.10396), for
-losses weighted by the queries.
+Sources: RetrievalAttention (arXiv 2409.10516) for the difference of the distributions of queries
+and keys; Guo et al. (arXiv 1908.10396) for losses weighted by the queries.
 """
 
 from __future__ import annotations
@@ -41,8 +33,8 @@ _RIDGE = 0.01  # of the mean eigenvalue: directions that no sampled query saw st
 class QueryMetric:
     """A linear map after which plain L2 distance is the distance that queries notice.
 
-    Args:
-        queries: (s, dim) float32, normalised; fewer than `dim` say too little, and give plain L2.
+    It is learned from queries (s, dim) float32 of unit length. Fewer than `dim` say too little, and
+    give plain L2.
     """
 
     def __init__(self, queries: Float32Array) -> None:
@@ -66,13 +58,7 @@ class QueryMetric:
 
 
 def train_lists(index: Any, keys: Float32Array, metric: QueryMetric) -> None:
-    """Give an untrained IVF index its lists.
-
-    Args:
-        index: a FAISS IndexIVF over inner products with a flat quantizer.
-        keys: (n, dim) float32, normalised, a sample of those to come.
-        metric: what queries notice.
-    """
+    """Give an untrained IVF index its lists, from a sample of keys (n, dim) of unit length."""
     mapped = metric.map(keys)
     chosen = np.random.default_rng(_SEED).choice(len(mapped), index.nlist, replace=False)
     means = mapped[np.sort(chosen)]
@@ -129,12 +115,7 @@ def means_of(index: Any) -> Float32Array:
 
 
 class ListBias:
-    """By how much each list's best key beats its mean, on average over some queries.
-
-    Args:
-        queries: (s, dim) float32, normalised.
-        num_lists: of the index.
-    """
+    """By how much each list's best key beats its mean, on average over queries (s, dim)."""
 
     def __init__(self, queries: Float32Array, num_lists: int) -> None:
         self._queries = queries
@@ -157,23 +138,6 @@ class ListBias:
         moment += 1e-4 * np.eye(index.d)
         constant = np.linalg.solve(moment, self._queries.mean(axis=0, dtype=np.float64))
         _set_centroids(index, means + np.outer(bias, constant).astype(np.float32))
-
-
-class NearestList:
-    """Which list a key belongs to: the one with the nearest mean.
-
-    Args:
-        index: an IVF index.
-        metric: what queries notice.
-    """
-
-    def __init__(self, index: Any, metric: QueryMetric) -> None:
-        self._metric = metric
-        self._means = metric.map(means_of(index))
-
-    def __call__(self, keys: Float32Array) -> npt.NDArray[np.int64]:
-        """Return the list of each key, (n, dim) float32 normalised, (n,)."""
-        return nearest_of(self._metric.map(keys), self._means)
 
 
 def nearest_of(vectors: Float32Array, means: Float32Array) -> npt.NDArray[np.int64]:

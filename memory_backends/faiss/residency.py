@@ -1,11 +1,8 @@
 """A bound on the resident memory of mapped files.
 
-Pages of a mapped file become resident when they are read and stay until the system needs the
-memory; a process that serves a store of many gigabytes seems to take them all. `ResidentLimit`
-looks, each time some rows were read, at how many file pages the process holds, and when they are
-more than allowed lets go of those of the maps it is given. They stay in the system's page cache, so
-reading one again costs a page fault, not a read from the disk, unless the memory was needed
-elsewhere.
+Pages of a mapped file become resident when they are read, so a process that serves a store of many
+gigabytes seems to take them all. `ResidentLimit` lets go of them when they are too many. They stay
+in the system's page cache: reading one again costs a page fault, not a read from the disk.
 
 Linux only, by /proc and madvise; elsewhere the system alone decides.
 """

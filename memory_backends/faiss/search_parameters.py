@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from memory_backends.faiss import index as faiss_index
-from memory_backends.faiss.calibration import least_effort
-from memory_backends.faiss.head_index import LayerIndexes
+from memory_backends.faiss.calibration import Effort, least_effort
 from memory_backends.faiss.selection import Selection
 from memory_backends.scope import Scope
 
@@ -21,6 +20,14 @@ _MAX_SELECTIONS = 64  # a bit a row each
 _THOROUGH = 192
 
 
+class LayerIndexes(NamedTuple):
+    """The indexes of the KV heads that are searched in one layer, all with the same rows."""
+
+    numbers: Sequence[int]  # which heads they are
+    heads: list[Any]
+    efforts: list[list[Effort]]
+
+
 class SearchParameters:
     """FAISS search parameters, kept for as long as the indexes and their rows are the same.
 
@@ -28,8 +35,7 @@ class SearchParameters:
     equal ones. Whoever changes an index, or which rows may be found, says so with `forget` or
     `clear`, afterwards.
 
-    Args:
-        recall: what the search of a calibrated index must find; see `calibration.py`.
+    `recall` is what the search of a calibrated index must find; see `calibration.py`.
     """
 
     def __init__(self, recall: float) -> None:
@@ -46,14 +52,10 @@ class SearchParameters:
         selection: Selection | None = None,
         is_thorough: bool = False,
     ) -> list[Any]:
-        """Return the search parameters of each head's index.
+        """Return the search parameters of each head's index of a layer.
 
-        Args:
-            layer_idx: the layer.
-            indexes: its indexes.
-            bitmap: little-endian over positions, of the rows that may be found; None for all.
-            selection: the rows of a scope, in place of `bitmap`.
-            is_thorough: look into more lists; see `_THOROUGH`.
+        They select the rows of `bitmap`, little-endian over positions, all rows if it is None, or
+        in its place those of a scope's `selection`. With `is_thorough`, see `_THOROUGH`.
         """
         kept = self._parameters if selection is None else selection.parameters
         bitmap = bitmap if selection is None else selection.bitmap

@@ -14,27 +14,18 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 import numpy as np
 
-from memory_backends.errors import MemoryMismatchError
 from memory_backends.faiss import index as faiss_index
 from memory_backends.faiss.calibration import Effort, least_effort
-from memory_backends.faiss.coverage import IndexedHeads, all_heads, checked
-from memory_backends.faiss.gpu import (
-    GPULayer,
-    GPULayers,
-    bytes_on_gpu,
-    can_select,
-    check_gpu_factory,
-    gpu_of,
-)
-from memory_backends.faiss.head_index import LayerIndexes
+from memory_backends.faiss.coverage import all_heads, checked
+from memory_backends.faiss.gpu import GPULayer, GPULayers, can_select, check_gpu_factory, gpu_of
 from memory_backends.faiss.index_set import IndexSet
 from memory_backends.faiss.options import FaissOptions
 from memory_backends.faiss.residency import ResidentLimit
-from memory_backends.faiss.search_parameters import SearchParameters
+from memory_backends.faiss.search_parameters import LayerIndexes, SearchParameters
 from memory_backends.faiss.selection import Selection, is_small
-from memory_backends.layout import Float32Array, Int64Array, MemoryLayout
+from memory_backends.layout import Float32Array, Heads, Int64Array
 from memory_backends.rows.files import RowFiles
-from memory_backends.rows.storage import loaded, take_heads
+from memory_backends.rows.storage import take_heads
 from memory_backends.scope import Scope
 from memory_backends.search.scores import Precision, Retrieval, SearchResult
 from memory_backends.search.searchable import SearchableRows
@@ -46,10 +37,6 @@ _SCOPED_SHARE = 8
 
 class FaissSearcher(Searcher):
     """Search by FAISS, with FAISS files in the store.
-
-    Args:
-        rows: the rows that may be found.
-        options: see `FaissOptions`.
 
     Raises:
         IndexFactoryError: FAISS rejects `index`, or it cannot serve a memory; with a GPU, the
@@ -70,20 +57,13 @@ class FaissSearcher(Searcher):
             faiss_index.check_factory(options.index, dim)
             if gpu is not None:
                 check_gpu_factory(options.index, dim)
-        self._all_heads = _heads_of_layers(self.layout, options)
+        self._all_heads = all_heads(self.layout, options.indexed_layers)
         self._indexed_heads = self._all_heads
         if options.indexed_heads is not None:
             self.index_heads(options.indexed_heads)
         self._parameters = SearchParameters(options.recall)
-        self._gpu_layers = None if gpu is None else GPULayers(gpu)
-        self._indexes = IndexSet(
-            rows,
-            option=options.index,
-            cache_bytes=options.cache_bytes,
-            use_files=options.index_files,
-            parameters=self._parameters,
-            copies=self._gpu_layers,
-        )
+        self._gpu_layers = None if gpu is None else GPULayers(gpu, rows)
+        self._indexes = IndexSet(rows, options, self._parameters, self._gpu_layers)
         self._limit: ResidentLimit | None = None
         if options.cache_bytes is not None:
             share = options.cache_bytes // _SCOPED_SHARE
@@ -103,7 +83,7 @@ class FaissSearcher(Searcher):
         layer_idx: int,
         queries: torch.Tensor,
         k: int,
-        heads: Sequence[int] | None = None,
+        heads: Heads = None,
         scope: Scope | None = None,
     ) -> SearchResult:
         """Search; half-precision indexes without ranking anything again."""
@@ -131,16 +111,13 @@ class FaissSearcher(Searcher):
     def nearest(
         self, layer_idx: int, queries: torch.Tensor, k: int, scope: Scope | None = None
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return keys and values of the nearest rows.
-
-        This is what a decode step waits for, at every layer: it does no more than it must.
-        """
+        """Return keys and values; a decode step waits for this, so it does no more than it must."""
         if self.precision != "half" or scope is not None:
             return super().nearest(layer_idx, queries, k, scope)
         layer_indexes = self._indexes.of_layer(layer_idx)
         parameters = self._parameters.of(layer_idx, layer_indexes, self._indexes.bitmap)
         wanted = queries.detach().to("cpu", torch.float32).contiguous().numpy()
-        on_gpu = None if self._gpu_layers is None else self._on_gpu(layer_idx, layer_indexes, k)
+        on_gpu = self._on_gpu(layer_idx, layer_indexes, k)
         if on_gpu is not None:
             positions = on_gpu.search(wanted, k)[1]
         else:
@@ -156,19 +133,14 @@ class FaissSearcher(Searcher):
         return rows[..., :head_dim], rows[..., head_dim:]
 
     def candidates(
-        self, layer_idx: int, unit_queries: torch.Tensor, k: int, heads: Sequence[int] | None
+        self, layer_idx: int, unit_queries: torch.Tensor, k: int, heads: Heads
     ) -> SearchResult:
         """Search the indexes."""
         scores, ids = self._search_indexes(layer_idx, unit_queries.cpu().numpy(), k, heads)
         return SearchResult(torch.from_numpy(scores), torch.from_numpy(ids))
 
     def candidates_in(
-        self,
-        scope: Scope,
-        layer_idx: int,
-        unit_queries: torch.Tensor,
-        k: int,
-        heads: Sequence[int] | None,
+        self, scope: Scope, layer_idx: int, unit_queries: torch.Tensor, k: int, heads: Heads
     ) -> tuple[SearchResult, Precision]:
         """Search the indexes for a scope's rows; compare queries with each row of a small one."""
         if is_small(self.rows.count(scope)):
@@ -195,9 +167,7 @@ class FaissSearcher(Searcher):
             scores[:, short], ids[:, short] = best.scores, best.ids
         return SearchResult(scores, ids), self.precision
 
-    def unit_keys_of(
-        self, layer_idx: int, rows: Int64Array, heads: Sequence[int] | None
-    ) -> torch.Tensor:
+    def unit_keys_of(self, layer_idx: int, rows: Int64Array, heads: Heads) -> torch.Tensor:
         """Return keys of unit length, and count them as read."""
         keys = super().unit_keys_of(layer_idx, rows, heads)
         if self._limit is not None:
@@ -209,7 +179,7 @@ class FaissSearcher(Searcher):
         layer_idx: int,
         queries: Float32Array,
         k: int,
-        heads: Sequence[int] | None,
+        heads: Heads,
         selection: Selection | None = None,
     ) -> tuple[Float32Array, Int64Array]:
         """Return inner products and row ids, each (h, N, k), for queries (h, N, head_dim)."""
@@ -222,20 +192,15 @@ class FaissSearcher(Searcher):
             is_thorough=heads is not None,
         )
         queries = np.ascontiguousarray(queries)
-        scores = np.empty((*queries.shape[:2], k), dtype=np.float32)
-        positions = np.empty((*queries.shape[:2], k), dtype=np.int64)
-        if not k:
-            return scores, positions
         # Copies on a GPU are of whole layers; a few heads are not worth one.
-        may_be_copied = self._gpu_layers is not None and heads is None and selection is None
-        on_gpu = self._on_gpu(layer_idx, layer_indexes, k) if may_be_copied else None
+        is_whole = k > 0 and heads is None and selection is None
+        on_gpu = self._on_gpu(layer_idx, layer_indexes, k) if is_whole else None
         if on_gpu is not None:
             scores, positions = on_gpu.search(queries, k)
         else:
-            for head, index in enumerate(layer_indexes.heads):
-                scores[head], positions[head] = faiss_index.search(
-                    index, queries[head], k, parameters[head]
-                )
+            scores, positions = faiss_index.search_heads(
+                layer_indexes.heads, queries, k, parameters
+            )
         return scores, np.where(positions < 0, -1, self._indexes.rows_at(positions, layer_idx))
 
     def _take(self, layer_idx: int, ids: Int64Array) -> torch.Tensor:
@@ -254,28 +219,16 @@ class FaissSearcher(Searcher):
 
     def _on_gpu(self, layer_idx: int, layer_indexes: LayerIndexes, k: int) -> GPULayer | None:
         """Return the layer's copy on the GPU; None if this search has to be on the CPU."""
-        assert self._gpu_layers is not None  # the caller has looked
-        if self._indexes.bitmap is not None or not can_select(k):
+        if self._gpu_layers is None or self._indexes.bitmap is not None or not can_select(k):
             return None
-        stored, num_indexed = self.rows.stored, len(self._indexes.ids)
-
-        def sizes() -> dict[int, int]:
-            return {
-                idx: bytes_on_gpu(
-                    self.layout.layers[idx],
-                    self.layout.dtype,
-                    stored.num_rows,
-                    num_indexed,
-                    self.factory,
-                )
-                for idx in self._indexed_heads
-            }
-
-        def rows(device: torch.device) -> torch.Tensor:
-            return loaded(stored, self.layout, layer_idx, device)
-
-        parameters = self._parameters.of(layer_idx, layer_indexes, self._indexes.bitmap)
-        return self._gpu_layers.moved(layer_idx, layer_indexes.heads, parameters, rows, sizes)
+        return self._gpu_layers.moved(
+            layer_idx,
+            layer_indexes,
+            self._parameters.of(layer_idx, layer_indexes, None),
+            factory=self.factory,
+            num_indexed=len(self._indexes.ids),
+            may_move=self._indexed_heads,
+        )
 
     def _mapped_memory(self) -> Iterator[tuple[int, int]]:
         """Yield address and bytes of everything that is mapped from the store's files now."""
@@ -319,10 +272,7 @@ class FaissSearcher(Searcher):
         self._indexes.write(self._indexed_heads)
 
     def rebuild_files(self) -> None:
-        """Make the FAISS files anew from the rows.
-
-        A store whose files are damaged opens with `index_files=False`.
-        """
+        """Make the FAISS files anew from the rows."""
         self._indexes.start_anew()
         self._indexes.plan()
         self.write_files()
@@ -358,13 +308,3 @@ class FaissSearcher(Searcher):
                     effort = least_effort(calibrated, self._parameters.recall)
                     chosen[layer_idx][head] = effort
         return chosen
-
-
-def _heads_of_layers(layout: MemoryLayout, options: FaissOptions) -> IndexedHeads:
-    """Return all KV heads of `options.indexed_layers`."""
-    layers = sorted(layout.layers if options.indexed_layers is None else options.indexed_layers)
-    if not set(layers) <= set(layout.layers):
-        raise MemoryMismatchError(
-            f"indexed_layers must be some of {sorted(layout.layers)}; got {layers}."
-        )
-    return all_heads(layout, layers)

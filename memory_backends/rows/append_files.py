@@ -6,8 +6,7 @@ last seal; `flush` makes everything durable. Then the catalogue commits or does 
 maps as many records as it says, and cuts off the others. A crash before the commit leaves bytes
 past the committed end, which the next append overwrites.
 
-Files are mapped when they are opened, so a reader keeps what it saw when compaction puts another
-file in the place of one.
+A reader keeps the files it has mapped when compaction puts others in their place.
 """
 
 from __future__ import annotations
@@ -20,19 +19,22 @@ import zlib
 from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 import numpy as np
 
 from memory_backends.errors import StoreError, refuse_link
 
+_BYTES_AT_ONCE = 2**22
+
 
 class AppendFile:
-    """One file of records, which the first `append` makes.
+    """One file of records of `record_bytes`, which the first `append` makes.
 
     Attributes:
-        path: the file.
-        record_bytes: bytes of one record.
+        num_records: how many records are committed.
+        records: (num_records, record_bytes) uint8, mapped. Nothing may write to them.
 
     Raises:
         StoreError: the file is missing or shorter than `num_records` records.
@@ -42,21 +44,11 @@ class AppendFile:
         self.path = path
         self.record_bytes = record_bytes
         self.is_new = False  # made since the last `flush`
-        self._num_records = num_records
+        self.num_records = num_records
         self._file: FileIO | None = None
         self._end = self._sealed = num_records * record_bytes
         self._crc32 = 0
-        self._records = self._mapped()
-
-    @property
-    def num_records(self) -> int:
-        """How many records are committed."""
-        return self._num_records
-
-    @property
-    def records(self) -> torch.Tensor:
-        """The committed records, (n, record_bytes) uint8, mapped. Nothing may write to them."""
-        return self._records
+        self.records = self._mapped()
 
     def append(self, data: bytes | memoryview) -> None:
         """Put whole records after everything appended so far; they reach the disk at `flush`."""
@@ -94,9 +86,7 @@ class AppendFile:
     def show(self, num_records: int, *, anew: bool = False) -> None:
         """Show the first `num_records` records; cut off what was appended after them.
 
-        Args:
-            num_records: how many the catalogue says there are.
-            anew: map the file that has the name now, which may be another one.
+        With `anew`, map the file that has the name now, which may be another one.
         """
         if self._file is not None:
             with contextlib.suppress(OSError):  # no reader looks there; the next append cuts it off
@@ -104,18 +94,18 @@ class AppendFile:
             with contextlib.suppress(OSError):  # a full disk was reported by `append` or `flush`
                 self._file.close()
             self._file = None
-        anew = anew or num_records != self._num_records
-        self._num_records = num_records
+        anew = anew or num_records != self.num_records
+        self.num_records = num_records
         self._end = self._sealed = num_records * self.record_bytes
         self._crc32 = 0
         if anew:
-            self._records = self._mapped()
+            self.records = self._mapped()
 
     def close(self) -> None:
         """Let go of the file; tensors handed out stay valid."""
-        self.show(self._num_records)
-        self._num_records = self._end = self._sealed = 0
-        self._records = self._mapped()
+        self.show(self.num_records)
+        self.num_records = self._end = self._sealed = 0
+        self.records = self._mapped()
 
     def _opened(self) -> FileIO:
         if self._file is None:
@@ -123,15 +113,15 @@ class AppendFile:
             if not self.path.exists():
                 self.path.parent.mkdir(exist_ok=True)
                 self.path.touch()
-            self.is_new = self.is_new or not self._num_records  # or made by a run that failed
+            self.is_new = self.is_new or not self.num_records  # or made by a run that failed
             self._file = self.path.open("r+b", buffering=0)  # keeps nothing that was not written
             self._file.truncate(self._end)  # what an interrupted write left behind
             self._file.seek(self._end)
         return self._file
 
     def _mapped(self) -> torch.Tensor:
-        shape = (self._num_records, self.record_bytes)
-        if not self._num_records:
+        shape = (self.num_records, self.record_bytes)
+        if not self.num_records:
             return torch.empty(shape, dtype=torch.uint8)
         self._check_size()
         try:
@@ -148,27 +138,21 @@ class AppendFile:
     def _check_size(self) -> None:
         refuse_link(self.path.parent)
         refuse_link(self.path)
-        expected = self._num_records * self.record_bytes
+        expected = self.num_records * self.record_bytes
         size = self.path.stat().st_size if self.path.is_file() else None
         if expected and (size is None or size < expected):
             state = "is missing" if size is None else f"is truncated to {size} bytes"
             raise StoreError(
                 f"'{self.path}' {state}; expected at least {expected} bytes for "
-                f"{self._num_records} rows. "
+                f"{self.num_records} rows. "
                 "Restore the file from a copy, or index the documents again."
             )
 
 
 class AppendFiles(dict[int, AppendFile]):
-    """A folder with one `AppendFile` a layer: `layer-000.bin`. Maps layers to files.
+    """A folder, made with its first file, with one `AppendFile` a layer. Maps layers to files.
 
-    Args:
-        folder: where they are; made with the first file.
-        record_bytes: layer -> bytes of one record.
-        num_records: layer -> how many are committed; 0 if a layer is not there.
-
-    Raises:
-        StoreError: a file is missing or shorter than that.
+    `record_bytes` are by layer, and `num_records`, how many are committed: 0 for others.
     """
 
     def __init__(
@@ -198,8 +182,8 @@ class AppendFiles(dict[int, AppendFile]):
         for file in self.values():
             file.flush()
         if any(file.is_new for file in self.values()):
-            sync_folder(self.folder)
-            sync_folder(self.folder.parent)
+            sync_path(self.folder)
+            sync_path(self.folder.parent)
             for file in self.values():
                 file.is_new = False
 
@@ -219,13 +203,22 @@ def layer_file_name(layer_idx: int) -> str:
     return f"layer-{layer_idx:03d}.bin"
 
 
-def sync_folder(folder: Path) -> None:
-    """Force the names in a folder to the disk, where the system can."""
+def sync_path(path: Path) -> None:
+    """Force a file, or the names in a folder, to the disk, where the system can."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
     except PermissionError:  # Windows opens no folders
         return
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def next_crc32(file: BinaryIO, num_bytes: int) -> int:
+    """Return the crc32 of the next bytes of a file, as many of them as there are."""
+    crc32 = 0
+    while num_bytes > 0 and (data := file.read(min(num_bytes, _BYTES_AT_ONCE))):
+        crc32 = zlib.crc32(data, crc32)
+        num_bytes -= len(data)
+    return crc32

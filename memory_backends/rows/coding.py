@@ -16,11 +16,7 @@ from memory_backends.rows.codecs import LayerCoder, row_codec
 
 
 def record_bytes(layout: MemoryLayout, codec_name: str) -> dict[int, int]:
-    """Return layer -> bytes of one row's record, of all KV heads together.
-
-    Raises:
-        MemoryMismatchError: there is no such codec.
-    """
+    """Return layer -> bytes of one row's record, of all KV heads together."""
     codec = row_codec(codec_name, layout.dtype)
     return {
         idx: layer.num_key_value_heads * codec.record_bytes(layer)
@@ -28,19 +24,13 @@ def record_bytes(layout: MemoryLayout, codec_name: str) -> dict[int, int]:
     }
 
 
-def _nothing_learned(layer_idx: int) -> bytes | None:
-    return None
-
-
 class RowCoding:
     """The codec of a store, and a coder for each layer of it.
 
-    Args:
-        layout: the shape of the rows.
-        codec_name: see `codecs.row_codec`.
-        read_state: gives a layer's committed state, or None if nothing has been committed yet.
+    `read_state` gives a layer's committed state, or None if nothing has been committed yet.
 
     Attributes:
+        record_bytes: layer -> bytes of one row's record.
         new_states: layer -> what was learned and waits to be committed.
     """
 
@@ -48,7 +38,7 @@ class RowCoding:
         self,
         layout: MemoryLayout,
         codec_name: str,
-        read_state: Callable[[int], bytes | None] = _nothing_learned,
+        read_state: Callable[[int], bytes | None] = lambda layer_idx: None,
     ) -> None:
         self._layout = layout
         self._codec = row_codec(codec_name, layout.dtype)
@@ -78,11 +68,7 @@ class RowCoding:
             self._coders.clear()
 
     def coder(self, layer_idx: int) -> LayerCoder | None:
-        """Return what encodes and decodes a layer; None if nothing was learned yet.
-
-        Raises:
-            StoreError: the committed state is damaged, or missing though there are documents.
-        """
+        """Return what encodes and decodes a layer; None if nothing was learned yet."""
         coder = self._coders.get(layer_idx)
         if coder is None:
             state = self._state(layer_idx)

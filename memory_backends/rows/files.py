@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from memory_backends.layout import MemoryLayout, Rows
+from memory_backends.layout import Heads, MemoryLayout, Rows
 from memory_backends.rows.append_files import AppendFiles
 from memory_backends.rows.coding import RowCoding
 from memory_backends.rows.storage import Flushed, gather_heads, interleave, take_heads
@@ -21,43 +20,26 @@ class RowFiles:
 
     Committed rows are mapped read-only, so opening reads nothing and memory is the page cache's.
     The first rows of a store wait in RAM until there are enough for the codec to learn from, or
-    until `flush`.
-
-    Args:
-        layout: the shape of the rows.
-        directory: the store's.
-        num_rows: how many rows are committed.
-        coding: how rows become records; exactly, if None.
+    until `flush`. Without a `coding`, rows are kept exactly.
 
     Attributes:
+        num_rows: how many rows are committed.
         files: the files of records.
         row_crc32: of each document sealed and written since the last `show`: layer ->
             crc32 of its records.
-
-    Raises:
-        StoreError: a file is missing or shorter than the catalogue says.
     """
 
     def __init__(
-        self,
-        layout: MemoryLayout,
-        directory: Path,
-        num_rows: int,
-        coding: RowCoding | None = None,
+        self, layout: MemoryLayout, directory: Path, num_rows: int, coding: RowCoding | None = None
     ) -> None:
         self.coding = coding or RowCoding(layout, "exact")
         self._layout = layout
-        self._num_rows = num_rows
+        self.num_rows = num_rows
         self.row_crc32: list[dict[int, int]] = []
         # Runs (layer -> rows) that wait to be written; the last list is the unsealed document's.
         self._waiting: list[list[dict[int, torch.Tensor]]] = [[]]
         sizes = self.coding.record_bytes
         self.files = AppendFiles(directory / FOLDER, sizes, dict.fromkeys(sizes, num_rows))
-
-    @property
-    def num_rows(self) -> int:
-        """How many rows are committed."""
-        return self._num_rows
 
     def append(self, rows: Rows) -> None:
         """Put rows after everything appended so far; they reach the disk at `flush`.
@@ -71,11 +53,7 @@ class RowFiles:
             self._write_waiting()
 
     def append_rows(self, layer_idx: int, rows: torch.Tensor) -> None:
-        """Put rows (n, Hkv, D + Dv) after everything appended to one layer so far.
-
-        Raises:
-            MemoryMismatchError, StoreError: as `append`.
-        """
+        """Put rows (n, Hkv, D + Dv) after everything appended to one layer; errors as `append`."""
         coder = self.coding.coder(layer_idx)
         assert coder is not None  # the caller has made it learn
         self.append_records(layer_idx, coder.encode(rows.cpu()).flatten(1))
@@ -109,14 +87,12 @@ class RowFiles:
 
     def show(self, num_rows: int, *, anew: bool = False) -> None:
         """Show the first `num_rows` rows; forget what was appended after them, give space back."""
-        self._num_rows = num_rows
+        self.num_rows = num_rows
         self.row_crc32, self._waiting = [], [[]]
         self.coding.forget_new()
         self.files.show(dict.fromkeys(self._layout.layers, num_rows), anew=anew)
 
-    def gather(
-        self, layer_idx: int, ids: torch.Tensor, heads: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def gather(self, layer_idx: int, ids: torch.Tensor, heads: Heads = None) -> torch.Tensor:
         """Return committed rows by id: (h, ...) int64 to (h, ..., D + Dv); any for -1."""
         records = self._by_head(layer_idx, self.files[layer_idx].records)
         return self._decode(layer_idx, gather_heads(records, ids.cpu(), heads), 0, heads)
@@ -126,9 +102,7 @@ class RowFiles:
         records = self._by_head(layer_idx, self.files[layer_idx].records)
         return self._decode(layer_idx, take_heads(records, places), head_axis=0)
 
-    def span(
-        self, layer_idx: int, first: int, stop: int, heads: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def span(self, layer_idx: int, first: int, stop: int, heads: Heads = None) -> torch.Tensor:
         """Return consecutive committed rows, (stop - first, h, D + Dv), of `heads` or all Hkv."""
         records = self._by_head(layer_idx, self.records(layer_idx, first, stop))
         if heads is not None:
@@ -170,11 +144,7 @@ class RowFiles:
         return records.view(len(records), heads, records.shape[1] // heads)
 
     def _decode(
-        self,
-        layer_idx: int,
-        records: torch.Tensor,
-        head_axis: int,
-        heads: Sequence[int] | None = None,
+        self, layer_idx: int, records: torch.Tensor, head_axis: int, heads: Heads = None
     ) -> torch.Tensor:
         """Turn heads' parts (..., record_bytes / Hkv) uint8 into rows (..., D + Dv)."""
         coder = self.coding.coder(layer_idx)

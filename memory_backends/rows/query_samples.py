@@ -2,9 +2,9 @@
 
 Which tokens are sampled depends on the row id alone, so a run that was interrupted and resumed
 samples the same: every 64th of the first 16,384 rows, and half as densely with each doubling of
-the id. A memory of ten million rows has some 1,500 samples. Samples are float16, all query heads of
-one token together, in append-only files `queries/layer-000.bin`, or in RAM with the rows. They
-outlive the document they came from: they say what queries look like, not what it said.
+the id: some 1,500 of ten million. Samples are float16, all query heads of one token together, in
+append-only files `queries/layer-000.bin`, or in RAM with the rows. They outlive their document:
+they say what queries look like, not what it said.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 import numpy as np
 
+from memory_backends.errors import StoreError
 from memory_backends.layout import Int64Array, MemoryLayout, Rows
 from memory_backends.rows.append_files import AppendFiles
 
@@ -56,33 +57,19 @@ def sampled_rows(first: int, stop: int) -> Int64Array:
 class QuerySamples:
     """Samples of each layer, in files or, without a directory, in RAM.
 
-    Args:
-        layout: the shape of the memory.
-        directory: the store's; None for RAM.
-        sampled: layer -> its heads and how many samples of it are committed.
-
-    Raises:
-        StoreError: a file is missing or shorter than that.
+    Attributes:
+        num_heads: layer -> query heads, of the layers that have samples or are about to.
     """
 
     def __init__(
-        self,
-        layout: MemoryLayout,
-        directory: Path | None,
-        sampled: Mapping[int, SampledLayer],
+        self, layout: MemoryLayout, directory: Path | None, sampled: Mapping[int, SampledLayer]
     ) -> None:
         self._layout = layout
-        self._heads: dict[int, int] = {}
+        self.num_heads: dict[int, int] = {}
         self._appended: dict[int, Segment] = {}  # since the last seal
         self._files = None if directory is None else AppendFiles(directory / FOLDER, {}, {})
         self._tensors: dict[int, list[torch.Tensor]] = {}  # of (n, H, D) float16
-        self._sealed: dict[int, int] = {}  # layer -> how many of `_tensors` are sealed
         self.show(sampled)
-
-    @property
-    def num_heads(self) -> Mapping[int, int]:
-        """Layer -> query heads, of the layers that have samples or are about to."""
-        return self._heads
 
     def append(self, rows: Rows, first: int) -> None:
         """Keep the samples among `rows`, the first of which gets the id `first`."""
@@ -94,31 +81,30 @@ class QuerySamples:
 
     def append_samples(self, layer_idx: int, samples: torch.Tensor) -> None:
         """Put samples (s, H, D) float16 after everything appended to one layer so far."""
-        if layer_idx not in self._heads:
+        if layer_idx not in self.num_heads:
             self._add_layer(layer_idx, SampledLayer(samples.shape[1], 0))
         data = samples.contiguous().numpy().tobytes()
-        before = self._appended.get(layer_idx, Segment(0, 0))
-        self._appended[layer_idx] = Segment(
-            before.num_samples + len(samples), zlib.crc32(data, before.crc32)
-        )
         if self._files is None:
             self._tensors[layer_idx].append(samples.clone())
         else:
             self._files[layer_idx].append(data)
+        before = self._appended.get(layer_idx, Segment(0, 0))
+        self._appended[layer_idx] = Segment(
+            before.num_samples + len(samples), zlib.crc32(data, before.crc32)
+        )
 
     def seal(self) -> dict[int, Segment]:
         """End a document; return layer -> what it added, for the layers it added to."""
         added, self._appended = self._appended, {}
         if self._files is not None:
             self._files.seal()
-        self._sealed = {idx: len(parts) for idx, parts in self._tensors.items()}
         return added
 
     def rewind(self) -> None:
         """Drop what was appended since the last seal."""
+        for layer_idx, segment in self._appended.items():
+            self._cut_tensors(layer_idx, len(self.layer(layer_idx)) - segment.num_samples)
         self._appended.clear()
-        for layer_idx, parts in self._tensors.items():
-            del parts[self._sealed.get(layer_idx, 0) :]
         if self._files is not None:
             self._files.rewind()
 
@@ -132,8 +118,8 @@ class QuerySamples:
         self._appended.clear()
         if self._files is not None:
             self._files.show({idx: layer.num_samples for idx, layer in sampled.items()})
-        for layer_idx in self._heads.keys() - sampled.keys():  # of a document that did not come
-            del self._heads[layer_idx]
+        for layer_idx in self.num_heads.keys() - sampled.keys():  # of a document that did not come
+            del self.num_heads[layer_idx]
             self._tensors.pop(layer_idx, None)
         for layer_idx, layer in sampled.items():
             self._add_layer(layer_idx, layer)
@@ -142,7 +128,7 @@ class QuerySamples:
     def layer(self, layer_idx: int) -> torch.Tensor:
         """Return the samples of a layer, (s, H, head_dim) float16; (0, Hkv, D) if it has none."""
         layer = self._layout.layers[layer_idx]
-        heads = self._heads.get(layer_idx, layer.num_key_value_heads)
+        heads = self.num_heads.get(layer_idx, layer.num_key_value_heads)
         if self._files is not None and layer_idx in self._files:
             raw = self._files[layer_idx].records
             return raw.view(torch.float16).view(len(raw), heads, layer.head_dim)
@@ -150,11 +136,17 @@ class QuerySamples:
         return torch.cat([empty, *self._tensors.get(layer_idx, [])])
 
     def grouped(self, layer_idx: int) -> torch.Tensor:
-        """Return the samples of a layer by KV head, (Hkv, s, G, head_dim) float32."""
+        """Return the samples of a layer by KV head; see `MemoryBackend.sampled_queries`."""
         layer, samples = self._layout.layers[layer_idx], self.layer(layer_idx)  # (s, H, D)
         num_heads, groups = layer.num_key_value_heads, samples.shape[1] // layer.num_key_value_heads
         grouped = samples.view(len(samples), num_heads, groups, layer.head_dim)
-        return grouped.transpose(0, 1).float()  # (Hkv, s, G, D)
+        grouped = grouped.transpose(0, 1).float()  # (Hkv, s, G, D)
+        if not bool(torch.isfinite(grouped).all()):
+            raise StoreError(
+                f"the query samples of layer {layer_idx} must be finite; some are not. "
+                "The store is damaged: `emt verify` names the file, restore it from a copy."
+            )
+        return grouped
 
     def close(self) -> None:
         """Let go of files and tensors."""
@@ -163,7 +155,7 @@ class QuerySamples:
             self._files.close()
 
     def _add_layer(self, layer_idx: int, layer: SampledLayer) -> None:
-        self._heads[layer_idx] = layer.num_heads
+        self.num_heads[layer_idx] = layer.num_heads
         if self._files is None:
             self._tensors.setdefault(layer_idx, [])
         elif layer_idx not in self._files or not layer.num_samples:
@@ -173,9 +165,7 @@ class QuerySamples:
 
     def _cut_tensors(self, layer_idx: int, num_samples: int) -> None:
         if self._files is None and sum(map(len, self._tensors[layer_idx])) != num_samples:
-            kept = self.layer(layer_idx)[:num_samples]
-            self._tensors[layer_idx] = [kept]
-        self._sealed[layer_idx] = len(self._tensors.get(layer_idx, []))
+            self._tensors[layer_idx] = [self.layer(layer_idx)[:num_samples]]
 
 
 def _as_half(queries: torch.Tensor) -> torch.Tensor:

@@ -12,31 +12,24 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from memory_backends.layout import MemoryLayout, Rows
+from memory_backends.layout import Heads, MemoryLayout, Rows
 
 _ROWS_AT_ONCE = 4096  # decoded between file and device
 
 
 class Flushed(NamedTuple):
-    """What the catalogue has to know of rows that are durable now.
+    """What the catalogue has to know of rows that are durable now."""
 
-    Attributes:
-        row_crc32: of each document sealed since the last `show`: layer -> crc32 of its
-            records; {} without files.
-        codec_states: layer -> what the codec has learned from the store's first rows; {} if these
-            are not the first, or nothing has to be learned.
-    """
-
+    # Of each document sealed since the last `show`: layer -> of its records; {} without files.
     row_crc32: Sequence[Mapping[int, int]]
+    # Layer -> what the codec has learned from the store's first rows; {} if these are not they.
     codec_states: Mapping[int, bytes]
 
 
 class RowStorage(Protocol):
-    """An append-only array of rows for each layer."""
+    """An append-only array of rows for each layer, of which the first `num_rows` are committed."""
 
-    @property
-    def num_rows(self) -> int:
-        """How many rows are committed."""
+    num_rows: int
 
     def append(self, rows: Rows) -> None:
         """Put rows after everything appended so far."""
@@ -53,14 +46,10 @@ class RowStorage(Protocol):
     def show(self, num_rows: int, *, anew: bool = False) -> None:
         """Show the first `num_rows` rows, and forget what was appended after them.
 
-        Args:
-            num_rows: how many the catalogue says there are.
-            anew: of the files as they are now, which another process may have replaced.
+        With `anew`, of the files as they are now, which another process may have replaced.
         """
 
-    def gather(
-        self, layer_idx: int, ids: torch.Tensor, heads: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def gather(self, layer_idx: int, ids: torch.Tensor, heads: Heads = None) -> torch.Tensor:
         """Return committed rows by id: (h, ...) int64 to (h, ..., D + Dv); any for -1.
 
         The h heads are `heads`, all Hkv of them if None.
@@ -69,9 +58,7 @@ class RowStorage(Protocol):
     def take(self, layer_idx: int, places: torch.Tensor) -> torch.Tensor:
         """Return heads' rows by place, id * Hkv + head: (Hkv, ...) to (Hkv, ..., D + Dv)."""
 
-    def span(
-        self, layer_idx: int, first: int, stop: int, heads: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def span(self, layer_idx: int, first: int, stop: int, heads: Heads = None) -> torch.Tensor:
         """Return consecutive committed rows, (stop - first, h, D + Dv), of `heads` or all Hkv."""
 
     def close(self) -> None:
@@ -84,18 +71,10 @@ def interleave(rows: Rows, layer_idx: int) -> torch.Tensor:
     return joined.transpose(0, 1).contiguous()
 
 
-def gather_heads(
-    rows: torch.Tensor, ids: torch.Tensor, heads: Sequence[int] | None = None
-) -> torch.Tensor:
-    """Take each head's own rows.
+def gather_heads(rows: torch.Tensor, ids: torch.Tensor, heads: Heads = None) -> torch.Tensor:
+    """Take each head's own rows: of (M, Hkv, R), by ids (h, ...) of `heads` or all, (h, ..., R).
 
-    Args:
-        rows: (M, Hkv, R), contiguous.
-        ids: (h, ...) int64 below M, on the same device; -1 takes any row.
-        heads: the h KV heads that `ids` are of; all Hkv if None.
-
-    Returns:
-        (h, ..., R); zeros if there are no rows.
+    -1 takes any row; if there are none, zeros.
     """
     num_rows, num_heads, row_dim = rows.shape
     if not num_rows:

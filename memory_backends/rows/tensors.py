@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
-from memory_backends.layout import LayerLayout, MemoryLayout, Rows
+from memory_backends.layout import Heads, LayerLayout, MemoryLayout, Rows
 from memory_backends.rows.storage import Flushed, gather_heads, interleave, take_heads
 
 _MIN_CAPACITY = 256
@@ -20,13 +18,8 @@ class RowTensors:
         self._dtype = layout.dtype
         self._layout = layout
         self._buffers = {idx: self._empty(layer, 0) for idx, layer in layout.layers.items()}
-        self._committed = self._appended = self._sealed = 0
+        self.num_rows = self._appended = self._sealed = 0
         self._num_documents = 0  # sealed since the last `show`
-
-    @property
-    def num_rows(self) -> int:
-        """How many rows are committed."""
-        return self._committed
 
     def append(self, rows: Rows) -> None:
         """Put rows after everything appended so far."""
@@ -55,16 +48,14 @@ class RowTensors:
 
     def show(self, num_rows: int, *, anew: bool = False) -> None:
         """Show the first `num_rows` rows, and forget what was appended after them."""
-        self._committed = self._appended = self._sealed = num_rows
+        self.num_rows = self._appended = self._sealed = num_rows
         self._num_documents = 0
 
     def layer(self, layer_idx: int) -> torch.Tensor:
         """Return all committed rows of a layer, (M, Hkv, D + Dv), not a copy."""
-        return self._buffers[layer_idx][: self._committed]
+        return self._buffers[layer_idx][: self.num_rows]
 
-    def gather(
-        self, layer_idx: int, ids: torch.Tensor, heads: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def gather(self, layer_idx: int, ids: torch.Tensor, heads: Heads = None) -> torch.Tensor:
         """Return committed rows by id: (h, ...) int64 to (h, ..., D + Dv); any for -1."""
         return gather_heads(self.layer(layer_idx), ids.to(self._device), heads)
 
@@ -72,9 +63,7 @@ class RowTensors:
         """Return heads' rows by place, id * Hkv + head: (Hkv, ...) to (Hkv, ..., D + Dv)."""
         return take_heads(self.layer(layer_idx), places.to(self._device))
 
-    def span(
-        self, layer_idx: int, first: int, stop: int, heads: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def span(self, layer_idx: int, first: int, stop: int, heads: Heads = None) -> torch.Tensor:
         """Return consecutive committed rows, (stop - first, h, D + Dv), not a copy of all heads."""
         rows = self.layer(layer_idx)[first:stop]
         return rows if heads is None else rows[:, list(heads)]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from numbers import Integral
 
 import torch
 
 from memory_backends.errors import MemoryMismatchError
-from memory_backends.layout import LayerLayout, MemoryLayout
+from memory_backends.layout import Heads, LayerLayout, MemoryLayout
 
 
 def checked_layer(layout: MemoryLayout, layer_idx: int) -> LayerLayout:
@@ -19,11 +19,7 @@ def checked_layer(layout: MemoryLayout, layer_idx: int) -> LayerLayout:
 
 
 def check_heads(layer: LayerLayout, layer_idx: int, heads: Iterable[int]) -> tuple[int, ...]:
-    """Return KV heads of a layer.
-
-    Raises:
-        MemoryMismatchError: there are none, one is named twice, or the layer has no such head.
-    """
+    """Return KV heads of a layer; refuse none, one that is named twice, and other heads."""
     chosen = tuple(heads)
     num_heads = layer.num_key_value_heads
     are_numbers = all(isinstance(head, Integral) and head in range(num_heads) for head in chosen)
@@ -36,15 +32,8 @@ def check_heads(layer: LayerLayout, layer_idx: int, heads: Iterable[int]) -> tup
     return tuple(int(head) for head in chosen)
 
 
-def check_search(
-    layer: LayerLayout, queries: torch.Tensor, k: int, heads: Sequence[int] | None = None
-) -> None:
-    """Check the arguments of a search.
-
-    Raises:
-        MemoryMismatchError: queries are not (Hkv, N, head_dim), or with `heads` not (len(heads), N,
-            head_dim); or k is below 1.
-    """
+def check_search(layer: LayerLayout, queries: torch.Tensor, k: int, heads: Heads = None) -> None:
+    """Refuse queries that are not (Hkv, N, head_dim), or (len(heads), N, head_dim), and k < 1."""
     if heads is None:
         first, num_heads = "num_key_value_heads", layer.num_key_value_heads
     else:
@@ -77,11 +66,7 @@ def check_ids(layer: LayerLayout, ids: torch.Tensor, num_rows: int) -> None:
 
 
 def usable_device(device: torch.device | str) -> torch.device:
-    """Return a device that tensors can live on.
-
-    Raises:
-        MemoryMismatchError: this machine or this torch has no such device.
-    """
+    """Return a device that tensors can live on; raise a MemoryMismatchError for others."""
     try:
         usable = torch.device(device)
         if usable.type == "meta":

@@ -26,7 +26,13 @@ def best_rows(
     positions = torch.empty(scores.shape, dtype=torch.int64, device=queries.device)
     first = 0
     for keys in blocks:
-        best, at = _best_of(queries, keys, min(k, keys.shape[1]))
+        step = max(_SCORES_AT_ONCE // max(keys.shape[0] * keys.shape[1], 1), 1)
+        parts = [
+            (chunk @ keys.transpose(1, 2)).topk(min(k, keys.shape[1]), dim=-1)  # of (Hkv, step, n)
+            for chunk in torch.split(queries, step, dim=1)
+        ]
+        best = torch.cat([part.values for part in parts], dim=1)  # (Hkv, N, k)
+        at = torch.cat([part.indices for part in parts], dim=1)
         if first:
             best, at = torch.cat([scores, best], -1), torch.cat([positions, at + first], -1)
             best, order = best.topk(min(k, best.shape[-1]), dim=-1)
@@ -34,15 +40,3 @@ def best_rows(
         scores, positions = best, at
         first += keys.shape[1]
     return scores, positions
-
-
-def _best_of(
-    queries: torch.Tensor, keys: torch.Tensor, k: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    step = max(_SCORES_AT_ONCE // max(keys.shape[0] * keys.shape[1], 1), 1)
-    parts = [
-        (chunk @ keys.transpose(1, 2)).topk(k, dim=-1)  # of (Hkv, step, n)
-        for chunk in torch.split(queries, step, dim=1)
-    ]
-    scores = torch.cat([scores for scores, _ in parts], dim=1)  # (Hkv, N, k)
-    return scores, torch.cat([positions for _, positions in parts], dim=1)

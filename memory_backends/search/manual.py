@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from memory_backends.layout import Heads
 from memory_backends.rows.storage import gather_heads, loaded
 from memory_backends.rows.tensors import RowTensors
 from memory_backends.search.checks import usable_device
@@ -43,9 +43,8 @@ class ManualSearcher(Searcher):
     def __init__(self, rows: SearchableRows, options: ManualOptions) -> None:
         super().__init__(rows, options)
         self._loaded: dict[int, torch.Tensor] = {}  # layer -> rows on the device
-        self._unit_keys: dict[int, torch.Tensor] = {}  # layer -> (Hkv, n, D) float32
-        # (layer, head) -> (1, n, D), of layers that were only searched by single heads
-        self._unit_keys_of_head: dict[tuple[int, int], torch.Tensor] = {}
+        # (layer, head) -> (h, n, D) float32; the head is None for all of the layer's
+        self._unit_keys: dict[tuple[int, int | None], torch.Tensor] = {}
         self._ids_on_device: torch.Tensor | None = None
         rows.scopes.num_bytes = _SCOPED_KEY_BYTES
 
@@ -55,21 +54,19 @@ class ManualSearcher(Searcher):
         return usable_device(options.device or "cpu")
 
     def candidates(
-        self, layer_idx: int, unit_queries: torch.Tensor, k: int, heads: Sequence[int] | None
+        self, layer_idx: int, unit_queries: torch.Tensor, k: int, heads: Heads
     ) -> SearchResult:
         """Compare queries with all searchable rows."""
         if heads is None:
             return self._nearest_of(self._keys(layer_idx), unit_queries, k)
         hits = [
-            self._nearest_of(self._keys_of_head(layer_idx, head), queries.unsqueeze(0), k)
+            self._nearest_of(self._keys(layer_idx, head), queries.unsqueeze(0), k)
             for head, queries in zip(heads, unit_queries, strict=True)
         ]
         scores, ids = zip(*hits, strict=True)
         return SearchResult(torch.cat(scores), torch.cat(ids))
 
-    def gather(
-        self, layer_idx: int, ids: torch.Tensor, heads: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def gather(self, layer_idx: int, ids: torch.Tensor, heads: Heads = None) -> torch.Tensor:
         """Return rows by id, from the device."""
         return gather_heads(self._stored(layer_idx), ids.to(self.device), heads)
 
@@ -77,7 +74,6 @@ class ManualSearcher(Searcher):
         """Forget the normalised keys."""
         self._ids_on_device = None
         self._unit_keys.clear()
-        self._unit_keys_of_head.clear()
 
     def _nearest_of(self, unit_keys: torch.Tensor, queries: torch.Tensor, k: int) -> SearchResult:
         """Search keys (h, n, D) for queries (h, N, D)."""
@@ -101,24 +97,16 @@ class ManualSearcher(Searcher):
             self._ids_on_device = torch.from_numpy(self.rows.ids).to(self.device)
         return self._ids_on_device
 
-    def _keys(self, layer_idx: int) -> torch.Tensor:
-        """Return a layer's searchable keys, normalised, (Hkv, n, head_dim) float32."""
-        ids = self._ids()
-        if layer_idx not in self._unit_keys:
-            head_dim = self.layout.layers[layer_idx].head_dim
-            keys = self._stored(layer_idx)[..., :head_dim][ids]  # (n, Hkv, D)
-            self._unit_keys[layer_idx] = unit_length(keys).transpose(0, 1).contiguous()
-        return self._unit_keys[layer_idx]
-
-    def _keys_of_head(self, layer_idx: int, head: int) -> torch.Tensor:
-        """Return one head's searchable keys, normalised, (1, n, head_dim) float32."""
-        ids, of_layer = self._ids(), self._unit_keys.get(layer_idx)
+    def _keys(self, layer_idx: int, head: int | None = None) -> torch.Tensor:
+        """Return a layer's searchable keys, or those of one head, normalised, (h, n, D) float32."""
+        of_layer = self._unit_keys.get((layer_idx, None))
         if of_layer is not None:
-            return of_layer[head : head + 1]
-        keys = self._unit_keys_of_head.get((layer_idx, head))
+            return of_layer if head is None else of_layer[head : head + 1]
+        keys = self._unit_keys.get((layer_idx, head))
         if keys is None:
+            heads = slice(None) if head is None else slice(head, head + 1)
             head_dim = self.layout.layers[layer_idx].head_dim
-            stored = self._stored(layer_idx)[:, head, :head_dim][ids]  # (n, D)
-            keys = unit_length(stored).unsqueeze(0)
-            self._unit_keys_of_head[layer_idx, head] = keys
+            stored = self._stored(layer_idx)[:, heads, :head_dim][self._ids()]  # (n, h, D)
+            keys = unit_length(stored).transpose(0, 1).contiguous()
+            self._unit_keys[layer_idx, head] = keys
         return keys

@@ -33,8 +33,7 @@ class _Kept:
 class ScopeCache:
     """Searchable rows and unit keys of the scopes used last. Safe to share between threads.
 
-    Args:
-        num_bytes: what the keys of all scopes may take.
+    The keys of all scopes may take `num_bytes`.
     """
 
     def __init__(self, num_bytes: int) -> None:
@@ -88,12 +87,7 @@ class ScopeCache:
     ) -> Iterable[torch.Tensor]:
         """Return unit keys of a scope's rows, in order; in blocks if they are too many to keep.
 
-        Args:
-            scope: one whose rows are kept.
-            place: where the keys are.
-            rows: (n,) the scope's searchable rows.
-            num_bytes: what their keys take.
-            read: gives the keys of some rows.
+        The scope's searchable `rows`, (n,), are kept, and their keys take `num_bytes`.
         """
         if num_bytes <= self.num_bytes:
             return [self.keys(scope, place, lambda: read(rows))]

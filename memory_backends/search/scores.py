@@ -26,30 +26,19 @@ class SearchResult(NamedTuple):
 
 
 class Retrieval(NamedTuple):
-    """The rows that a search returns, with their keys and values.
+    """The rows that a search returns, with their keys and values, in the layout's dtype."""
 
-    Attributes:
-        scores: as in `SearchResult`.
-        ids: as in `SearchResult`.
-        keys: (Hkv, N, k, head_dim), in the layout's dtype; any finite numbers where there is none.
-        values: (Hkv, N, k, value_head_dim).
-    """
-
-    scores: torch.Tensor
+    scores: torch.Tensor  # as in `SearchResult`
     ids: torch.Tensor
-    keys: torch.Tensor
-    values: torch.Tensor
+    keys: torch.Tensor  # (Hkv, N, k, head_dim); any finite numbers where there is none
+    values: torch.Tensor  # (Hkv, N, k, value_head_dim)
 
 
 def tied_queries(scores: torch.Tensor, k: int) -> torch.Tensor:
     """Return the queries whose k best rows rounding may have chosen or ordered wrongly.
 
-    Args:
-        scores: (Hkv, N, c) float32 cosine similarities, best first.
-        k: how many of the c candidates are wanted.
-
-    Returns:
-        Indexes into N, int64, ascending; a query counts if it is tied for any head.
+    Scores are (Hkv, N, c) float32 cosines, best first. Returns indexes into N, ascending; a query
+    counts if it is tied for any head.
     """
     is_near = (scores[..., :-1] - scores[..., 1:])[..., :k] < _ROUNDING
     return is_near.any(dim=-1).any(dim=0).nonzero().squeeze(1)
@@ -58,10 +47,7 @@ def tied_queries(scores: torch.Tensor, k: int) -> torch.Tensor:
 def ranked(queries: torch.Tensor, keys: torch.Tensor, ids: torch.Tensor) -> SearchResult:
     """Rank candidates by their exact cosine in float64; equal ones stay in the order they have.
 
-    Args:
-        queries: (Hkv, N, D).
-        keys: (Hkv, N, c, D), each query's candidates.
-        ids: (Hkv, N, c) int64, the candidates' rows; -1 is ranked last.
+    For queries (Hkv, N, D), of keys (Hkv, N, c, D) with ids (Hkv, N, c); -1 is ranked last.
     """
     keys = keys.double()
     query = queries.to(keys.device).double().unsqueeze(-1)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from memory_backends.layout import Int64Array, MemoryLayout
+from memory_backends.layout import Int64Array
 from memory_backends.rows.storage import RowStorage
 from memory_backends.scope import Scope
 from memory_backends.search.scope_cache import ScopeCache
@@ -20,29 +20,24 @@ _SCOPED_KEY_BYTES = 2**28  # kept of scopes' keys
 class SearchableRows:
     """The rows of a store that a search may find.
 
-    Args:
-        store: documents, rows and query samples.
-        sinks: "all" rows, or all with only "one" set of attention sinks, those of the first
-            document that has some.
-
     Attributes:
-        store: see above.
+        store: documents, rows and query samples.
         layout: the shape of the rows.
-        ids: (n,) int64, ascending, the rows that a search without a scope may find.
+        ids: (n,) int64, ascending, the rows that a search without a scope may find: all, or with
+            sinks "one" all but the attention sinks of later documents than the first with some.
         scopes: what is kept of the scopes that were searched last.
     """
 
     def __init__(self, store: Store, sinks: Sinks) -> None:
         self.store = store
-        self.layout: MemoryLayout = store.layout
+        self.layout = store.layout
         self.scopes = ScopeCache(_SCOPED_KEY_BYTES)
         self._sinks = sinks
-        self.ids: Int64Array
         self.read()
 
     def read(self) -> None:
         """Read anew which rows may be found."""
-        self.ids = self.store.catalog.searchable_rows(self._sinks)
+        self.ids: Int64Array = self.store.catalog.searchable_rows(self._sinks)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from memory_backends.layout import Int64Array
+from memory_backends.layout import Heads, Int64Array
 from memory_backends.scope import Scope
 from memory_backends.search.exact import best_rows
 from memory_backends.search.scores import Precision, Retrieval, SearchResult, ranked, tied_queries
@@ -60,18 +60,14 @@ class Searcher(ABC):
 
     @classmethod
     def rows_device(cls, options: Any) -> torch.device:
-        """Return the device of the rows of a memory that has no files.
-
-        Raises:
-            MemoryMismatchError: this machine has no such device.
-        """
+        """Return the device of rows without files; a MemoryMismatchError if there is no such."""
         return torch.device("cpu")
 
     # -- finding candidates ---------------------------------------------------------------------
 
     @abstractmethod
     def candidates(
-        self, layer_idx: int, unit_queries: torch.Tensor, k: int, heads: Sequence[int] | None
+        self, layer_idx: int, unit_queries: torch.Tensor, k: int, heads: Heads
     ) -> SearchResult:
         """Find the k rows of `self.rows.ids` nearest to each query.
 
@@ -91,18 +87,11 @@ class Searcher(ABC):
         return "exact"
 
     def candidates_in(
-        self,
-        scope: Scope,
-        layer_idx: int,
-        unit_queries: torch.Tensor,
-        k: int,
-        heads: Sequence[int] | None,
+        self, scope: Scope, layer_idx: int, unit_queries: torch.Tensor, k: int, heads: Heads
     ) -> tuple[SearchResult, Precision]:
         """Find the k rows of a scope nearest to each query, and tell how good the scores are.
 
-        Args:
-            scope: has at least k searchable rows.
-            layer_idx: as for `candidates`, like all that follow.
+        The scope has at least k searchable rows; the other arguments are those of `candidates`.
         """
         return self.compare_all(scope, layer_idx, unit_queries, k, heads), "exact"
 
@@ -113,7 +102,7 @@ class Searcher(ABC):
         layer_idx: int,
         queries: torch.Tensor,
         k: int,
-        heads: Sequence[int] | None = None,
+        heads: Heads = None,
         scope: Scope | None = None,
     ) -> SearchResult:
         """Find the rows with the highest cosine similarity; see `MemoryBackend.search`."""
@@ -153,21 +142,14 @@ class Searcher(ABC):
         hits = self.retrieve(layer_idx, queries, k, scope)
         return None if bool((hits.ids < 0).any()) else (hits.keys, hits.values)
 
-    def gather(
-        self, layer_idx: int, ids: torch.Tensor, heads: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def gather(self, layer_idx: int, ids: torch.Tensor, heads: Heads = None) -> torch.Tensor:
         """Return rows by id: (h, ...) int64 to (h, ..., head_dim + value_head_dim); any for -1."""
         return self.rows.stored.gather(layer_idx, ids, heads)
 
     # -- for subclasses -------------------------------------------------------------------------
 
     def compare_all(
-        self,
-        scope: Scope,
-        layer_idx: int,
-        unit_queries: torch.Tensor,
-        k: int,
-        heads: Sequence[int] | None,
+        self, scope: Scope, layer_idx: int, unit_queries: torch.Tensor, k: int, heads: Heads
     ) -> SearchResult:
         """Compare queries with every row of a scope; arguments as for `candidates_in`."""
         rows = self.rows.ids_in(scope)
@@ -179,9 +161,7 @@ class Searcher(ABC):
         scores, positions = best_rows(unit_queries.to(self.device), blocks, k)
         return SearchResult(scores, torch.from_numpy(rows).to(positions.device)[positions])
 
-    def unit_keys_of(
-        self, layer_idx: int, rows: Int64Array, heads: Sequence[int] | None
-    ) -> torch.Tensor:
+    def unit_keys_of(self, layer_idx: int, rows: Int64Array, heads: Heads) -> torch.Tensor:
         """Return the keys of rows (n,), of unit length, (h, n, head_dim) float32."""
         layer = self.layout.layers[layer_idx]
         num_heads = layer.num_key_value_heads if heads is None else len(heads)
@@ -189,11 +169,7 @@ class Searcher(ABC):
         return unit_length(self.gather(layer_idx, ids, heads)[..., : layer.head_dim])
 
     def _ranked(
-        self,
-        layer_idx: int,
-        queries: torch.Tensor,
-        ids: torch.Tensor,
-        heads: Sequence[int] | None,
+        self, layer_idx: int, queries: torch.Tensor, ids: torch.Tensor, heads: Heads
     ) -> SearchResult:
         """Rank candidates by exact cosine, equal ones by id."""
         ids = ids.sort(dim=-1).values

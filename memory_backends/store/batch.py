@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from memory_backends.catalog.documents import name_taken
 from memory_backends.catalog.records import NewDocument
 from memory_backends.errors import DocumentError, EMTError, reported
 from memory_backends.layout import Document, Rows
@@ -17,12 +18,7 @@ from memory_backends.store.store import Store
 class Batch:
     """Documents whose rows are appended, and committed by the next `commit`.
 
-    Args:
-        store: what they are written to; it must be `writing`.
-        replace: whether a document takes the place of one of its name.
-
-    Attributes:
-        num_rows: rows that wait to be committed.
+    The store must be `writing`. `num_rows` are the rows that wait to be committed.
     """
 
     def __init__(self, store: Store, *, replace: bool) -> None:
@@ -32,14 +28,12 @@ class Batch:
         self.num_rows = 0
 
     def append(self, document: Document, runs: Iterable[Rows]) -> None:
-        """Put a document and its rows after those before it, all or nothing.
-
-        Raises:
-            DocumentError, MemoryMismatchError, StoreError: see `MemoryBackend.add`; what `runs`
-                raises, too. The documents before this one stay in the batch.
-        """
+        """Put a document and its rows after those before it, all or nothing; errors as `add`."""
         check_document(document)
-        self._check_name(document.name)
+        if not self._replace:
+            waiting = any(new.document.name == document.name for new in self._documents)
+            if waiting or self._store.catalog.has_document(document.name):
+                raise name_taken(document.name)
         try:
             new = self._appended(document, runs)
         except BaseException:
@@ -51,11 +45,7 @@ class Batch:
         self.num_rows += len(new.row_tokens)
 
     def commit(self) -> list[tuple[str, range]]:
-        """Commit all documents of the batch, and empty it; return their names and row ids.
-
-        Raises:
-            StoreError: the disk is full, or failed; none of them is committed.
-        """
+        """Commit all documents of the batch, or none, and empty it; return names and row ids."""
         store, documents = self._store, self._documents
         self._documents, self.num_rows = [], 0
         try:
@@ -105,16 +95,6 @@ class Batch:
             row_crc32={},  # `flush` tells
         )
 
-    def _check_name(self, name: str) -> None:
-        if self._replace:
-            return
-        waiting = any(new.document.name == name for new in self._documents)
-        if waiting or self._store.catalog.has_document(name):
-            raise DocumentError(
-                f"document '{name}' is already in the memory. "
-                "Remove it first, or give this one another name."
-            )
-
 
 def written(
     store: Store,
@@ -123,10 +103,9 @@ def written(
     *,
     replace: bool,
 ) -> Iterator[list[tuple[str, range]]]:
-    """Write documents in batches; see `MemoryBackend.add_many`.
+    """Write documents in batches, as `MemoryBackend.add_many` says.
 
-    Yields:
-        Name and row ids of the documents of each batch, after it was committed.
+    Yields name and row ids of the documents of each batch, after it was committed.
     """
     batch, waiting = Batch(store, replace=replace), iter(documents)
     failure: BaseException | None = None

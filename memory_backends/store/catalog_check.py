@@ -14,14 +14,9 @@ from memory_backends.scope import joined
 
 
 class CatalogCheck:
-    """One reading of a catalogue, within a snapshot.
+    """One reading of a catalogue, within a snapshot; `reasons` say what is wrong.
 
-    Args:
-        catalog: the catalogue.
-
-    Attributes:
-        spans: of the documents whose records are in order, ascending.
-        reasons: what is wrong.
+    `spans` are those of the documents whose records are in order, ascending.
     """
 
     def __init__(self, catalog: Catalog) -> None:

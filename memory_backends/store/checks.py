@@ -14,12 +14,7 @@ from memory_backends.rows.query_samples import sampled_rows
 
 
 def check_document(document: Document) -> None:
-    """Check that the parts of a document fit together.
-
-    Raises:
-        DocumentError: an empty name, token ids that are not (T,), offsets that are not (T, 2),
-            metadata that is not flat.
-    """
+    """Raise a DocumentError if the parts of a document do not fit together."""
     if not document.name:
         raise DocumentError("a document needs a name; got ''. Give it one, such as its file's.")
     ids = np.shape(document.token_ids)
@@ -37,17 +32,10 @@ def check_document(document: Document) -> None:
 
 
 def check_rows(rows: Rows, layout: MemoryLayout, document: Document, first: int) -> None:
-    """Check that rows are the layout's and the document's, and can be searched.
+    """Raise a MemoryMismatchError for a run of rows that does not fit, or cannot be searched.
 
-    Args:
-        rows: a run of the document's rows.
-        layout: the shape that they must have.
-        document: whose tokens they say they are.
-        first: how many rows of the document came before them, for messages.
-
-    Raises:
-        MemoryMismatchError: a shape, dtype or layer that is not the layout's, a token that is not
-            the document's, a key or value that is NaN or infinite, a key that is zero.
+    They must be the layout's and the document's, of which `first` came before, for messages.
+    Numbers must be finite, and keys not zero.
     """
     _check_tokens(rows, document)
     for idx, layer in layout.layers.items():
@@ -75,17 +63,10 @@ def check_rows(rows: Rows, layout: MemoryLayout, document: Document, first: int)
 def check_queries(
     rows: Rows, layout: MemoryLayout, num_heads: Mapping[int, int], first: int
 ) -> None:
-    """Check that queries are those of the rows, and of as many heads as those before.
+    """Raise a MemoryMismatchError for queries that are not those of a run of rows.
 
-    Args:
-        rows: a run of a document's rows, with queries or without.
-        layout: the shape of the memory.
-        num_heads: layer -> query heads, of the layers of which there are samples already.
-        first: the id of the first row, on which it depends which queries are kept.
-
-    Raises:
-        MemoryMismatchError: a layer, shape or dtype that does not fit, or a query to be kept that
-            is NaN or infinite.
+    They must have as many heads, by layer, as `num_heads` of the samples before. Those that are to
+    be kept, which depends on the rows' `first` id, must be finite.
     """
     kept = torch.from_numpy(sampled_rows(first, first + len(rows)) - first)
     for idx, queries in rows.queries.items():

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from memory_backends.rows.append_files import AppendFile, sync_folder
+from memory_backends.rows.append_files import AppendFile, sync_path
 from memory_backends.rows.files import FOLDER, RowFiles
 from memory_backends.scope import joined
 from memory_backends.store.store import Store
@@ -27,11 +27,7 @@ _BYTES_AT_ONCE = 2**22
 def compact(store: Store) -> int:
     """Make holes of the rows that no document has; return the bytes given back.
 
-    Args:
-        store: has a directory, and is being written by nobody else.
-
-    Raises:
-        OSError, StoreError: the disk is full; the store is as good as before.
+    Nobody else may be writing to the store, which is as good as before if the disk is full.
     """
     rows, catalog = store.rows, store.catalog
     assert isinstance(rows, RowFiles)
@@ -70,7 +66,7 @@ def _rewrite(file: AppendFile, live: Iterable[tuple[int, int]]) -> None:
             target.flush()
             os.fsync(target.fileno())
         partial.replace(file.path)
-        sync_folder(file.path.parent)
+        sync_path(file.path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()

@@ -12,7 +12,7 @@ import torch
 from memory_backends.catalog.records import RecordSpan
 from memory_backends.errors import StoreError
 from memory_backends.rows import files, query_samples
-from memory_backends.rows.append_files import sync_folder
+from memory_backends.rows.append_files import sync_path
 from memory_backends.rows.coding import RowCoding
 from memory_backends.rows.files import ROWS_TO_LEARN, RowFiles
 from memory_backends.rows.query_samples import QuerySamples
@@ -22,11 +22,7 @@ _ROWS_AT_ONCE = 4096
 
 
 def copy_store(store: Store, directory: Path) -> None:
-    """Write a copy of a memory to an empty directory, with holes for removed rows.
-
-    Raises:
-        StoreError: the directory cannot be written, or the memory's own store is damaged.
-    """
+    """Write a copy of a memory to an empty directory, with holes for removed rows."""
     directory.mkdir(parents=True, exist_ok=True)
     catalog, samples = store.catalog, store.samples
     try:
@@ -43,7 +39,7 @@ def copy_store(store: Store, directory: Path) -> None:
             new_samples.show(catalog.query_samples())
         row_crc32 = dict(zip(names, flushed.row_crc32, strict=True))
         catalog.copy_to(directory, row_crc32, flushed.codec_states)  # last: it makes a store of it
-        sync_folder(directory)
+        sync_path(directory)
     except BaseException:
         for folder in (files.FOLDER, query_samples.FOLDER):
             shutil.rmtree(directory / folder, ignore_errors=True)

@@ -30,12 +30,7 @@ _LONGEST_FILE = 4096
 
 @contextlib.contextmanager
 def write_lock(path: Path) -> Iterator[None]:
-    """Hold the write lock of the store at `path`, a directory.
-
-    Raises:
-        StoreError: another process holds it; the message names it.
-        OSError: the directory cannot be written.
-    """
+    """Hold the write lock of the store at `path`; a StoreError names the process that has it."""
     refuse_link(path / LOCK_FILE_NAME)
     # An iterator that writes may be closed by another thread than began it.
     lock = filelock.FileLock(path / LOCK_FILE_NAME, timeout=0, thread_local=False)
@@ -67,6 +62,7 @@ def _write_owner(path: Path) -> None:
 
 
 def _refusal(path: Path) -> str:
+    unnamed = f"another process is writing to '{path}'; wait for it, or stop it."
     try:
         with (path / OWNER_FILE_NAME).open("rb") as file:
             owner = json.loads(file.read(_LONGEST_FILE))
@@ -74,11 +70,11 @@ def _refusal(path: Path) -> str:
         command, since = _printable(owner["command"]), _printable(owner["since"])
         is_here = host == socket.gethostname()
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return f"another process is writing to '{path}'; wait for it, or stop it."
+        return unnamed
     if is_here and pid == os.getpid():
         return f"this process is writing to '{path}' already, since {since}. Let that end first."
     if is_here and not _is_alive(pid):  # the file is left over; the new owner has not named itself
-        return f"another process is writing to '{path}'; wait for it, or stop it."
+        return unnamed
     return (
         f"another process is writing to '{path}': PID {pid} ({command}) on {host} since {since}; "
         "wait for it, or stop it."
@@ -94,9 +90,8 @@ def _is_alive(pid: int) -> bool:
     if os.name != "posix" or pid <= 0:
         return pid > 0
     try:
-        os.kill(pid, 0)
+        with contextlib.suppress(PermissionError, OverflowError):
+            os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, OverflowError):
-        return True
     return True

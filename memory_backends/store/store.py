@@ -23,7 +23,7 @@ from memory_backends.errors import MemoryMismatchError, StoreError, reported
 from memory_backends.layout import MemoryLayout
 from memory_backends.rows import files as row_files
 from memory_backends.rows import query_samples as queries
-from memory_backends.rows.append_files import sync_folder
+from memory_backends.rows.append_files import sync_path
 from memory_backends.rows.coding import RowCoding
 from memory_backends.rows.files import RowFiles
 from memory_backends.rows.query_samples import QuerySamples
@@ -44,11 +44,6 @@ class Store:
         identity: what the model looks like, as plain JSON types.
         device: where rows live that are not in files.
         row_codec: how a new store has its rows; one that is opened keeps its own.
-
-    Attributes:
-        catalog: documents, settings and removed rows.
-        rows: keys and values.
-        samples: some of the tokens' queries.
 
     Raises:
         MemoryMismatchError: the store has another layout or identity, or there is no such codec.
@@ -101,32 +96,17 @@ class Store:
         with self.catalog.snapshot():
             if not self.catalog.refresh():
                 return False
-            self.rows.show(self.catalog.num_rows, anew=True)
-            self.samples.show(self.catalog.query_samples())
+            self.show_committed(anew=True)
         return True
 
-    def show_committed(self) -> None:
+    def show_committed(self, *, anew: bool = False) -> None:
         """Show the rows and samples that the catalogue has, and forget others."""
-        self.rows.show(self.catalog.num_rows)
+        self.rows.show(self.catalog.num_rows, anew=anew)
         self.samples.show(self.catalog.query_samples())
-
-    def sampled_queries(self, layer_idx: int) -> torch.Tensor:
-        """Return the sample of a layer's queries; see `MemoryBackend.sampled_queries`."""
-        samples = self.samples.grouped(layer_idx)
-        if not bool(torch.isfinite(samples).all()):
-            raise StoreError(
-                f"the query samples of layer {layer_idx} must be finite; some are not. "
-                "The store is damaged: `emt verify` names the file, restore it from a copy."
-            )
-        return samples
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Let one thread of one process write, to a store that is there.
-
-        Raises:
-            StoreError: another thread or process is writing, or the directory cannot be written.
-        """
+        """Let one thread of one process write, to a store that is there; refuse others."""
         if not self._thread_writes.acquire(blocking=False):
             raise StoreError(_IS_WRITING)
         with contextlib.ExitStack() as locks:
@@ -144,11 +124,9 @@ class Store:
         self.samples.close()
         self.catalog.close()
 
-    # -- opening --------------------------------------------------------------------------------
-
     def _open_catalog(self) -> Catalog:
         if self.path is None or has_no_store(self.path):
-            # until the first write
+            # Until the first write.
             return Catalog.in_memory(self.layout, self._identity, self._row_codec)
         catalog = Catalog.open(check_directory(self.path))
         with contextlib.ExitStack() as on_error:
@@ -178,8 +156,8 @@ class Store:
         is_ours = not (path / CATALOG_FILE_NAME).exists()  # or another process was first
         if is_ours:
             self.catalog.copy_to(path, {})
-            sync_folder(path)
-            sync_folder(path.parent)
+            sync_path(path)
+            sync_path(path.parent)
         self._use(self._open_catalog())
 
         def after(error: type[BaseException] | None, *_: object) -> None:

@@ -8,7 +8,6 @@ more, are nobody's: they are not damage.
 from __future__ import annotations
 
 import contextlib
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -18,22 +17,15 @@ from memory_backends.catalog.database import as_store_error
 from memory_backends.catalog.records import RecordSpan
 from memory_backends.errors import EMTError, StoreError, StoreVersionError, refuse_link
 from memory_backends.rows import files, query_samples
-from memory_backends.rows.append_files import layer_file_name
+from memory_backends.rows.append_files import layer_file_name, next_crc32
 from memory_backends.rows.coding import record_bytes
 from memory_backends.store.catalog_check import CatalogCheck
 from memory_backends.store.compaction import PARTIAL
 from memory_backends.store.directory import INDEX_FOLDER, check_directory, check_generation
 
-_BYTES_AT_ONCE = 2**22
-
 
 class Damage(NamedTuple):
-    """What is wrong with one file.
-
-    Attributes:
-        file: its path in the store, with "/" between the parts.
-        reason: what was expected and what is there.
-    """
+    """What is wrong with one file, by its path in the store with "/" between the parts."""
 
     file: str
     reason: str
@@ -96,8 +88,7 @@ def verify(path: Path | str) -> list[Damage]:
 class _Reading:
     """The files that a catalogue names, opened within one snapshot of it.
 
-    Attributes:
-        damage: what was wrong with the files' records, sizes and names.
+    `damage` is what was wrong with the files' records, sizes and names.
     """
 
     def __init__(self, directory: Path, catalog: Catalog, at_end: contextlib.ExitStack) -> None:
@@ -215,16 +206,7 @@ def _damage_of(file: _File) -> Iterator[Damage]:
     try:
         for part in file.parts:
             file.opened.seek(part.first)
-            if _crc32(file.opened, part.stop - part.first) != part.crc32:
+            if next_crc32(file.opened, part.stop - part.first) != part.crc32:
                 yield Damage(file.name, f"{part.name}: the checksum does not match")
     except OSError as error:
         yield Damage(file.name, f"cannot be read: {error.strerror or error}")
-
-
-def _crc32(file: BinaryIO, num_bytes: int) -> int:
-    """Return the crc32 of the next bytes of a file, as many of them as there are."""
-    crc32 = 0
-    while num_bytes > 0 and (data := file.read(min(num_bytes, _BYTES_AT_ONCE))):
-        crc32 = zlib.crc32(data, crc32)
-        num_bytes -= len(data)
-    return crc32

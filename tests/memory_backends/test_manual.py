@@ -29,9 +29,8 @@ def test_many_queries_are_taken_in_parts(
 def test_a_search_of_some_heads_normalises_only_their_keys(backend: MemoryBackend) -> None:
     searcher, queries = backend.searcher, make_queries(0, 3)
     alone = backend.search(0, queries[1:], 4, heads=[1])
-    assert list(searcher._unit_keys_of_head) == [(0, 1)]
-    assert not searcher._unit_keys
+    assert list(searcher._unit_keys) == [(0, 1)]
     every = backend.search(0, queries, 4)
     assert torch.equal(alone.ids[0], every.ids[1])
     backend.search(0, queries[:1], 4, heads=[0])  # from what the search of all has made
-    assert list(searcher._unit_keys_of_head) == [(0, 1)]
+    assert list(searcher._unit_keys) == [(0, 1), (0, None)]

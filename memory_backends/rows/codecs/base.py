@@ -8,71 +8,45 @@ catalogue. Without its state a record cannot be read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 
-from memory_backends.layout import LayerLayout
+from memory_backends.layout import Heads, LayerLayout
 
 
 class LayerCoder(Protocol):
     """Encodes and decodes the rows of one layer."""
 
     def encode(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the records of rows.
-
-        Args:
-            rows: (n, Hkv, head_dim + value_head_dim), finite.
-
-        Returns:
-            (n, Hkv, record_bytes) uint8, on the rows' device.
+        """Return the records of finite rows: (n, Hkv, D + Dv) to (n, Hkv, record_bytes) uint8.
 
         Raises:
             MemoryMismatchError: a number that the records cannot hold.
         """
 
-    def decode(
-        self, records: torch.Tensor, head_axis: int, heads: Sequence[int] | None = None
-    ) -> torch.Tensor:
-        """Return the rows of records.
+    def decode(self, records: torch.Tensor, head_axis: int, heads: Heads = None) -> torch.Tensor:
+        """Return the rows of records, of any bytes: (..., record_bytes) to (..., D + Dv).
 
-        Args:
-            records: (..., record_bytes) uint8, of any bytes.
-            head_axis: which axis is that of the KV heads: 0 after a gather (Hkv, ...), 1 in a span
-                (n, Hkv, record_bytes).
-            heads: the KV heads along that axis; all of them if None.
-
-        Returns:
-            (..., head_dim + value_head_dim), in the dtype of the codec's memory.
+        The KV heads, `heads` or all of them, are along `head_axis`: 0 after a gather (Hkv, ...), 1
+        in a span (n, Hkv, record_bytes). Rows have the dtype of the codec's memory.
         """
 
 
 class RowCodec(Protocol):
     """A way to keep rows, for all layers of a memory."""
 
-    @property
-    def name(self) -> str:
-        """The name in the configuration."""
-
-    @property
-    def learns(self) -> bool:
-        """Whether the codec has a state. One that has none takes b"" for it."""
+    name: str
+    learns: bool  # whether it has a state; one that has none takes b"" for it
 
     def record_bytes(self, layer: LayerLayout) -> int:
         """Return the size of one token's and KV head's record."""
 
     def learn(self, layer: LayerLayout, rows: torch.Tensor) -> bytes:
-        """Return the state for a layer. The same rows give the same state.
+        """Return the state for a layer, which the same rows give again.
 
-        Args:
-            layer: the layer's shape.
-            rows: (n, Hkv, head_dim + value_head_dim), the first that the store gets, n >= 1.
+        The rows are the first that the store gets, (n, Hkv, head_dim + value_head_dim), n >= 1.
         """
 
     def coder(self, layer: LayerLayout, state: bytes) -> LayerCoder:
-        """Return what encodes and decodes with a state.
-
-        Raises:
-            StoreError: the state is damaged, or of another codec or layer.
-        """
+        """Return what encodes and decodes with a state; raise a StoreError for a wrong one."""

@@ -27,8 +27,7 @@ def gaussian_levels() -> torch.Tensor:
         Max, Quantizing for minimum distortion (1960); Lloyd (1982). TurboQuant (arXiv 2504.19874)
         uses them on rotated keys and values, whose coordinates are nearly Gaussian.
     """
-    probabilities = (torch.arange(_QUANTILES, dtype=torch.float64) + 0.5) / _QUANTILES
-    sample = torch.special.ndtri(probabilities)
+    sample = _gaussian_sample()
     parts = []
     for width in range(MAX_BITS + 1):
         num = 2**width
@@ -46,8 +45,7 @@ def gaussian_levels() -> torch.Tensor:
 @functools.cache
 def distortions() -> npt.NDArray[np.float64]:
     """Return the mean squared error of a unit Gaussian at each width, (MAX_BITS + 1,)."""
-    probabilities = (torch.arange(_QUANTILES, dtype=torch.float64) + 0.5) / _QUANTILES
-    sample = torch.special.ndtri(probabilities).float()
+    sample = _gaussian_sample().float()
     errors = []
     for width in range(MAX_BITS + 1):
         levels = levels_of_width(gaussian_levels(), width)
@@ -97,12 +95,7 @@ def _nearest_places() -> torch.Tensor:
 def quantise(numbers: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
     """Return the place in the levels of the one nearest to each number, but for 1/400.
 
-    Args:
-        numbers: (R, n) float32.
-        widths: (R,) int64.
-
-    Returns:
-        (R, n) int64.
+    Numbers are (R, n) float32, widths (R,) int64, and places (R, n) int64.
     """
     first = (widths * _CELLS).unsqueeze(-1)
     cells = (numbers + _REACH).mul_(_CELLS / (2 * _REACH)).clamp_(0, _CELLS - 1).long() + first
@@ -110,13 +103,9 @@ def quantise(numbers: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
 
 
 class BitPacking:
-    """Codes of fixed mixed widths, one after the other, the low bit first.
+    """Codes of fixed `widths`, one after the other, the low bit first, in `num_bytes` for all.
 
     Records are columns here: an operation on one code of all records then reads memory in order.
-
-    Args:
-        widths: (R,) int64 of 0 to MAX_BITS.
-        num_bytes: size of a packed record, enough for all.
     """
 
     def __init__(self, widths: torch.Tensor, num_bytes: int) -> None:
@@ -141,6 +130,12 @@ class BitPacking:
         words[:-1] |= words[1:] << 8  # what is above bit 15 is no code's
         codes = words.index_select(0, self._byte)
         return codes.bitwise_right_shift_(self._shift).bitwise_and_(self._first).add_(self._first)
+
+
+def _gaussian_sample() -> torch.Tensor:
+    probabilities = (torch.arange(_QUANTILES, dtype=torch.float64) + 0.5) / _QUANTILES
+    sample: torch.Tensor = torch.special.ndtri(probabilities)
+    return sample
 
 
 def _borders(levels: torch.Tensor) -> torch.Tensor:

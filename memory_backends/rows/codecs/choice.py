@@ -13,15 +13,7 @@ CODEC_NAMES = ("exact", "float16", "bfloat16", "int8", "int4")
 
 
 def row_codec(name: str, dtype: torch.dtype) -> RowCodec:
-    """Return the codec of that name for rows of a dtype.
-
-    Args:
-        name: "exact", the rows' own dtype; "float16" or "bfloat16"; "int8" or "int4", quantised.
-        dtype: the dtype of the memory's layout, float32, float16 or bfloat16.
-
-    Raises:
-        MemoryMismatchError: there is no such codec.
-    """
+    """Return the codec of that name; `dtype` is that of the memory's layout."""
     stored = {"exact": dtype, "float16": torch.float16, "bfloat16": torch.bfloat16}
     bits = {"int8": 8, "int4": 4}
     if name in stored:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from memory_backends.errors import MemoryMismatchError, StoreError
-from memory_backends.layout import LayerLayout
+from memory_backends.layout import Heads, LayerLayout
 
 
 class PlainCodec:
     """Keep the numbers in one floating-point dtype; little-endian, key before value.
 
-    Args:
-        name: the name in the configuration.
-        stored: the dtype on disk.
-        dtype: the dtype of the memory's rows, which `decode` gives back.
+    They are `stored` on disk, and decoded to `dtype`, that of the memory's rows.
     """
 
     learns = False
@@ -35,11 +30,7 @@ class PlainCodec:
         return b""
 
     def coder(self, layer: LayerLayout, state: bytes) -> PlainCodec:
-        """Return itself.
-
-        Raises:
-            StoreError: the state is not empty.
-        """
+        """Return itself; raise a StoreError for a state that is not empty."""
         if state:
             raise StoreError(
                 f"codec '{self.name}' has no state; got {len(state)} bytes of one. "
@@ -48,11 +39,7 @@ class PlainCodec:
         return self
 
     def encode(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the records of rows: (n, Hkv, R) to (n, Hkv, record_bytes) uint8.
-
-        Raises:
-            MemoryMismatchError: a number beyond the stored dtype's range.
-        """
+        """Return the records of rows; a MemoryMismatchError if the dtype cannot hold a number."""
         stored = rows.to(self._stored)
         if not stored.isfinite().all():
             limit = torch.finfo(self._stored).max
@@ -62,10 +49,8 @@ class PlainCodec:
             )
         return stored.contiguous().view(torch.uint8)
 
-    def decode(
-        self, records: torch.Tensor, head_axis: int, heads: Sequence[int] | None = None
-    ) -> torch.Tensor:
-        """Return the rows of records: (..., record_bytes) to (..., R)."""
+    def decode(self, records: torch.Tensor, head_axis: int, heads: Heads = None) -> torch.Tensor:
+        """Return the rows of records."""
         records = records.contiguous()
         size = self._stored.itemsize
         if records.storage_offset() % size or records.data_ptr() % size:

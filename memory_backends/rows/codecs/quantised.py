@@ -17,11 +17,10 @@ TurboQuant (2504.19874).
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import torch
 
-from memory_backends.layout import LayerLayout
+from memory_backends.layout import Heads, LayerLayout
 from memory_backends.rows.codecs.bits import BitPacking, quantise
 from memory_backends.rows.codecs.state import NUM_CENTRES, QuantisedState, learn
 
@@ -35,10 +34,7 @@ _TRIED = (-2, -1, 0, 1, 2, 3)  # steps around the residual's root mean square
 class QuantisedCodec:
     """Keep a number in 8 or 4 bits, statistics and all.
 
-    Args:
-        name: the name in the configuration.
-        bits: 8, which takes two bytes a record more, or 4, which takes no more than 4 bits.
-        dtype: the dtype of the memory's rows, which `decode` gives back.
+    Of 8 `bits`, a record is two bytes larger, for the scales; of 4, they take no more space.
     """
 
     learns = True
@@ -59,11 +55,7 @@ class QuantisedCodec:
         return learn(layer, rows, self._code_bits(layer)).to_bytes()
 
     def coder(self, layer: LayerLayout, state: bytes) -> QuantisedCoder:
-        """Return what encodes and decodes with a state.
-
-        Raises:
-            StoreError: the state is not one of this codec and this layer.
-        """
+        """Return what encodes and decodes with a state; raise a StoreError for a wrong one."""
         parsed = QuantisedState.from_bytes(state, layer, self._code_bits(layer))
         return QuantisedCoder(layer, parsed, self.record_bytes(layer), self._dtype)
 
@@ -105,10 +97,8 @@ class QuantisedCoder:
 
     def encode(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the records of rows: (n, Hkv, R) to (n, Hkv, record_bytes) uint8."""
-        parts = [
-            self._encode(some) for some in torch.split(rows.detach().float().cpu(), _ROWS_AT_ONCE)
-        ]
-        return torch.cat(parts).to(rows.device)
+        chunks = torch.split(rows.detach().float().cpu(), _ROWS_AT_ONCE)
+        return torch.cat([self._encode(chunk) for chunk in chunks]).to(rows.device)
 
     def _encode(self, rows: torch.Tensor) -> torch.Tensor:
         num_rows, num_heads, _ = rows.shape
@@ -153,9 +143,7 @@ class QuantisedCoder:
             best_places = torch.where(better, places, best_places)
         return centre * _NUM_STEPS + best_step, best_places
 
-    def decode(
-        self, records: torch.Tensor, head_axis: int, heads: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def decode(self, records: torch.Tensor, head_axis: int, heads: Heads = None) -> torch.Tensor:
         """Return the rows of records: (..., record_bytes) to (..., R)."""
         by_head = records.cpu().movedim(head_axis, 0)
         heads_first = by_head.shape[:-1]

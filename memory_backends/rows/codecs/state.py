@@ -24,20 +24,13 @@ _KEY_WEIGHT = 16.0  # least KL of 1, 4 and 16 on the text of scripts/bench_codec
 
 @dataclass(frozen=True)
 class QuantisedState:
-    """The statistics of one layer.
+    """The statistics of one layer."""
 
-    Attributes:
-        levels: (NUM_LEVELS,) float32, as `gaussian_levels`.
-        widths: (R,) uint8, bits of each coordinate, the same for all heads.
-        std: (Hkv, R) float32, standard deviations along the axes, > 0.
-        centres: (Hkv, C, R) float32, the mean and the first rows.
-        axes: (Hkv, D, D) and (Hkv, Dv, Dv) float16, rows are the principal axes, widest first.
-    """
-
-    levels: torch.Tensor
-    widths: torch.Tensor
-    std: torch.Tensor
-    centres: torch.Tensor
+    levels: torch.Tensor  # (NUM_LEVELS,) float32, as `gaussian_levels`
+    widths: torch.Tensor  # (R,) uint8, bits of each coordinate, the same for all heads
+    std: torch.Tensor  # (Hkv, R) float32, standard deviations along the axes, > 0
+    centres: torch.Tensor  # (Hkv, C, R) float32, the mean and the first rows
+    # (Hkv, D, D) and (Hkv, Dv, Dv) float16, rows are the principal axes, widest first.
     axes: tuple[torch.Tensor, torch.Tensor]
 
     def to_bytes(self) -> bytes:
@@ -49,11 +42,7 @@ class QuantisedState:
 
     @classmethod
     def from_bytes(cls, data: bytes, layer: LayerLayout, code_bits: int) -> QuantisedState:
-        """Read what `to_bytes` wrote.
-
-        Raises:
-            StoreError: it is of another layer or another codec, truncated, or not finite.
-        """
+        """Read what `to_bytes` wrote; raise a StoreError for anything else."""
         heads, dim, value_dim = layer.num_key_value_heads, layer.head_dim, layer.value_head_dim
         expected = _HEADER.pack(_MARK, heads, dim, value_dim, NUM_CENTRES)
         shapes: list[tuple[type, tuple[int, ...]]] = [
@@ -96,13 +85,7 @@ class QuantisedState:
 
 
 def learn(layer: LayerLayout, rows: torch.Tensor, code_bits: int) -> QuantisedState:
-    """Learn a layer's statistics.
-
-    Args:
-        layer: the layer's shape.
-        rows: (n, Hkv, R), the first of a store; more than 4,096 are not looked at.
-        code_bits: bits of a record's codes.
-    """
+    """Learn a layer's statistics from its first rows, (n, Hkv, R), and fit codes of `code_bits`."""
     by_head = rows[:_LEARNED_FROM].detach().cpu().double().transpose(0, 1)  # (Hkv, n, R)
     num_rows, num_first = by_head.shape[1], NUM_CENTRES - 1
     first = by_head[:, torch.arange(num_first).clamp(max=num_rows - 1)]
