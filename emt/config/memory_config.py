@@ -15,6 +15,7 @@ from emt.config import yaml_form
 from emt.config.setting import check_names, documented, setting, settings_of
 from emt.config.uncertainty import Uncertainty
 from emt.errors import ConfigError
+from memory_backends import memory_types
 
 
 def _is_device(name: str) -> bool:
@@ -37,11 +38,14 @@ class MemoryConfig:
         the settings that have a published name; the others are ours.
     """
 
-    memory_type: Literal["manual", "vector_db"] = setting(
+    memory_type: str = setting(
         "manual",
         "'manual' keeps rows as tensors and searches them exactly; 'vector_db' keeps them in a "
-        "store on disk, searched by FAISS.",
+        "store on disk, searched by FAISS. Others can be registered with "
+        "memory_backends.register_searcher.",
         published=("memory_type",),
+        values="'manual', 'vector_db' or the name of a registered searcher",
+        accepts=lambda name: name in memory_types(),
     )
     path: str | None = setting(
         None,

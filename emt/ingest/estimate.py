@@ -77,7 +77,7 @@ def _bytes_per_row(
     config: MemoryConfig, backend: MemoryBackend, layers: Collection[int], num_rows: int
 ) -> int:
     layout, stored = backend.layout, backend.catalog.bytes_per_row
-    if config.memory_type == "manual":
+    if config.memory_type != "vector_db":
         return stored
     factory = factory_for(config.index, num_rows, layout.largest_head_dim)
     return stored + sum(

@@ -1,4 +1,4 @@
-"""`Routed`: the passages that prompts, added messages and growing answers are about.
+"""`ByRouting`: the passages that prompts, added messages and growing answers are about.
 
 A new prompt (a forward whose cache is empty) is routed, and its passages stand before the question.
 The steps of `generate` that follow go on with what the cache was filled with. A message that is
