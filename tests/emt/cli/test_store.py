@@ -124,9 +124,9 @@ def test_compact_says_what_it_gave_back(store, monkeypatch):
 @pytest.mark.parametrize(
     ("facts", "heads"),
     [
-        ({"layers": [2]}, {2: (0, 1)}),  # as a store has it whose layers are indexed as a whole
-        ({"layers": [2], "heads": {"0": [1]}}, {0: (1,), 2: (0, 1)}),
-        ({"layers": [7]}, {0: (0, 1), 1: (0, 1), 2: (0, 1)}),  # damaged: the model has three
+        ({"heads": {"2": [0, 1]}}, {2: (0, 1)}),
+        ({"heads": {"0": [1], "2": [0, 1]}}, {0: (1,), 2: (0, 1)}),
+        ({"heads": {"7": [0]}}, {0: (0, 1), 1: (0, 1), 2: (0, 1)}),  # damaged: three layers
         ({"heads": {"1": [2]}}, {0: (0, 1), 1: (0, 1), 2: (0, 1)}),
     ],
 )
