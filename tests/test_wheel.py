@@ -69,3 +69,13 @@ def test_faiss_is_an_extra_and_the_rest_is_required(wheel):
     assert {"torch", "transformers", "numpy"} <= extras[None]
     assert not extras["experiments"] & extras[None]
     assert not {name for name in extras[None] if name.startswith("faiss")}
+
+
+def test_no_package_imports_the_experiments():
+    importing = [
+        path
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if re.search(r"^\s*(from|import) experiments", path.read_text(encoding="utf-8"), re.M)
+    ]
+    assert importing == []
