@@ -86,7 +86,7 @@ def test_a_wrong_file_is_refused(tmp_path, content):
         ({"model": "m", "sizes": [2, 1]}, "sizes: expected ascending numbers; got [2, 1]"),
         ({"model": "m", "sizes": 2}, "sizes: Input should be a valid list; got 2"),
         ({"model": "m", "memory": {"path": "x"}}, "memory: 'path' cannot be set"),
-        ({"model": "m", "memory": {"topkk": 3}}, "Did you mean 'topk'?"),
+        ({"model": "m", "memory": {"topkk": 3}}, "Did you mean 'topk'"),
         ({"model": 5, "topk": "x"}, "; topk: Input should be a valid integer"),
     ],
 )
