@@ -110,10 +110,10 @@ class Retrieved:
 Step = dict[int, Retrieved]  # layer -> what its queries retrieved in one forward
 
 
-def are_among(ids: Int64Array, there: Int64Array) -> npt.NDArray[np.bool_]:
+def are_among(ids: Int64Array, stored: Int64Array) -> npt.NDArray[np.bool_]:
     """Tell which ids (n,) are among others, ascending: there may be millions of those."""
-    if not len(there):
+    if not len(stored):
         return np.zeros(len(ids), dtype=bool)
-    nearest = there[np.searchsorted(there, ids).clip(max=len(there) - 1)]
-    found: npt.NDArray[np.bool_] = nearest == ids
-    return found
+    nearest = stored[np.searchsorted(stored, ids).clip(max=len(stored) - 1)]
+    matches: npt.NDArray[np.bool_] = nearest == ids
+    return matches

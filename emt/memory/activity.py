@@ -18,7 +18,7 @@ class Activity:
         self._alone: str | None = None
 
     @contextlib.contextmanager
-    def shared(self, what: str) -> Iterator[None]:
+    def shared(self, action: str) -> Iterator[None]:
         """Run something that reads the memory.
 
         Raises:
@@ -27,7 +27,7 @@ class Activity:
         with self._lock:
             if self._alone is not None:
                 raise MemoryUseError(
-                    f"cannot {what} while the memory is busy with {self._alone}(). "
+                    f"cannot {action} while the memory is busy with {self._alone}(). "
                     "Wait for it to return."
                 )
             self._generating += 1
@@ -38,7 +38,7 @@ class Activity:
                 self._generating -= 1
 
     @contextlib.contextmanager
-    def alone(self, what: str) -> Iterator[None]:
+    def alone(self, action: str) -> Iterator[None]:
         """Run something that changes the memory.
 
         Raises:
@@ -47,8 +47,8 @@ class Activity:
         with self._lock:
             if self._generating or self._alone is not None:
                 busy = f"{self._alone}() is running" if self._alone else "the model is generating"
-                raise MemoryUseError(f"cannot {what} while {busy}. Wait for it to return.")
-            self._alone = what
+                raise MemoryUseError(f"cannot {action} while {busy}. Wait for it to return.")
+            self._alone = action
         try:
             yield
         finally:
