@@ -16,7 +16,7 @@ from emt.calls import GenerateOptions, Overrides
 from emt.citations.recording import Recording
 from emt.config import MemoryConfig
 from emt.errors import MemoryUseError
-from emt.model.call import AttentionCall
+from emt.model.attention_call import AttentionCall
 from emt.model.forward import Forward
 from emt.passage import Retrieved
 from memory_backends import MemoryBackend, Scope

@@ -25,7 +25,7 @@ from emt.memory.head_profiles import HeadProfiles
 from emt.memory.modes import Modes
 from emt.memory.using import UsingBlocks, changes_scope
 from emt.model.attached import AttachedModel, reading_layers
-from emt.model.call import AttentionCall
+from emt.model.attention_call import AttentionCall
 from emt.model.forward import Forward
 from emt.modes.passage.sources import Fixed
 from emt.modes.passage.state import state_of

@@ -23,7 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from emt.errors import UnsupportedModelError
-from emt.model.call import AttentionCall, AttentionFunction
+from emt.model.attention_call import AttentionCall, AttentionFunction
 from emt.model.forward import Forward
 from emt.model.watch import watcher
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from emt.model.call import AttentionCall
+from emt.model.attention_call import AttentionCall
 from emt.model.devices import input_device
 from emt.model.forward import signature_of
 from emt.model.references import alive

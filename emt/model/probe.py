@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from emt.attention.alibi import HIDDEN
 from emt.errors import UnsupportedModelError
-from emt.model.call import AttentionCall, check_options
+from emt.model.attention_call import AttentionCall, check_options
 from emt.model.devices import input_device
 from emt.model.forward import signature_of
 from emt.model.rope import Unrotation, find_unrotation, is_at_zero

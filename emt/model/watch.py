@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from emt.model.call import AttentionCall, AttentionFunction
+from emt.model.attention_call import AttentionCall, AttentionFunction
 from emt.model.forward import signature_of
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from emt.model.attached import AttachedModel
-from emt.model.call import AttentionCall
+from emt.model.attention_call import AttentionCall
 from emt.model.devices import input_device, no_autocast
 from emt.model.references import alive
 from emt.model.rope import as_cos_sin

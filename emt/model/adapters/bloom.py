@@ -15,7 +15,7 @@ from transformers import Cache
 from emt.attention.alibi import Alibi
 from emt.errors import UnsupportedModelError
 from emt.model.adapters.common import attend, cached, slopes_of
-from emt.model.call import AttentionCall
+from emt.model.attention_call import AttentionCall
 
 ATTENTION = "transformers.models.bloom.modeling_bloom.BloomAttention"
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from emt.model.call import AttentionCall
+from emt.model.attention_call import AttentionCall
 from emt.model.hook import dispatch
 
 

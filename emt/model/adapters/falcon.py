@@ -17,7 +17,7 @@ from transformers import Cache
 
 from emt.attention.alibi import Alibi
 from emt.model.adapters.common import attend, cached, slopes_of
-from emt.model.call import AttentionCall
+from emt.model.attention_call import AttentionCall
 from emt.model.rope import own_rotation
 
 ATTENTION = "transformers.models.falcon.modeling_falcon.FalconAttention"

@@ -14,7 +14,7 @@ from transformers import Cache
 
 from emt.attention.alibi import Alibi
 from emt.model.adapters.common import attend, cached
-from emt.model.call import AttentionCall
+from emt.model.attention_call import AttentionCall
 
 ATTENTION = "transformers.models.mpt.modeling_mpt.MptAttention"
 

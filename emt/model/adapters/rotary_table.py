@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from emt.model.adapters.common import attend, cached
-from emt.model.call import AttentionCall
+from emt.model.attention_call import AttentionCall
 from emt.model.rope import PositionEmbeddings
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from emt.attention.softmax import capped, key_products, masked, masked_softmax, weighted_values
-from emt.model.call import AttentionCall, chunk_length
+from emt.model.attention_call import AttentionCall, chunk_length
 from emt.model.devices import no_autocast
 from emt.modes.passage.rows import PlacedRows
 from emt.passage import Retrieved

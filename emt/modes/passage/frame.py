@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from emt.attention.alibi import Alibi
 from emt.attention.softmax import visible_to
-from emt.model.call import AttentionCall
+from emt.model.attention_call import AttentionCall
 from emt.model.forward import Forward
 from emt.modes.passage.attend import attend_inline
 from emt.modes.passage.reach import Reach

@@ -21,7 +21,7 @@ from emt.calls import GenerateOptions
 from emt.config import MemoryConfig
 from emt.errors import MemoryUseError
 from emt.model.attached import AttachedModel
-from emt.model.call import AttentionCall
+from emt.model.attention_call import AttentionCall
 from emt.model.forward import Forward
 from emt.modes.guard import refuse_weights_of_drafts
 from emt.modes.passage.attend import joined, shares_of_rows

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from emt.errors import UnsupportedModelError
-from emt.model.call import AttentionCall
+from emt.model.attention_call import AttentionCall
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from emt.attention.softmax import (
     visible_to,
 )
 from emt.config import MemoryConfig
-from emt.model.call import AttentionCall, check_options, chunk_length
+from emt.model.attention_call import AttentionCall, check_options, chunk_length
 from emt.model.devices import no_autocast
 from emt.modes.token.search import MemorySearch
 from emt.passage import Retrieved

@@ -9,7 +9,7 @@ from typing import Any
 
 from emt.calls import GenerateOptions
 from emt.config import MemoryConfig
-from emt.model.call import AttentionCall
+from emt.model.attention_call import AttentionCall
 from emt.model.forward import Forward
 from emt.modes.guard import refuse_weights_of_drafts
 from emt.modes.token.attend import attend_to_memories, with_local_weights

@@ -9,7 +9,7 @@ from emt import MemoryConfig, attach
 from emt.attention.alibi import Alibi
 from emt.attention.softmax import memory_attention
 from emt.errors import UnsupportedModelError
-from emt.model.call import AttentionCall
+from emt.model.attention_call import AttentionCall
 from tests.emt.modes.token.attending import attend
 from tests.emt.modes.token.test_attend import B, D, H, Q, S, attention_call, backend
 from tests.families import build
@@ -73,7 +73,7 @@ def expected(call, rows, distance):
 def test_against_float64(
     memory_type, recorded, num_queries, distance, frame, mask, chunk_bytes, monkeypatch
 ):
-    monkeypatch.setattr("emt.model.call._CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("emt.model.attention_call._CHUNK_BYTES", chunk_bytes)
     torch.manual_seed(0)
     made, rows = backend(memory_type, ROWS)
     plain = attention_call(

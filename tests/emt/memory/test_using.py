@@ -148,7 +148,7 @@ def test_scopes_follow_what_is_written_and_removed():
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("model_type", ["llama", "gpt_oss", "mpt"])
 def test_each_prompt_of_a_batch_reads_its_own(model_type, backend, sinks, chunk_bytes, monkeypatch):
-    monkeypatch.setattr("emt.model.call._CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("emt.model.attention_call._CHUNK_BYTES", chunk_bytes)
     model, memory = remembering(model=build(model_type), **BACKENDS[backend], topk=50, sinks=sinks)
     lists = [["b"], ["d", "a"], ["b"]]
     with memory.using(documents=lists), memory.recording() as together:

@@ -7,7 +7,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 
 from emt.errors import UnsupportedModelError
 from emt.model import hook
-from emt.model.call import AttentionCall
+from emt.model.attention_call import AttentionCall
 from emt.model.hook import own_eager
 from emt.model.watch import watching
 from tests.families import build

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from emt import MemoryConfig
-from emt.model.call import AttentionCall
+from emt.model.attention_call import AttentionCall
 from emt.modes.token.attend import attend_to_memories
 from emt.modes.token.search import MemorySearch
 from emt.turn import Attended

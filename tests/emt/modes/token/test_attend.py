@@ -4,7 +4,7 @@ import pytest
 
 from emt import MemoryConfig, attach
 from emt.errors import UnsupportedModelError
-from emt.model.call import AttentionCall
+from emt.model.attention_call import AttentionCall
 from emt.model.watch import watching
 from memory_backends import (
     Document,
@@ -79,7 +79,7 @@ def mask_of(visible):
     ids=["scaling", "softcap", "sinks", "no scaling"],
 )
 def test_against_brute_force(memory_type, chunk_bytes, options, monkeypatch):
-    monkeypatch.setattr("emt.model.call._CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("emt.model.attention_call._CHUNK_BYTES", chunk_bytes)
     made, rows = backend(memory_type)
     call = attention_call(mask=mask_of(padded), **options)
     found = attend(call, made, MemoryConfig(topk=4))
@@ -98,7 +98,7 @@ def test_against_brute_force(memory_type, chunk_bytes, options, monkeypatch):
 @pytest.mark.parametrize("memory_type", ["manual", "vector_db"])
 @pytest.mark.parametrize("chunk_bytes", [1, 2**26])
 def test_topk_above_the_rows_takes_them_all(memory_type, chunk_bytes, monkeypatch):
-    monkeypatch.setattr("emt.model.call._CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("emt.model.attention_call._CHUNK_BYTES", chunk_bytes)
     made, rows = backend(memory_type, num_rows=3)
     call = attention_call(mask=mask_of(padded), scaling=0.3)
     found = attend(call, made, MemoryConfig(topk=50))
@@ -109,7 +109,7 @@ def test_topk_above_the_rows_takes_them_all(memory_type, chunk_bytes, monkeypatc
 @pytest.mark.parametrize("chunk_bytes", [1, 3000, 2**26])
 @pytest.mark.parametrize("visible", [padded, None], ids=["padded", "causal"])
 def test_attention_weights_are_the_whole_softmax(visible, chunk_bytes, monkeypatch):
-    monkeypatch.setattr("emt.model.call._CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("emt.model.attention_call._CHUNK_BYTES", chunk_bytes)
     made, rows = backend("manual")
     call = attention_call(mask=None if visible is None else mask_of(visible), scaling=0.3)
     num_keys = call.key.shape[2]
@@ -143,7 +143,7 @@ def test_mask_by_sim_leaves_out_what_is_not_similar(threshold):
 
 @pytest.mark.parametrize("chunk_bytes", [1, 3000, 2**26])
 def test_no_mask_is_causal_from_the_first_key(chunk_bytes, monkeypatch):
-    monkeypatch.setattr("emt.model.call._CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("emt.model.attention_call._CHUNK_BYTES", chunk_bytes)
     made, rows = backend("manual")
     call = attention_call(scaling=0.3)
     found = attend(call, made, MemoryConfig(topk=4))

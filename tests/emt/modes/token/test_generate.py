@@ -178,7 +178,7 @@ def test_chunks_of_queries_change_nothing(model_type, monkeypatch):
     mask = torch.ones_like(input_ids)
     mask[1, :20] = 0
     whole = model(input_ids, attention_mask=mask).logits
-    monkeypatch.setattr("emt.model.call._CHUNK_BYTES", 30_000)
+    monkeypatch.setattr("emt.model.attention_call._CHUNK_BYTES", 30_000)
     chunked = model(input_ids, attention_mask=mask).logits
     assert whole.isfinite().all()
     torch.testing.assert_close(chunked[mask.bool()], whole[mask.bool()], atol=1e-5, rtol=0)
