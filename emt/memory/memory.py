@@ -20,8 +20,8 @@ from emt.ingest.changes import Changes, Written, counting
 from emt.ingest.documents import Source
 from emt.ingest.encoder import Encoder
 from emt.memory.activity import Activity
-from emt.memory.backend import make_backend
 from emt.memory.head_profiles import HeadProfiles
+from emt.memory.make_backend import make_backend
 from emt.memory.modes import Modes
 from emt.memory.using import UsingBlocks, changes_scope
 from emt.model.attached import AttachedModel, reading_layers
