@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from emt.config import MemoryConfig
 from emt.errors import MemoryUseError
 from emt.model.attached import AttachedModel
+from emt.modes.passage.by_routing import ByRouting
 from emt.modes.passage.locate import by_prompt, locate
 from emt.modes.passage.mode import PassageMode
 from emt.modes.passage.rows import PlacedRows
-from emt.modes.passage.search import ByRouting
 from emt.modes.passage.sources import Cached, Fixed
 from emt.modes.passage.state import PassageState
 from emt.modes.token.mode import TokenMode

@@ -13,7 +13,7 @@ from memory_backends import MemoryBackend
 
 
 class PassageSource:
-    """Says which passages a forward has; other sources find them by the prompt (`search.py`)."""
+    """Says which passages a forward has; `ByRouting` (by_routing.py) finds them by the prompt."""
 
     def check(self, turn: Turn, options: GenerateOptions) -> None:
         """Refuse a `generate()` call for whose prompts no passages can be found.
