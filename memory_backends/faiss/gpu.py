@@ -27,7 +27,7 @@ from memory_backends.faiss import index as faiss_index
 from memory_backends.faiss.lists import has_own_lists
 from memory_backends.faiss.search_parameters import LayerIndexes
 from memory_backends.layout import Float32Array, Int64Array, LayerLayout
-from memory_backends.rows.storage import loaded
+from memory_backends.rows.base import loaded
 from memory_backends.search.checks import usable_device
 from memory_backends.search.searchable import SearchableRows
 

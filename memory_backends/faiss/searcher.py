@@ -24,8 +24,8 @@ from memory_backends.faiss.residency import ResidentLimit
 from memory_backends.faiss.search_parameters import LayerIndexes, SearchParameters
 from memory_backends.faiss.selection import Selection, is_small
 from memory_backends.layout import Float32Array, Heads, Int64Array
+from memory_backends.rows.base import take_heads
 from memory_backends.rows.files import RowFiles
-from memory_backends.rows.storage import take_heads
 from memory_backends.scope import Scope
 from memory_backends.search.scores import Precision, Retrieval, SearchResult
 from memory_backends.search.searchable import SearchableRows

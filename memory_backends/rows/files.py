@@ -8,8 +8,8 @@ import torch
 
 from memory_backends.layout import Heads, MemoryLayout, Rows
 from memory_backends.rows.append_files import AppendFiles
+from memory_backends.rows.base import Flushed, gather_heads, interleave, take_heads
 from memory_backends.rows.coding import RowCoding
-from memory_backends.rows.storage import Flushed, gather_heads, interleave, take_heads
 
 FOLDER = "rows"
 ROWS_TO_LEARN = 2048  # from so many a codec learns, if they come in one transaction

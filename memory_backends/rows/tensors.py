@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from memory_backends.layout import Heads, LayerLayout, MemoryLayout, Rows
-from memory_backends.rows.storage import Flushed, gather_heads, interleave, take_heads
+from memory_backends.rows.base import Flushed, gather_heads, interleave, take_heads
 
 _MIN_CAPACITY = 256
 

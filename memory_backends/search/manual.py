@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from memory_backends.layout import Heads
-from memory_backends.rows.storage import gather_heads, loaded
+from memory_backends.rows.base import gather_heads, loaded
 from memory_backends.rows.tensors import RowTensors
 from memory_backends.search.checks import usable_device
 from memory_backends.search.exact import best_rows

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from memory_backends.layout import Int64Array
-from memory_backends.rows.storage import RowStorage
+from memory_backends.rows.base import RowStorage
 from memory_backends.scope import Scope
 from memory_backends.search.scope_cache import ScopeCache
 from memory_backends.store import Store

@@ -24,10 +24,10 @@ from memory_backends.layout import MemoryLayout
 from memory_backends.rows import files as row_files
 from memory_backends.rows import query_samples as queries
 from memory_backends.rows.append_files import sync_path
+from memory_backends.rows.base import RowStorage
 from memory_backends.rows.coding import RowCoding
 from memory_backends.rows.files import RowFiles
 from memory_backends.rows.query_samples import QuerySamples
-from memory_backends.rows.storage import RowStorage
 from memory_backends.rows.tensors import RowTensors
 from memory_backends.store.directory import check_directory, has_no_store
 from memory_backends.store.lock import LOCK_FILE_NAME, write_lock

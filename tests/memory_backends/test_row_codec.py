@@ -22,10 +22,10 @@ from memory_backends import (
     verify,
 )
 from memory_backends.catalog import Catalog
+from memory_backends.rows.base import interleave
 from memory_backends.rows.codecs import CODEC_NAMES, row_codec
 from memory_backends.rows.coding import RowCoding, record_bytes
 from memory_backends.rows.files import ROWS_TO_LEARN, RowFiles
-from memory_backends.rows.storage import interleave
 from memory_backends.testing.checks import assert_fetches, assert_finds
 from memory_backends.testing.rows import IDENTITY, LAYERS, LAYOUT, make_document, make_rows
 

@@ -12,8 +12,8 @@ import pytest
 
 from memory_backends import LayerLayout, MemoryLayout, StoreError
 from memory_backends.layout import Rows
+from memory_backends.rows.base import RowStorage, interleave
 from memory_backends.rows.files import RowFiles
-from memory_backends.rows.storage import RowStorage, interleave
 from memory_backends.rows.tensors import RowTensors
 from memory_backends.testing.rows import LAYOUT, make_rows
 
