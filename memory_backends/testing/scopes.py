@@ -12,9 +12,9 @@ import pytest
 
 from memory_backends.backend import MemoryBackend
 from memory_backends.scope import Scope
+from memory_backends.testing.base import Make, Suite
 from memory_backends.testing.checks import assert_hits, stored_keys
 from memory_backends.testing.rows import LAYERS, make_document, make_queries, make_rows, nearest
-from memory_backends.testing.suite import Make, Suite
 
 SIZES = (60, 90, 40, 110, 70)  # rows of five documents, the first two of each being sinks
 SPANS = list(itertools.pairwise(np.cumsum((0, *SIZES)).tolist()))

@@ -11,6 +11,7 @@ import pytest
 
 from memory_backends.layout import LayerLayout, MemoryLayout
 from memory_backends.search.scores import SearchResult
+from memory_backends.testing.base import Make, Suite
 from memory_backends.testing.checks import (
     assert_close,
     assert_fetches,
@@ -19,7 +20,6 @@ from memory_backends.testing.checks import (
     stored_keys,
 )
 from memory_backends.testing.rows import LAYERS, make_document, make_queries, make_rows, nearest
-from memory_backends.testing.suite import Make, Suite
 
 
 class SearchConformance(Suite):
