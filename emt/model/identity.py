@@ -1,4 +1,7 @@
-"""The identity of a model, which a store compares: shapes, RoPE, and a hash of its weights."""
+"""The identity of a model: shapes, RoPE, and a hash of its weights.
+
+A store keeps that of the model that wrote it; `memory_backends/store/identity.py` compares the two.
+"""
 
 from __future__ import annotations
 

@@ -93,23 +93,6 @@ class CatalogReader:
             finally:
                 self.connection.rollback()
 
-    def check_identity(self, identity: Mapping[str, Any]) -> None:
-        """Raise a MemoryMismatchError that names every field in which two models differ.
-
-        Fields that only one of the two has, such as a tokenizer, are not compared.
-        """
-        where = "memory" if self.path is None else f"memory at '{self.path.parent}'"
-        wrong = [
-            f"{key}: the memory has {self.identity[key]!r}, this model {identity[key]!r}"
-            for key in sorted(self.identity.keys() & identity.keys())
-            if self.identity[key] != identity[key]
-        ]
-        if wrong:
-            raise MemoryMismatchError(
-                f"{where} was written by another model; " + "; ".join(wrong) + ". "
-                "Load the model that wrote it, or index the documents again with this one."
-            )
-
     def setting(self, key: str) -> Any:
         """Return a setting as plain JSON types, or None."""
         with self._lock, as_store_error(self.path):

@@ -19,7 +19,7 @@ import torch
 
 from memory_backends.catalog import Catalog
 from memory_backends.catalog.database import FILE_NAME as CATALOG_FILE_NAME
-from memory_backends.errors import MemoryMismatchError, StoreError, reported
+from memory_backends.errors import StoreError, reported
 from memory_backends.layout import MemoryLayout
 from memory_backends.rows import files as row_files
 from memory_backends.rows import query_samples as queries
@@ -30,6 +30,7 @@ from memory_backends.rows.files import RowFiles
 from memory_backends.rows.query_samples import QuerySamples
 from memory_backends.rows.tensors import RowTensors
 from memory_backends.store.directory import check_directory, has_no_store
+from memory_backends.store.identity import check_identity, check_layout
 from memory_backends.store.lock import LOCK_FILE_NAME, write_lock
 
 _IS_WRITING = "this memory is being written to already. Let that end first."
@@ -131,12 +132,8 @@ class Store:
         catalog = Catalog.open(check_directory(self.path))
         with contextlib.ExitStack() as on_error:
             on_error.callback(catalog.close)
-            catalog.check_identity(self._identity)
-            if catalog.layout != self.layout:
-                raise MemoryMismatchError(
-                    f"memory at '{self.path}' has layout {catalog.layout.to_json()}; "
-                    f"this model has {self.layout.to_json()}. Load the model that wrote the store."
-                )
+            check_identity(catalog, self._identity)
+            check_layout(catalog, self.layout)
             on_error.pop_all()
         return catalog
 

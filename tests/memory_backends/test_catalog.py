@@ -23,6 +23,7 @@ from memory_backends.catalog import Catalog
 from memory_backends.catalog.records import NewDocument
 from memory_backends.catalog.schema import read_removed
 from memory_backends.rows.query_samples import SampledLayer, Segment
+from memory_backends.store.identity import check_identity
 from memory_backends.testing.rows import IDENTITY, LAYOUT, make_document
 
 
@@ -108,10 +109,10 @@ def test_settings_keep_json(catalog: Catalog) -> None:
 
 
 def test_only_fields_of_both_sides_are_compared(catalog: Catalog) -> None:
-    catalog.check_identity({})
-    catalog.check_identity({"layers": 4, "tokenizer": "mine"})
+    check_identity(catalog, {})
+    check_identity(catalog, {"layers": 4, "tokenizer": "mine"})
     with pytest.raises(MemoryMismatchError) as caught:
-        catalog.check_identity({"layers": 5, "architecture": None, "tokenizer": "mine"})
+        check_identity(catalog, {"layers": 5, "architecture": None, "tokenizer": "mine"})
     assert (
         "architecture: the memory has 'tiny', this model None; "
         "layers: the memory has 4, this model 5. Load"
