@@ -344,4 +344,5 @@ def test_a_forward_that_is_called_with_positions_is_redone():
         output = model.generate(PROMPT, **GREEDY, **LOGITS)
     assert recording.num_redone == NEW
     assert output.sequences.tolist() == expected.sequences.tolist()
-    assert all(map(torch.equal, output.logits, expected.logits))
+    # a step that is recorded is computed in another order
+    torch.testing.assert_close(output.logits, expected.logits, atol=2e-5, rtol=0)
