@@ -27,6 +27,7 @@ from emt.model.identity import identity_of
 from emt.model.probe import dry_run, layout_of
 from emt.model.references import alive
 from emt.modes.token.redo import redoing
+from emt.turn import keeping_turn
 
 
 @dataclass(frozen=True)
@@ -242,6 +243,7 @@ def generating(model: PreTrainedModel, keywords: Mapping[str, Any]) -> Iterator[
         turn.mode.check(turn, options)
     with contextlib.ExitStack() as call:
         call.enter_context(memory.activity.shared("generate"))
+        call.enter_context(keeping_turn())
         call.enter_context(overriding(memory, generation=generation))
         if turn.config.uncertainty is not None and turn.mode is not None and turn.mode.retrieves:
             call.enter_context(redoing(model, memory, generation))

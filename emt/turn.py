@@ -5,7 +5,8 @@ The decoder's hook makes a turn, once for all layers, and the layers read it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -164,3 +165,16 @@ def begun_turn(memory: object) -> Turn | None:
 def set_turn(turn: Turn | None) -> None:
     """Let this thread's layers follow a turn."""
     _turn.set(turn)
+
+
+@contextlib.contextmanager
+def keeping_turn() -> Iterator[None]:
+    """Let this thread follow the same turn after a `with` block as before it.
+
+    Torch ends no forward that a KeyboardInterrupt breaks off: its turn would stay, with the memory.
+    """
+    token = _turn.set(_turn.get())
+    try:
+        yield
+    finally:
+        _turn.reset(token)

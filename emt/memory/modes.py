@@ -44,6 +44,8 @@ class Modes:
         self.routing = ByRouting(model, tokenizer, self.profiles)
         self._token = TokenMode()
         self._passage = PassageMode(model, self.routing)
+        self._cached = PassageMode(model, Cached())
+        self._cached_and_token = PassageMode(model, Cached(), self._token)
         self._block: PassageMode | None = None
 
     def is_large(self, config: MemoryConfig, backend: MemoryBackend) -> bool:
@@ -81,12 +83,12 @@ class Modes:
         """Return the mode of a forward that goes on with a cache filled with passages.
 
         Args:
-            mode: of the forward if its cache were empty.
+            mode: of the forward if its cache were empty; None leaves single memories alone.
             state: the passages.
         """
         if isinstance(mode, PassageMode):
             return mode
-        return PassageMode(self._model, Cached(), self._token if state.retrieves else None)
+        return self._cached_and_token if state.retrieves and mode is not None else self._cached
 
     @contextmanager
     def recalling(

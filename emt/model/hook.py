@@ -70,6 +70,12 @@ def unbind(decoder: nn.Module, modules: Iterable[nn.Module]) -> None:
     """Undo `bind`."""
     for hooks, key in _hooks_of(decoder):
         del hooks[key]
+        for flags in (
+            decoder._forward_pre_hooks_with_kwargs,
+            decoder._forward_hooks_with_kwargs,
+            decoder._forward_hooks_always_called,
+        ):
+            flags.pop(key, None)
     for module in (decoder, *modules):
         _listeners.pop(module, None)
 

@@ -1,4 +1,6 @@
 import copy
+import gc
+import weakref
 
 import torch
 import pytest
@@ -243,3 +245,31 @@ def test_models_of_sliding_windows_only_must_be_asked():
         attach(model)
     attach(model, MemoryConfig(layers=[2])).write(DOCUMENT, document="d")
     assert outputs(model)[0].isfinite().all()
+
+
+def test_an_interrupted_generate_keeps_no_memory_alive():
+    model = build("llama")
+    memory = attach(model)
+    memory.write(DOCUMENT, document="d")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = model.model.layers[1].register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.generate(IDS[:1], max_new_tokens=2)
+    hook.remove()
+    detach(model)
+    kept = weakref.ref(memory)
+    del memory, interrupt, hook
+    gc.collect()
+    assert kept() is None
+
+
+def test_detach_leaves_no_trace_of_hooks():
+    model = build("llama")
+    before = {name: dict(part) for name, part in vars(model.model).items() if "_hooks" in name}
+    attach(model)
+    detach(model)
+    after = {name: dict(part) for name, part in vars(model.model).items() if "_hooks" in name}
+    assert after == before

@@ -40,7 +40,7 @@ class Fixed(PassageSource):
     """The passages of a `recalling` block, whatever is asked.
 
     Attributes:
-        state: the passages and their rows; None for the model as it is.
+        state: the passages and their rows; None for those that a cache has already.
     """
 
     def __init__(self, state: PassageState | None) -> None:
@@ -48,7 +48,7 @@ class Fixed(PassageSource):
 
     def passages_of(self, turn: Turn, forward: Forward) -> PassageState | None:
         """Return the block's passages."""
-        return self.state
+        return state_of(forward) if self.state is None else self.state
 
 
 class Cached(PassageSource):

@@ -24,6 +24,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from emt.calls import GenerateOptions, Generation, overrides_of, overriding
 from emt.config import MemoryConfig
 from emt.errors import ConfigError
+from emt.model.forward import signature_of
 from emt.modes.guard import DRAFTS, refuse
 from emt.turn import Turn
 
@@ -92,7 +93,8 @@ class _Redo:
         """Let sliding layers keep the key that the next one pushes out of the window."""
         if not self._is_ours:
             return
-        cache = _checked(keywords[0].get("past_key_values"))
+        options = _by_name(module, args, keywords[0])
+        cache = _checked(options.get("past_key_values"))
         self._recording_past = [
             layer
             for layer in cache.layers
@@ -105,12 +107,13 @@ class _Redo:
         """Redo the step if it is uncertain, and change its output in place."""
         if not self._is_ours:
             return
-        options, output = keywords_and_output
+        keywords, output = keywords_and_output
         turn: Turn = self._generation.last_turn
         uncertainty, config = turn.config.uncertainty, _config_of_redo(turn)
         if uncertainty is not None and config is not None:
             is_uncertain = next_token_entropy(output.logits[:, -1]) > uncertainty.entropy
             if is_uncertain.any():
+                options = _by_name(module, args, keywords)
                 self._redo(module, options, output, is_uncertain, config, turn)
         for layer in self._recording_past:
             if layer.is_initialized:  # a layer that shares another's keys is not
@@ -171,6 +174,11 @@ def _checked(cache: Any) -> Any:
             f"{_WITHOUT_REDO}."
         )
     return cache
+
+
+def _by_name(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
+    """Return all arguments of a forward as keywords."""
+    return {**dict(zip(signature_of(module).parameters, args, strict=False)), **keywords}
 
 
 def _last_token(options: dict[str, Any]) -> dict[str, Any]:

@@ -197,3 +197,33 @@ def test_a_detached_memory_recalls_nothing():
     detach(model)
     with pytest.raises(MemoryUseError, match="detached"), memory.recalling(ALL):
         pass
+
+
+@torch.no_grad()
+def test_a_cache_keeps_its_passages_in_a_block_without_any():
+    model = build("llama")
+    memory = remembering(model, DOCUMENT)
+    prompt, more = tokens(12, 4)[None], tokens(5, 6)[None]
+    with memory.recalling(ALL):
+        cache = model(prompt, use_cache=True).past_key_values
+        expected = model(more, past_key_values=copy.deepcopy(cache)).logits
+    with memory.recalling([]):
+        logits = model(more, past_key_values=cache).logits
+    assert torch.equal(logits, expected)
+
+
+@torch.no_grad()
+def test_a_cache_retrieves_no_memories_that_are_switched_off():
+    model = build("llama")
+    memory = remembering(model, DOCUMENT)
+    prompt, more = tokens(12, 4)[None], tokens(5, 6)[None]
+    with memory.recalling(ALL, retrieve=True):
+        cache = model(prompt, use_cache=True).past_key_values
+    caches = [copy.deepcopy(cache) for _ in range(3)]
+    retrieving = model(more, past_key_values=caches[0]).logits
+    with memory.using(enabled=False), memory.recording() as recording:
+        disabled = model(more, past_key_values=caches[1]).logits
+    assert {layer.ids.shape[-1] for step in recording for layer in step.values()} == {40}
+    memory.close()
+    assert torch.equal(model(more, past_key_values=caches[2]).logits, disabled)
+    assert (disabled - retrieving).abs().max() > 1e-3

@@ -326,3 +326,23 @@ def test_topk_auto_is_resolved_by_the_rows_there_are():
         with memory.using(topk="auto"), memory.recording() as recording:
             assert torch.equal(model(PROMPT).logits, expected)
     assert recording[0][0].ids.shape[-1] == 4
+
+
+def test_a_forward_that_is_called_with_positions_is_redone():
+    model, memory = remembering()
+    with memory.using(uncertainty={"entropy": 0, "topk": HIGH}):
+        expected = model.generate(PROMPT, **GREEDY, **LOGITS)
+
+    class Positional(type(model)):
+        def __call__(self, **inputs):
+            first = ("input_ids", "attention_mask", "position_ids", "past_key_values")
+            args = [inputs.pop(name, None) for name in first]
+            return super().__call__(*args, **inputs)
+
+    model.__class__ = Positional
+    with memory.using(uncertainty={"entropy": 0, "topk": HIGH}), memory.recording() as recording:
+        output = model.generate(PROMPT, **GREEDY, **LOGITS)
+    assert recording.num_redone == NEW
+    assert output.sequences.tolist() == expected.sequences.tolist()
+    # a step that is recorded is computed in another order
+    torch.testing.assert_close(output.logits, expected.logits, atol=2e-5, rtol=0)
