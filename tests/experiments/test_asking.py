@@ -141,5 +141,7 @@ def test_a_store_is_brought_up_to_date(tmp_path):
         with shelf.remembered(responder, MemoryConfig()) as memory:
             assert [name for name in memory.documents if name in names] == names
             others = [name for name in memory.documents if name not in names]
-            assert memory.new_turn().scopes == (memory.backend.catalog.scope(names) if others else None)
+            assert memory.new_turn().scopes == (
+                memory.backend.catalog.scope(names) if others else None
+            )
         assert shelf.seconds > 0

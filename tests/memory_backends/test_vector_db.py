@@ -78,17 +78,6 @@ def test_saving_drops_removed_rows_from_the_files(store: Path) -> None:
         assert_fetches(memory, RUNS)
 
 
-def test_a_copy_has_its_own_files(store: Path, tmp_path: Path) -> None:
-    backend = MemoryBackend.open(store, "vector_db")
-    backend.remove_document("a")
-    backend.save(tmp_path / "copy")
-    assert np.fromfile(_generation(tmp_path / "copy") / "ids.bin", "<i8").tolist() == list(
-        range(10, 17)
-    )
-    shutil.rmtree(store)
-    assert_finds(MemoryBackend.open(tmp_path / "copy", "vector_db"), RUNS, range(10, 17))
-
-
 def test_rows_out_of_order_are_searched_as_they_are(tmp_path: Path) -> None:
     """A sink that another document's removal sets free is indexed after rows with higher ids."""
     backend = MemoryBackend(LAYOUT, "vector_db", path=tmp_path / "store", sinks="one")
