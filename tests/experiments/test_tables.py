@@ -1,5 +1,3 @@
-import numpy as np
-from experiments.statistics import Estimate, mean_interval
 from experiments.tables import (
     COUNT,
     average,
@@ -8,9 +6,6 @@ from experiments.tables import (
     interval,
     origin,
     records_table,
-    shown,
-    table,
-    values,
 )
 
 RECORDS = [
@@ -44,18 +39,9 @@ def test_differences_are_of_the_same_items_only():
     assert log_probs.cell(RECORDS[2:]) == ""  # the other one has none
 
 
-def test_forms():
-    estimate = Estimate(0.5, 0.25, 0.75, 4)
-    assert shown(estimate, "+.1f", 100) == "+50.0 [+25.0, +75.0]"
-    assert shown(mean_interval([])) == ""
-    assert values(RECORDS, "log_prob") == [-1.0, -2.5]
-    assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
-
-
 def test_the_origin_names_settings_machine_versions_and_code():
     header = {"machine": "a machine", "versions": {"torch": "2"}, "revision": "abc"}
     header["settings"] = {"model": "tiny", "memory": {"topk": 4}, "others": {}}
     lines = origin(header, "model", "memory", "others", "wording").splitlines()
     assert lines[:2] == ["* model: tiny", '* memory: {"topk": 4}']
     assert lines[2:] == ["* machine: a machine", "* versions: torch 2", "* code: abc"]
-    assert np.isnan(mean_interval([]).mean)

@@ -22,6 +22,23 @@ def written(path: Path, data: bytes, record_bytes: int = 4) -> AppendFile:
     return file
 
 
+class Disk:
+    """The file under an `AppendFile`, each write of which takes a few bytes, and may then fail."""
+
+    def __init__(self, file: AppendFile, num_bytes: int, error: OSError | None = None) -> None:
+        assert file._file is not None
+        self.inner, self.num_bytes, self.error = file._file, num_bytes, error
+
+    def write(self, data: memoryview) -> int:
+        written = self.inner.write(data[: self.num_bytes]) or 0
+        if self.error is not None:
+            raise self.error
+        return written
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.inner, name)
+
+
 def bytes_of(file: AppendFile) -> bytes:
     return file.records.numpy().tobytes()
 
@@ -80,19 +97,7 @@ def test_a_write_that_takes_only_a_part_goes_on(
 ) -> None:
     file = written(tmp_path / "f", b"aaaa")
     file.append(b"bbbb")
-
-    class Slow:
-        def __init__(self) -> None:
-            self.inner = file._file
-
-        def write(self, data: memoryview) -> int:
-            assert self.inner is not None
-            return self.inner.write(data[:3]) or 0
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(self.inner, name)
-
-    monkeypatch.setattr(file, "_file", Slow())
+    monkeypatch.setattr(file, "_file", Disk(file, 3))
     file.append(b"ccccdddd")
     assert file.seal() == zlib.crc32(b"bbbbccccdddd")
     file.show(4)
@@ -105,21 +110,8 @@ def test_a_full_disk_is_reported_and_the_next_append_goes_on(
     file = written(tmp_path / "f", b"aaaa")
     file.append(b"bbbb")
     file.seal()
-
-    class Full:
-        def __init__(self) -> None:
-            self.inner = file._file
-
-        def write(self, data: memoryview) -> int:
-            assert self.inner is not None
-            self.inner.write(data[:2])
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(self.inner, name)
-
     with monkeypatch.context() as patch:
-        patch.setattr(file, "_file", Full())
+        patch.setattr(file, "_file", Disk(file, 2, OSError(errno.ENOSPC, "No space left")))
         with pytest.raises(OSError, match="No space left"):
             file.append(b"cccc")
         file.rewind()

@@ -188,30 +188,26 @@ def test_a_vacuum_joins_removed_spans(catalog: Catalog) -> None:
 @pytest.mark.parametrize(
     ("statement", "use", "message"),
     [
-        (
-            "UPDATE documents SET num_rows = 4",
-            lambda catalog: catalog.document("a"),
-            "record of document 'a' is damaged: its checksum does not match",
-        ),
+        ("UPDATE documents SET num_rows = 4", lambda catalog: catalog.document("a"), "'a'"),
         (
             "UPDATE removed SET stop_row = 99",
             lambda catalog: catalog.searchable_rows("all"),
-            "record of removed rows 0 is damaged",
+            "rows 0",
         ),
         (
             "UPDATE documents SET sinks = x'ff000000'",
             lambda catalog: catalog.searchable_rows("one"),
-            "record of document 'a' is damaged",
+            "'a'",
         ),
         (
             "UPDATE settings SET value = '1' WHERE key = 'identity'",
             Catalog.document_names,
-            "setting 'identity' is damaged: its checksum does not match",
+            "'identity'",
         ),
         (
             "CREATE VIEW removed_rows AS SELECT * FROM removed",
             Catalog.document_names,
-            "expected the tables of format version 1 in the catalogue",
+            "tables of format version 1 .* The store",
         ),
     ],
 )
@@ -225,21 +221,15 @@ def test_what_the_disk_changed_is_not_used(
     with sqlite3.connect(tmp_path / "catalog.sqlite") as connection:
         connection.execute(statement)
     connection.close()
-    with pytest.raises(StoreError, match=message):
+    with pytest.raises(StoreError, match=f"{message} is damaged"):
         use(Catalog.open(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("statement", "message"),
     [
-        (
-            "UPDATE settings SET value = '2' WHERE key = 'format_version'",
-            "has format version 2; this emt reads version 1. Use the emt version that wrote",
-        ),
-        (
-            "DELETE FROM settings WHERE key = 'format_version'",
-            "has format version None; this emt reads version 1",
-        ),
+        ("UPDATE settings SET value = '2' WHERE key = 'format_version'", ".* 2; .* version 1. Use"),
+        ("DELETE FROM settings WHERE key = 'format_version'", ".* None; .* version 1"),
         ("DELETE FROM settings WHERE key = 'layout'", "is damaged: not a memory layout: None"),
         ("UPDATE settings SET value = '{' WHERE key = 'format_version'", "cannot be used: Expect"),
         ("DROP TABLE settings", "cannot be used: no such table: settings"),

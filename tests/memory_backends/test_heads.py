@@ -115,11 +115,6 @@ def test_only_indexed_heads_have_files(tmp_path: Path, heads: dict[int, Any]) ->
     assert not verify(store)
 
 
-def test_the_setting_names_the_heads(tmp_path: Path) -> None:
-    written(tmp_path / "some", indexed_heads=SOME)
-    assert setting(tmp_path / "some")["heads"] == {"0": [1], "2": [0, 1]}
-
-
 def test_heads_take_the_place_of_layers(tmp_path: Path) -> None:
     written(tmp_path / "store", indexed_layers=[2], indexed_heads={0: [1]})
     assert files_of(tmp_path / "store").keys() == {"0.1"}

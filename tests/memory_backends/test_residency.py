@@ -44,38 +44,11 @@ def test_pages_are_let_go_when_there_are_too_many(tmp_path: Path) -> None:
         assert read_all(view) == expected  # the bytes are still there
 
 
-@linux_only
-def test_a_store_serves_the_same_from_mapped_indexes(tmp_path: Path) -> None:
-    rows = make_rows(600, seed=1)
-    with_ram = MemoryBackend(
-        LAYOUT, "vector_db", path=tmp_path / "store", index="IVF4,Flat", recall=1.0
-    )
-    with_ram.add(make_document("a", 600), [rows])
-    with_ram.save()
-    mapped = MemoryBackend.open(
-        tmp_path / "store", "vector_db", index="IVF4,Flat", recall=1.0, cache_bytes=1
-    )
-    for layer_idx in LAYOUT.layers:
-        queries = make_queries(layer_idx, 5)
-        expected = with_ram.search(layer_idx, queries, 7)
-        hits = mapped.search(layer_idx, queries, 7)
-        torch.testing.assert_close(hits.scores, expected.scores)
-        assert torch.equal(hits.ids, expected.ids)
-        heads = mapped.searcher._indexes.of_layer(layer_idx).heads
-        assert all(faiss_index.mapped_lists(index) is not None for index in heads)
-    mapped.add(make_document("b", 300), [make_rows(300, seed=2)])  # mapped lists cannot grow
-    with_ram.refresh()
-    for layer_idx in LAYOUT.layers:
-        queries = make_queries(layer_idx, 5)
-        expected = with_ram.search(layer_idx, queries, 7)
-        assert torch.equal(mapped.search(layer_idx, queries, 7).ids, expected.ids)
-
-
 FACTORIES = ["IVF4,Flat", "PCA4,IVF4,Flat"]
 
 
-def written(path: Path, factory: str = "IVF4,Flat", **options: object) -> MemoryBackend:
-    backend = MemoryBackend(LAYOUT, "vector_db", path=path, index=factory, recall=1.0, **options)
+def written(path: Path, factory: str = "IVF4,Flat") -> MemoryBackend:
+    backend = MemoryBackend(LAYOUT, "vector_db", path=path, index=factory, recall=1.0)
     backend.add(make_document("a", 600), [make_rows(600, seed=1)])
     backend.save()
     return backend
@@ -85,6 +58,26 @@ def mapped(path: Path, factory: str = "IVF4,Flat", **options: object) -> MemoryB
     return MemoryBackend.open(
         path, "vector_db", index=factory, recall=1.0, cache_bytes=1, **options
     )
+
+
+@linux_only
+def test_a_store_serves_the_same_from_mapped_indexes(tmp_path: Path) -> None:
+    in_ram = written(tmp_path / "store")
+    backend = mapped(tmp_path / "store")
+    for layer_idx in LAYOUT.layers:
+        queries = make_queries(layer_idx, 5)
+        expected = in_ram.search(layer_idx, queries, 7)
+        hits = backend.search(layer_idx, queries, 7)
+        torch.testing.assert_close(hits.scores, expected.scores)
+        assert torch.equal(hits.ids, expected.ids)
+        heads = backend.searcher._indexes.of_layer(layer_idx).heads
+        assert all(faiss_index.mapped_lists(index) is not None for index in heads)
+    backend.add(make_document("b", 300), [make_rows(300, seed=2)])  # mapped lists cannot grow
+    in_ram.refresh()
+    for layer_idx in LAYOUT.layers:
+        queries = make_queries(layer_idx, 5)
+        expected = in_ram.search(layer_idx, queries, 7)
+        assert torch.equal(backend.search(layer_idx, queries, 7).ids, expected.ids)
 
 
 @pytest.mark.parametrize("factory", FACTORIES)

@@ -108,15 +108,6 @@ def test_a_memory_in_ram_has_no_path_to_be_saved_to() -> None:
         MemoryBackend(LAYOUT).save()
 
 
-def test_what_is_written_is_kept_without_saving(tmp_path: Path) -> None:
-    backend = MemoryBackend(LAYOUT, path=tmp_path / "store")
-    assert not (tmp_path / "store").exists()
-    backend.save()  # makes an empty store
-    assert_finds(MemoryBackend.open(tmp_path / "store"), [make_rows(0, seed=1)], [])
-    backend.add(make_document("a", 10), [RUNS[0]])
-    assert_finds(MemoryBackend.open(tmp_path / "store"), RUNS, range(10))
-
-
 def test_a_copy_overwrites_nothing(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("hello")
     with pytest.raises(StoreError, match=re.escape(f"'{tmp_path}'; it is not empty")):

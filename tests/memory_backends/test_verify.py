@@ -163,83 +163,48 @@ def with_files(files: dict[str, Any], generation: str = "000001") -> Callable[[P
     )
 
 
+CATALOG, IDS = "catalog.sqlite", "index/000001/ids.bin"
+
+
 @pytest.mark.parametrize(
     ("change", "file", "reason"),
     [
-        (
-            changed("DELETE FROM removed WHERE first_row = 10"),
-            "catalog.sqlite",
-            "each of the rows 0 to 26 must be a document's or removed; those that are: "
-            "[(0, 10), (18, 27)]",
-        ),
+        (changed("DELETE FROM removed WHERE first_row = 10"), CATALOG, "[(0, 10), (18, 27)]"),
         (
             changed("INSERT INTO removed VALUES (20, 40, ?)", record_crc32((20, 40))),
-            "catalog.sqlite",
-            "each of the rows 0 to 26 must be a document's or removed; those that are: [(0, 40)]",
+            CATALOG,
+            "those that are: [(0, 40)]",
         ),
-        (
-            changed("UPDATE documents SET text = 'other' WHERE name = 'b'"),
-            "catalog.sqlite",
-            "the record of document 'b' is damaged: its checksum does not match",
-        ),
-        (
-            changed("UPDATE settings SET crc32 = 5 WHERE key = 'index'"),
-            "catalog.sqlite",
-            "the setting 'index' is damaged",
-        ),
+        (changed("UPDATE documents SET text = 'x' WHERE name = 'b'"), CATALOG, "document 'b'"),
+        (changed("UPDATE settings SET crc32 = 5 WHERE key = 'index'"), CATALOG, "setting 'index'"),
         (
             changed("DELETE FROM query_samples WHERE layer = 3 AND first_sample = 0"),
-            "catalog.sqlite",
+            CATALOG,
             "sample 0 of layer 3 has no checksum",
         ),
-        (
-            changed("CREATE TABLE more (x)"),
-            "catalog.sqlite",
-            "expected the tables of format version 1",
-        ),
+        (changed("CREATE TABLE more (x)"), CATALOG, "tables of format version 1"),
         (
             lambda store: (store / "rows" / "layer-001.bin").touch(),
             "rows/layer-001.bin",
             "is not part of the store",
         ),
-        (
-            with_files({"ids.bin": {"size": 1, "crc32": 0}}),
-            "index/000001/ids.bin",
-            "has 144 bytes; expected 1",
-        ),
-        (
-            with_files({"ids.bin": {"size": 144, "crc32": 0}}),
-            "index/000001/ids.bin",
-            "the file: the checksum does not match",
-        ),
+        (with_files({"ids.bin": {"size": 1, "crc32": 0}}), IDS, "has 144 bytes; expected 1"),
+        (with_files({"ids.bin": {"size": 144, "crc32": 0}}), IDS, "checksum does not match"),
         (
             with_files({"gone.faiss": {"size": 1, "crc32": 0}}),
             "index/000001/gone.faiss",
             "cannot be read: No such file",
         ),
-        (
-            with_files({"../../out": {"size": 1, "crc32": 0}}),
-            "catalog.sqlite",
-            "an index file must lie in its folder; got '../../out'",
-        ),
-        (
-            with_files({}, "../000001"),
-            "catalog.sqlite",
-            "an index generation must be six digits, such as '000001'; got '../000001'",
-        ),
-        (
-            with_files({"ids.bin": 5}),
-            "catalog.sqlite",
-            "the setting 'index' is damaged: it describes no files",
-        ),
+        (with_files({"../../out": {"size": 1, "crc32": 0}}), CATALOG, "got '../../out'"),
+        (with_files({}, "../000001"), CATALOG, "got '../000001'"),
+        (with_files({"ids.bin": 5}), CATALOG, "'index' is damaged: it describes no files"),
     ],
 )
 def test_what_does_not_fit_together_is_named(
     store: Path, change: Callable[[Path], None], file: str, reason: str
 ) -> None:
     change(store)
-    damage = {(each.file, each.reason[: len(reason)]) for each in verify(store)}
-    assert (file, reason) in damage
+    assert any(each.file == file and reason in each.reason for each in verify(store))
 
 
 def test_checksums_of_index_files_are_compared(store: Path) -> None:

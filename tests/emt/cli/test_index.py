@@ -78,13 +78,6 @@ def test_what_is_new_is_added_and_what_has_changed_is_replaced(tmp_path, model, 
     assert generated(store)["token_ids"] == generated(whole)["token_ids"]
 
 
-def test_a_removed_document_can_be_indexed_again(store, documents):
-    tokens = generated(store)["token_ids"]
-    emt("remove", store, "b.md")
-    emt("index", documents / "b.md", "--store", store)
-    assert generated(store)["token_ids"] == tokens
-
-
 def test_the_settings_of_a_store_are_kept_until_changed(tmp_path, model, documents, more):
     store, yaml = tmp_path / "new", tmp_path / "c.yaml"
     yaml.write_text("memory_type: vector_db\ntopk: 3\nsinks: one\npath: other\n")

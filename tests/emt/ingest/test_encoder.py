@@ -1,7 +1,5 @@
 """Encoded documents against the stock model's cache, and many documents against one by one."""
 
-import itertools
-
 import torch
 import numpy as np
 import pytest
@@ -117,17 +115,6 @@ def test_the_stream_is_read_no_further_than_one_batch(monkeypatch):
         assert len(taken) <= 4 * (number // 4) + 5
         list(rows)
     assert (number, forwards) == (19, [40] * 5)
-
-
-def test_documents_before_an_error_are_handed_out_first():
-    def stream():
-        yield from documents([5, 6])
-        raise ZeroDivisionError
-
-    encoded = encode_all(row_reader(build("llama")), stream(), WINDOWS)
-    assert [document.name for document, _ in itertools.islice(encoded, 2)] == ["0", "1"]
-    with pytest.raises(ZeroDivisionError):
-        next(encoded)
 
 
 LONGROPE = {

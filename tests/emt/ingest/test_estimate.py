@@ -96,23 +96,29 @@ def test_timing_does_not_read_the_memory(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "error", "message"),
+    ("text", "settings", "error", "message"),
     [
-        ("long.txt", "w5 " * 40, ConfigError, r"max_length \(40\) .* 32"),
-        ("other.txt", "what is this", DocumentError, "'other.txt' has nothing but special tokens"),
-        ("big.txt", "w96", DocumentError, "token ids of document 'big.txt' must be 0 to 95"),
+        ("w5 " * 40, {}, ConfigError, r"max_length \(40\) .* 32"),
+        ("what is this", {}, DocumentError, "'b.txt' has nothing but special tokens"),
+        ("w96", {}, DocumentError, "token ids of document 'b.txt' must be 0 to 95"),
+        (
+            "w5",
+            {"max_length": 20, "carry_context": True},
+            ConfigError,
+            r"max_length \(20\) .* stride \(20\) \+ 5",
+        ),
     ],
 )
-def test_what_cannot_be_written_is_found_before_the_start(tmp_path, name, text, error, message):
+def test_what_cannot_be_written_is_found_before_the_start(tmp_path, text, settings, error, message):
     (tmp_path / "a.txt").write_text("w5 w6")
-    (tmp_path / name).write_text(text)
+    (tmp_path / "b.txt").write_text(text)
     model = build("llama", max_position_embeddings=32, vocab_size=96)
-    config = MemoryConfig(stride=20, max_length=40)
+    config = MemoryConfig(**{"stride": 20, "max_length": 40, **settings})
     memory = attach(model, config, tokenizer=word_tokenizer())
     with pytest.raises(error, match=message):
         estimated(memory, Corpus([tmp_path]))
     with pytest.raises(error):  # the same that writing would have found
-        memory.write(text, document=name)
+        memory.write(text, document="b.txt")
 
 
 def test_only_what_is_new_or_changed_costs(tmp_path):
@@ -127,15 +133,6 @@ def test_only_what_is_new_or_changed_costs(tmp_path):
     assert (expected.tokens, expected.rows) == (4 + 2, 3 + 1)
     memory.write_all((document.name, document.text) for document in corpus)
     assert estimated(memory, corpus) == (0, 0, 0, 0.0)
-
-
-def test_context_that_cannot_be_carried_is_found_before_the_start(tmp_path):
-    (tmp_path / "a.txt").write_text("w5 w6")
-    model = build("llama")
-    config = MemoryConfig(stride=20, max_length=20, carry_context=True)
-    memory = attach(model, config, tokenizer=word_tokenizer())
-    with pytest.raises(ConfigError, match=r"max_length \(20\) .* stride \(20\) \+ 5"):
-        estimated(memory, Corpus([tmp_path]))
 
 
 def test_it_needs_a_tokenizer_and_a_model_that_is_ready(tmp_path):

@@ -1,6 +1,3 @@
-import math
-from types import SimpleNamespace
-
 import torch
 import pytest
 
@@ -8,8 +5,6 @@ from emt import attach
 from emt.model.rope import (
     Unrotation,
     as_cos_sin,
-    find_unrotation,
-    is_at_zero,
     rotate_halves,
     rotate_pairs,
 )
@@ -32,11 +27,6 @@ SCALINGS = {
         "original_max_position_embeddings": 64,
     },
 }
-
-
-def rotate_half(x):
-    half = x.shape[-1] // 2
-    return torch.cat([-x[..., half:], x[..., :half]], dim=-1)
 
 
 @torch.no_grad()
@@ -109,41 +99,6 @@ def test_half_precision_models_are_recognised(model_type, dtype):
     for idx, (_, key) in at_zero.items():
         bound = 0.02 * raw[idx][0].abs() + 0.02 * raw[idx][1].abs() + 0.01
         assert ((key - raw[idx][0]).abs() <= bound).all()
-
-
-def test_unrotation_against_the_formula():
-    key, angle, scale = torch.randn(1, 2, 5, 8), torch.rand(1, 5, 4), 1.3
-    cos = (torch.cat([angle, angle], -1).cos()) * scale
-    sin = (torch.cat([angle, angle], -1).sin()) * scale
-
-    def apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=1):
-        cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-        return q * cos + rotate_half(q) * sin, k * cos + rotate_half(k) * sin
-
-    rotated = apply_rotary_pos_emb(key, key, cos, sin)[1]
-    back = Unrotation(apply_rotary_pos_emb, 8)(rotated, (cos, sin))
-    torch.testing.assert_close(back, key * scale, atol=1e-6, rtol=1e-5)
-
-    partly = torch.cat([rotated, torch.full((1, 2, 5, 3), 7.0)], dim=-1)
-    back = Unrotation(apply_rotary_pos_emb, 8)(partly, (cos, sin))
-    torch.testing.assert_close(back[..., :8], key * scale, atol=1e-6, rtol=1e-5)
-    assert torch.equal(back[..., 8:], torch.full((1, 2, 5, 3), 7.0))
-
-
-def test_a_rotation_that_cannot_be_undone_is_not_found():
-    key = torch.randn(1, 2, 1, 8)
-    module = build("llama").model.layers[0].self_attn
-    embeddings = (torch.full((1, 1, 8), math.cos(1)), torch.full((1, 1, 8), math.sin(1)))
-    assert find_unrotation(module, key, torch.randn(1, 2, 1, 8), embeddings, 1e-4) is None
-    assert find_unrotation(module, key, key, None, 1e-4) is None
-    assert find_unrotation(SimpleNamespace(), key, key, embeddings, 1e-4) is None
-
-
-def test_is_at_zero_compares_each_element_on_its_own_scale():
-    at_zero = torch.tensor([1000.0, 1.0])
-    moved = torch.tensor([1000.0, -0.9])
-    assert not is_at_zero(moved, at_zero, moved, 1e-2)
-    assert is_at_zero(torch.tensor([1001.0, 1.001]), at_zero, moved, 1e-2)
 
 
 def test_the_two_rotations_against_complex_numbers():

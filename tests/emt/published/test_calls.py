@@ -10,23 +10,10 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 import emt
 from emt import MemoryConfig
 from emt.errors import ConfigError, MemoryUseError
-from tests.emt.reference_fixtures import REFERENCE
+from tests.emt.published.extended import LLAMA, MEMORY, PROMPT, llama, logits
 from tests.families import build
 
-MEMORY = list(range(3, 90))
-PROMPT = torch.tensor([[40, 41, 42, 43, 44]])
-LLAMA = REFERENCE / "llama_gqa"
 INDICES = {"output_retrieved_memory_idx": True, "return_dict_in_generate": True}
-
-
-@torch.no_grad()
-def logits(model, ids=PROMPT, **options):
-    return model(ids, **options).logits
-
-
-@pytest.fixture
-def model():
-    return emt.ExtendedLlamaForCausalLM.from_pretrained(LLAMA, external_memories=MEMORY, topk=3)
 
 
 def generate(model, num_tokens=6, **options):
@@ -72,9 +59,7 @@ def test_indices_of_one_call_are_no_other_threads(model):
 
 
 def test_first_calls_at_once_all_remember(model):
-    expected = logits(
-        emt.ExtendedLlamaForCausalLM.from_pretrained(LLAMA, external_memories=MEMORY, topk=3)
-    )
+    expected = logits(llama())
     for found in at_once([lambda: logits(model)] * 4):
         assert torch.equal(found, expected)
 
@@ -102,7 +87,7 @@ def test_a_call_without_memories_has_pairs_too(model, options):
 
 
 def test_rows_of_other_documents_have_no_indices_also_without_memory_ids():
-    model = emt.ExtendedLlamaForCausalLM.from_pretrained(LLAMA, topk=3)
+    model = llama(external_memories=None)
     model.memory.write(MEMORY, document="another")
     for layer in generate(model, **INDICES).attentions[0][1]:
         assert layer.shape == (1, 4, 5 * 3)

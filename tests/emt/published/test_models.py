@@ -24,29 +24,9 @@ from emt.errors import ConfigError, DocumentError, MemoryUseError
 from emt.published import ExtendedLlamaConfig, ExtendedMptConfig
 from emt.published.settings import PUBLISHED
 from tests.emt.commands import make_model
+from tests.emt.published.extended import LLAMA, MEMORY, PROMPT, llama, logits
 from tests.emt.reference_fixtures import REFERENCE, case, published_folder
 from tests.families import build
-
-MEMORY = list(range(3, 90))
-PROMPT = torch.tensor([[40, 41, 42, 43, 44]])
-LLAMA = REFERENCE / "llama_gqa"
-
-
-@torch.no_grad()
-def logits(model, ids=PROMPT, **options):
-    return model(ids, **options).logits
-
-
-def llama(**options):
-    return emt.ExtendedLlamaForCausalLM.from_pretrained(
-        LLAMA, external_memories=MEMORY, topk=3, **options
-    )
-
-
-@pytest.fixture
-def model():
-    return llama()
-
 
 # -- checkpoints ------------------------------------------------------------------------------
 
@@ -66,6 +46,10 @@ def test_a_published_folder_loads_without_its_remote_code(name, trust_remote_cod
     assert type(model) is kind
     found = logits(model, expected.tensor("input_ids")).numpy()
     assert abs(found - expected.arrays["logits"]).max() <= 1e-4
+    model.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text(encoding="utf-8"))
+    assert "auto_map" not in saved
+    assert saved["model_type"] == ("extended-mpt" if name == "mpt" else "extended-llama")
 
 
 @pytest.mark.parametrize("place", ["top", "attn_config", "memory_config"])
@@ -179,14 +163,6 @@ def test_devices_and_homes_are_understood(monkeypatch, tmp_path):
     assert model.memory.config.path == str(tmp_path / "memories")
 
 
-def test_remote_code_is_not_named_in_what_is_saved(tmp_path):
-    folder = published_folder(tmp_path / "model", "llama_gqa")
-    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "saved")
-    saved = json.loads((tmp_path / "saved" / "config.json").read_text(encoding="utf-8"))
-    assert "auto_map" not in saved
-    assert saved["model_type"] == "extended-llama"
-
-
 def test_attach_takes_the_settings_a_model_was_loaded_with():
     model = llama()
     memory = emt.attach(model)
@@ -218,9 +194,7 @@ def test_extended_mind_is_made_by_from_pretrained():
 
 @pytest.mark.parametrize("form", [list, torch.tensor, lambda ids: torch.tensor([ids])])
 def test_memory_ids_in_any_form(form):
-    model = emt.ExtendedLlamaForCausalLM.from_pretrained(
-        LLAMA, external_memories=form(MEMORY), topk=3
-    )
+    model = llama(external_memories=form(MEMORY))
     assert model.memory_ids == MEMORY
     assert torch.equal(logits(model), logits(llama()))
 
@@ -242,12 +216,6 @@ def test_memories_are_made_by_the_first_call_and_forgotten_on_request(model):
     model.memory_ids = MEMORY
     model.memory_ids = None
     assert torch.equal(logits(model), logits(plain))
-
-
-def test_generate_makes_memories_too(model):
-    output = model.generate(PROMPT, max_new_tokens=4, do_sample=False)
-    assert len(model.memory) == len(MEMORY)
-    assert torch.equal(output, model.generate(PROMPT, max_new_tokens=4, do_sample=False))
 
 
 def test_a_model_made_from_a_config():
@@ -364,7 +332,7 @@ def test_stock_and_extended_models_share_a_store(tmp_path):
         LlamaForCausalLM.from_pretrained(LLAMA), MemoryConfig(path=str(tmp_path / "m"))
     )
     memory.write(MEMORY, document="d")
-    model = emt.ExtendedLlamaForCausalLM.from_pretrained(LLAMA, path=tmp_path / "m", topk=3)
+    model = llama(external_memories=None, path=tmp_path / "m")
     assert torch.equal(logits(model), logits(llama()))
 
 
@@ -386,15 +354,11 @@ def test_options_of_one_call(model):
     with_three = logits(model)
     assert torch.equal(logits(model, topk=0), logits(model, use_external_mind=False))
     one = logits(model, topk=1)
-    assert torch.equal(one, logits(llama_with(topk=1)))
+    assert torch.equal(one, logits(llama(topk=1)))
     assert torch.equal(logits(model), with_three)
     off = llama(use_external_mind=False)
     assert torch.equal(logits(off), logits(model, topk=0))
     assert torch.equal(logits(off, use_external_mind=True), with_three)
-
-
-def llama_with(**options):
-    return emt.ExtendedLlamaForCausalLM.from_pretrained(LLAMA, external_memories=MEMORY, **options)
 
 
 def test_generate_takes_the_same_options(model):
@@ -443,7 +407,7 @@ def test_wrong_options_of_a_call_are_refused(model, options, message):
 )
 def test_wrong_settings_are_refused_when_the_model_is_made(options, message):
     with pytest.raises(ConfigError, match=message):
-        llama_with(**options)
+        llama(**options)
 
 
 def test_indices_and_weights_in_the_published_layout(model):
@@ -492,26 +456,11 @@ def test_mpt_has_weights_too():
     assert indices[0].shape == (1, 4, 15)
 
 
-def test_layers_without_memory_have_no_indices():
-    model = llama(use_external_mind_by_layer=[True, False, True])
-    indices = model(PROMPT, output_retrieved_memory_idx=True).attentions[1]
-    assert [idx is None for idx in indices] == [False, True, False]
-    indices = model(PROMPT, output_retrieved_memory_idx=True, topk=0).attentions[1]
-    assert indices == (None, None, None)
-
-
 def test_indices_need_a_dict(model):
     with pytest.raises(ConfigError, match="return_dict_in_generate=True"):
         model.generate(PROMPT, output_retrieved_memory_idx=True)
     with pytest.raises(ConfigError, match="return_dict=True"):
         model(PROMPT, output_retrieved_memory_idx=True, return_dict=False)
-
-
-def test_indices_count_positions_in_memory_ids_also_where_special_ids_left_no_memory():
-    memory = [0, 1, 50, 2, 51, 52]
-    model = emt.ExtendedLlamaForCausalLM.from_pretrained(LLAMA, external_memories=memory, topk=9)
-    indices = model(PROMPT, output_retrieved_memory_idx=True).attentions[1]
-    assert {int(i) for i in indices[0].flatten()} == {2, 4, 5}
 
 
 def test_what_was_retrieved_can_be_cited(tmp_path):

@@ -1,0 +1,8 @@
+import pytest
+
+from tests.emt.published.extended import llama
+
+
+@pytest.fixture
+def model():
+    return llama()
