@@ -544,6 +544,8 @@ class Memory:
         """Compute a layer's attention."""
         # A layer that is run again for its gradients is in no forward of the decoder.
         turn = begun_turn(self) or self.new_turn()
+        if turn.backend is not self.backend or not self._is_open:  # another thread has closed it
+            turn.layers = frozenset()
         return turn.attend(call)
 
     def end(self, output: Any) -> None:

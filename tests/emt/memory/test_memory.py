@@ -430,3 +430,25 @@ def test_every_weight_is_in_the_fingerprint(tmp_path):
         other.get_parameter(name).data.mul_(-3)
         with pytest.raises(MemoryMismatchError, match="weights: the memory has"):
             attach(other, MemoryConfig(path=str(tmp_path / "m")))
+
+
+@pytest.mark.parametrize("memory_type", ["manual", "vector_db"])
+@pytest.mark.parametrize("action", ["close", "open"])
+def test_a_forward_goes_on_as_the_plain_model_when_its_rows_are_let_go_of(
+    model, tmp_path, action, memory_type
+):
+    memory = attach(model, MemoryConfig(path=str(tmp_path / "m"), memory_type=memory_type))
+    memory.write(range(10, 50), document="d")
+    memory.save(tmp_path / "other")
+    with memory.using(layers=[0]):
+        expected = logits(model)
+
+    def let_go(*_):
+        hook.remove()
+        if action == "close":
+            memory.close()
+        else:
+            memory.open(tmp_path / "other")
+
+    hook = model.model.layers[0].register_forward_hook(let_go)
+    assert torch.equal(logits(model), expected)
