@@ -191,14 +191,6 @@ def test_documents_longer_than_the_models_positions(tmp_path):
     assert not (tmp_path / "s").exists()
 
 
-@pytest.mark.parametrize("name", ["nobody/nothing", "./nothing", "./nothing.gguf"])
-def test_models_that_are_not_there(tmp_path, more, name, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    message = "model (file )?'(nobody/|./)?nothing(.gguf)?' (cannot be loaded|does not exist)"
-    refused("index", more, "--store", tmp_path / "new", "--model", name, message=message)
-    assert not (tmp_path / "new").exists()
-
-
 def test_models_that_cannot_be_reached(tmp_path, more):
     family = REFUSED[0]
     folder = tmp_path / "model"

@@ -77,8 +77,7 @@ def test_dropped_ids_leave_no_row_but_were_attended_to():
 
 
 def test_encoding_ignores_the_memory():
-    model = build("llama")  # kept alive
-    memory = attach(model)
+    memory = attach(build("llama"))
     ids = list(range(10, 30))
     first, second = memory.write(ids, document="first"), memory.write(ids, document="second")
     for idx in memory.backend.layout.layers:

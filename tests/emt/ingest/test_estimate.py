@@ -87,8 +87,7 @@ def test_models_of_few_positions_are_timed_within_them(tmp_path):
 
 def test_timing_does_not_read_the_memory(tmp_path, monkeypatch):
     (tmp_path / "d.txt").write_text("w5 w6 w7")
-    model = build("llama")
-    memory = attach(model, tokenizer=word_tokenizer())
+    memory = attach(build("llama"), tokenizer=word_tokenizer())
     memory.write("w5 w6", document="before")
     monkeypatch.setattr(memory.backend, "search", None)
     assert estimated(memory, Corpus([tmp_path])).rows == 3
@@ -124,8 +123,7 @@ def test_what_cannot_be_written_is_found_before_the_start(tmp_path, text, settin
 def test_only_what_is_new_or_changed_costs(tmp_path):
     for name, text in {"same": "w5 w6", "changed": "w5 w6 w7", "new": "w8"}.items():
         (tmp_path / f"{name}.txt").write_text(text)
-    model = build("llama")
-    memory = attach(model, tokenizer=word_tokenizer())
+    memory = attach(build("llama"), tokenizer=word_tokenizer())
     memory.write("w5 w6", document="same.txt")
     memory.write("w5", document="changed.txt")
     corpus = Corpus([tmp_path])

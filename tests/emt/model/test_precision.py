@@ -117,8 +117,7 @@ def test_attention_is_rounded_once(model_type, memory_type, dtype):
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_a_store_keeps_every_bit_in_the_models_dtype(model_type, dtype, tmp_path):
-    model = build(model_type, dtype=dtype)
-    memory = remembering(model, path=str(tmp_path / "store"))
+    memory = remembering(build(model_type, dtype=dtype), path=str(tmp_path / "store"))
     expected = remembering(build(model_type, dtype=dtype))
     opened = attach(
         build(model_type, dtype=dtype),

@@ -37,8 +37,7 @@ def measurements(monkeypatch):
 
 
 def test_it_is_measured_once_and_again_when_the_memory_has_grown(measurements):
-    model = build("llama")
-    memory = remembering(model)
+    memory = remembering(build("llama"))
     for _ in range(3):
         memory.route(asked(1))
     assert measurements == [237]
@@ -51,8 +50,7 @@ def test_it_is_measured_once_and_again_when_the_memory_has_grown(measurements):
 
 
 def test_it_is_measured_again_when_most_rows_are_others(measurements):
-    model = build("llama")
-    memory = remembering(model)
+    memory = remembering(build("llama"))
     memory.route(asked(1))
     memory.write(document(4), document="two", replace=True)  # 106 rows in the place of 79
     memory.route(asked(1))
@@ -66,8 +64,7 @@ def test_it_is_measured_again_when_most_rows_are_others(measurements):
 
 
 def test_it_is_not_measured_where_it_does_not_matter(measurements):
-    model = build("llama")
-    memory = remembering(model, relevance=None)
+    memory = remembering(build("llama"), relevance=None)
     memory.route(asked(1))
     with memory.using(relevance=0.5, routing="words"):
         memory.route(asked(1))
@@ -75,8 +72,7 @@ def test_it_is_not_measured_where_it_does_not_matter(measurements):
 
 
 def test_a_store_keeps_it_for_others(measurements, tmp_path):
-    model = build("llama")
-    memory = remembering(model, path=str(tmp_path / "store"))
+    memory = remembering(build("llama"), path=str(tmp_path / "store"))
     memory.save()
     assert measurements == [237]
     kept = memory.backend.catalog.setting(RELEVANCE)
@@ -105,8 +101,7 @@ def test_a_store_keeps_it_for_others(measurements, tmp_path):
 
 @KINDS
 def test_in_a_memory_of_a_few_rows_every_prompt_is_relevant(memory_type):
-    model = build("llama")
-    memory = remembering(model, memory_type)
+    memory = remembering(build("llama"), memory_type)
     memory.remove("two", "three")
     memory.write(document(1)[:57], document="two")
     routed = memory.route(asked(1))  # 127 rows
@@ -148,8 +143,7 @@ def test_without_its_model_a_memory_is_saved_all_the_same(memory_type, tmp_path)
 
 
 def test_a_memory_is_not_routed_while_it_is_written():
-    model = build("llama")
-    memory = remembering(model)
+    memory = remembering(build("llama"))
     refused = pytest.raises(MemoryUseError, match=r"cannot route while .* busy with write\(\)")
     with memory.activity.alone("write"), refused:
         memory.route(asked(1))

@@ -80,8 +80,7 @@ def test_passages_are_around_the_best_windows(world):
 
 
 def test_of_a_prompt_too_little_above_probes_no_passage_is_recalled():
-    model = build("llama")
-    memory = routing(model)
+    memory = routing(build("llama"))
     with memory.using(relevance=None):
         free = memory.route(asked(1))
     probes = Relevance(len(memory), math.log(free.score) - 0.5, 0.0, 0.25)
