@@ -1,3 +1,6 @@
+import math
+from types import SimpleNamespace
+
 import torch
 import pytest
 
@@ -5,6 +8,7 @@ from emt import attach
 from emt.model.rope import (
     Unrotation,
     as_cos_sin,
+    find_unrotation,
     rotate_halves,
     rotate_pairs,
 )
@@ -99,6 +103,15 @@ def test_half_precision_models_are_recognised(model_type, dtype):
     for idx, (_, key) in at_zero.items():
         bound = 0.02 * raw[idx][0].abs() + 0.02 * raw[idx][1].abs() + 0.01
         assert ((key - raw[idx][0]).abs() <= bound).all()
+
+
+def test_a_rotation_that_cannot_be_undone_is_not_found():
+    key = torch.randn(1, 2, 1, 8)
+    module = build("llama").model.layers[0].self_attn
+    embeddings = (torch.full((1, 1, 8), math.cos(1)), torch.full((1, 1, 8), math.sin(1)))
+    assert find_unrotation(module, key, torch.randn(1, 2, 1, 8), embeddings, 1e-4) is None
+    assert find_unrotation(module, key, key, None, 1e-4) is None
+    assert find_unrotation(SimpleNamespace(), key, key, embeddings, 1e-4) is None
 
 
 def test_the_two_rotations_against_complex_numbers():
