@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -67,7 +68,7 @@ class Turn:
     mode: Mode | None = None
     state: dict[Mode, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def num_searchable(self) -> list[int]:
         """How many rows a query may find, in each of the scopes."""
         scopes = self.scopes if isinstance(self.scopes, tuple) else (self.scopes,)

@@ -37,7 +37,7 @@ def groups(documents: Iterable[Document], longest: int) -> Iterator[list[Documen
             else:
                 group.append(document)
                 tokens += length
-    except Exception:
+    except Exception:  # the documents before the error come first
         if group:
             yield group
         raise

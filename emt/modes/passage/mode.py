@@ -93,9 +93,9 @@ class PassageMode:
         longest = self._model.angles.longest
         if longest is not None and frame.end > longest:
             check_end(int(frame.positions.max()) + 1, longest)
-        if forward.tokens.num_past:
-            _check_cache(state, frame, forward)
         cached = state_of(forward)
+        if forward.tokens.num_past:
+            _check_cache(cached, state, frame)
         tokens = (cached or state).all_tokens(forward)
         turn.state[self] = _Placed(state, frame, tokens)
         for recording in turn.recordings:
@@ -153,9 +153,8 @@ def _moved(forward: Forward, frame: Frame) -> Forward:
     return forward.replacing(position_ids=frame.positions, attention_mask=mask)
 
 
-def _check_cache(state: PassageState, frame: Frame, forward: Forward) -> None:
+def _check_cache(cached: PassageState | None, state: PassageState, frame: Frame) -> None:
     """Refuse a cache with keys that were computed without these rows, or with others."""
-    cached = state_of(forward)
     if cached is not None and cached.origin is state.origin:
         return
     first = frame.index[:, :1]
