@@ -4,11 +4,18 @@ With pytest-xdist (`pytest -n 2`), a file's tests share a worker, and so do all 
 model, which is then loaded once.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 
 import torch
 import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the user's cache directory out of the tests, those in other processes included."""
+    os.environ["EMT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(autouse=True)

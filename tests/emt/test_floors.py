@@ -17,6 +17,7 @@ EMT = Path(emt.__file__).parent
 BACKENDS = Path(memory_backends.__file__).parent
 FLOORS = [
     "errors",
+    "user_cache",
     "config",
     "passage",
     "attention",
