@@ -53,9 +53,9 @@ class HeadProfiles:
         self._read = read
 
     def is_lacking(self, config: MemoryConfig, backend: MemoryBackend) -> bool:
-        """Tell whether passages would be recalled if there was a profile."""
-        recalls = config.mode == "passage" or self._modes.is_large(config, backend)
-        return recalls and self._modes.profiles.find(config, backend) is None
+        """Tell whether heads would find passages if there was a profile."""
+        by_heads = config.mode != "token" and config.routing != "words"
+        return by_heads and self._modes.profiles.find(config, backend) is None
 
     def rank(
         self,

@@ -27,7 +27,7 @@ from emt.attach import attach, detach
 from emt.config import MemoryConfig
 from emt.errors import ConfigError
 from emt.ingest.documents import special_ids
-from emt.ingest.windows import check_max_length
+from emt.ingest.windows import Windows, check_max_length
 from emt.memory.memory import Memory
 from emt.model.loading import LoadedModel
 from emt.model.positions import max_positions
@@ -84,7 +84,7 @@ def _check_windows(settings: PerplexitySettings, loaded: LoadedModel) -> None:
         raise ConfigError(
             f"window ({settings.window}) must be at most the model's {positions} positions."
         )
-    check_max_length(config, MemoryConfig.from_dict(settings.memory).max_length)
+    check_max_length(config, Windows.of(MemoryConfig.from_dict(settings.memory), config).max_length)
 
 
 def _measured(
