@@ -287,6 +287,15 @@ class MemoryConfig:
             return min(max(min(round(num_rows / 500), 12), 4), num_rows)
         return min(self.topk, num_rows)
 
+    @classmethod
+    def published(cls, **settings: Any) -> Self:
+        """Return the settings of the published method, except for those that are given.
+
+        Raises:
+            ConfigError: an unknown name, or a value of a wrong type or out of range.
+        """
+        return cls.from_dict(settings, defaults=PUBLISHED_METHOD)
+
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some settings changed.
 
@@ -302,14 +311,20 @@ class MemoryConfig:
         return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(
+        cls, values: Mapping[str, Any], *, defaults: Mapping[str, Any] | None = None
+    ) -> Self:
         """Make a config from plain types: settings in their groups, as in YAML, or flat.
+
+        Args:
+            values: settings.
+            defaults: settings by name, which hold where `values` say nothing.
 
         Raises:
             ConfigError: an unknown key, one in a wrong group or given twice, or a value of a wrong
                 type or out of range.
         """
-        return cls(**yaml_form.flat(values, SETTINGS))
+        return cls(**{**(defaults or {}), **yaml_form.flat(values, SETTINGS)})
 
     @classmethod
     def from_yaml(cls, path: Path | str, *, defaults: Mapping[str, Any] | None = None) -> Self:
@@ -324,7 +339,7 @@ class MemoryConfig:
         """
         values = yaml_form.load(path)
         try:
-            return cls.from_dict({**(defaults or {}), **yaml_form.flat(values, SETTINGS)})
+            return cls.from_dict(values, defaults=defaults)
         except ConfigError as error:
             raise ConfigError(f"config '{path}': {error}") from error
 
