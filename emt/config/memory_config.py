@@ -324,7 +324,9 @@ class MemoryConfig:
             ConfigError: an unknown key, one in a wrong group or given twice, or a value of a wrong
                 type or out of range.
         """
-        return cls(**{**(defaults or {}), **yaml_form.flat(values, SETTINGS)})
+        settings = {**(defaults or {}), **yaml_form.flat(values, SETTINGS)}
+        check_names(settings, SETTINGS)
+        return cls(**settings)
 
     @classmethod
     def from_yaml(cls, path: Path | str, *, defaults: Mapping[str, Any] | None = None) -> Self:
