@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from emt.citations.characters import text_of_tokens
 from emt.citations.citing import Citation, RowCitation
 from emt.errors import ConfigError, MemoryUseError
 from emt.ingest.documents import is_utf8
@@ -30,7 +31,8 @@ class Answer:
         num_retrieved: rows that their queries retrieved, over all layers and heads.
         citations: the sentences that carried most memory attention.
         passages: those that were recalled for the prompt, by the attention they received.
-        tokens: the text of each generated id.
+        tokens: the text that each generated id adds, together the generated text; of ids that make
+            up one character the last has it.
         token_citations: the rows that carried most memory attention, for each generated token.
     """
 
@@ -105,7 +107,7 @@ def answer(
         prompt=prompt,
         text=str(tokenizer.decode(token_ids, skip_special_tokens=True)).strip(),
         token_ids=token_ids,
-        tokens=[str(tokenizer.decode([token_id])) for token_id in token_ids],
+        tokens=text_of_tokens(token_ids, tokenizer),
         num_redone=recording.num_redone,
         num_retrieved=recording.num_retrieved,
         citations=recording.citations(),

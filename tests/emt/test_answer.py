@@ -36,7 +36,7 @@ def test_an_answer_is_what_the_model_generates(remembering):
     answered = answer(model, memory, PROMPT, max_new_tokens=7)
     assert answered.prompt == PROMPT
     assert answered.token_ids == by_hand(model, [1, 5, 9, 33])
-    assert answered.tokens == [memory.tokenizer.decode([token]) for token in answered.token_ids]
+    assert "".join(answered.tokens) == answered.text
     assert answered.text == memory.tokenizer.decode(answered.token_ids, skip_special_tokens=True)
     assert answered.timings["generate_seconds"] > 0
     with memory.recording() as recording:
@@ -162,5 +162,6 @@ def test_half_a_character_is_shown_as_the_replacement_character():
     memory.write("日本語のテキスト。\U0001f600", document="d")
     answered = answer(model, memory, "é", max_new_tokens=20)
     assert len(answered.tokens) == len(answered.token_ids)
+    assert "".join(answered.tokens).strip() == answered.text
     answered.text.encode()
     json.dumps(answered.to_json(), ensure_ascii=False).encode()
