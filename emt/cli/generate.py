@@ -9,6 +9,7 @@ from typing import Any
 
 from emt.answer import Answer, answer
 from emt.citations.citing import Citation
+from emt.cli.model_options import add_model_options
 from emt.cli.printing import count, print_json
 from emt.cli.session import Session
 from memory_backends.catalog.metadata import is_value
@@ -22,7 +23,7 @@ def add_to(commands: Any) -> None:
     parser.set_defaults(run=generate)
     parser.add_argument("prompt")
     parser.add_argument("--store", required=True, metavar="DIR")
-    parser.add_argument("--model", help="(default: the model that wrote the store)")
+    add_model_options(parser, default="the one that wrote the store")
     parser.add_argument("--config", metavar="FILE", help="memory settings in YAML")
     parser.add_argument(
         "--chat",

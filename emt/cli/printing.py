@@ -1,15 +1,41 @@
-"""Numbers and indexes in words, and JSON."""
+"""What is printed: text that a terminal can show, JSON, numbers and indexes in words."""
 
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
+# Control characters, line and paragraph separators, and halves of surrogate pairs.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_SPACING = re.compile("([\n\t])")
+
+
+def one_line(text: str) -> str:
+    """Return a name with everything escaped that would break the line or move the cursor.
+
+    A line end is shown as \\n and an escape as \\x1b, as in a string of Python.
+    """
+    return _UNPRINTABLE.sub(lambda one: one[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def printable(text: str) -> str:
+    """Return a text as `one_line` does, but with its line ends and tabs."""
+    return "".join(part if part in "\n\t" else one_line(part) for part in _SPACING.split(text))
+
 
 def print_json(value: Any) -> None:
-    """Print one object on one line."""
-    print(json.dumps(value, ensure_ascii=False))
+    """Print one object on one line, in characters that stdout can write and a terminal shows."""
+    text = _UNPRINTABLE.sub(
+        lambda one: f"\\u{ord(one[0]):04x}", json.dumps(value, ensure_ascii=False)
+    )
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value)
+    print(text)
 
 
 def bytes_used(folder: Path) -> int:

