@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from emt.cli import generate, index, info, profile, store
+from emt.cli.printing import say
 from emt.errors import EMTError
 
 
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
-    print(f"emt: {' '.join(message.split())}", file=sys.stderr)
+    say(message)
     raise SystemExit(code)
 
 

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 # Control characters, line and paragraph separators, and halves of surrogate pairs.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -24,6 +24,11 @@ def one_line(text: str) -> str:
 def printable(text: str) -> str:
     """Return a text as `one_line` does, but with its line ends and tabs."""
     return "".join(part if part in "\n\t" else one_line(part) for part in _SPACING.split(text))
+
+
+def say(message: str, file: TextIO | None = None) -> None:
+    """Print a message on one line of stderr, or of another file."""
+    print(f"emt: {one_line(' '.join(message.split()))}", file=file or sys.stderr)
 
 
 def print_json(value: Any) -> None:
