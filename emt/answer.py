@@ -98,7 +98,7 @@ def answer(
     tokenizer = memory.tokenizer
     if tokenizer is None:
         raise MemoryUseError("generating from text needs a tokenizer. Pass one to attach().")
-    sampling = _sampling(temperature, top_p, seed)
+    sampling = sampling_options(temperature, top_p, seed)
     input_ids = _input_ids(model, tokenizer, prompt, chat, max_new_tokens)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     started = time.perf_counter()
@@ -137,7 +137,9 @@ def answer(
     )
 
 
-def _sampling(temperature: float | None, top_p: float | None, seed: int | None) -> dict[str, Any]:
+def sampling_options(
+    temperature: float | None, top_p: float | None, seed: int | None
+) -> dict[str, Any]:
     """Return keywords of `generate`; what is not given is the checkpoint's own.
 
     Raises:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -11,6 +13,22 @@ from typing import Any, TextIO
 # Control characters, line and paragraph separators, and halves of surrogate pairs.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _SPACING = re.compile("([\n\t])")
+
+
+def prepare_streams() -> None:
+    """See to it that the standard streams are open, and take any text.
+
+    One that is closed becomes the null device, before a file of a store gets its number. A stream
+    that cannot write a character writes its escape.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        is_input = name == "stdin"
+        if stream is None:
+            null = os.open(os.devnull, os.O_RDONLY if is_input else os.O_WRONLY)
+            setattr(sys, name, os.fdopen(null, "r" if is_input else "w", closefd=False))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape" if is_input else "backslashreplace")
 
 
 def one_line(text: str) -> str:

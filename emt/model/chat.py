@@ -59,8 +59,9 @@ def _prompt_of(tokenizer: PreTrainedTokenizerBase, messages: list[tuple[str, str
             reasons.append("it leaves the message out")
         except Exception as error:  # a template may raise whatever it likes
             reasons.append(textwrap.shorten(str(error) or repr(error), 200, placeholder=" ..."))
+    reason = reasons[0].rstrip(".")
     raise ConfigError(
-        f"this model's chat template does not take a user's message: {reasons[0]}. {_NO_CHAT}"
+        f"this model's chat template does not take a user's message: {reason}. {_NO_CHAT}"
     )
 
 
