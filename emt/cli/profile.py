@@ -12,11 +12,11 @@ from typing import Any
 from tqdm import tqdm
 
 from emt.attach import attach
+from emt.cli.model_options import add_model_options, load_model
 from emt.cli.printing import count
-from emt.cli.session import Session, quiet
+from emt.cli.session import Session
 from emt.errors import ConfigError
 from emt.memory.memory import Memory
-from emt.model.loading import DEFAULT_MODEL, load
 from emt.profiles.examples import read_examples
 from emt.profiles.ranking import Ranked
 
@@ -33,7 +33,7 @@ def add_to(commands: Any) -> None:
         "text of --store.",
     )
     parser.set_defaults(run=profile, config=None)
-    parser.add_argument("--model", help="(default: the store's, or SmolLM2-135M)")
+    add_model_options(parser)
     parser.add_argument(
         "--data",
         metavar="FILE",
@@ -57,8 +57,7 @@ def profile(options: argparse.Namespace) -> None:
         )
     examples = None if options.data is None else read_examples(options.data)
     if options.store is None:
-        with quiet():
-            loaded = load(options.model or DEFAULT_MODEL)
+        loaded = load_model(options)
         memory, source = attach(loaded.model, tokenizer=loaded.tokenizer), loaded.source
     else:
         session = Session(options, writing=False)

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 import torch
 
 from emt.config import yaml_form
+from emt.config.model_config import GROUP
 from emt.config.setting import check_names, documented, setting, settings_of
 from emt.config.uncertainty import Uncertainty
 from emt.errors import ConfigError
@@ -333,13 +334,15 @@ class MemoryConfig:
         """Read a config; settings that the file does not name are as in `defaults`, or the class.
 
         Args:
-            path: a file as `to_yaml` writes it; settings may also stand at its top level.
+            path: a file as `to_yaml` writes it; settings may also stand at its top level. A group
+                `model` is for the command line (`ModelConfig`).
             defaults: settings by name.
 
         Raises:
             ConfigError: the file is missing or not a YAML mapping, or what `from_dict` refuses.
         """
         values = yaml_form.load(path)
+        values.pop(GROUP, None)
         try:
             return cls.from_dict(values, defaults=defaults)
         except ConfigError as error:

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from emt import MemoryConfig
-from emt.config import SETTINGS
+from emt.config import MODEL_SETTINGS, SETTINGS, ModelConfig
 from emt.config.yaml_form import GROUPS
 from emt.errors import ConfigError
 
@@ -227,6 +227,42 @@ def test_bad_files_are_refused_by_name(tmp_path, text, message):
         MemoryConfig.from_yaml(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# -- the model's group ----------------------------------------------------------------------------
+
+
+def test_a_file_may_say_how_the_model_is_loaded(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("token: {topk: 4}\nmodel: {name: m, device: 'cuda:1', dtype: bfloat16}\n")
+    assert ModelConfig.from_yaml(path) == ModelConfig(name="m", device="cuda:1", dtype="bfloat16")
+    assert MemoryConfig.from_yaml(path) == MemoryConfig(topk=4)
+    path.write_text("topk: 4\nmodel:\n")
+    assert ModelConfig.from_yaml(path) == ModelConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {dtype: float7}", "dtype must be 'auto', .*'float64'; got 'float7'"),
+        ("model: {device: 1}", "device must be .*, or null; got 1"),
+        ("model: {attn_implementation: ''}", "attn_implementation must be "),
+        ("model: {dtyp: auto}", "unknown key 'dtyp' in the group 'model'. Did you mean 'dtype'?"),
+        ("model: {zzz: 1}", "unknown key 'zzz' .* The settings are name, device, dtype, attn_"),
+        ("model: smollm2", "'model' is a group of settings .*; got 'smollm2'"),
+    ],
+)
+def test_wrong_settings_of_a_model_are_refused(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"^config '{re.escape(str(path))}': {message}"):
+        ModelConfig.from_yaml(path)
+
+
+def test_the_models_settings_are_explained_and_apart_from_the_memorys():
+    assert "model" not in {*GROUPS, *SETTINGS}
+    text = " ".join(ModelConfig.__doc__.split())
+    assert all(f"{name}: {each.doc}" in text for name, each in MODEL_SETTINGS.items())
 
 
 # -- topk and uncertainty -----------------------------------------------------------------------
