@@ -42,7 +42,7 @@ def terms_of(text: str) -> list[str]:
                 words.append(before + word)
             before, end = word, match.end()
         if word not in _STOP_WORDS:
-            words.append(word)
+            words.append(_singular(word))
     return words
 
 
@@ -53,6 +53,19 @@ def _folded(text: str) -> str:
     folded = unicodedata.normalize("NFKC", text).casefold()
     folded = _OPTIONAL.sub("", unicodedata.normalize("NFKD", folded))
     return unicodedata.normalize("NFC", folded)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _singular(word: str) -> str:
+    """Return a word without the s of a plural or of a verb.
+
+    Source: Harman, How Effective Is Suffixing? (1991), the S stemmer.
+    """
+    if not word.isascii() or len(word) < 4 or word.endswith(("us", "ss")):
+        return word
+    if word.endswith("ies") and word[-4] not in "ae":
+        return word[:-3] + "y"
+    return word.removesuffix("s")
 
 
 @functools.cache

@@ -10,7 +10,8 @@ from emt.routing.terms import terms_of
 @pytest.mark.parametrize(
     ("text", "terms"),
     [
-        ("The dog of Anna's aunt, 5 years old", "dog anna aunt 5 years old"),
+        ("The dog of Anna's aunt, 5 years old", "dog anna aunt 5 year old"),
+        ("dogs, houses, bodies; bus, glass, yes, keeps", "dog house body bus glass yes keep"),
         ("Crème brûlée, STRASSE; Straße; ΣΟΦΟΣ σοφός", "creme brulee strasse strasse σοφοσ σοφοσ"),
         ("ёлка в Й", "елка в и"),
         ("\uff30\uff34 \uff11\uff12 \ufb01n snake_case", "pt 12 fin snake case"),
