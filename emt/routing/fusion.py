@@ -16,12 +16,12 @@ def fuse_rankings(
     """Join several rankings of windows, each best first, into one.
 
     A window adds 1 / (2 + rank) to the nearest place of its document less than `min_distance` rows
-    away, or begins a new place. In a ranking whose best window hardly stands above its last, it
-    adds as much less: where all are nearly alike, their order says little.
+    away, or begins a new place. In a ranking whose best window hardly stands above the mean of the
+    others, it adds as much less: where all are nearly alike, their order says little.
 
     Args:
         rankings: of at most `count` windows; in one that has fewer, others have a score of 0.
-        count: of windows in a ranking.
+        count: of windows in a ranking, 2 or more.
         min_distance: rows that two places of a document are apart.
 
     Returns:
@@ -34,7 +34,7 @@ def fuse_rankings(
     places: list[Window] = []
     fused_scores: list[float] = []
     for number, ranking in enumerate(rankings):
-        weight = 1 - ranking[-1].score / ranking[0].score if len(ranking) == count else 1.0
+        others = sum(window.score for window in ranking[1:]) / (count - 1)
         for rank, window in enumerate(ranking):
             near = [i for i, place in enumerate(places) if place.is_near(window, min_distance)]
             if near:
@@ -43,7 +43,7 @@ def fuse_rankings(
                 nearest = len(places)
                 places.append(replace(window, score=0.0))
                 fused_scores.append(0.0)
-            fused_scores[nearest] += weight / (2 + rank)
+            fused_scores[nearest] += (1 - others / ranking[0].score) / (2 + rank)
             if number == 0:
                 places[nearest] = replace(places[nearest], score=window.score)
     order = np.argsort(-np.array(fused_scores), kind="stable")

@@ -20,14 +20,14 @@ def test_rankings_are_joined():
 
 def test_neighbours_in_two_documents_are_two_places():
     first = [Window(1000, 0.9, document=1000), Window(1010, 0.8, document=1010)]
-    second = [Window(1012, 0.7, document=1010), Window(1004, 0.6, document=1000)]
+    second = [Window(1012, 0.7, document=1010), Window(1004, 0.7, document=1000)]
     assert fused(first, second) == [(1000, 0.9), (1010, 0.8)]
     assert fused(first[:1], second[:1]) == [(1000, 0.9), (1012, 0.0)]
 
 
 def test_a_ranking_of_windows_that_are_alike_counts_little():
     alike = [Window(1000, 0.40), Window(2000, 0.39)]  # weight 1 - 0.39 / 0.4
-    clear = [Window(3000, 0.8), Window(2000, 0.2)]  # weight 0.75
+    clear = [Window(3000, 0.8), Window(2000, 0.2)]  # weight 1 - 0.2 / 0.8
     assert fused(alike, clear, count=2) == [(3000, 0.0), (2000, 0.39), (1000, 0.40)]
-    # With room for a third, of which each has nothing, both count in full.
-    assert fused(alike, clear, count=3) == [(2000, 0.39), (1000, 0.40), (3000, 0.0)]
+    # Of five windows the three others would have nothing: weights 0.76 and 0.94.
+    assert fused(alike, clear, count=5) == [(2000, 0.39), (3000, 0.0), (1000, 0.40)]
