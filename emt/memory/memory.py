@@ -421,7 +421,8 @@ class Memory:
             prompt: text, as it is given to the model, or token ids as for `write`.
 
         Raises:
-            ConfigError: there is no head profile of the model.
+            ConfigError: heads are to find them, and there is no head profile; or words, and there
+                is no tokenizer.
             DocumentError: the prompt is empty, or has an id the model does not have.
             MemoryUseError: the model was detached or is gone; the memory is being changed, or was
                 closed.

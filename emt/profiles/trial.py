@@ -19,9 +19,9 @@ from emt.model.attached import AttachedModel
 from emt.model.chat import prompt_ids
 from emt.profiles.examples import Example
 from emt.routing.evidence import Hits, best_windows
+from emt.routing.head_search import TOPK
 from emt.routing.queries import unit_queries
 from emt.routing.question import question_of
-from emt.routing.router import TOPK
 from memory_backends import Rows
 
 Head = tuple[int, int]  # layer, query head

@@ -167,6 +167,11 @@ class CatalogReader:
         with as_store_error(self.path):
             return [(str(name), int(tokens), int(rows)) for name, tokens, rows in records]
 
+    def first_rows(self) -> Int64Array:
+        """Return the first row of every document, in the order of their names, (d,) int64."""
+        records = self._visible("first_row", "ORDER BY first_row")
+        return np.array([first for (first,) in records], dtype=np.int64)
+
     def document_of_rows(self, ids: Iterable[int]) -> dict[int, str]:
         """Return the name of the document that owns each row; rows without one are left out."""
         owners: dict[int, str] = {}

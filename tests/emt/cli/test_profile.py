@@ -13,7 +13,7 @@ from emt.memory import modes as passage_mode
 from emt.model.loading import load
 from emt.profiles.examples import make_examples, read_examples
 from emt.routing.head_profile import ProfiledHead
-from emt.routing.router import Router
+from emt.routing.head_search import HeadSearch
 from memory_backends.catalog import Catalog
 from tests.emt.bytes import BYTES_VOCAB_SIZE, byte_tokenizer
 from tests.emt.commands import emt, emt_json, refused
@@ -63,7 +63,7 @@ def store(tmp_path, indexed):
 @pytest.fixture
 def all_is_relevant(monkeypatch):
     """Let no prompt be refused: what a model of random weights finds means nothing."""
-    monkeypatch.setattr(Router, "measure_relevance", lambda self, backend: None)
+    monkeypatch.setattr(HeadSearch, "measure_relevance", lambda self, backend: None)
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def test_without_questions_a_large_store_stays_in_token_mode(tmp_path, monkeypat
     assert answer["citations"]
     assert answer["passages"] == []
     options = ("--store", store, "--mode", "passage")
-    refused("generate", "w7 w8", *options, message="the passage mode needs a head profile")
+    refused("generate", "w7 w8", *options, message="routing by heads needs a head profile")
 
 
 @pytest.mark.parametrize(
