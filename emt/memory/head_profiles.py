@@ -1,4 +1,4 @@
-"""The head profile of a memory: found, made from its own text, kept in its store."""
+"""The head profile of a memory: found, made if there is none, kept for its model and its store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from emt.errors import ConfigError, MemoryUseError
 from emt.memory.modes import Modes
 from emt.model.attached import AttachedModel
 from emt.model.references import alive
-from emt.profiles.choice import PROFILE
+from emt.profiles.cache import cache_profile
+from emt.profiles.choice import PROFILE, shipped_profiles
 from emt.profiles.examples import Example
 from emt.profiles.ranking import HeadRanking, Ranked
 from emt.routing.head_profile import HeadProfile
@@ -24,9 +25,9 @@ from memory_backends import MemoryBackend, Rows
 
 _logger = logging.getLogger(__name__)
 _MAKES_PROFILE = (
-    "this model has no head profile: one is made of the memory's own text and kept in its store, "
-    "which takes about as long as reading 30,000 tokens. To avoid it, make one beforehand with "
-    "`emt profile` and set profile to its file, or set mode to token."
+    "this model has no head profile: one is made, and kept for all its memories, which takes about "
+    "as long as reading 6,000 tokens. To avoid it, make one beforehand with `emt profile`, or set "
+    "mode to token."
 )
 
 
@@ -54,7 +55,7 @@ class HeadProfiles:
 
     def is_lacking(self, config: MemoryConfig, backend: MemoryBackend) -> bool:
         """Tell whether passages would be recalled if there was a profile."""
-        recalls = config.mode == "passage" or self._modes.is_large(config, backend)
+        recalls = self._recalls(config, backend)
         return recalls and self._modes.profiles.find(config, backend) is None
 
     def rank(
@@ -82,18 +83,55 @@ class HeadProfiles:
         backend.set_setting(PROFILE, profile.to_json())
         self._modes.profiles.look_again(config, backend)
 
-    def make_if_lacking(self, config: MemoryConfig, backend: MemoryBackend) -> None:
-        """Make a profile from a memory's own text if one is lacking, and can be made and kept."""
-        decoder = self._model.decoder()
-        if decoder is None or decoder.training or self._tokenizer is None or backend.is_read_only:
+    def keep_made(self, profile: HeadProfile, config: MemoryConfig, backend: MemoryBackend) -> None:
+        """Keep a profile for all memories of the model, and in a memory's store."""
+        if cache_profile(profile) is None or not backend.is_read_only:
+            self.keep(profile, config, backend)
+        self._modes.profiles.look_again(config, backend)
+
+    def prepare(
+        self,
+        config: MemoryConfig,
+        backend: MemoryBackend,
+        on_step: Callable[[str], object] | None = None,
+    ) -> None:
+        """Before indexes are made: make a profile if one is lacking, and copy it into the store.
+
+        The indexes are of its heads, wherever the store is opened. One that comes with emt is there
+        already, and one that the settings name is the user's to carry.
+        """
+        if backend.is_read_only or not self._recalls(config, backend):
             return
-        if not self.is_lacking(config, backend):
+        if self._modes.profiles.find(config, backend) is None:
+            self._make(config, backend, on_step)
+        profile = self._modes.profiles.find(config, backend)
+        if profile is None or config.profile is not None or profile in shipped_profiles():
+            return
+        if backend.catalog.setting(PROFILE) != profile.to_json():
+            self.keep(profile, config, backend)
+
+    def _make(
+        self,
+        config: MemoryConfig,
+        backend: MemoryBackend,
+        on_step: Callable[[str], object] | None,
+    ) -> None:
+        """Make a profile of the model and keep it, if that is possible."""
+        decoder = self._model.decoder()
+        if decoder is None or decoder.training or self._tokenizer is None:
             return
         steps = itertools.count()
 
-        def log_once(step: str) -> None:
-            if not next(steps):  # the text was found to be enough
+        def say(step: str) -> None:
+            if not next(steps):  # ranking has begun, so there are questions enough
                 _logger.warning(_MAKES_PROFILE)
+            if on_step is not None:
+                on_step(step)
 
-        with contextlib.suppress(ConfigError, MemoryUseError):  # a prompt says what is missing
-            self.keep(self.rank(backend, None, on_step=log_once).profile, config, backend)
+        with contextlib.suppress(ConfigError, MemoryUseError):  # passages are found by words
+            profile = self.rank(backend, None, on_step=say).profile
+            self.keep_made(profile, config, backend)
+
+    def _recalls(self, config: MemoryConfig, backend: MemoryBackend) -> bool:
+        """Tell whether passages are recalled, if there is a profile."""
+        return config.mode == "passage" or self._modes.is_large(config, backend)

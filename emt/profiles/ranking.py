@@ -105,7 +105,7 @@ class HeadRanking(HeadReader):
             )
         profile = HeadProfile(
             model=name,
-            weights=str(self.model.identity.get("weights")),
+            sketch=self.model.sketch,
             heads=tuple(ProfiledHead(*head, hit_rates[head]) for head in heads),
             means=torch.stack([trial.means[layer][head] for layer, head in heads]),
             distance=DISTANCE,

@@ -97,7 +97,7 @@ def test_the_log_says_once_that_a_profile_is_made(lacking, caplog):
     (record,) = caplog.records
     said = record.getMessage()
     assert record.levelno == logging.WARNING
-    assert "no head profile: one is made of the memory's own text" in said
+    assert "no head profile: one is made, and kept for all its memories" in said
     assert "`emt profile` and set profile to its file, or set mode to token" in said
     memory.save()
     assert len(caplog.records) == 1

@@ -50,7 +50,7 @@ def test_a_profile_is_made_and_fits():
     ranked = memory.rank_heads(examples(), name="tiny", source="words", on_step=steps.append)
     profile, attached = ranked.profile, attached_model(memory)
     profile.check(attached.query_heads, attached.layout)
-    assert profile.weights == attached.identity["weights"]
+    assert profile.sketch.to_json() == attached.identity["sketch"]
     assert (profile.model, profile.source) == ("tiny", "words")
     assert 0 <= ranked.agreement <= 1
     assert (ranked.num_questions, ranked.num_rows) == (16, 4 * 120)
