@@ -22,11 +22,9 @@ from torch import Tensor
 
 from emt.errors import ConfigError
 from emt.profiles.built_in_examples import built_in_examples
-from emt.profiles.examples import Example, make_examples
-from emt.profiles.stored_text import stored_texts
+from emt.profiles.examples import Example
 from emt.profiles.trial import DISTANCE, MAX_CHARACTERS, Head, HeadReader, Trial
 from emt.routing.head_profile import HeadProfile, ProfiledHead
-from memory_backends import MemoryBackend
 
 _BUDGET = 6000  # tokens of the built-in texts and questions
 _MAX_HEADS = 5
@@ -123,7 +121,7 @@ class HeadRanking(HeadReader):
             )
         profile = HeadProfile(
             model=name,
-            weights=str(self.model.identity.get("weights")),
+            sketch=self.model.sketch,
             heads=tuple(ProfiledHead(*head, scores[head].hit_rate) for head in heads),
             means=torch.stack([trial.means[layer][head] for layer, head in heads]),
             distance=DISTANCE,
@@ -153,17 +151,6 @@ class HeadRanking(HeadReader):
 
         examples = built_in_examples(num_tokens, _BUDGET)
         return self.rank(examples, name=name, source="texts of emt", on_tokens=on_tokens)
-
-    def rank_stored_text(
-        self,
-        backend: MemoryBackend,
-        *,
-        name: str,
-        on_tokens: Callable[[int, int], object] | None = None,
-    ) -> Ranked:
-        """Try each head with questions made from the text of a memory's documents, as `rank`."""
-        examples = make_examples(stored_texts(backend, self.tokenizer))
-        return self.rank(examples, name=name, source="stored text", on_tokens=on_tokens)
 
 
 def choose_heads(heads: Sequence[Head], num_layers: int) -> list[Head]:

@@ -7,6 +7,7 @@ that of everywhere else.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -31,11 +32,9 @@ Head = tuple[int, int]  # layer, query head
 DISTANCE = 64  # tokens between a memory and the queries
 MAX_CHARACTERS = 8000  # of a text
 _NEAR = 48  # rows between the middle of a window and the answer, at most
-_BLOCKS_PER_HIT = 8  # of a small text a query retrieves an eighth, at most 64 blocks of rows
+_BLOCKS_PER_HIT = 4  # a query retrieves a quarter of all blocks of rows, at most 64 blocks
 _BATCH = 256  # queries searched at once
 _NOT_FOUND = -4.0  # below all similarities
-# Prompts say more than a question does, and what they say is found nowhere or everywhere.
-_ENDINGS = ("", "\nAnswer in a few words.", "", "\nPlease answer briefly and say why.")
 
 
 @dataclass(frozen=True)
@@ -120,47 +119,25 @@ class Trial:
         The answers must stand in the first 8,000 characters of their texts. `on_tokens` is told how
         many tokens were read, and how many there are.
         """
-        texts = {text: reader.tokenize(text) for text in _texts(examples)}
-        prompts = [
-            reader.prompt(each.question + _ENDINGS[number % len(_ENDINGS)])
-            for number, each in enumerate(examples)
-        ]
-        total = sum(len(ids) for ids, _ in texts.values()) + sum(len(ids) for ids, _ in prompts)
-        num_read = 0
-
-        def count(num_tokens: int) -> None:
-            nonlocal num_read
-            num_read += num_tokens
-            on_tokens(num_read, total)
-
-        count(0)
-        layers = reader.model.full_attention_layers
-        keys: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-        sinks: list[np.ndarray] = []
-        first_rows: dict[str, int] = {}
-        for text, (ids, _) in texts.items():
-            first_rows[text] = sum(map(len, sinks))
-            for rows in reader.read(ids):
-                for layer, of_layer in keys.items():
-                    of_layer.append(normalize(rows.keys[layer].float().cpu(), dim=-1))
-                sinks.append(rows.sinks)
-                count(len(rows))
-        queries: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-        for ids, first in prompts:
-            for layer, of_prompt in reader.queries(ids, first).items():
-                queries[layer].append(of_prompt)
-            count(len(ids))
-        of_layers = {layer: torch.cat(of_layer, 1) for layer, of_layer in queries.items()}
+        documents = dict.fromkeys(example.document for example in examples)
+        texts = [reader.tokenize(document) for document in documents]
+        prompts = [reader.prompt(example.question) for example in examples]
+        lengths = [len(ids) for ids, _ in texts]
+        progress = _Progress(on_tokens, sum(lengths) + sum(len(ids) for ids, _ in prompts))
+        keys, is_sink = _read_texts(reader, [ids for ids, _ in texts], progress)
+        queries = _read_prompts(reader, prompts, progress)
+        starts = itertools.accumulate(lengths, initial=0)
+        places = {
+            document: (start, offsets)
+            for document, start, (_, offsets) in zip(documents, starts, texts, strict=False)
+        }
         return cls(
-            {layer: torch.cat(of_layer, 1) for layer, of_layer in keys.items()},
-            torch.from_numpy(np.concatenate(sinks)),
-            of_layers,
+            keys,
+            is_sink,
+            queries,
             [len(ids) - first for ids, first in prompts],
-            [
-                first_rows[each.document] + _middle_token(each, texts[each.document][1])
-                for each in examples
-            ],
-            {layer: of_layer.mean(1) for layer, of_layer in of_layers.items()},
+            [_middle_row(example, *places[example.document]) for example in examples],
+            {layer: of_layer.mean(1) for layer, of_layer in queries.items()},
         )
 
     @property
@@ -183,7 +160,7 @@ class Trial:
         for batch in torch.split(queries, _BATCH):
             scores = (batch @ keys.T).masked_fill_(self.is_sink, _NOT_FOUND)  # (T', N)
             scores = pad(scores, (0, -len(keys) % BLOCK), value=_NOT_FOUND)
-            blocks = scores.unflatten(1, (-1, BLOCK)).amax(-1)  # (T', blocks)
+            blocks = scores.view(len(batch), -1, BLOCK).amax(-1)  # (T', blocks)
             k = min(TOPK, -(-blocks.shape[1] // _BLOCKS_PER_HIT))
             excess = (blocks - blocks.topk(k, dim=1).values[:, -1:]).clamp(min=0)
             best.append(max_pool1d(excess, min(BLOCKS_PER_WINDOW, excess.shape[1]), stride=1))
@@ -215,11 +192,47 @@ class Trial:
         return (of_answer - mean) / deviation, of_answer > of_others.amax(1)
 
 
-def _texts(examples: Sequence[Example]) -> list[str]:
-    return list(dict.fromkeys(example.document for example in examples))
+class _Progress:
+    """Tells `on_tokens` how many of all tokens were read."""
+
+    def __init__(self, on_tokens: Callable[[int, int], object], total: int) -> None:
+        self._on_tokens, self._num_read, self._total = on_tokens, 0, total
+        self.add(0)
+
+    def add(self, num_tokens: int) -> None:
+        self._num_read += num_tokens
+        self._on_tokens(self._num_read, self._total)
 
 
-def _middle_token(example: Example, offsets: np.ndarray) -> float:
-    """Return the token in the middle of an answer."""
+def _read_texts(
+    reader: HeadReader, texts: Sequence[list[int]], progress: _Progress
+) -> tuple[dict[int, Tensor], Tensor]:
+    """Return layer -> unit keys (Hkv, N, D) of all texts, and which rows are sinks, (N,)."""
+    keys: dict[int, list[Tensor]] = {layer: [] for layer in reader.model.full_attention_layers}
+    sinks: list[np.ndarray] = []
+    for token_ids in texts:
+        for rows in reader.read(token_ids):
+            for layer, of_layer in keys.items():
+                of_layer.append(normalize(rows.keys[layer].float().cpu(), dim=-1))
+            sinks.append(rows.sinks)
+            progress.add(len(rows))
+    unit_keys = {layer: torch.cat(of_layer, 1) for layer, of_layer in keys.items()}
+    return unit_keys, torch.from_numpy(np.concatenate(sinks))
+
+
+def _read_prompts(
+    reader: HeadReader, prompts: Sequence[tuple[Tensor, int]], progress: _Progress
+) -> dict[int, Tensor]:
+    """Return layer -> unit queries (H, T, D) of what asks in all prompts, one after another."""
+    queries: dict[int, list[Tensor]] = {layer: [] for layer in reader.model.full_attention_layers}
+    for token_ids, first in prompts:
+        for layer, of_prompt in reader.queries(token_ids, first).items():
+            queries[layer].append(of_prompt)
+        progress.add(len(token_ids))
+    return {layer: torch.cat(of_layer, 1) for layer, of_layer in queries.items()}
+
+
+def _middle_row(example: Example, first_row: int, offsets: np.ndarray) -> float:
+    """Return the row in the middle of an answer."""
     is_answer = (offsets[:, 1] > example.start) & (offsets[:, 0] < example.end)
-    return float(np.flatnonzero(is_answer).mean())
+    return first_row + float(np.flatnonzero(is_answer).mean())
