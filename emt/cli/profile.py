@@ -21,6 +21,7 @@ from emt.profiles.cache import cache_profile
 from emt.profiles.examples import make_examples, read_examples
 from emt.profiles.ranking import Ranked
 from emt.profiles.stored_text import stored_texts
+from emt.routing.head_profile import HeadProfile
 
 _SHOWN = 12  # heads of the ranking
 
@@ -71,19 +72,24 @@ def profile(options: argparse.Namespace) -> None:
         ranked = memory.rank_heads(
             examples, name=Path(model).name, source=source, on_tokens=on_tokens
         )
+    kept = _keep(ranked.profile, memory, options)
     _print_ranking(ranked)
+    print(kept)
+
+
+def _keep(made: HeadProfile, memory: Memory, options: argparse.Namespace) -> str:
+    """Keep a profile where the options say; say where."""
     if options.output is not None:
-        ranked.profile.write(options.output)
-        print(f"written to '{options.output}'")
-    elif options.store is not None:
-        memory.keep_profile(ranked.profile)
+        made.write(options.output)
+        return f"written to '{options.output}'"
+    if options.store is not None:
+        memory.keep_profile(made)
         memory.save()  # in passage mode, without the indexes of other heads
-        print(f"kept in '{options.store}'")
-    else:
-        file = cache_profile(ranked.profile)
-        if file is None:
-            raise ConfigError("the user's cache cannot be written. Name --output FILE.")
-        print(f"kept for all stores of this model, in '{file}'")
+        return f"kept in '{options.store}'"
+    file = cache_profile(made)
+    if file is None:
+        raise ConfigError("the user's cache cannot be written. Name --output FILE.")
+    return f"kept for all stores of this model, in '{file}'"
 
 
 def profile_if_needed(memory: Memory) -> None:

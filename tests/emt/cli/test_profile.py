@@ -129,8 +129,7 @@ def test_a_terminal_shows_how_many_tokens_of_how_many_were_read(tmp_path, model,
     prompts = sum(
         len(json.loads(line)["question"]) + 2 for line in data.read_text().splitlines()
     )  # bytes, and <bos> and <eos>
-    total = (texts + prompts) / 1000
-    assert f"/{total:.2f}k [" in done.err
+    assert f"/{texts + prompts} [" in done.err
 
 
 def test_without_data_and_store_the_texts_of_emt_are_used(model, tmp_path, monkeypatch):
@@ -224,7 +223,7 @@ def test_a_large_store_gets_a_profile_and_indexes_of_its_heads_only(
     assert emt_json("generate", PROMPT, *options, "--mode", "token")["passages"] == []
 
 
-@pytest.mark.parametrize("text", ["Кто посадил вишни?", "谁种了樱桃树？", "x"])
+@pytest.mark.parametrize("text", ["谁种了樱桃树？", "x"])
 def test_a_profile_needs_no_text_of_a_kind(tmp_path, model, text):
     """It is made from texts of emt, whatever the script of the user's, and however short."""
     (tmp_path / "d.txt").write_text(text, encoding="utf-8")
@@ -236,21 +235,22 @@ def test_a_profile_needs_no_text_of_a_kind(tmp_path, model, text):
     assert emt_json("info", store)["profile"]["source"] == "texts of emt"
 
 
-def test_a_model_that_cannot_have_a_profile_is_told_of(tmp_path, documents):
+def test_a_model_that_cannot_have_a_profile_is_told_of(tmp_path):
     model = build("gemma3_text", sliding_window=16, layer_types=["sliding_attention"] * 3)
     model.save_pretrained(tmp_path / "model")
     make_word_model(tmp_path / "words")
     for file in (tmp_path / "words").glob("*token*"):
         shutil.copy(file, tmp_path / "model")
     (tmp_path / "c.yaml").write_text("memory_type: vector_db\nmode: passage\nlayers: [0]\n")
+    (tmp_path / "d.txt").write_text("w5 w6 w7 w8")
     store = tmp_path / "store"
     options = ("--store", store, "--model", tmp_path / "model", "--config", tmp_path / "c.yaml")
-    done = emt("index", documents, *options)
+    done = emt("index", tmp_path / "d.txt", *options)
     assert (
         "\nemt: no head profile could be made: a head profile needs layers that see the whole "
         "context; this model has none. Passages are found by words only.\n" in done.err
     )
-    assert done.out.startswith("3 documents added")
+    assert done.out.startswith("1 document added")
 
 
 @pytest.mark.parametrize(
