@@ -102,7 +102,7 @@ def attach(
                 full_attention_layers=tuple(
                     idx for idx, layer in layers.items() if not layer.is_sliding
                 ),
-                identity=identity_of(model, decoder.config, layout, tokenizer),
+                identity=identity_of(model, decoder, layout, tokenizer),
             ),
             config,
             tokenizer,

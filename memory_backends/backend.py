@@ -46,7 +46,8 @@ class MemoryBackend:
     """Rows of one memory, with their documents. See the module docstring for the contract.
 
     Args:
-        layout: the shape of the rows. A store that is opened must have the same.
+        layout: the shape of the rows. A store that is opened must have the same shape; rows of
+            another dtype are converted, which a log record says.
         memory_type: how rows are searched: "manual", "vector_db", or a name that was given to
             `register_searcher`.
         path: the store's directory. It is opened if it exists; else the first `add` creates it.

@@ -19,6 +19,8 @@ MetadataValue = str | int | float | bool
 Metadata = Mapping[str, MetadataValue]
 Heads = Sequence[int] | None  # KV heads of one layer; None for all of them
 
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
 _MAX_LAYERS = 10_000
 
 
@@ -46,7 +48,7 @@ class MemoryLayout:
     def __post_init__(self) -> None:
         if not self.layers:
             raise MemoryMismatchError("a memory must have at least one layer; got none.")
-        if self.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        if self.dtype not in DTYPES.values():
             raise MemoryMismatchError(
                 f"rows must be float32, float16 or bfloat16; got {self.dtype}. "
                 "Load the model in one of these dtypes."
@@ -71,7 +73,6 @@ class MemoryLayout:
     def from_json(cls, data: Mapping[str, Any]) -> MemoryLayout:
         """Read what `to_json` wrote; raise a MemoryMismatchError for anything else."""
         try:
-            dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
             shapes = {int(idx): tuple(map(int, dims)) for idx, dims in data["layers"].items()}
             if not all(
                 len(dims) == 3 and 0 < min(dims) <= max(dims) < 2**16 for dims in shapes.values()
@@ -80,7 +81,7 @@ class MemoryLayout:
             if not all(0 <= idx < _MAX_LAYERS for idx in shapes):
                 raise ValueError(f"impossible layers {sorted(shapes)}")
             return cls(
-                {idx: LayerLayout(*dims) for idx, dims in shapes.items()}, dtype[data["dtype"]]
+                {idx: LayerLayout(*dims) for idx, dims in shapes.items()}, DTYPES[data["dtype"]]
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise MemoryMismatchError(f"not a memory layout: {data!r} ({error})") from error

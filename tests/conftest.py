@@ -5,8 +5,10 @@ model, which is then loaded once.
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import pytest
@@ -16,6 +18,13 @@ import pytest
 def _cache_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep the user's cache directory out of the tests, those in other processes included."""
     os.environ["EMT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _no_head_profile_of_another_test() -> Iterator[None]:
+    """Empty the cache of head profiles: many tests have a model with the same weights."""
+    yield
+    shutil.rmtree(Path(os.environ["EMT_CACHE"]) / "profiles", ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -56,7 +56,7 @@ def index(options: argparse.Namespace) -> None:
         written = memory.write_all(
             ((document.name, document.text, document.metadata) for document in corpus),
             on_rows=bar.update,
-            before_save=lambda: profile_if_needed(memory, session.source),
+            before_save=lambda: profile_if_needed(memory),
         )
         bar.total = bar.n  # what was there already took no time
         bar.refresh()

@@ -11,11 +11,12 @@ from typing import Any
 from emt.cli.printing import bytes_used, count, index_in_words, print_json, size
 from emt.cli.session import existing
 from emt.errors import ConfigError
-from emt.profiles.choice import PROFILE, shipped_profiles
+from emt.profiles.choice import PROFILE, known_profiles, shipped_profiles
 from emt.routing.head_profile import HeadProfile
 from memory_backends.catalog import Catalog
 from memory_backends.faiss.coverage import coverage_of
 from memory_backends.layout import MemoryLayout
+from memory_backends.store.identity import SKETCH, sketch_in
 
 _INDEX_FACTS = ("factory", "num_rows", "recall", "attention", "scanned")
 _LAYERS_NAMED = 8
@@ -43,12 +44,13 @@ def info(options: argparse.Namespace) -> None:
 def _describe(store: Path, catalog: Catalog) -> dict[str, Any]:
     """Return what a store has, as plain JSON types."""
     documents = catalog.document_sizes()
+    identity = {key: value for key, value in catalog.identity.items() if key != SKETCH}
     index = catalog.setting("index") or {}
     kept_facts = {key: index[key] for key in _INDEX_FACTS if key in index}
     return {
         "store": str(store),
         "format_version": catalog.setting("format_version"),
-        "model": {"source": catalog.setting("model"), **catalog.identity},
+        "model": {"source": catalog.setting("model"), **identity},
         "config": catalog.setting("config"),
         "documents": [
             {"name": name, "tokens": tokens, "rows": rows} for name, tokens, rows in documents
@@ -81,10 +83,10 @@ def _coverage(index: dict[str, Any], layout: MemoryLayout) -> dict[str, Any]:
 
 
 def _profile(catalog: Catalog) -> dict[str, Any] | None:
-    """Return the store's head profile, or the one that comes with emt; None if there is none."""
+    """Return the store's head profile, or the one of its model; None if there is none."""
     kept = catalog.setting(PROFILE)
     if kept is None:
-        profile = shipped_profiles().get(str(catalog.identity.get("weights")))
+        profile = next(iter(known_profiles(sketch_in(catalog.identity))), None)
     else:
         try:
             profile = HeadProfile.from_json(kept)
@@ -94,6 +96,7 @@ def _profile(catalog: Catalog) -> dict[str, Any] | None:
         return None
     return {
         "kept": kept is not None,
+        "shipped": profile in shipped_profiles(),
         "model": profile.model,
         "source": profile.source,
         "heads": [asdict(head) for head in profile.heads],
@@ -155,4 +158,6 @@ def _profile_in_words(profile: dict[str, Any] | None) -> str:
     words = f"{count(len(heads), 'query head')} ({named}) of {profile['model']}"
     if profile["source"]:
         words += f", from {profile['source']}"
-    return words if profile["kept"] else f"{words}; comes with emt"
+    if profile["kept"]:
+        return words
+    return f"{words}; {'comes with emt' if profile['shipped'] else 'in the user cache'}"

@@ -1,9 +1,8 @@
-"""The head profile of a memory: found, made from its own text, kept in its store."""
+"""The head profile of a memory: found, made if there is none, kept for its model and its store."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,8 @@ from emt.errors import ConfigError, MemoryUseError
 from emt.memory.modes import Modes
 from emt.model.attached import AttachedModel
 from emt.model.references import alive
-from emt.profiles.choice import PROFILE
+from emt.profiles.cache import cache_profile
+from emt.profiles.choice import PROFILE, shipped_profiles
 from emt.profiles.examples import Example
 from emt.profiles.ranking import HeadRanking, Ranked
 from emt.routing.head_profile import HeadProfile
@@ -24,9 +24,9 @@ from memory_backends import MemoryBackend, Rows
 
 _logger = logging.getLogger(__name__)
 _MAKES_PROFILE = (
-    "this model has no head profile: one is made of the memory's own text and kept in its store, "
-    "which takes about as long as reading 30,000 tokens. To avoid it, make one beforehand with "
-    "`emt profile` and set profile to its file, or set mode to token."
+    "this model has no head profile: one is made, and kept for all its memories, which takes about "
+    "as long as reading 6,000 tokens. To avoid it, make one beforehand with `emt profile`, or set "
+    "mode to token."
 )
 
 
@@ -54,27 +54,26 @@ class HeadProfiles:
 
     def is_lacking(self, config: MemoryConfig, backend: MemoryBackend) -> bool:
         """Tell whether heads would find passages if there was a profile."""
-        by_heads = config.mode != "token" and config.routing != "words"
-        return by_heads and self._modes.profiles.find(config, backend) is None
+        recalls = self._recalls(config)
+        return recalls and self._modes.profiles.find(config, backend) is None
 
     def rank(
         self,
-        backend: MemoryBackend,
         examples: Sequence[Example] | None,
         *,
         name: str = "",
         source: str = "",
-        on_step: Callable[[str], object] | None = None,
+        on_tokens: Callable[[int, int], object] | None = None,
         **options: Any,
     ) -> Ranked:
-        """Rank the model's heads by examples, or else by the text of a memory's documents."""
+        """Rank the model's heads by examples, or else by those that come with emt."""
         ranking = HeadRanking(self._model, self._tokenizer, self._read)
         if not name:
             model = alive(self._model.model, "rank heads")
             name = Path(str(model.config.name_or_path or model.config.model_type)).name
         if examples is None:
-            return ranking.rank_stored_text(backend, name=name, on_step=on_step)
-        return ranking.rank(examples, name=name, source=source, on_step=on_step, **options)
+            return ranking.rank_built_in(name=name, on_tokens=on_tokens)
+        return ranking.rank(examples, name=name, source=source, on_tokens=on_tokens, **options)
 
     def keep(self, profile: HeadProfile, config: MemoryConfig, backend: MemoryBackend) -> None:
         """Keep a profile in a memory's store."""
@@ -82,18 +81,54 @@ class HeadProfiles:
         backend.set_setting(PROFILE, profile.to_json())
         self._modes.profiles.look_again(config, backend)
 
-    def make_if_lacking(self, config: MemoryConfig, backend: MemoryBackend) -> None:
-        """Make a profile from a memory's own text if one is lacking, and can be made and kept."""
+    def keep_made(self, profile: HeadProfile, config: MemoryConfig, backend: MemoryBackend) -> None:
+        """Keep a profile for all memories of the model, and in a memory's store."""
+        if cache_profile(profile) is None or not backend.is_read_only:
+            self.keep(profile, config, backend)
+        self._modes.profiles.look_again(config, backend)
+
+    def prepare(
+        self,
+        config: MemoryConfig,
+        backend: MemoryBackend,
+        on_tokens: Callable[[int, int], object] | None = None,
+    ) -> None:
+        """Before indexes are made: make a profile if one is lacking, and copy it into the store.
+
+        The indexes are of its heads, wherever the store is opened. One that comes with emt is there
+        already, and one that the settings name is the user's to carry.
+        """
+        if backend.is_read_only or not self._recalls(config):
+            return
+        if self._modes.profiles.find(config, backend) is None:
+            self._make(config, backend, on_tokens)
+        profile = self._modes.profiles.find(config, backend)
+        if profile is None or config.profile is not None or profile in shipped_profiles():
+            return
+        if backend.catalog.setting(PROFILE) != profile.to_json():
+            self.keep(profile, config, backend)
+
+    def _make(
+        self,
+        config: MemoryConfig,
+        backend: MemoryBackend,
+        on_tokens: Callable[[int, int], object] | None,
+    ) -> None:
+        """Make a profile of the model and keep it, if that is possible."""
         decoder = self._model.decoder()
-        if decoder is None or decoder.training or self._tokenizer is None or backend.is_read_only:
+        if decoder is None or decoder.training or self._tokenizer is None:
             return
-        if not self.is_lacking(config, backend):
-            return
-        steps = itertools.count()
 
-        def log_once(step: str) -> None:
-            if not next(steps):  # the text was found to be enough
+        def count(num_read: int, total: int) -> None:
+            if not num_read:  # ranking begins, so nothing is missing
                 _logger.warning(_MAKES_PROFILE)
+            if on_tokens is not None:
+                on_tokens(num_read, total)
 
-        with contextlib.suppress(ConfigError, MemoryUseError):  # a prompt says what is missing
-            self.keep(self.rank(backend, None, on_step=log_once).profile, config, backend)
+        with contextlib.suppress(ConfigError, MemoryUseError):  # passages are found by words
+            profile = self.rank(None, on_tokens=count).profile
+            self.keep_made(profile, config, backend)
+
+    def _recalls(self, config: MemoryConfig) -> bool:
+        """Tell whether heads find passages, if there is a profile."""
+        return config.mode != "token" and config.routing != "words"

@@ -119,6 +119,7 @@ class Memory:
         *,
         on_rows: Callable[[int], object] | None = None,
         before_save: Callable[[], object] | None = None,
+        on_tokens: Callable[[int, int], object] | None = None,
     ) -> Written:
         """Remember many documents, each read on its own, and bring the store's index up to date.
 
@@ -131,6 +132,7 @@ class Memory:
                 `write`; read a few ahead, to encode short ones together.
             on_rows: called with the number of new rows, for a progress bar.
             before_save: called when all documents are there, before indexes are made of them.
+            on_tokens: as in `save`.
 
         Returns:
             How many documents were added, replaced and skipped.
@@ -158,7 +160,7 @@ class Memory:
         if before_save is not None:
             before_save()
         if self.config.path is not None:  # else nothing is kept
-            self.save()
+            self.save(on_tokens=on_tokens)
         return changes.counts
 
     def read(
@@ -257,17 +259,23 @@ class Memory:
 
     # -- keeping --------------------------------------------------------------------------------
 
-    def save(self, path: Path | str | None = None) -> None:
+    def save(
+        self,
+        path: Path | str | None = None,
+        *,
+        on_tokens: Callable[[int, int], object] | None = None,
+    ) -> None:
         """Bring the store up to date, or write a copy of this memory to a new directory.
 
         At its own `path`, a memory that is read in passages is given what that needs: a head
-        profile made of its own text, if its model has none and questions can be made of the text;
-        and what prompts about nothing in particular find in it. The first takes about as long as
-        reading 30,000 tokens, which the log says; neither is done where the store cannot be
-        written. A copy has what the memory has.
+        profile, made if its model has none and kept for all memories of the model; and what prompts
+        about nothing in particular find in it. The first takes about as long as reading 6,000
+        tokens, which the log says; neither is done where the store cannot be written. A copy has
+        what the memory has.
 
         Args:
             path: a directory that does not exist or is empty; None for the memory's own `path`.
+            on_tokens: told how many tokens were read of how many, while a head profile is made.
 
         Raises:
             StoreError: there is no path, it is taken, or it cannot be written.
@@ -280,7 +288,7 @@ class Memory:
             )
         with self._alone("save"):
             if path is None and self._model is not None:
-                self._profiles.make_if_lacking(self.config, self.backend)
+                self._profiles.prepare(self.config, self.backend, on_tokens)
             if self._model is not None:  # else what is indexed stays as it was
                 self._index_heads(self.backend, self.config)
             self.backend.save(path)
@@ -463,16 +471,16 @@ class Memory:
         *,
         name: str = "",
         source: str = "",
-        on_step: Callable[[str], object] | None = None,
+        on_tokens: Callable[[int, int], object] | None = None,
         **options: Any,
     ) -> Ranked:
         """Rank the model's heads by whether they find the passage of a question; keep nothing.
 
         Args:
-            examples: questions about texts; None to make them from the memory's own text.
+            examples: questions about texts; None for those that come with emt.
             name: of the model, for people; as the model's config says if it is empty.
             source: of the questions, for people.
-            on_step: told what is being done.
+            on_tokens: told how many tokens were read, and how many will be.
             **options: further arguments of `HeadRanking.rank`.
 
         Raises:
@@ -483,28 +491,28 @@ class Memory:
         self._check_open("rank heads")
         self._attached("rank heads")
         return self._profiles.rank(
-            self.backend, examples, name=name, source=source, on_step=on_step, **options
+            examples, name=name, source=source, on_tokens=on_tokens, **options
         )
 
-    def make_profile(self, *, on_step: Callable[[str], object] | None = None) -> HeadProfile:
-        """Make a head profile from the memory's own text, and keep it with the memory.
+    def make_profile(self, *, on_tokens: Callable[[int, int], object] | None = None) -> HeadProfile:
+        """Make a head profile, and keep it for all memories of the model, and with this one.
 
-        It takes about as long as reading 30,000 tokens.
+        It takes about as long as reading 6,000 tokens.
 
         Args:
-            on_step: told what is being done.
+            on_tokens: told how many tokens were read, and how many will be.
 
         Raises:
             ConfigError, MemoryUseError: as `rank_heads`.
-            StoreError: the store cannot be written.
+            StoreError: the store is being written to by another process.
         """
         self._check_open("make a head profile")
-        profile = self.rank_heads(on_step=on_step).profile
-        self.keep_profile(profile)
+        profile = self.rank_heads(on_tokens=on_tokens).profile
+        self._profiles.keep_made(profile, self.config, self.backend)
         return profile
 
     def keep_profile(self, profile: HeadProfile) -> None:
-        """Keep a head profile in the memory's store, for all who open it.
+        """Keep a head profile in the memory's store, for all who open it, and nowhere else.
 
         Raises:
             ConfigError: it is of a model of another shape.

@@ -18,6 +18,8 @@ from emt.model.positions import Angles
 from emt.model.references import alive
 from emt.model.rope import Unrotation
 from memory_backends import MemoryLayout
+from memory_backends.store.identity import sketch_in
+from memory_backends.store.sketch import Sketch
 
 _making_angles = threading.Lock()
 
@@ -51,6 +53,11 @@ class AttachedModel:
         """The cosines and sines of the layers that rotate keys; made once, by running one token."""
         with _making_angles:
             return self._angles
+
+    @functools.cached_property
+    def sketch(self) -> Sketch | None:
+        """The sketch of its weights, as its identity has it; None if their values are nowhere."""
+        return sketch_in(self.identity)
 
     @functools.cached_property
     def _angles(self) -> Angles:

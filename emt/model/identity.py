@@ -1,6 +1,7 @@
-"""The identity of a model: shapes, RoPE, and a hash of its weights.
+"""The identity of a model: shapes, RoPE, and a hash and a sketch of its weights.
 
 A store keeps that of the model that wrote it; `memory_backends/store/identity.py` compares the two.
+The hash tells weights apart that are in one dtype; the sketch is for the same ones in another.
 """
 
 from __future__ import annotations
@@ -11,35 +12,37 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from emt.model.devices import weights
 from memory_backends import MemoryLayout
+from memory_backends.store.sketch import Sketch
 
 _SAMPLED_VALUES = 32
 
 
 def identity_of(
     model: nn.Module,
-    config: PreTrainedConfig,
+    decoder: PreTrainedModel,
     layout: MemoryLayout,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> dict[str, Any]:
     """Describe a model as plain JSON types; two models with equal descriptions share memories.
 
-    `config` is that of its text decoder. A store does not compare fields that are left out, as the
-    tokenizer's is without one.
+    A store does not compare fields that are left out, as the tokenizer's is without one.
     """
-    layers = layout.layers.values()
+    config, layers = decoder.config, layout.layers.values()
+    sketch = sketch_of(model, decoder)
     identity: dict[str, Any] = {
-        "model_type": config.model_type.removeprefix("extended-"),  # the same weights and rows
+        "model_type": _model_type(decoder),
         "num_hidden_layers": config.num_hidden_layers,
         "num_key_value_heads": _common([layer.num_key_value_heads for layer in layers]),
         "head_dim": _common([layer.head_dim for layer in layers]),
         "dtype": str(layout.dtype).removeprefix("torch."),
         "rope": getattr(config, "rope_parameters", None),
         "weights": weights_fingerprint(model),
+        "sketch": None if sketch is None else sketch.to_json(),
     }
     if tokenizer is not None:
         vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True)
@@ -60,17 +63,50 @@ def weights_fingerprint(model: nn.Module) -> str | None:
     Returns:
         16 hex digits; None if the values of a weight are nowhere.
     """
+    in_use = _weights_in_use(model)
+    if in_use is None:
+        return None
     digest = hashlib.sha256()
-    idle = set(_idle_adapter_weights(model))
-    for name, tensor in sorted(weights(model), key=lambda named: named[0]):
-        if name in idle:
-            continue
-        if tensor is None:
-            return None
+    for _, tensor in sorted(in_use.items()):
         flat = tensor.detach().flatten()
         sample = flat[:: max(flat.numel() // _SAMPLED_VALUES, 1)][:_SAMPLED_VALUES]
         digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def sketch_of(model: nn.Module, decoder: PreTrainedModel) -> Sketch | None:
+    """Take a sketch of a model's weights, those in use as for `weights_fingerprint`.
+
+    Weights go by their names in the decoder, which are the same in a model of text and images.
+
+    Returns:
+        None if the values of a weight are nowhere.
+    """
+    in_use = _weights_in_use(model)
+    if in_use is None:
+        return None
+    path = next((name for name, module in model.named_modules() if module is decoder), "")
+    prefix = f"{path}." if path else ""
+    named = ((_plain_name(name.removeprefix(prefix)), tensor) for name, tensor in in_use.items())
+    return Sketch.of(_model_type(decoder), decoder.config.num_hidden_layers, named)
+
+
+def _model_type(decoder: PreTrainedModel) -> str:
+    """Return the architecture; the published classes have the weights and rows of stock ones."""
+    return str(decoder.config.model_type).removeprefix("extended-")
+
+
+def _plain_name(name: str) -> str:
+    """Return a weight's name without the wrappers of PEFT and of torch.compile."""
+    return name.replace(".base_layer.", ".").replace("_orig_mod.", "")
+
+
+def _weights_in_use(model: nn.Module) -> dict[str, Tensor] | None:
+    """Return the weights by name, without idle adapters; None if one's values are nowhere."""
+    idle = set(_idle_adapter_weights(model))
+    in_use = {name: tensor for name, tensor in weights(model) if name not in idle}
+    found = {name: tensor for name, tensor in in_use.items() if tensor is not None}
+    return found if len(found) == len(in_use) else None
 
 
 def _idle_adapter_weights(model: nn.Module) -> Iterator[str]:

@@ -26,7 +26,7 @@ Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
 BLOCK = 16  # rows
-_BLOCKS_PER_WINDOW = 4
+BLOCKS_PER_WINDOW = 4
 _ONE_DOCUMENT = np.zeros(1, dtype=np.int64)
 
 
@@ -154,7 +154,7 @@ def _places(hits: Hits) -> Int64Array:
     Each document begins with a block, and a window's length behind the one before it.
     """
     _, number = np.unique(hits.documents, return_inverse=True)
-    first_blocks = hits.documents // BLOCK + _BLOCKS_PER_WINDOW * number
+    first_blocks = hits.documents // BLOCK + BLOCKS_PER_WINDOW * number
     places: Int64Array = hits.rows - hits.documents + BLOCK * first_blocks
     return places
 
@@ -177,8 +177,8 @@ def _evidence_of_windows(
         excess: (p,) float32, the largest of this block and query.
         num_queries: of the prompt.
     """
-    first_blocks = blocks[:, None] - np.arange(_BLOCKS_PER_WINDOW)
-    begins = np.searchsorted(blocks, first_blocks)  # (b, _BLOCKS_PER_WINDOW)
+    first_blocks = blocks[:, None] - np.arange(BLOCKS_PER_WINDOW)
+    begins = np.searchsorted(blocks, first_blocks)  # (b, BLOCKS_PER_WINDOW)
     has_hits = blocks[begins] == first_blocks
     pair, step = np.nonzero(has_hits[of_block])  # each pair counts in the windows that it is in
     of_window, _, largest = _largest(
@@ -192,9 +192,9 @@ def _middles(blocks: Int64Array, evidence: Float64Array) -> Float64Array:
 
     `blocks` (b,) are those that have hits, ascending, and `evidence` (b,) is of each block alone.
     """
-    in_window = blocks[:, None] + np.arange(_BLOCKS_PER_WINDOW)
+    in_window = blocks[:, None] + np.arange(BLOCKS_PER_WINDOW)
     index = np.searchsorted(blocks, in_window).clip(max=len(blocks) - 1)
-    weight = np.where(blocks[index] == in_window, evidence[index], 0)  # (b, _BLOCKS_PER_WINDOW)
+    weight = np.where(blocks[index] == in_window, evidence[index], 0)  # (b, BLOCKS_PER_WINDOW)
     middles: Float64Array = (weight * (in_window * BLOCK + BLOCK // 2)).sum(axis=1)
     middles /= weight.sum(axis=1)
     return middles

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from emt.errors import ConfigError
 from memory_backends import MemoryLayout
+from memory_backends.store.sketch import Sketch
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class HeadProfile:
 
     Attributes:
         model: the model's name, for people.
-        weights: fingerprint of the weights that the heads were ranked with.
+        sketch: of the weights that the heads were ranked with, by which the profile is found for
+            the same model in another form; None if nothing is known of them.
         heads: the best first.
         means: (n, D) float32, the mean unit query of each head over many questions. What all
             questions have in common says nothing about their subjects, so it is subtracted.
@@ -51,7 +53,7 @@ class HeadProfile:
     """
 
     model: str
-    weights: str
+    sketch: Sketch | None
     heads: tuple[ProfiledHead, ...]
     means: Tensor
     distance: int
@@ -100,7 +102,7 @@ class HeadProfile:
         return {
             "version": VERSION,
             "model": self.model,
-            "weights": self.weights,
+            "sketch": None if self.sketch is None else self.sketch.to_json(),
             "source": self.source,
             "distance": self.distance,
             "heads": [
@@ -134,12 +136,13 @@ class HeadProfile:
             means = torch.tensor([head["mean"] for head in heads], dtype=torch.float32)
             if means.ndim != 2 or not bool(torch.isfinite(means).all()):
                 raise ValueError("the means of its heads differ in length, or are not numbers")
+            sketch = None if data["sketch"] is None else Sketch.from_json(data["sketch"])
             distance = int(data["distance"])
             if distance < 0:
                 raise ValueError(f"a distance of {distance}")
             return cls(
                 str(data["model"]),
-                str(data["weights"]),
+                sketch,
                 tuple(
                     ProfiledHead(int(head["layer"]), int(head["head"]), float(head["hit_rate"]))
                     for head in heads

@@ -16,7 +16,7 @@ from memory_backends.rows.codecs import LayerCoder, row_codec
 
 
 def record_bytes(layout: MemoryLayout, codec_name: str) -> dict[int, int]:
-    """Return layer -> bytes of one row's record, of all KV heads together."""
+    """Return layer -> bytes of one row's record in a store of that layout, of all KV heads."""
     codec = row_codec(codec_name, layout.dtype)
     return {
         idx: layer.num_key_value_heads * codec.record_bytes(layer)
@@ -27,7 +27,12 @@ def record_bytes(layout: MemoryLayout, codec_name: str) -> dict[int, int]:
 class RowCoding:
     """The codec of a store, and a coder for each layer of it.
 
-    `read_state` gives a layer's committed state, or None if nothing has been committed yet.
+    Args:
+        layout: the store's own.
+        codec_name: of the store.
+        read_state: gives a layer's committed state, or None if nothing has been committed yet.
+        dtype: of the rows that are read and written; None for the store's own. Records are the
+            same whatever it is.
 
     Attributes:
         record_bytes: layer -> bytes of one row's record.
@@ -39,9 +44,10 @@ class RowCoding:
         layout: MemoryLayout,
         codec_name: str,
         read_state: Callable[[int], bytes | None] = lambda layer_idx: None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self._layout = layout
-        self._codec = row_codec(codec_name, layout.dtype)
+        self._codec = row_codec(codec_name, layout.dtype, dtype)
         self._read_state = read_state
         self._coders: dict[int, LayerCoder] = {}
         self.record_bytes = record_bytes(layout, codec_name)

@@ -8,6 +8,7 @@ whose lock no writer's commit can pass; so no compaction can come between.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import threading
@@ -33,6 +34,11 @@ from memory_backends.store.directory import check_directory, has_no_store
 from memory_backends.store.identity import check_identity, check_layout
 from memory_backends.store.lock import LOCK_FILE_NAME, write_lock
 
+_logger = logging.getLogger(__name__)
+_CONVERTS = (
+    "the memory at '%s' was written in %s: its rows are converted to %s as they are read, and new "
+    "ones are kept in the memory's dtype."
+)
 _IS_WRITING = "this memory is being written to already. Let that end first."
 
 
@@ -40,7 +46,8 @@ class Store:
     """The parts of one memory, and the right to write to them.
 
     Args:
-        layout: the shape of the rows. A store that is opened must have the same.
+        layout: the shape of the rows. A store that is opened must have the same. If its rows have
+            another dtype, they are converted when they are read and written.
         path: the store's directory; None for a memory in RAM.
         identity: what the model looks like, as plain JSON types.
         device: where rows live that are not in files.
@@ -135,6 +142,8 @@ class Store:
             check_identity(catalog, self._identity)
             check_layout(catalog, self.layout)
             on_error.pop_all()
+        if catalog.layout.dtype != self.layout.dtype:
+            _logger.warning(_CONVERTS, self.path, catalog.layout.dtype, self.layout.dtype)
         return catalog
 
     def _open_files(self) -> tuple[RowStorage, QuerySamples]:
@@ -144,7 +153,12 @@ class Store:
             if self.path is None or self.catalog.path is None:
                 tensors = RowTensors(self.layout, self._device)
                 return tensors, QuerySamples(self.layout, None, sampled)
-            coding = RowCoding(self.layout, self.catalog.row_codec, self.catalog.codec_state)
+            coding = RowCoding(
+                self.catalog.layout,
+                self.catalog.row_codec,
+                self.catalog.codec_state,
+                self.layout.dtype,
+            )
             files = RowFiles(self.layout, self.path, self.catalog.num_rows, coding)
             return files, QuerySamples(self.layout, self.path, sampled)
 

@@ -12,12 +12,19 @@ from memory_backends.rows.codecs.quantised import QuantisedCodec
 CODEC_NAMES = ("exact", "float16", "bfloat16", "int8", "int4")
 
 
-def row_codec(name: str, dtype: torch.dtype) -> RowCodec:
-    """Return the codec of that name; `dtype` is that of the memory's layout."""
+def row_codec(name: str, dtype: torch.dtype, decoded: torch.dtype | None = None) -> RowCodec:
+    """Return the codec of that name.
+
+    Args:
+        name: one of `CODEC_NAMES`.
+        dtype: that of the store's layout, which "exact" keeps rows in.
+        decoded: the dtype of rows that are read, if it is another.
+    """
+    decoded = decoded or dtype
     stored = {"exact": dtype, "float16": torch.float16, "bfloat16": torch.bfloat16}
     bits = {"int8": 8, "int4": 4}
     if name in stored:
-        return PlainCodec(name, stored[name], dtype)
+        return PlainCodec(name, stored[name], decoded)
     if name in bits:
-        return QuantisedCodec(name, bits[name], dtype)
+        return QuantisedCodec(name, bits[name], decoded)
     raise MemoryMismatchError(f"row_codec must be one of {CODEC_NAMES}; got {name!r}.")

@@ -11,7 +11,7 @@ from memory_backends.layout import Heads, LayerLayout
 class PlainCodec:
     """Keep the numbers in one floating-point dtype; little-endian, key before value.
 
-    They are `stored` on disk, and decoded to `dtype`, that of the memory's rows.
+    They are `stored` on disk, and decoded to `dtype`, that of the rows of who reads them.
     """
 
     learns = False
@@ -44,8 +44,9 @@ class PlainCodec:
         if not stored.isfinite().all():
             limit = torch.finfo(self._stored).max
             raise MemoryMismatchError(
-                f"row_codec '{self.name}' holds numbers up to {limit:g}; "
-                f"got {rows.abs().max().item():g}. Use row_codec 'bfloat16' or 'exact'."
+                f"this memory keeps rows as {self._stored}, with numbers up to {limit:g}; got "
+                f"{rows.abs().max().item():g}. Index the documents in another store, with "
+                "row_codec 'bfloat16', or 'exact' and this model."
             )
         return stored.contiguous().view(torch.uint8)
 
@@ -56,4 +57,9 @@ class PlainCodec:
         if records.storage_offset() % size or records.data_ptr() % size:
             records = records.clone()  # only aligned bytes can be seen as numbers
         rows = records.view(self._stored)
-        return rows if self._stored is self._dtype else rows.to(self._dtype)
+        if self._stored is self._dtype:
+            return rows
+        limit = torch.finfo(self._dtype).max
+        if limit < torch.finfo(self._stored).max:  # never infinite, which would spoil all others
+            rows = rows.clamp(-limit, limit)
+        return rows.to(self._dtype)

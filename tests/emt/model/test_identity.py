@@ -5,18 +5,20 @@ import pytest
 
 from emt import attach
 from emt.model.identity import identity_of
+from memory_backends.store.sketch import Sketch
 from tests.emt.words import word_tokenizer
 from tests.families import build
 
 
 def identity(model, tokenizer=None):
     memory = attach(model)
-    return identity_of(model, model.config, memory.backend.layout, tokenizer)
+    return identity_of(model, model.get_decoder(), memory.backend.layout, tokenizer)
 
 
 def test_describes_a_model_in_plain_types():
     described = identity(build("llama"), word_tokenizer())
     assert json.loads(json.dumps(described)) == described
+    assert Sketch.from_json(described.pop("sketch")).num_layers == 3
     hashes = [described.pop(name) for name in ("weights", "tokenizer")]
     assert [len(digest) for digest in hashes] == [16, 16]
     assert described == {
@@ -32,11 +34,11 @@ def test_describes_a_model_in_plain_types():
 @pytest.mark.parametrize(
     ("other", "differs"),
     [
-        ({"num_hidden_layers": 2}, {"num_hidden_layers", "weights"}),
-        ({"num_key_value_heads": 4}, {"num_key_value_heads", "weights"}),
-        ({"head_dim": 8}, {"head_dim", "weights"}),
+        ({"num_hidden_layers": 2}, {"num_hidden_layers", "weights", "sketch"}),
+        ({"num_key_value_heads": 4}, {"num_key_value_heads", "weights", "sketch"}),
+        ({"head_dim": 8}, {"head_dim", "weights", "sketch"}),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, {"rope"}),
-        ({"dtype": torch.bfloat16}, {"dtype", "weights"}),
+        ({"dtype": torch.bfloat16}, {"dtype", "weights", "sketch"}),
     ],
     ids=["layers", "heads", "head_dim", "rope", "dtype"],
 )
@@ -55,12 +57,12 @@ def differing(identity, other):
 @pytest.mark.parametrize("name", ["model.embed_tokens", "model.layers.1.mlp.up_proj", "lm_head"])
 def test_a_small_step_of_training_shows(name):
     model = build("llama")
-    memory = attach(model)
-    before = identity_of(model, model.config, memory.backend.layout, None)
+    layout = attach(model).backend.layout
+    before = identity_of(model, model.get_decoder(), layout, None)
     with torch.no_grad():
         model.get_submodule(name).weight.mul_(1.001)
-    after = identity_of(model, model.config, memory.backend.layout, None)
-    assert differing(before, after) == {"weights"}
+    after = identity_of(model, model.get_decoder(), layout, None)
+    assert differing(before, after) == {"weights", "sketch"}
 
 
 def test_another_vocabulary_shows():

@@ -8,15 +8,17 @@ import pytest
 from emt import attach
 from emt.errors import ConfigError
 from emt.routing.head_profile import HeadProfile, ProfiledHead
+from memory_backends.store.sketch import Sketch
 from tests.emt.routing.worlds import attached_model
 from tests.families import build
 
+SKETCH = Sketch.of("llama", 3, [("norm", torch.arange(9.0)), ("q", torch.ones(4, 4))])
 HEADS = (ProfiledHead(2, 3, 0.75), ProfiledHead(0, 1, 0.5), ProfiledHead(2, 0, 0.25))
 
 
 def profile(**changes):
     torch.manual_seed(2)
-    fields = {"model": "m", "weights": "w", "heads": HEADS, "means": torch.randn(3, 16) / 4}
+    fields = {"model": "m", "sketch": SKETCH, "heads": HEADS, "means": torch.randn(3, 16) / 4}
     return HeadProfile(**{**fields, "distance": 64, "source": "s", **changes})
 
 
@@ -31,10 +33,16 @@ def test_there_and_back(tmp_path):
     written.write(tmp_path / "p.json")
     read = HeadProfile.read(tmp_path / "p.json")
     assert read.to_json() == written.to_json() == json.loads((tmp_path / "p.json").read_text())
-    assert (read.model, read.weights, read.heads) == ("m", "w", HEADS)
+    assert (read.model, read.heads) == ("m", HEADS)
     assert (read.distance, read.source) == (64, "s")
     assert (read.means - written.means).abs().max() <= 5.01e-5
     assert read.layers == (0, 2)
+    assert torch.equal(read.sketch.values, SKETCH.values)
+
+
+def test_without_a_sketch(tmp_path):
+    profile(sketch=None).write(tmp_path / "p.json")
+    assert HeadProfile.read(tmp_path / "p.json").sketch is None
 
 
 def test_the_key_value_heads_that_are_searched(model):
@@ -60,6 +68,9 @@ BAD = {
     "an endless distance": lambda data: {**data, "distance": float("inf")},
     "a distance before": lambda data: {**data, "distance": -1},
     "no version": lambda data: {key: value for key, value in data.items() if key != "version"},
+    "no sketch": lambda data: {key: data[key] for key in data if key != "sketch"},
+    "a sketch of another kind": lambda data: {**data, "sketch": "43dd91d5e4b83f6b"},
+    "a damaged sketch": lambda data: {**data, "sketch": {**data["sketch"], "values": "AAAA"}},
     "no distance": lambda data: {key: data[key] for key in data if key != "distance"},
 }
 
@@ -86,8 +97,8 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_another_version():
-    data = {**profile().to_json(), "version": 2}
-    with pytest.raises(ConfigError, match=r"^expected a head profile of version 1; got 2\. "):
+    data = {**profile().to_json(), "version": 1}
+    with pytest.raises(ConfigError, match=r"^expected a head profile of version 2; got 1\. "):
         HeadProfile.from_json(data)
 
 

@@ -37,7 +37,7 @@ def profile_of(model, heads=HEADS):
     generator = torch.Generator().manual_seed(5)
     return HeadProfile(
         model="tiny",
-        weights=str(attached.identity["weights"]),
+        sketch=attached.sketch,
         heads=tuple(ProfiledHead(layer, head, 0.5) for layer, head in heads),
         means=0.1 * torch.randn(len(heads), dim, generator=generator),
         distance=16,
