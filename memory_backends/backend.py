@@ -64,6 +64,7 @@ class MemoryBackend:
         searcher: finds the rows.
         num_changes: how often the rows that a search may find have changed, as far as this object
             knows.
+        is_closed: whether it has let go of its files.
 
     Raises:
         MemoryMismatchError: the store at `path` has another layout or identity; there is no such
@@ -95,6 +96,7 @@ class MemoryBackend:
         self.memory_type = memory_type
         self.sinks: Sinks = sinks
         self.num_changes = 0
+        self.is_closed = False
         self._is_temporary = path is None and kind.keeps_files
         if self._is_temporary:
             path = Path(tempfile.mkdtemp(prefix="emt-")) / "store"
@@ -125,6 +127,7 @@ class MemoryBackend:
 
     def close(self) -> None:
         """Let go of files; the object is of no use afterwards."""
+        self.is_closed = True
         self.searcher.close()
         self._store.close()
 
@@ -358,7 +361,9 @@ class MemoryBackend:
         """See what other processes have committed by now: new documents, and removed ones.
 
         Raises:
-            StoreError: the store is damaged or gone, or a thread is writing to this memory.
+            StoreReplacedError: the store was removed, or another one has taken its place. What was
+                read before can still be searched.
+            StoreError: the store is damaged, or a thread is writing to this memory.
         """
         self._store.check_idle()
         self._refresh()
@@ -437,13 +442,15 @@ class MemoryBackend:
     @contextlib.contextmanager
     def _unchanging(self) -> Iterator[None]:
         """Let no thread and no process change the store in a `with` block."""
-        if not self.is_read_only:
+        is_replaced = self._store.is_replaced  # then nobody else has its files
+        if not (self.is_read_only or is_replaced):
             with self._writing():
                 yield
             return
         self._store.check_idle()
         with self.catalog.snapshot():  # no writer's commit can pass it
-            self._refresh()
+            if not is_replaced:
+                self._refresh()
             yield
 
     def _save_copy(self, directory: Path) -> None:
