@@ -100,7 +100,7 @@ def test_a_link_that_leads_to_another_store(tmp_path, kind):
     if kind == "manual":
         assert_finds(backend, [OLD], range(10))
     else:  # the index was not read before, and another one is there now
-        with pytest.raises(StoreReplacedError, match="index/000001.*replaced"):
+        with pytest.raises(StoreReplacedError, match=r"index/000001.*replaced"):
             assert_finds(backend, [OLD], range(10))
     link.unlink()
     link.symlink_to(tmp_path / "one")
