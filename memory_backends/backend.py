@@ -56,7 +56,8 @@ class MemoryBackend:
         sinks: which rows a search may find: "all", or all with only "one" set of attention sinks,
             those of the first document that has some.
         row_codec: how a new store keeps rows: "exact", "float16", "bfloat16", "int8" or "int4".
-            A store that is opened keeps the codec it has. Rows that are not in files are exact.
+            A store that is opened keeps the codec it has. Rows that are not in files are exact, and
+            so are those of a store with fewer than 2,048, too few for "int8" and "int4" to learn.
         **options: of the searcher: see `ManualOptions` and `FaissOptions`.
 
     Attributes:
@@ -97,6 +98,7 @@ class MemoryBackend:
         self.sinks: Sinks = sinks
         self.num_changes = 0
         self.is_closed = False
+        self._heads: Mapping[int, Sequence[int]] | None = None
         self._is_temporary = path is None and kind.keeps_files
         if self._is_temporary:
             path = Path(tempfile.mkdtemp(prefix="emt-")) / "store"
@@ -109,7 +111,9 @@ class MemoryBackend:
         with contextlib.ExitStack() as on_error:
             on_error.callback(self._store.close)
             self._rows = SearchableRows(self._store, sinks)
+            self._search_options = search_options
             self.searcher: Searcher = kind(self._rows, search_options)
+            self._are_coded = self._store.are_coded
             on_error.pop_all()
 
     @classmethod
@@ -392,6 +396,7 @@ class MemoryBackend:
             MemoryMismatchError: the layout has no such layer or head.
         """
         self.searcher.index_heads(heads)
+        self._heads = heads
 
     def rebuild(self) -> None:
         """Make index files anew from the rows, if the searcher has files."""
@@ -427,7 +432,13 @@ class MemoryBackend:
     def _rows_changed(self) -> None:
         self._rows.scopes.clear()
         self.num_changes += 1
-        self.searcher.rows_changed()
+        if self._are_coded == self._store.are_coded:
+            self.searcher.rows_changed()
+            return
+        self._are_coded = self._store.are_coded  # what was read before is not what is stored now
+        self.searcher.close()
+        self.searcher = type(self.searcher)(self._rows, self._search_options)
+        self.searcher.index_heads(self._heads)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -214,9 +214,14 @@ class CatalogReader:
         return sampled
 
     def codec_state(self, layer_idx: int) -> bytes | None:
-        """Return what the codec learned of a layer; None if there was no document to learn from."""
+        """Return what the codec learned of a layer; None if it has learned nothing yet."""
         with self.snapshot():
             return schema.read_codec_state(self.connection, layer_idx)
+
+    def has_codec_states(self) -> bool:
+        """Tell whether the codec has learned something."""
+        with self.snapshot():
+            return schema.has_codec_states(self.connection)
 
     def searchable_rows(self, sinks: str, scope: Scope | None = None) -> Int64Array:
         """Return the ids that a search may find, ascending, of a scope or of all rows.

@@ -82,6 +82,11 @@ class Store:
         return any(not os.access(part, os.W_OK) and part.exists() for part in parts)
 
     @property
+    def are_coded(self) -> bool:
+        """Whether rows are as the codec makes them: it keeps a store's first ones exactly."""
+        return isinstance(self.rows, RowFiles) and self.rows.is_learned
+
+    @property
     def is_replaced(self) -> bool:
         """Whether the store was removed, or another one has taken its place."""
         return self._is_of_before or not self.catalog.is_in_place
@@ -173,11 +178,20 @@ class Store:
             if self.path is None or self.catalog.path is None:
                 tensors = RowTensors(self.layout, self._device)
                 return tensors, QuerySamples(self.layout, None, sampled)
-            coding = RowCoding(self.layout, self.catalog.row_codec, self.catalog.codec_state)
-            files = RowFiles(self.layout, self.path, self.catalog.num_rows, coding)
+            catalog = self.catalog
+            coding = RowCoding(
+                self.layout, catalog.row_codec, catalog.codec_state, catalog.has_codec_states
+            )
+            num_rows = self.catalog.num_rows
+            files = RowFiles(self.layout, self.path, num_rows, coding, self._spans)
             samples = QuerySamples(self.layout, self.path, sampled)
             self.check_in_place()  # else the files may be those of another store
             return files, samples
+
+    def _spans(self) -> Iterator[tuple[str, int, int]]:
+        """Yield (document, first, stop) of the rows of all documents, ascending."""
+        for span in self.catalog.record_spans():
+            yield span.name, span.first, span.stop
 
     def _make_store(self, path: Path) -> Callable[..., None]:
         """Make the store of the first write; return how to take it away if that write fails."""
