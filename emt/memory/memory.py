@@ -35,6 +35,7 @@ from emt.profiles.ranking import Ranked
 from emt.routing.head_profile import HeadProfile
 from emt.turn import Turn, begun_turn, set_turn
 from memory_backends import MemoryBackend, Rows
+from memory_backends.errors import StoreReplacedError
 from memory_backends.layout import Metadata
 from memory_backends.store.directory import check_directory, has_no_store
 
@@ -212,12 +213,22 @@ class Memory:
     def refresh(self) -> None:
         """See what other processes have written to the store since.
 
+        A store that has taken the place of the one that was opened is opened instead. A forward
+        that another thread runs meanwhile goes on with the rows that it began with.
+
         Raises:
             MemoryUseError: while generating, or after `close`.
-            StoreError: the store cannot be read.
+            MemoryMismatchError: another model wrote the store that is there now.
+            StoreError: the store cannot be read, or was removed; the memory is as it was.
         """
         with self._alone("refresh"):
-            self.backend.refresh()
+            try:
+                self.backend.refresh()
+            except StoreReplacedError:
+                path = self._attached_config.path
+                if self._model is None or path is None or has_no_store(Path(path)):
+                    raise
+                self.backend = self._make_backend(self._model, self._attached_config)
 
     def compact(self) -> int:
         """Give back the space of what was removed; return how many bytes.
@@ -553,7 +564,7 @@ class Memory:
         """Compute a layer's attention."""
         # A layer that is run again for its gradients is in no forward of the decoder.
         turn = begun_turn(self) or self.new_turn()
-        if turn.backend is not self.backend or not self._is_open:  # another thread has closed it
+        if turn.backend.is_closed:  # by another thread
             turn.layers = frozenset()
         return turn.attend(call)
 
