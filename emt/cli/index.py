@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from emt.cli.model_options import add_model_options
-from emt.cli.printing import bytes_used, count, duration, size
+from emt.cli.printing import bytes_used, count, duration, one_line, size
 from emt.cli.profile import profile_if_needed
 from emt.cli.session import Session
+from emt.errors import CorpusError
 from emt.ingest.changes import Written
 from emt.ingest.corpus import Corpus
 from emt.ingest.estimate import estimate
+from emt.ingest.names import DocumentNames
+from emt.ingest.reading import SUFFIXES
 from emt.memory.memory import Memory
+
+_SHOWN = 10  # names in a list
 
 
 def add_to(commands: Any) -> None:
@@ -32,48 +39,125 @@ def add_to(commands: Any) -> None:
         run=index,
         interrupted="What was finished before is kept; the same command goes on from there.",
     )
-    parser.add_argument("source", nargs="+", help=".txt, .md or .jsonl files, or folders of them")
+    parser.add_argument(
+        "source", nargs="+", help=f"{', '.join(SUFFIXES)} files, or folders of them"
+    )
     parser.add_argument("--store", required=True, metavar="DIR", help="the store; made if missing")
+    parser.add_argument(
+        "--skip-errors",
+        action="store_true",
+        help="name the files and lines that cannot be read, and read the others",
+    )
+    parser.add_argument(
+        "--prune",
+        action="store_true",
+        help="remove the documents whose files are gone from these folders, or lines from these "
+        ".jsonl files",
+    )
     add_model_options(parser)
     parser.add_argument("--config", metavar="FILE", help="memory settings in YAML")
 
 
 def index(options: argparse.Namespace) -> None:
     """Read documents into a store; skip those that it has, replace those that have changed."""
-    corpus = Corpus(options.source)
+    names = DocumentNames.of_store(Path(options.store))
+    with _bad_files_named():
+        corpus = Corpus(
+            options.source,
+            names=names,
+            skip_errors=options.skip_errors,
+            may_be_empty=options.prune,
+        )
     session = Session(options, writing=True)
     memory = session.memory
-    expected = estimate(memory.encoder, memory.backend, memory.layers, corpus)
+    with _bad_files_named():
+        expected = estimate(memory.encoder, memory.backend, memory.layers, corpus)
+    _say_what_is_left_out(corpus)
     print(
         f"{count(len(corpus.names), 'document')}, {count(expected.tokens, 'token')}: "
         f"about {size(expected.bytes)} and {duration(expected.seconds)}",
         file=sys.stderr,
     )
+    num_errors = len(corpus.errors)
+    gone = corpus.gone() if options.prune else []
     if session.is_new:  # becomes part of the store with its first document
         session.remember()
+
+    def before_save() -> None:
+        memory.remove(*gone)
+        profile_if_needed(memory, session.source)
+
     started = time.perf_counter()
-    with tqdm(total=expected.rows, unit="tok", disable=None, smoothing=0.05) as bar:
-        written = memory.write_all(
-            ((document.name, document.text, document.metadata) for document in corpus),
-            on_rows=bar.update,
-            before_save=lambda: profile_if_needed(memory, session.source),
-        )
-        bar.total = bar.n  # what was there already took no time
-        bar.refresh()
+    try:
+        with tqdm(total=expected.rows, unit="tok", disable=None, smoothing=0.05) as bar:
+            written = memory.write_all(
+                ((document.name, document.text, document.metadata) for document in corpus),
+                on_rows=bar.update,
+                before_save=before_save,
+            )
+            bar.total = bar.n  # what was there already took no time
+            bar.refresh()
+    finally:  # what was written before an error has its files, too
+        names.keep(memory.backend.catalog)
     seconds = time.perf_counter() - started
     session.remember()
+    for error in corpus.errors[num_errors:]:  # of files that have changed meanwhile
+        _say(f"left out: {error}")
     used = size(bytes_used(Path(options.store)))
-    print(f"{_in_words(written, memory, seconds)}; '{options.store}' has {used}")
+    print(f"{_in_words(written, len(gone), memory, seconds)}; '{options.store}' has {used}")
 
 
-def _in_words(written: Written, memory: Memory, seconds: float) -> str:
-    """Say how many documents were added, replaced and skipped, and how fast."""
+@contextlib.contextmanager
+def _bad_files_named() -> Iterator[None]:
+    """Print a line for each bad file, if there are several."""
+    try:
+        yield
+    except CorpusError as error:
+        for each in error.errors:
+            _say(str(each))
+        if not error.errors:
+            raise
+        raise CorpusError(
+            f"{count(len(error.errors), 'file or line')} cannot be read, so nothing was written. "
+            "Correct what is named above, or leave it out with --skip-errors."
+        ) from error
+
+
+def _say_what_is_left_out(corpus: Corpus) -> None:
+    """Print what of the sources is not read, and which names are not as expected."""
+    for path, reason in corpus.unread.items():
+        _say(f"left out: '{path}' cannot be read: {reason}.")
+    for suffix, number in corpus.not_installed.items():
+        _say(
+            f"left out: {count(number, suffix + ' file')}, for lack of a package. Install it with "
+            "`pip install 'emt[documents]'`."
+        )
+    for error in corpus.errors:
+        _say(f"left out: {error}")
+    longer = corpus.document_names.lengthened
+    if longer:
+        shown = ", ".join(f"'{name}'" for name in longer[:_SHOWN])
+        more = f" and {len(longer) - _SHOWN:,} more" if len(longer) > _SHOWN else ""
+        _say(
+            f"{count(len(longer), 'document')} of another file had the name already, so a part of "
+            f"the path comes before it: {shown}{more}."
+        )
+
+
+def _say(message: str) -> None:
+    print(f"emt: {one_line(message)}", file=sys.stderr)
+
+
+def _in_words(written: Written, num_removed: int, memory: Memory, seconds: float) -> str:
+    """Say how many documents were added, replaced, skipped and removed, and how fast."""
     added, replaced, skipped = written
     parts = [f"{count(added, 'document')} added"]
     if replaced:
         parts.append(f"{replaced:,} replaced")
     if skipped:
         parts.append(f"{skipped:,} {'was' if skipped == 1 else 'were'} there already")
+    if num_removed:
+        parts.append(f"{num_removed:,} removed")
     words = ", ".join(parts)
     if added + replaced:
         documents = memory.backend.catalog.document_sizes()[-(added + replaced) :]

@@ -56,17 +56,22 @@ def estimate(
     drop_ids = sorted(encoder.drop_ids)
     tokens = rows = tokens_run = 0
     for source in corpus:
-        document = encoder.document(source.text, source.name, metadata=source.metadata)
+        try:
+            document = encoder.document(source.text, source.name, metadata=source.metadata)
+            num_rows = int(np.isin(document.token_ids, drop_ids, invert=True).sum())
+            if not num_rows:
+                raise DocumentError(
+                    f"document '{document.name}' has nothing but special tokens. Leave it out."
+                )
+        except DocumentError as error:
+            corpus.leave_out(source, error)
+            continue
         if catalog.content_hash(document.name) == content_hash(document):
             continue
-        num_rows = int(np.isin(document.token_ids, drop_ids, invert=True).sum())
-        if not num_rows:
-            raise DocumentError(
-                f"document '{document.name}' has nothing but special tokens. Leave it out."
-            )
         num_tokens = len(document.token_ids)
         tokens, rows = tokens + num_tokens, rows + num_rows
         tokens_run += windows.tokens_run(num_tokens)
+    corpus.check()
     if not tokens:
         return Estimate(0, 0, 0, 0.0)
     num_bytes = rows * _bytes_per_row(encoder.config, backend, layers, rows)

@@ -111,6 +111,10 @@ class CatalogReader:
         records = self._visible("content_hash", "AND name = ?", name)
         return str(records[0][0]) if records else None
 
+    def content_hashes(self) -> dict[str, str]:
+        """Return the `content_hash` of every document."""
+        return dict(self._visible("name, content_hash", ""))
+
     def document(self, name: str) -> StoredDocument:
         """Read one document with its text, token ids, offsets and metadata.
 
