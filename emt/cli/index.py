@@ -23,8 +23,11 @@ from emt.ingest.estimate import estimate
 from emt.ingest.names import DocumentNames
 from emt.ingest.reading import SUFFIXES
 from emt.memory.memory import Memory
+from emt.routing.probes import PROBES
 
 _SHOWN = 10  # names in a list
+_PROBE_TOKENS = 45  # of one prompt about nothing in particular, in a chat template
+_PROFILE_TOKENS = 30_000  # that are read to make a head profile
 
 
 def add_to(commands: Any) -> None:
@@ -71,7 +74,13 @@ def index(options: argparse.Namespace) -> None:
     session = Session(options, writing=True)
     memory = session.memory
     with _bad_files_named():
-        expected = estimate(memory.encoder, memory.backend, memory.layers, corpus)
+        expected = estimate(
+            memory.encoder,
+            memory.backend,
+            memory.heads_to_index,
+            corpus,
+            other_tokens=_other_tokens(memory),
+        )
     _say_what_is_left_out(corpus)
     print(
         f"{count(len(corpus.names), 'document')}, {count(expected.tokens, 'token')}: "
@@ -84,6 +93,7 @@ def index(options: argparse.Namespace) -> None:
         session.remember()
 
     def before_save() -> None:
+        bar.set_description("making the index")
         memory.remove(*gone)
         profile_if_needed(memory, session.source)
 
@@ -107,6 +117,12 @@ def index(options: argparse.Namespace) -> None:
     print(f"{_in_words(written, len(gone), memory, seconds)}; '{options.store}' has {used}")
 
 
+def _other_tokens(memory: Memory) -> int:
+    """Return how many tokens are read beside documents: of questions, to know what heads find."""
+    tokens = _PROFILE_TOKENS if memory.lacks_profile else 0
+    return tokens + (len(PROBES) * _PROBE_TOKENS if memory.mode == "passage" else 0)
+
+
 @contextlib.contextmanager
 def _bad_files_named() -> Iterator[None]:
     """Print a line for each bad file, if there are several."""
@@ -118,7 +134,7 @@ def _bad_files_named() -> Iterator[None]:
         if not error.errors:
             raise
         raise CorpusError(
-            f"{count(len(error.errors), 'file or line')} cannot be read, so nothing was written. "
+            f"{len(error.errors):,} files or lines cannot be read, so nothing was written. "
             "Correct what is named above, or leave it out with --skip-errors."
         ) from error
 

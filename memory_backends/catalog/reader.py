@@ -133,6 +133,13 @@ class CatalogReader:
         with self.snapshot():
             return self._metadata_at(self._span(name)[0])
 
+    def all_metadata(self) -> dict[str, Metadata]:
+        """Return document -> metadata, of those that have some."""
+        with self.snapshot():
+            names = {first: str(name) for first, name in self._visible("first_row, name", "")}
+            found = dict(read_metadata(self.connection))
+        return {names[first]: found[first] for first in found if first in names}
+
     def scope(
         self,
         documents: Iterable[str] | None = None,
