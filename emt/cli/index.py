@@ -57,13 +57,19 @@ def add_to(commands: Any) -> None:
         help="remove the documents whose files are gone from these folders, or lines from these "
         ".jsonl files",
     )
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="replace documents of the same name that came from other files, as after a move "
+        "(default: both are kept, and a part of the path comes before the new one's name)",
+    )
     add_model_options(parser)
     parser.add_argument("--config", metavar="FILE", help="memory settings in YAML")
 
 
 def index(options: argparse.Namespace) -> None:
     """Read documents into a store; skip those that it has, replace those that have changed."""
-    names = DocumentNames.of_store(Path(options.store))
+    names = DocumentNames.of_store(Path(options.store), replace=options.replace)
     with _bad_files_named():
         corpus = Corpus(
             options.source,
@@ -156,7 +162,7 @@ def _say_what_is_left_out(corpus: Corpus) -> None:
         more = f" and {len(longer) - _SHOWN:,} more" if len(longer) > _SHOWN else ""
         _say(
             f"{count(len(longer), 'document')} of another file had the name already, so a part of "
-            f"the path comes before it: {shown}{more}."
+            f"the path comes before it: {shown}{more}. --replace replaces the others instead."
         )
 
 

@@ -77,7 +77,7 @@ def estimate(
     drop_ids = sorted(encoder.drop_ids)
     work_of = Work(reader, encoder.model.query_heads, backend.layout)
     tokens = rows = 0
-    work = work_of.forward(other_tokens / 2, 0)
+    work = other_tokens * work_of.forward(1)
     sample = np.empty(0, np.int32)  # tokens of the longest window
     for source in corpus:
         try:

@@ -40,14 +40,18 @@ class DocumentNames:
     Args:
         files: document -> absolute path of its file, of those that are in the store.
         hashes: document -> `content_hash`, of all that are in the store.
+        replace: take a document of the same name for the same one, whichever file it came from.
 
     Attributes:
         lengthened: the names that were made longer because another file's document had them.
     """
 
-    def __init__(self, files: Mapping[str, str], hashes: Mapping[str, str]) -> None:
+    def __init__(
+        self, files: Mapping[str, str], hashes: Mapping[str, str], *, replace: bool = False
+    ) -> None:
         self._files = {name: files[name] for name in files if name in hashes}
         self._hashes = hashes
+        self._replace = replace
         self._names: dict[str, list[str]] = defaultdict(list)  # location -> documents
         for name, location in self._files.items():
             self._names[location].append(name)
@@ -56,12 +60,13 @@ class DocumentNames:
         self.lengthened: list[str] = []
 
     @classmethod
-    def of_store(cls, store: Path) -> Self:
+    def of_store(cls, store: Path, *, replace: bool = False) -> Self:
         """Return the names of a store's documents; of none if there is no store."""
         if not (store / FILE_NAME).is_file():
             return cls({}, {})
         with contextlib.closing(Catalog.open(store)) as catalog:
-            return cls(files_of_documents(catalog), catalog.content_hashes())
+            files, hashes = files_of_documents(catalog), catalog.content_hashes()
+        return cls(files, hashes, replace=replace)
 
     def name_of(self, document: TextDocument) -> str:
         """Return the name of a document, the same each time.
@@ -132,7 +137,7 @@ class DocumentNames:
         A document of the same text whose file is unknown or gone is taken for the same one: it was
         written before its file was kept, or its file was moved.
         """
-        if name not in self._hashes:
+        if self._replace or name not in self._hashes:
             return True
         location = self._files.get(name)
         if location is not None and not _is_missing(location):

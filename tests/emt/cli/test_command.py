@@ -120,7 +120,7 @@ def test_ctrl_c_in_other_commands(store, monkeypatch, module, command, hint):
 
 
 def test_a_bug_of_ours_keeps_its_traceback(tmp_path, more, model, monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         raise ZeroDivisionError
 
     monkeypatch.setattr("emt.cli.index.estimate", broken)

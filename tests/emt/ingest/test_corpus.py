@@ -152,7 +152,7 @@ def test_every_bad_file_and_line_is_named(tmp_path):
     write(tmp_path / "d.txt", "2")
     sources = tmp_path, tmp_path / "nothing"
     expected = ["nothing' does not", "a.txt' is not", "b.txt' is empty", "line 1 must", "line 3 "]
-    with pytest.raises(CorpusError, match="^5 files or lines cannot be read: ") as caught:
+    with pytest.raises(CorpusError, match=r"^5 files or lines cannot be read: ") as caught:
         Corpus(sources)
     corpus = Corpus(sources, skip_errors=True)
     for errors in (caught.value.errors, corpus.errors):

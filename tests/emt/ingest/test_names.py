@@ -16,9 +16,9 @@ class Shelf:
     def __init__(self):
         self.files, self.hashes = {}, {}
 
-    def read(self, *sources, prune=False):
+    def read(self, *sources, prune=False, replace=False):
         """Read files as `emt index` does; return name -> text."""
-        names = DocumentNames(self.files, self.hashes)
+        names = DocumentNames(self.files, self.hashes, replace=replace)
         corpus = Corpus(sources, names=names, may_be_empty=prune)
         texts = {document.name: document.text for document in corpus}
         if prune:
@@ -109,6 +109,17 @@ def test_a_moved_folder_is_recognised_by_what_has_not_changed(tmp_path, shelf):
     assert set(shelf.hashes) == {"a.txt", "b.txt", "after/b.txt"}  # nothing was replaced
     copy = shutil.copytree(moved, tmp_path / "copy")  # its files are others, though equal
     assert set(shelf.read(copy)) == {"copy/a.txt", "copy/b.txt"}
+
+
+def test_replace_keeps_apart_only_what_is_read_together(tmp_path, shelf):
+    for folder in ("one", "two", "three"):
+        write(tmp_path / folder / "a.txt", folder)
+    shelf.read(tmp_path / "one")
+    sources = tmp_path / "two", tmp_path / "three"
+    expected = {"a.txt": "two", "three/a.txt": "three"}
+    assert shelf.read(*sources, replace=True) == expected
+    assert shelf.read(*sources) == expected
+    assert shelf.files["a.txt"] == str(tmp_path / "two" / "a.txt")
 
 
 def test_documents_without_a_file_are_taken_only_for_an_equal_one(tmp_path, shelf):
