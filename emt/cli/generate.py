@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from typing import Any
 
-from emt.answer import Answer, answer
+from emt.answer import Answer, answer, sampling_options
 from emt.citations.citing import Citation
 from emt.cli.model_options import add_model_options
-from emt.cli.printing import count, print_json
+from emt.cli.printing import count, one_line, print_json, printable, say
+from emt.cli.prompt import add_prompt, read_prompt
+from emt.cli.scope_options import add_scope_options, scope_settings
 from emt.cli.session import Session
-from memory_backends.catalog.metadata import is_value
+from emt.errors import ConfigError
+from emt.memory.memory import Memory
+from emt.model.chat import in_template
 
-_SETTINGS = ("enabled", "mode", "topk", "uncertainty", "documents")  # of `Memory.using`
+_SETTINGS = ("enabled", "mode", "topk", "uncertainty")  # of `Memory.using`
+_UNCITED = (
+    "Memory was used, but there is nothing to cite: all that was read are attention sinks, the "
+    "first rows of documents."
+)
 
 
 def add_to(commands: Any) -> None:
     """Add the subcommand to a parser's."""
     parser = commands.add_parser("generate", help="answer a prompt from a store")
     parser.set_defaults(run=generate)
-    parser.add_argument("prompt")
+    add_prompt(parser, "prompt")
     parser.add_argument("--store", required=True, metavar="DIR")
     add_model_options(parser, default="the one that wrote the store")
     parser.add_argument("--config", metavar="FILE", help="memory settings in YAML")
@@ -36,6 +43,13 @@ def add_to(commands: Any) -> None:
         help="how the memory is used (default: the store's setting)",
     )
     parser.add_argument("--max-new-tokens", type=_positive, default=64, metavar="N")
+    parser.add_argument(
+        "--temperature", type=float, metavar="T", help="sample with this temperature (default: 0)"
+    )
+    parser.add_argument(
+        "--top-p", type=float, metavar="P", help="sample from the likeliest tokens of P together"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="the same seed samples the same")
     parser.add_argument("--topk", type=_topk, metavar="K", help="memories for each query, or auto")
     parser.add_argument(
         "--uncertainty",
@@ -43,14 +57,7 @@ def add_to(commands: Any) -> None:
         metavar="ENTROPY:K",
         help="redo a step whose entropy, in nats, is above ENTROPY with K memories: 1.0:12",
     )
-    parser.add_argument("--documents", nargs="+", metavar="NAME", help="read these documents only")
-    parser.add_argument(
-        "--where",
-        type=_where,
-        action="append",
-        metavar="KEY=VALUE",
-        help="read only documents with this metadata; of one key, any value given will do",
-    )
+    add_scope_options(parser)
     parser.add_argument(
         "--citations", action="store_true", help="print the sentences and passages that were used"
     )
@@ -67,29 +74,49 @@ def add_to(commands: Any) -> None:
 def generate(options: argparse.Namespace) -> None:
     """Answer a prompt from a store."""
     started = time.perf_counter()
+    sampling = {name: getattr(options, name) for name in ("temperature", "top_p", "seed")}
+    sampling_options(**sampling)  # a mistake is told before the model is loaded
+    prompt = read_prompt(options)
     session = Session(options, writing=False)
     opened = time.perf_counter()
-    settings = {name: getattr(options, name) for name in _SETTINGS}
-    if options.where is not None:
-        where: dict[str, list[Any]] = {}
-        for key, values in options.where:  # of one key, any value will do
-            where.setdefault(key, []).extend(values)
-        settings["where"] = where
-    answered = answer(
-        session.model,
-        session.memory,
-        options.prompt,
-        chat=options.chat,
-        max_new_tokens=options.max_new_tokens,
-        **{name: value for name, value in settings.items() if value is not None},
-    )
+    _check_template(options.chat, session.memory, prompt)
+    settings = {name: getattr(options, name) for name in _SETTINGS} | scope_settings(options)
+    try:
+        answered = answer(
+            session.model,
+            session.memory,
+            prompt,
+            chat=options.chat,
+            max_new_tokens=options.max_new_tokens,
+            on_text=None if options.json else _show,
+            **sampling,
+            **{name: value for name, value in settings.items() if value is not None},
+        )
+    except KeyboardInterrupt:
+        if not options.json:
+            print(flush=True)  # what comes next stands on a line of its own
+        raise
     if options.json:
         timings = {"open_seconds": round(opened - started, 3), **answered.timings}
         print_json({**answered.to_json(), "timings": timings})
         return
-    print(answered.text)
+    print()
     if options.citations:
         _print_sources(answered)
+
+
+def _check_template(chat: bool | None, memory: Memory, prompt: str) -> None:
+    """Say so if the chat template is passed over because it cannot take the prompt."""
+    tokenizer = memory.tokenizer
+    if chat is None and tokenizer is not None and tokenizer.chat_template:
+        try:
+            in_template(tokenizer, prompt, chat=True)
+        except ConfigError as error:
+            say(f"the prompt is asked as a plain text: {error}")
+
+
+def _show(text: str) -> None:
+    print(printable(text), end="", flush=True)
 
 
 def _print_sources(answered: Answer) -> None:
@@ -97,9 +124,9 @@ def _print_sources(answered: Answer) -> None:
     print()
     for rank, citation in enumerate(answered.citations, start=1):
         print(f"[{rank}] {citation.share:5.1%}  {_place(citation)}")
-        print(f"      {' '.join(citation.text.split())}")
+        print(f"      {one_line(' '.join(citation.text.split()))}")
     if not answered.citations:
-        print("No memory was used.")
+        print(_UNCITED if answered.num_retrieved or answered.passages else "No memory was used.")
     if answered.passages:
         print(f"\n{count(len(answered.passages), 'passage')} recalled:")
     for passage in answered.passages:
@@ -109,7 +136,7 @@ def _print_sources(answered: Answer) -> None:
 
 def _place(citation: Citation) -> str:
     characters = "" if citation.start is None else f" {citation.start}-{citation.end}"
-    return f"{citation.document}{characters}"
+    return f"{one_line(citation.document)}{characters}"
 
 
 def _topk(text: str) -> int | str:
@@ -134,16 +161,3 @@ def _uncertainty(text: str) -> dict[str, Any]:
         raise argparse.ArgumentTypeError(
             f"must be an entropy and a whole number, such as 1.0:12; got {text!r}"
         ) from None
-
-
-def _where(text: str) -> tuple[str, list[Any]]:
-    """Read KEY=VALUE; a value that looks like a number or a truth value may be that, or text."""
-    key, is_pair, value = text.partition("=")
-    if not key or not is_pair:
-        raise argparse.ArgumentTypeError(f"must be KEY=VALUE, such as year=1999; got {text!r}")
-    try:
-        parsed = json.loads(value)
-    except (ValueError, RecursionError):
-        parsed = None
-    is_other = is_value(parsed) and not isinstance(parsed, str)
-    return key, [value, parsed] if is_other else [value]

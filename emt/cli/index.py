@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from emt.cli.model_options import add_model_options
-from emt.cli.printing import bytes_used, count, duration, one_line, size
+from emt.cli.printing import bytes_used, count, duration, say, size
 from emt.cli.profile import profile_if_needed
 from emt.cli.session import Session
 from emt.errors import CorpusError
@@ -118,7 +118,7 @@ def index(options: argparse.Namespace) -> None:
     seconds = time.perf_counter() - started
     session.remember()
     for error in corpus.errors[num_errors:]:  # of files that have changed meanwhile
-        _say(f"left out: {error}")
+        say(f"left out: {error}")
     used = size(bytes_used(Path(options.store)))
     print(f"{_in_words(written, len(gone), memory, seconds)}; '{options.store}' has {used}")
 
@@ -136,7 +136,7 @@ def _bad_files_named() -> Iterator[None]:
         yield
     except CorpusError as error:
         for each in error.errors:
-            _say(str(each))
+            say(str(each))
         if not error.errors:
             raise
         raise CorpusError(
@@ -148,26 +148,22 @@ def _bad_files_named() -> Iterator[None]:
 def _say_what_is_left_out(corpus: Corpus) -> None:
     """Print what of the sources is not read, and which names are not as expected."""
     for path, reason in corpus.unread.items():
-        _say(f"left out: '{path}' cannot be read: {reason}.")
+        say(f"left out: '{path}' cannot be read: {reason}.")
     for suffix, number in corpus.not_installed.items():
-        _say(
+        say(
             f"left out: {count(number, suffix + ' file')}, for lack of a package. Install it with "
             "`pip install 'emt[documents]'`."
         )
     for error in corpus.errors:
-        _say(f"left out: {error}")
+        say(f"left out: {error}")
     longer = corpus.document_names.lengthened
     if longer:
         shown = ", ".join(f"'{name}'" for name in longer[:_SHOWN])
         more = f" and {len(longer) - _SHOWN:,} more" if len(longer) > _SHOWN else ""
-        _say(
+        say(
             f"{count(len(longer), 'document')} of another file had the name already, so a part of "
             f"the path comes before it: {shown}{more}. --replace replaces the others instead."
         )
-
-
-def _say(message: str) -> None:
-    print(f"emt: {one_line(message)}", file=sys.stderr)
 
 
 def _in_words(written: Written, num_removed: int, memory: Memory, seconds: float) -> str:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
+from emt.cli.printing import say
 from emt.config import MODEL_SETTINGS, ModelConfig
 from emt.model.loading import DEFAULT_MODEL, LoadedModel, load
 
@@ -49,8 +50,9 @@ def load_model(options: argparse.Namespace, stored: str | None = None) -> Loaded
     config = replace(config, **{name: value for name, value in given.items() if value is not None})
     how = asdict(config)
     source = how.pop("name") or stored or DEFAULT_MODEL
+    stderr = sys.stderr
     with quiet():
-        return load(source, **how)
+        return load(source, **how, on_message=lambda message: say(message, stderr))
 
 
 @contextlib.contextmanager

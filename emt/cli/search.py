@@ -8,6 +8,7 @@ from typing import Any
 from emt.citations.citing import quoted
 from emt.cli.model_options import add_model_options
 from emt.cli.printing import one_line, print_json, printable
+from emt.cli.prompt import add_prompt, read_prompt
 from emt.cli.scope_options import add_scope_options, scope_settings
 from emt.cli.session import Session
 from emt.errors import ConfigError
@@ -30,7 +31,7 @@ def add_to(commands: Any) -> None:
         "first.",
     )
     parser.set_defaults(run=search)
-    parser.add_argument("query")
+    add_prompt(parser, "query")
     parser.add_argument("--store", required=True, metavar="DIR")
     add_model_options(parser)
     parser.add_argument("--config", metavar="FILE", help="memory settings in YAML")
@@ -48,18 +49,19 @@ def add_to(commands: Any) -> None:
 
 def search(options: argparse.Namespace) -> None:
     """Find the passages that a query is about."""
-    if not options.query.strip():
+    query = read_prompt(options)
+    if not query.strip():
         raise ConfigError("the query is empty. Ask something.")
-    if not is_utf8(options.query):
+    if not is_utf8(query):
         raise ConfigError("the query is not UTF-8. Convert it.")
     memory = Session(options, writing=False).memory
     given = {name: getattr(options, name) for name in _SETTINGS}
     settings = {name: value for name, value in given.items() if value is not None}
     with memory.using(**settings, **scope_settings(options)):
-        routed = memory.route(_prompt(memory, options.query))
+        routed = memory.route(_prompt(memory, query))
     passages = [_describe(memory, each) for each in routed.passages]
     if options.json:
-        print_json({"query": options.query, "passages": passages, "relevance": routed.relevance})
+        print_json({"query": query, "passages": passages, "relevance": routed.relevance})
         return
     for rank, passage in enumerate(passages, start=1):
         _print(rank, passage)

@@ -257,7 +257,10 @@ class CatalogReader:
         """Read documents among those that there were when last refreshed."""
         query = f"SELECT {columns} FROM documents WHERE first_row < ? {rest}"
         with self._lock, as_store_error(self.path):
-            return self.connection.execute(query, (self.num_rows, *parameters)).fetchall()
+            try:
+                return self.connection.execute(query, (self.num_rows, *parameters)).fetchall()
+            except UnicodeEncodeError:  # no document has a name that is no UTF-8
+                return []
 
 
 def no_document(name: str) -> DocumentError:

@@ -228,7 +228,7 @@ def test_places_that_cannot_be_read_are_named(store, more):
 def test_names_with_control_characters_do_not_reach_the_terminal(store, more):
     (more / "new\nline\x1b.txt").write_bytes(b"\0")
     done = emt("index", more, "--store", store, "--skip-errors")
-    assert "new\\nline\\x1b.txt' is binary" in done.err
+    assert "new line\\x1b.txt' is binary" in done.err
     assert "\x1b" not in done.err
 
 

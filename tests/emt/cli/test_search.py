@@ -1,6 +1,5 @@
 """`emt search`: what `Memory.route` finds, with text and places; nothing is generated."""
 
-
 import pytest
 
 from emt.memory.memory import Memory
@@ -93,3 +92,8 @@ def test_a_query_about_nothing_says_so(store, monkeypatch):
 )
 def test_no_query_is_refused(store, query, message):
     refused("search", "--store", store, query, message=message)
+
+
+def test_a_query_behind_names_is_found_out(store):
+    message = "there is no query, and no document 'w9 w33' in .* emt search \"QUERY\""
+    refused("search", "--store", store, "--documents", "a.txt", "w9 w33", message=message)

@@ -122,11 +122,21 @@ def test_a_damaged_folder_is_one_short_line(folder, damage, message):
     assert len(text) < 400 + len(str(folder))
 
 
-@pytest.mark.parametrize("name", ["nobody/nothing", "a/b/c", "./nothing", ""])
-def test_what_is_not_there_is_one_line(name, monkeypatch):
+@pytest.mark.parametrize("name", ["nobody/nothing", "nothing"])
+def test_a_hub_name_that_is_not_there_is_one_line(name, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match=f"^model '{name}' cannot be loaded: [^\n]*$"):
         load(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b/c", "./nothing", "../nothing", "/no/thing", "~nobody/m", "", "m/" * 999, "a\0b"]
+)
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(name):
+    message = f"there is no model folder '{name}'; it may have been moved. Name it with --model."
+    with pytest.raises(ConfigError) as caught:
+        load(name)
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(
@@ -145,6 +155,13 @@ def test_gguf_files_that_are_not_there_or_damaged(tmp_path, data, message):
     with pytest.raises(ConfigError) as caught:
         load(str(path))
     assert str(caught.value).startswith(message.format(path))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "m.GGUF"])
+def test_other_files_are_no_models(tmp_path, name):
+    (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(ConfigError, match=f"{name}' is a file whose name does not end in .gguf"):
+        load(str(tmp_path / name))
 
 
 def test_the_default_model_says_how_to_install_it(monkeypatch):
