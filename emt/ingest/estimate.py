@@ -12,13 +12,12 @@ import numpy as np
 
 from emt.errors import DocumentError
 from emt.ingest.corpus import Corpus
-from emt.ingest.encoder import Encoder, encode
+from emt.ingest.encoder import Encoder, encode_all
 from emt.ingest.rows import RowReader
 from emt.ingest.windows import Windows
 from emt.model.devices import input_device
 from memory_backends import Document, MemoryBackend, MemoryLayout, content_hash
 from memory_backends.faiss.index import bytes_per_key, factory_for
-from memory_backends.layout import Int32Array
 
 _FEWEST_TIMED, _MOST_TIMED = 128, 1024  # tokens that are read to know how long it takes
 _TIMED_SHARE = 0.05  # of all tokens
@@ -37,7 +36,7 @@ class Estimate(NamedTuple):
         tokens: of these documents, special ones included.
         rows: that they will leave.
         bytes: of rows and index on disk, estimated.
-        seconds: estimated from one timed window, and from how much longer others take.
+        seconds: estimated from one timed forward, and from how much longer others take.
     """
 
     tokens: int
@@ -78,7 +77,8 @@ def estimate(
     work_of = Work(reader, encoder.model.query_heads, backend.layout)
     tokens = rows = 0
     work = other_tokens * work_of.forward(1)
-    sample = np.empty(0, np.int32)  # tokens of the longest window
+    sample: list[Document] = []  # the first documents
+    longest = Document("", np.empty(0, np.int32))
     for source in corpus:
         try:
             document = encoder.document(source.text, source.name, metadata=source.metadata)
@@ -95,13 +95,17 @@ def estimate(
         num_tokens = len(document.token_ids)
         tokens, rows = tokens + num_tokens, rows + num_rows
         work += work_of.document(windows, num_tokens)
-        if num_tokens > len(sample):
-            sample = document.token_ids[: windows.max_length]
+        part = Document(document.name, document.token_ids[: windows.max_length])
+        if sum(len(each.token_ids) for each in sample) < _MOST_TIMED:
+            sample.append(part)
+        if num_tokens > len(longest.token_ids):
+            longest = part
     corpus.check()
     if not tokens:
         return Estimate(0, 0, 0, 0.0)
-    sample = sample[: int(np.clip(_TIMED_SHARE * tokens, _FEWEST_TIMED, _MOST_TIMED))]
-    seconds = work / work_of.forward(len(sample)) * _timed(encoder, reader, backend, sample)
+    sample = _cut(sample, longest, int(np.clip(_TIMED_SHARE * tokens, _FEWEST_TIMED, _MOST_TIMED)))
+    sampled = sum(work_of.forward(len(document.token_ids)) for document in sample)
+    seconds = work / sampled * _timed(reader, backend, sample, windows)
     num_bytes = rows * backend.catalog.bytes_per_row
     if encoder.config.memory_type == "vector_db":
         factory = factory_for(encoder.config.index, rows, backend.layout.largest_head_dim)
@@ -153,18 +157,25 @@ class Work:
         return work
 
 
+def _cut(sample: list[Document], longest: Document, num_tokens: int) -> list[Document]:
+    """Return so many tokens to time: of one window, or of short documents that share a forward."""
+    if len(longest.token_ids) >= num_tokens:
+        return [Document("timed", longest.token_ids[:num_tokens])]
+    stops = np.cumsum([len(document.token_ids) for document in sample])
+    return sample[: int(np.searchsorted(stops, num_tokens)) + 1]
+
+
 def _timed(
-    encoder: Encoder, reader: RowReader, backend: MemoryBackend, token_ids: Int32Array
+    reader: RowReader, backend: MemoryBackend, sample: list[Document], windows: Windows
 ) -> float:
-    """Return how many seconds one window takes, from tokens to rows in a memory in RAM."""
+    """Return how many seconds documents take, from tokens to rows in a memory in RAM."""
     device = input_device(reader.decoder)
-    window = Windows(len(token_ids), len(token_ids))
-    ids = torch.from_numpy(token_ids).long()
     trial = MemoryBackend(backend.layout, "manual", row_codec=backend.catalog.row_codec)
     with contextlib.closing(trial):
-        reader.forward(ids[None, :_WARM_UP])
+        reader.forward(torch.from_numpy(sample[0].token_ids[:_WARM_UP]).long()[None])
         started = time.perf_counter()
-        trial.add(Document("timed", token_ids), encode(reader, ids, window))
+        for _ in trial.add_many(encode_all(reader, sample, windows)):
+            pass
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter() - started

@@ -129,6 +129,27 @@ def test_seconds_are_those_of_the_timed_window_times_the_work(tmp_path, monkeypa
     assert seconds == pytest.approx(expected, rel=0.05)
 
 
+def test_short_documents_are_timed_as_they_are_read_together(tmp_path, monkeypatch):
+    lengths = [5 + number % 7 for number in range(200)]
+    lines = [f'{{"id": {i}, "text": "{"x" * (n - 2)}"}}' for i, n in enumerate(lengths)]
+    (tmp_path / "d.jsonl").write_text("\n".join(lines))
+    timed, encode_all = [], estimate_module.encode_all
+
+    def noted(reader, documents, windows):
+        timed.extend(len(document.token_ids) for document in documents)
+        return encode_all(reader, documents, windows)
+
+    monkeypatch.setattr(estimate_module, "encode_all", noted)
+    clock = iter(range(1000))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    memory = attach(build("llama", vocab_size=BYTES_VOCAB_SIZE), tokenizer=byte_tokenizer())
+    expected = estimated(memory, Corpus([tmp_path]))
+    assert timed == lengths[: len(timed)]
+    assert 128 <= sum(timed) < 128 + 12
+    assert expected.tokens == sum(lengths)
+    assert expected.seconds == pytest.approx(sum(lengths) / sum(timed), rel=0.02)
+
+
 def test_lists_take_time_to_make(tmp_path, monkeypatch):
     monkeypatch.setattr(estimate_module, "factory_for", lambda *_: "IVF16,Flat")
     monkeypatch.setattr(estimate_module, "bytes_per_key", lambda *_: 1)
