@@ -70,7 +70,7 @@ def add_to(commands: Any) -> None:
 def index(options: argparse.Namespace) -> None:
     """Read documents into a store; skip those that it has, replace those that have changed."""
     names = DocumentNames.of_store(Path(options.store), replace=options.replace)
-    with _bad_files_named():
+    with _bad_files_named(options):
         corpus = Corpus(
             options.source,
             names=names,
@@ -79,7 +79,7 @@ def index(options: argparse.Namespace) -> None:
         )
     session = Session(options, writing=True)
     memory = session.memory
-    with _bad_files_named():
+    with _bad_files_named(options):
         expected = estimate(
             memory.encoder,
             memory.backend,
@@ -100,7 +100,7 @@ def index(options: argparse.Namespace) -> None:
 
     def before_save() -> None:
         bar.set_description("making the index")
-        memory.remove(*gone)
+        memory.remove(*filter(memory.backend.catalog.has_document, gone))
         profile_if_needed(memory, session.source)
 
     started = time.perf_counter()
@@ -130,14 +130,14 @@ def _other_tokens(memory: Memory) -> int:
 
 
 @contextlib.contextmanager
-def _bad_files_named() -> Iterator[None]:
+def _bad_files_named(options: argparse.Namespace) -> Iterator[None]:
     """Print a line for each bad file, if there are several."""
     try:
         yield
     except CorpusError as error:
         for each in error.errors:
             say(str(each))
-        if not error.errors:
+        if not error.errors or options.skip_errors:
             raise
         raise CorpusError(
             f"{len(error.errors):,} files or lines cannot be read, so nothing was written. "

@@ -33,8 +33,6 @@ class Corpus:
         may_be_empty: allow folders without documents.
 
     Attributes:
-        names: of the documents.
-        errors: of what was left out.
         unread: places in the folders that cannot be read, with the reason. They stop no run:
             a volume's own folders often are locked.
         not_installed: suffix -> how many files in the folders need a package that is not installed.
@@ -64,11 +62,16 @@ class Corpus:
         self._texts: dict[str, str] = {}
         self._num_kept = 0
         self._is_checking = True
-        self.names = [document.name for document in self]
+        self._names = [document.name for document in self]
         self._is_checking = False
         self.check()
         if not (self.names or may_be_empty):
             raise CorpusError(self._why_empty(), self.errors)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the documents."""
+        return [name for name in self._names if name not in self._unusable]
 
     @property
     def errors(self) -> list[EMTError]:

@@ -265,4 +265,4 @@ class CatalogReader:
 
 def no_document(name: str) -> DocumentError:
     """Return the error of a name that is not there."""
-    return DocumentError(f"no document '{name}' in this memory. `emt info` lists the documents.")
+    return DocumentError(f"no document '{name}' in this memory. `emt list` lists the documents.")

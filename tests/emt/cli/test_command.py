@@ -109,7 +109,7 @@ def test_ctrl_c_in_the_first_document_leaves_no_store(tmp_path, more, model, mon
     [
         ("info", ["info"], ""),
         ("store", ["compact"], " The store is whole; run it again."),
-        ("store", ["remove", "a.txt"], " `emt info` lists what is left."),
+        ("store", ["remove", "a.txt"], " `emt list` shows what is left."),
     ],
 )
 def test_ctrl_c_in_other_commands(store, monkeypatch, module, command, hint):

@@ -211,10 +211,17 @@ def test_every_bad_file_is_named_and_skipped_if_it_may_be(tmp_path, store, more,
     new = tmp_path / "new"
     done = emt("index", more, "--store", new, "--model", model, "--skip-errors")
     assert names_of(new) == ["d.txt"]
-    said = [line for line in done.err.splitlines() if line.startswith("emt: left out: ")]
+    *said, expected = done.err.splitlines()
+    assert expected.startswith("1 document, 4 tokens: ")
     assert len(said) == 3
     for name, line in zip(("bad.txt", "f.jsonl", "e.txt"), said, strict=True):
+        assert line.startswith("emt: left out: ")
         assert name in line
+    (more / "d.txt").unlink()
+    (more / "e.txt").unlink()
+    done = emt("index", more, "--store", new, "--skip-errors", code=2)
+    assert done.err.splitlines()[-1] == "emt: no document is left: all files and lines have errors."
+    assert len(done.err.splitlines()) == 3
 
 
 def test_places_that_cannot_be_read_are_named(store, more):
