@@ -11,6 +11,8 @@ EMTError
 └── StoreError             OSError              a store directory damaged, locked or full
 """
 
+from collections.abc import Sequence
+
 from memory_backends.errors import (
     DocumentError,
     EMTError,
@@ -45,4 +47,12 @@ class MemoryUseError(EMTError, RuntimeError):
 
 
 class CorpusError(EMTError, ValueError):
-    """A file or folder that is not the documents it should be."""
+    """A file or folder that is not the documents it should be.
+
+    Attributes:
+        errors: one for each bad file or line, where there are several.
+    """
+
+    def __init__(self, message: str, errors: Sequence[EMTError] = ()) -> None:
+        super().__init__(message)
+        self.errors = tuple(errors)

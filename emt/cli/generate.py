@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from emt.answer import Answer, answer, sampling_options
 from emt.citations.citing import Citation
 from emt.cli.model_options import add_model_options
 from emt.cli.printing import count, one_line, print_json, printable, say
-from emt.cli.session import Session, existing
-from emt.errors import ConfigError, DocumentError
+from emt.cli.prompt import add_prompt, read_prompt
+from emt.cli.scope_options import add_scope_options, scope_settings
+from emt.cli.session import Session
+from emt.errors import ConfigError
 from emt.memory.memory import Memory
 from emt.model.chat import in_template
-from memory_backends.catalog import Catalog
-from memory_backends.catalog.metadata import is_value
 
-_SETTINGS = ("enabled", "mode", "topk", "uncertainty", "documents")  # of `Memory.using`
-_WHERE = 'before the options: emt generate "PROMPT" --store DIR --documents NAME'
+_SETTINGS = ("enabled", "mode", "topk", "uncertainty")  # of `Memory.using`
 _UNCITED = (
     "Memory was used, but there is nothing to cite: all that was read are attention sinks, the "
     "first rows of documents."
@@ -33,9 +28,7 @@ def add_to(commands: Any) -> None:
     """Add the subcommand to a parser's."""
     parser = commands.add_parser("generate", help="answer a prompt from a store")
     parser.set_defaults(run=generate)
-    parser.add_argument(
-        "prompt", nargs="?", help="- or none to read it from standard input; before --documents"
-    )
+    add_prompt(parser, "prompt")
     parser.add_argument("--store", required=True, metavar="DIR")
     add_model_options(parser, default="the one that wrote the store")
     parser.add_argument("--config", metavar="FILE", help="memory settings in YAML")
@@ -64,14 +57,7 @@ def add_to(commands: Any) -> None:
         metavar="ENTROPY:K",
         help="redo a step whose entropy, in nats, is above ENTROPY with K memories: 1.0:12",
     )
-    parser.add_argument("--documents", nargs="+", metavar="NAME", help="read these documents only")
-    parser.add_argument(
-        "--where",
-        type=_where,
-        action="append",
-        metavar="KEY=VALUE",
-        help="read only documents with this metadata; of one key, any value given will do",
-    )
+    add_scope_options(parser)
     parser.add_argument(
         "--citations", action="store_true", help="print the sentences and passages that were used"
     )
@@ -90,16 +76,11 @@ def generate(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     sampling = {name: getattr(options, name) for name in ("temperature", "top_p", "seed")}
     sampling_options(**sampling)  # a mistake is told before the model is loaded
-    prompt = _prompt(options)
+    prompt = read_prompt(options)
     session = Session(options, writing=False)
     opened = time.perf_counter()
     _check_template(options.chat, session.memory, prompt)
-    settings = {name: getattr(options, name) for name in _SETTINGS}
-    if options.where is not None:
-        where: dict[str, list[Any]] = {}
-        for key, values in options.where:  # of one key, any value will do
-            where.setdefault(key, []).extend(values)
-        settings["where"] = where
+    settings = {name: getattr(options, name) for name in _SETTINGS} | scope_settings(options)
     try:
         answered = answer(
             session.model,
@@ -122,36 +103,6 @@ def generate(options: argparse.Namespace) -> None:
     print()
     if options.citations:
         _print_sources(answered)
-
-
-def _prompt(options: argparse.Namespace) -> str:
-    """Return the prompt that was given, or that stands on standard input.
-
-    Raises:
-        ConfigError: there is none, or standard input cannot be read.
-        DocumentError: `--documents` may have taken it for a name.
-    """
-    if options.prompt not in (None, "-"):
-        return str(options.prompt)
-    if options.prompt is None:
-        if options.documents:
-            _check_names(existing(options.store), options.documents)
-        if sys.stdin.isatty():
-            raise ConfigError(f"there is no prompt. Give it {_WHERE}, or on standard input.")
-    try:
-        return sys.stdin.read().removeprefix("\ufeff").rstrip("\r\n")
-    except OSError as error:
-        raise ConfigError(f"the prompt cannot be read: {error.strerror}.") from error
-
-
-def _check_names(store: Path, documents: list[str]) -> None:
-    with contextlib.closing(Catalog.open(store)) as catalog:
-        unknown = next((name for name in documents if not catalog.has_document(name)), None)
-    if unknown is not None:
-        raise DocumentError(
-            f"there is no prompt, and no document '{unknown}' in '{store}'. If this is the prompt, "
-            f"give it {_WHERE}."
-        )
 
 
 def _check_template(chat: bool | None, memory: Memory, prompt: str) -> None:
@@ -210,16 +161,3 @@ def _uncertainty(text: str) -> dict[str, Any]:
         raise argparse.ArgumentTypeError(
             f"must be an entropy and a whole number, such as 1.0:12; got {text!r}"
         ) from None
-
-
-def _where(text: str) -> tuple[str, list[Any]]:
-    """Read KEY=VALUE; a value that looks like a number or a truth value may be that, or text."""
-    key, is_pair, value = text.partition("=")
-    if not key or not is_pair:
-        raise argparse.ArgumentTypeError(f"must be KEY=VALUE, such as year=1999; got {text!r}")
-    try:
-        parsed = json.loads(value)
-    except (ValueError, RecursionError):
-        parsed = None
-    is_other = is_value(parsed) and not isinstance(parsed, str)
-    return key, [value, parsed] if is_other else [value]

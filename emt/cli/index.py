@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from emt.cli.model_options import add_model_options
-from emt.cli.printing import bytes_used, count, duration, size
+from emt.cli.printing import bytes_used, count, duration, say, size
 from emt.cli.profile import profile_if_needed
 from emt.cli.session import Session
+from emt.errors import CorpusError
 from emt.ingest.changes import Written
 from emt.ingest.corpus import Corpus
 from emt.ingest.estimate import estimate
+from emt.ingest.names import DocumentNames
+from emt.ingest.reading import SUFFIXES
 from emt.memory.memory import Memory
+from emt.routing.probes import PROBES
+
+_SHOWN = 10  # names in a list
+_PROBE_TOKENS = 45  # of one prompt about nothing in particular, in a chat template
+_PROFILE_TOKENS = 30_000  # that are read to make a head profile
 
 
 def add_to(commands: Any) -> None:
@@ -32,48 +42,140 @@ def add_to(commands: Any) -> None:
         run=index,
         interrupted="What was finished before is kept; the same command goes on from there.",
     )
-    parser.add_argument("source", nargs="+", help=".txt, .md or .jsonl files, or folders of them")
+    parser.add_argument(
+        "source", nargs="+", help=f"{', '.join(SUFFIXES)} files, or folders of them"
+    )
     parser.add_argument("--store", required=True, metavar="DIR", help="the store; made if missing")
+    parser.add_argument(
+        "--skip-errors",
+        action="store_true",
+        help="name the files and lines that cannot be read, and read the others",
+    )
+    parser.add_argument(
+        "--prune",
+        action="store_true",
+        help="remove the documents whose files are gone from these folders, or lines from these "
+        ".jsonl files",
+    )
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="replace documents of the same name that came from other files, as after a move "
+        "(default: both are kept, and a part of the path comes before the new one's name)",
+    )
     add_model_options(parser)
     parser.add_argument("--config", metavar="FILE", help="memory settings in YAML")
 
 
 def index(options: argparse.Namespace) -> None:
     """Read documents into a store; skip those that it has, replace those that have changed."""
-    corpus = Corpus(options.source)
+    names = DocumentNames.of_store(Path(options.store), replace=options.replace)
+    with _bad_files_named(options):
+        corpus = Corpus(
+            options.source,
+            names=names,
+            skip_errors=options.skip_errors,
+            may_be_empty=options.prune,
+        )
     session = Session(options, writing=True)
     memory = session.memory
-    expected = estimate(memory.encoder, memory.backend, memory.layers, corpus)
+    with _bad_files_named(options):
+        expected = estimate(
+            memory.encoder,
+            memory.backend,
+            memory.heads_to_index,
+            corpus,
+            other_tokens=_other_tokens(memory),
+        )
+    _say_what_is_left_out(corpus)
     print(
         f"{count(len(corpus.names), 'document')}, {count(expected.tokens, 'token')}: "
         f"about {size(expected.bytes)} and {duration(expected.seconds)}",
         file=sys.stderr,
     )
+    num_errors = len(corpus.errors)
+    gone = corpus.gone() if options.prune else []
     if session.is_new:  # becomes part of the store with its first document
         session.remember()
+
+    def before_save() -> None:
+        bar.set_description("making the index")
+        memory.remove(*filter(memory.backend.catalog.has_document, gone))
+        profile_if_needed(memory)
+
     started = time.perf_counter()
-    with tqdm(total=expected.rows, unit="tok", disable=None, smoothing=0.05) as bar:
-        written = memory.write_all(
-            ((document.name, document.text, document.metadata) for document in corpus),
-            on_rows=bar.update,
-            before_save=lambda: profile_if_needed(memory),
-        )
-        bar.total = bar.n  # what was there already took no time
-        bar.refresh()
+    try:
+        with tqdm(total=expected.rows, unit="tok", disable=None, smoothing=0.05) as bar:
+            written = memory.write_all(
+                ((document.name, document.text, document.metadata) for document in corpus),
+                on_rows=bar.update,
+                before_save=before_save,
+            )
+            bar.total = bar.n  # what was there already took no time
+            bar.refresh()
+    finally:  # what was written before an error has its files, too
+        names.keep(memory.backend.catalog)
     seconds = time.perf_counter() - started
     session.remember()
+    for error in corpus.errors[num_errors:]:  # of files that have changed meanwhile
+        say(f"left out: {error}")
     used = size(bytes_used(Path(options.store)))
-    print(f"{_in_words(written, memory, seconds)}; '{options.store}' has {used}")
+    print(f"{_in_words(written, len(gone), memory, seconds)}; '{options.store}' has {used}")
 
 
-def _in_words(written: Written, memory: Memory, seconds: float) -> str:
-    """Say how many documents were added, replaced and skipped, and how fast."""
+def _other_tokens(memory: Memory) -> int:
+    """Return how many tokens are read beside documents: of questions, to know what heads find."""
+    tokens = _PROFILE_TOKENS if memory.lacks_profile else 0
+    return tokens + (len(PROBES) * _PROBE_TOKENS if memory.mode == "passage" else 0)
+
+
+@contextlib.contextmanager
+def _bad_files_named(options: argparse.Namespace) -> Iterator[None]:
+    """Print a line for each bad file, if there are several."""
+    try:
+        yield
+    except CorpusError as error:
+        for each in error.errors:
+            say(str(each))
+        if not error.errors or options.skip_errors:
+            raise
+        raise CorpusError(
+            f"{len(error.errors):,} files or lines cannot be read, so nothing was written. "
+            "Correct what is named above, or leave it out with --skip-errors."
+        ) from error
+
+
+def _say_what_is_left_out(corpus: Corpus) -> None:
+    """Print what of the sources is not read, and which names are not as expected."""
+    for path, reason in corpus.unread.items():
+        say(f"left out: '{path}' cannot be read: {reason}.")
+    for suffix, number in corpus.not_installed.items():
+        say(
+            f"left out: {count(number, suffix + ' file')}, for lack of a package. Install it with "
+            "`pip install 'emt[documents]'`."
+        )
+    for error in corpus.errors:
+        say(f"left out: {error}")
+    longer = corpus.document_names.lengthened
+    if longer:
+        shown = ", ".join(f"'{name}'" for name in longer[:_SHOWN])
+        more = f" and {len(longer) - _SHOWN:,} more" if len(longer) > _SHOWN else ""
+        say(
+            f"{count(len(longer), 'document')} of another file had the name already, so a part of "
+            f"the path comes before it: {shown}{more}. --replace replaces the others instead."
+        )
+
+
+def _in_words(written: Written, num_removed: int, memory: Memory, seconds: float) -> str:
+    """Say how many documents were added, replaced, skipped and removed, and how fast."""
     added, replaced, skipped = written
     parts = [f"{count(added, 'document')} added"]
     if replaced:
         parts.append(f"{replaced:,} replaced")
     if skipped:
         parts.append(f"{skipped:,} {'was' if skipped == 1 else 'were'} there already")
+    if num_removed:
+        parts.append(f"{num_removed:,} removed")
     words = ", ".join(parts)
     if added + replaced:
         documents = memory.backend.catalog.document_sizes()[-(added + replaced) :]

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from emt.cli.printing import bytes_used, count, index_in_words, print_json, size
+from emt.cli.documents import document_line
+from emt.cli.printing import bytes_used, count, index_in_words, one_line, print_json, size
 from emt.cli.session import existing
 from emt.errors import ConfigError
 from emt.profiles.choice import PROFILE, known_profiles, shipped_profiles
@@ -20,6 +21,7 @@ from memory_backends.store.identity import SKETCH, sketch_in
 
 _INDEX_FACTS = ("factory", "num_rows", "recall", "attention", "scanned")
 _LAYERS_NAMED = 8
+_DOCUMENTS_NAMED = 20
 
 
 def add_to(commands: Any) -> None:
@@ -105,7 +107,7 @@ def _profile(catalog: Catalog) -> dict[str, Any] | None:
 
 def _print(described: dict[str, Any]) -> None:
     model, index, sizes = described["model"], described["index"], described["bytes"]
-    print(f"store      {described['store']}")
+    print(f"store      {one_line(described['store'])}")
     print(f"model      {model['source']} ({model.get('model_type')})")
     print(f"documents  {len(described['documents']):,}")
     print(f"tokens     {described['tokens']:,}")
@@ -119,9 +121,11 @@ def _print(described: dict[str, Any]) -> None:
         f"({sizes['per_row']:,} bytes a token, {described['row_codec']}), "
         f"index {size(sizes['index'])}"
     )
-    for document in described["documents"]:
-        tokens, rows = count(document["tokens"], "token"), count(document["rows"], "row")
-        print(f"  {document['name']}  {tokens}, {rows}")
+    documents = described["documents"]
+    for document in documents[:_DOCUMENTS_NAMED]:
+        print(f"  {document_line(document)}")
+    if len(documents) > _DOCUMENTS_NAMED:
+        print(f"  and {len(documents) - _DOCUMENTS_NAMED:,} more; `emt list` lists them")
 
 
 def _heads_in_words(index: dict[str, Any]) -> str:

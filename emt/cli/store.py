@@ -23,7 +23,7 @@ _WHOLE = "The store is whole; run it again."
 def add_to(commands: Any) -> None:
     """Add the subcommands to a parser's."""
     parser = commands.add_parser("remove", help="remove documents from a store")
-    parser.set_defaults(run=remove, interrupted="`emt info` lists what is left.")
+    parser.set_defaults(run=remove, interrupted="`emt list` shows what is left.")
     parser.add_argument("store", metavar="DIR")
     parser.add_argument("document", nargs="+")
     parser = commands.add_parser(
@@ -48,7 +48,7 @@ def remove(options: argparse.Namespace) -> None:
     if unknown:
         raise DocumentError(
             f"no document '{unknown[0]}' in '{store}'; nothing was removed. "
-            "`emt info` lists the documents."
+            "`emt list` lists the documents."
         )
     names = dict.fromkeys(options.document)
     with contextlib.closing(MemoryBackend.open(store, "vector_db", index_files=False)) as backend:

@@ -1,167 +1,154 @@
-"""Files and folders to documents: .txt, .md, .jsonl, and folders of them.
+"""Files and folders to documents, with names and errors.
 
 Everything is read and checked once before the first document is yielded, so bad input stops a run
-before it has written anything.
+before it has written anything. What was read is kept, as long as it is not much.
 """
 
 from __future__ import annotations
 
-import json
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-from emt.errors import CorpusError, DocumentError
-from emt.ingest.documents import is_utf8
-from memory_backends.catalog.metadata import check_metadata
-from memory_backends.layout import Metadata
+from emt.errors import CorpusError, EMTError
+from emt.ingest.conversion import missing_packages
+from emt.ingest.files import SourceFile, find_files
+from emt.ingest.names import DocumentNames
+from emt.ingest.reading import SUFFIXES, TextDocument, documents_of, read_text
 
-SUFFIXES = (".txt", ".md", ".jsonl")
-
-
-@dataclass(frozen=True)
-class TextDocument:
-    """A document of text, exactly as in the file, with the metadata of its .jsonl line.
-
-    Attributes:
-        name: the file's path below the folder that was given, or the "id" of a .jsonl line.
-        origin: file, and line for .jsonl, for error messages.
-    """
-
-    name: str
-    text: str
-    origin: str
-    metadata: Metadata | None = None
+_KEPT_CHARACTERS = 64 * 2**20  # of texts that are not read again, or converted again
 
 
 class Corpus:
-    """The documents of some files and folders, in a fixed order, read from the disk each time.
+    """The documents of some files and folders, in a fixed order.
 
     Args:
-        sources: .txt and .md files (one document each); .jsonl files (a line is an object with
-            "id", "text" and, if any, "metadata", a flat object); and folders of such files, at any
-            depth, sorted by path.
+        sources: .txt, .md, .pdf, .html and .docx files (one document each); .jsonl files (a line is
+            an object with "id", "text" and, if any, "metadata", a flat object); and folders of such
+            files, at any depth, sorted by path. Links are followed, and no file is read twice.
+        names: names the documents, beside those of a store; None for documents of no store.
+        skip_errors: leave out what cannot be read, and go on.
+        may_be_empty: allow folders without documents.
+
+    Attributes:
+        unread: places in the folders that cannot be read, with the reason. They stop no run:
+            a volume's own folders often are locked.
+        not_installed: suffix -> how many files in the folders need a package that is not installed.
 
     Raises:
         CorpusError: no source, or one that is missing, empty, binary or not UTF-8, a folder without
-            documents, a .jsonl line that is not such an object, or a name that comes twice.
+            documents, or a .jsonl line that is not such an object; its `errors` are all of them.
     """
 
-    def __init__(self, sources: Iterable[Path | str]) -> None:
-        self._files = [file for source in sources for file in _files_of(Path(source))]
-        if not self._files:
-            raise CorpusError("expected at least one file or folder of documents; got none.")
-        origins: dict[str, str] = {}
-        for document in self:
-            if document.name in origins:
-                raise CorpusError(
-                    f"document names must be unique; '{document.name}' is in "
-                    f"{origins[document.name]} and in {document.origin}. "
-                    "Rename one of them, or give it once."
-                )
-            origins[document.name] = document.origin
-        self.names = list(origins)
+    def __init__(
+        self,
+        sources: Iterable[Path | str],
+        *,
+        names: DocumentNames | None = None,
+        skip_errors: bool = False,
+        may_be_empty: bool = False,
+    ) -> None:
+        self.document_names = DocumentNames({}, {}) if names is None else names
+        self._skip_errors = skip_errors
+        found = find_files(sources, SUFFIXES, may_be_empty=may_be_empty)
+        self.unread, self.folders = found.unread, found.folders
+        self.not_installed = Counter[str]()
+        self._files = list(self._readable(found.files))
+        self._errors: dict[str, EMTError] = {str(error): error for error in found.errors}
+        self._unusable: set[str] = set()  # names of documents
+        self._bad_files: set[str] = set()  # locations of those with an error
+        self._texts: dict[str, str] = {}
+        self._num_kept = 0
+        self._is_checking = True
+        self._names = [document.name for document in self]
+        self._is_checking = False
+        self.check()
+        if not (self.names or may_be_empty):
+            raise CorpusError(self._why_empty(), self.errors)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the documents."""
+        return [name for name in self._names if name not in self._unusable]
+
+    @property
+    def errors(self) -> list[EMTError]:
+        """What is wrong with files and lines that were left out."""
+        return list(self._errors.values())
 
     def __iter__(self) -> Iterator[TextDocument]:
-        for path, name in self._files:
-            yield from _documents_of(path, name)
+        for file in self._files:
+            try:
+                text = self._text(file)
+            except CorpusError as error:
+                self._refuse(file, error)
+                continue
+            for document in documents_of(file, text):
+                try:
+                    if isinstance(document, CorpusError):
+                        raise document
+                    name = self.document_names.name_of(document)
+                except CorpusError as error:
+                    self._refuse(file, error)
+                    continue
+                if name not in self._unusable:
+                    yield replace(document, name=name)
 
+    def leave_out(self, document: TextDocument, error: EMTError) -> None:
+        """Leave a document out from now on; `check` raises the error."""
+        self._unusable.add(document.name)
+        self._bad_files.add(document.file.location)
+        self._errors.setdefault(str(error), error)
 
-def _files_of(source: Path) -> list[tuple[Path, str]]:
-    """Return (file, document name) of each file of a source; hidden ones in folders are skipped."""
-    try:
-        if source.is_dir():
-            return _files_in(source)
-        source.stat()
-    except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            reason = "does not exist. Give a file or a folder of documents"
-        else:
-            reason = f"cannot be read: {error.strerror}"
-        raise CorpusError(f"'{source}' {reason}.") from error
-    if source.suffix.lower() not in SUFFIXES:
+    def check(self) -> None:
+        """Raise what is wrong, unless errors are skipped: the only error, or one that has all."""
+        if self._skip_errors or not self._errors:
+            return
+        if len(self._errors) == 1:
+            raise self.errors[0]
         raise CorpusError(
-            f"expected a {', '.join(SUFFIXES)} file or a folder of them; got '{source}'. "
-            "Convert it to text first."
+            f"{len(self._errors)} files or lines cannot be read: {' '.join(self._errors)}",
+            self.errors,
         )
-    return [(source, source.name)]
 
+    def gone(self) -> list[str]:
+        """Return the documents of the store whose files are gone from the folders."""
+        unread = {os.path.abspath(path) for path in self.unread} | self._bad_files  # noqa: PTH100
+        return self.document_names.gone(self.folders, unread)
 
-def _files_in(folder: Path) -> list[tuple[Path, str]]:
-    files = []
-    for path in sorted(folder.rglob("*")):
-        below = path.relative_to(folder)
-        is_hidden = any(part.startswith(".") for part in below.parts)
-        if path.suffix.lower() in SUFFIXES and not is_hidden and path.is_file():
-            files.append((path, below.as_posix()))
-    if not files:
-        raise CorpusError(
-            f"folder '{folder}' has no documents. Put {', '.join(SUFFIXES)} files into it."
-        )
-    return files
-
-
-def _documents_of(path: Path, name: str) -> Iterator[TextDocument]:
-    text = _read(path)
-    if path.suffix.lower() != ".jsonl":
-        if not is_utf8(name):  # a file system that takes any bytes
-            raise CorpusError(f"the name of file {name!r} is not UTF-8. Rename it.")
-        yield TextDocument(name, text, f"'{path}'")
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield _document_of_line(line, f"'{path}' line {number}")
-
-
-def _read(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CorpusError(f"'{path}' cannot be read: {error.strerror}.") from error
-    if b"\0" in data:
-        raise CorpusError(f"'{path}' is binary; expected UTF-8 text. Convert it or leave it out.")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CorpusError(
-            f"'{path}' is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}. "
-            "Convert it to UTF-8 or leave it out."
-        ) from error
-    if not text.strip():
-        raise CorpusError(f"'{path}' is empty. Leave it out.")
-    return text
-
-
-def _document_of_line(line: str, origin: str) -> TextDocument:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise CorpusError(f"{origin} is not JSON: {error.msg} at column {error.colno}.") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, deep nesting
-        raise CorpusError(f"{origin} cannot be read as JSON: {error}.") from error
-    if not isinstance(record, dict):
-        raise CorpusError(f"{origin} must be an object; got {type(record).__name__}.")
-    for key in ("id", "text"):
-        if key not in record:
-            keys = ", ".join(map(repr, record)) or "none"
-            raise CorpusError(f'{origin} must have the keys "id" and "text"; got {keys}.')
-    name, text = record["id"], record["text"]
-    if isinstance(name, int) and not isinstance(name, bool):
-        name = str(name)
-    for key, value in (("id", name), ("text", text)):
-        if not isinstance(value, str) or not value.strip():
-            got = "blank text" if isinstance(value, str) else type(value).__name__
-            expected = "text or a whole number" if key == "id" else "text"
-            raise CorpusError(f'{origin}: "{key}" must be {expected}, not blank; got {got}.')
-        if not is_utf8(value):
-            raise CorpusError(
-                f'{origin}: "{key}" has half of a surrogate pair (\\ud800 to \\udfff), which is no '
-                "character. Correct the escape."
+    def _why_empty(self) -> str:
+        if self._errors:
+            return "no document is left: all files and lines have errors."
+        if self.not_installed:
+            return (
+                f"the only files are {', '.join(self.not_installed)} files, which need packages "
+                "that are not installed. Install them with `pip install 'emt[documents]'`."
             )
-    metadata = record.get("metadata")
-    if metadata is not None:
-        try:
-            check_metadata(metadata, name)
-        except DocumentError as error:
-            raise CorpusError(f"{origin}: {error}") from error
-    return TextDocument(name, text, origin, metadata)
+        return "expected at least one file or folder of documents; got none."
+
+    def _readable(self, files: Iterable[SourceFile]) -> Iterator[SourceFile]:
+        """Leave out files in folders whose package is not installed; one that is given is tried."""
+        for file in files:
+            if file.is_given or not missing_packages(file.path):
+                yield file
+            else:
+                self.not_installed[file.path.suffix.lower()] += 1
+
+    def _text(self, file: SourceFile) -> str:
+        """Return the text of a file as it was when it was read first, if that is kept."""
+        text = self._texts.get(file.location)
+        if text is None:
+            text = read_text(file)
+            if self._num_kept + len(text) <= _KEPT_CHARACTERS:
+                self._texts[file.location] = text
+                self._num_kept += len(text)
+        return text
+
+    def _refuse(self, file: SourceFile, error: CorpusError) -> None:
+        """Note an error; raise it if it comes after all was checked, and errors are not skipped."""
+        if not (self._is_checking or self._skip_errors):
+            raise error
+        self._bad_files.add(file.location)
+        self._errors.setdefault(str(error), error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -254,6 +254,20 @@ class Memory:
     def layers(self) -> list[int]:
         """The layers that read memories now, ascending."""
         return sorted(self._layers)
+
+    @property
+    def heads_to_index(self) -> Mapping[int, Sequence[int]]:
+        """The KV heads that `save` makes indexes of, by layer.
+
+        Raises:
+            ConfigError: as `mode`.
+        """
+        mode = self._modes.of_settings(self.config, self.backend)
+        heads = mode.heads_to_index(self.config, self.backend)
+        if heads is None:
+            layers = self.backend.layout.layers
+            return {idx: range(layers[idx].num_key_value_heads) for idx in self.layers}
+        return heads
 
     @property
     def mode(self) -> Literal["token", "passage"]:

@@ -119,6 +119,10 @@ class CatalogReader:
         records = self._visible("content_hash", "AND name = ?", name)
         return str(records[0][0]) if records else None
 
+    def content_hashes(self) -> dict[str, str]:
+        """Return the `content_hash` of every document."""
+        return dict(self._visible("name, content_hash", ""))
+
     def document(self, name: str) -> StoredDocument:
         """Read one document with its text, token ids, offsets and metadata.
 
@@ -136,6 +140,13 @@ class CatalogReader:
         """Return a document's metadata, {} if it has none; a DocumentError if there is no such."""
         with self.snapshot():
             return self._metadata_at(self._span(name)[0])
+
+    def all_metadata(self) -> dict[str, Metadata]:
+        """Return document -> metadata, of those that have some."""
+        with self.snapshot():
+            names = {first: str(name) for first, name in self._visible("first_row, name", "")}
+            found = dict(read_metadata(self.connection))
+        return {names[first]: found[first] for first in found if first in names}
 
     def scope(
         self,
@@ -272,4 +283,4 @@ class CatalogReader:
 
 def no_document(name: str) -> DocumentError:
     """Return the error of a name that is not there."""
-    return DocumentError(f"no document '{name}' in this memory. `emt info` lists the documents.")
+    return DocumentError(f"no document '{name}' in this memory. `emt list` lists the documents.")

@@ -1,9 +1,11 @@
 """A tiny model of words, and a store that it has written; tests change copies of it."""
 
+import contextlib
 import shutil
 
 import pytest
 
+from memory_backends.catalog import Catalog
 from tests.emt.commands import emt, make_documents, make_model
 
 
@@ -27,7 +29,15 @@ def documents(tmp_path, indexed):
 
 @pytest.fixture
 def store(tmp_path, indexed):
-    return shutil.copytree(indexed / "store", tmp_path / "store")
+    """A store that was written from the folder `documents`, whether a test uses that or not."""
+    store = shutil.copytree(indexed / "store", tmp_path / "store")
+    with contextlib.closing(Catalog.open(store)) as catalog:
+        files = catalog.setting("files")
+        catalog.set_setting(
+            "files",
+            {file.replace(str(indexed), str(tmp_path)): names for file, names in files.items()},
+        )
+    return store
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def test_ctrl_c_in_the_first_document_leaves_no_store(tmp_path, more, model, mon
     [
         ("info", ["info"], ""),
         ("store", ["compact"], " The store is whole; run it again."),
-        ("store", ["remove", "a.txt"], " `emt info` lists what is left."),
+        ("store", ["remove", "a.txt"], " `emt list` shows what is left."),
     ],
 )
 def test_ctrl_c_in_other_commands(store, monkeypatch, module, command, hint):
@@ -122,7 +122,7 @@ def test_ctrl_c_in_other_commands(store, monkeypatch, module, command, hint):
 
 
 def test_a_bug_of_ours_keeps_its_traceback(tmp_path, more, model, monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         raise ZeroDivisionError
 
     monkeypatch.setattr("emt.cli.index.estimate", broken)

@@ -125,6 +125,120 @@ def test_metadata_is_indexed_and_brought_up_to_date(tmp_path, model):
     assert index(changed, "0 documents added, 3 were there already;") == expected
 
 
+# -- files and folders ----------------------------------------------------------------------------
+
+
+def files_of(store):
+    return {each["name"]: each["file"] for each in emt_json("list", store)["documents"]}
+
+
+def test_folders_with_equal_names_are_kept_apart(tmp_path, model, store, more):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "d.txt").write_text("w50 w60")
+    emt("index", more, "--store", store)
+    done = emt("index", other, "--store", store)
+    assert done.out.startswith("1 document added; 3 tokens, 2 rows in ")
+    assert done.err.startswith(
+        "emt: 1 document of another file had the name already, so a part of the path comes before "
+        "it: 'other/d.txt'. --replace replaces the others instead.\n"
+    )
+    (more / "d.txt").write_text("w21 w31")
+    done = emt("index", more, other, "--store", store)
+    assert done.out.startswith("0 documents added, 1 replaced, 1 was there already; ")
+    assert "other/d.txt" not in done.err
+    files = files_of(store)
+    assert files["d.txt"] == str(more / "d.txt")
+    assert files["other/d.txt"] == str(other / "d.txt")
+
+
+def test_replace_takes_equal_names_for_the_same_document(tmp_path, store, more):
+    emt("index", more, "--store", store)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "d.txt").write_text("w50 w60")
+    done = emt("index", other, "--store", store, "--replace")
+    assert done.out.startswith("0 documents added, 1 replaced; ")
+    assert files_of(store)["d.txt"] == str(other / "d.txt")
+
+
+def test_what_a_stopped_run_wrote_has_its_files(tmp_path, model, more, monkeypatch):
+    (more / "e.txt").write_text("w50 w60")
+    store = tmp_path / "new"
+    with monkeypatch.context() as patch:
+        full_after(3, patch)
+        refused("index", more, "--store", store, "--model", model, message=FULL)
+    assert files_of(store) == {"d.txt": str(more / "d.txt")}
+    (more / "d.txt").write_text("w21 w31")
+    done = emt("index", more, "--store", store)
+    assert done.out.startswith("1 document added, 1 replaced; ")
+
+
+def test_prune_removes_what_is_gone_from_the_folders_given(store, documents, more):
+    emt("index", more, "--store", store)
+    emt("index", documents, "--store", store)
+    (documents / "a.txt").unlink()
+    (documents / "b.md").rename(documents / "renamed.md")
+    (documents / "c.jsonl").write_text('{"id": "new", "text": "w7 w8"}')
+    (more / "d.txt").unlink()
+    done = emt("index", documents, "--store", store)
+    assert len(names_of(store)) == 6
+    done = emt("index", documents, "--store", store, "--prune")
+    assert done.out.startswith("0 documents added, 2 were there already, 3 removed; '")
+    assert sorted(names_of(store)) == ["d.txt", "new", "renamed.md"]
+    assert emt_json("info", store)["index"]["num_rows"] == emt_json("info", store)["rows"]
+    assert emt("index", more, "--store", store, "--prune").out.startswith(
+        "0 documents added, 1 removed; '"
+    )
+    refused("index", more / "d.txt", "--store", store, "--prune", message=".* does not exist")
+
+
+def test_every_bad_file_is_named_and_skipped_if_it_may_be(tmp_path, store, more, model):
+    bad = {"bad.txt": b"ab\0c", "e.txt": b"no words of the model", "f.jsonl": b"[1]"}
+    for name, data in bad.items():
+        (more / name).write_bytes(data)
+    before = contents(store)
+    done = emt("index", more, "--store", store, code=2)
+    assert [line.partition("'")[2].partition("'")[0] for line in done.err.splitlines()[:-1]] == [
+        str(more / "bad.txt"),
+        str(more / "f.jsonl"),
+    ]  # what only the model can tell comes when these are right
+    assert done.err.splitlines()[-1] == (
+        "emt: 2 files or lines cannot be read, so nothing was written. Correct what is named "
+        "above, or leave it out with --skip-errors."
+    )
+    assert contents(store) == before
+    new = tmp_path / "new"
+    done = emt("index", more, "--store", new, "--model", model, "--skip-errors")
+    assert names_of(new) == ["d.txt"]
+    *said, expected = done.err.splitlines()
+    assert expected.startswith("1 document, 4 tokens: ")
+    assert len(said) == 3
+    for name, line in zip(("bad.txt", "f.jsonl", "e.txt"), said, strict=True):
+        assert line.startswith("emt: left out: ")
+        assert name in line
+    (more / "d.txt").unlink()
+    (more / "e.txt").unlink()
+    done = emt("index", more, "--store", new, "--skip-errors", code=2)
+    assert done.err.splitlines()[-1] == "emt: no document is left: all files and lines have errors."
+    assert len(done.err.splitlines()) == 3
+
+
+def test_places_that_cannot_be_read_are_named(store, more):
+    (more / "gone.txt").symlink_to("nothing")
+    done = emt("index", more, "--store", store)
+    named = f"emt: left out: '{more / 'gone.txt'}' cannot be read: No such file or directory.\n"
+    assert done.err.startswith(named)
+    assert names_of(store)[-1] == "d.txt"
+
+
+def test_names_with_control_characters_do_not_reach_the_terminal(store, more):
+    (more / "new\nline\x1b.txt").write_bytes(b"\0")
+    done = emt("index", more, "--store", store, "--skip-errors")
+    assert "new line\\x1b.txt' is binary" in done.err
+    assert "\x1b" not in done.err
+
+
 # -- refused: no store is made, and none is changed -----------------------------------------------
 
 
@@ -133,7 +247,11 @@ def test_metadata_is_indexed_and_brought_up_to_date(tmp_path, model):
     [
         ("bad.txt", b"ab\0c", "'.*bad.txt' is binary"),
         ("bad.jsonl", b'{"id": "x", "text": "w5"}\n[1]', "'.*bad.jsonl' line 2"),
-        ("bad.jsonl", b'{"id": "d.txt", "text": "w5"}', "'d.txt' is in"),
+        (
+            "bad.jsonl",
+            b'{"id": "x", "text": "w5"}\n' * 2,
+            "'x' is in '.*bad.jsonl' line 1 and in line 2",
+        ),
         ("bad.txt", b"no words of the model", "'bad.txt' has nothing but special tokens"),
     ],
 )
@@ -173,7 +291,7 @@ def test_paths_without_documents_or_room_for_a_store(tmp_path, more, model):
     (tmp_path / "file").write_text("text")
     for source, store, message in (
         (tmp_path / "nothing", "new", "'.*nothing' does not exist"),
-        (model / "config.json", "new", "expected a .txt, .md, .jsonl file"),
+        (model / "config.json", "new", "expected a .txt, .md, .jsonl,"),
         (more, "file", "'.*file'; it is a file"),
         (more, "file/store", "'.*store' cannot be written: Not a directory"),
         (more, "more", "'.*more' has no catalog.sqlite"),

@@ -1,12 +1,13 @@
 """Files and folders to documents: what is read, exactly, and what is refused, with where it is."""
 
-import json
 import os
 
 import pytest
 
 from emt.errors import CorpusError
+from emt.ingest import corpus as corpus_module
 from emt.ingest.corpus import Corpus
+from emt.ingest.reading import SUFFIXES
 
 
 def documents(*sources):
@@ -22,7 +23,7 @@ def write(path, data):
 def test_folders_are_searched_and_sorted_by_path(tmp_path):
     for name in ("b.txt", "a/z.md", "a/B.TXT", "c.jsonl"):
         write(tmp_path / name, '{"id": "line", "text": "of c"}' if name == "c.jsonl" else name)
-    for name in ("notes.pdf", ".hidden.txt", ".git/x.md", "a/.cache/y.txt", "README"):
+    for name in ("notes.png", ".hidden.txt", ".git/x.md", "a/.cache/y.txt", "README"):
         write(tmp_path / name, b"\xff not text")
     (tmp_path / "folder.txt").mkdir()
     expected = [("a/B.TXT", "a/B.TXT"), ("a/z.md", "a/z.md"), ("b.txt", "b.txt"), ("line", "of c")]
@@ -119,20 +120,57 @@ def test_bad_lines_name_file_and_line(tmp_path, line, message):
     assert str(caught.value).startswith(f"'{path}' line 3{message}")
 
 
-def test_names_are_unique_over_all_sources(tmp_path):
-    one = write(tmp_path / "one" / "a.txt", "1")
-    two = write(
-        tmp_path / "two" / "d.jsonl", '{"id": "b", "text": "2"}\n{"id": "a.txt", "text": "3"}'
-    )
-    with pytest.raises(CorpusError) as caught:
-        Corpus([one.parent, two])
-    assert str(caught.value) == (
-        f"document names must be unique; 'a.txt' is in '{one}' and in '{two}' line 2. "
-        "Rename one of them, or give it once."
-    )
-    numbers = write(tmp_path / "n.jsonl", '{"id": "7", "text": "2"}\n{"id": 7, "text": "3"}')
-    with pytest.raises(CorpusError, match=r"'7' is in '.*' line 1 and in '.*' line 2"):
+def test_equal_names_are_kept_apart_by_the_path(tmp_path):
+    for folder, text in (("one", "1"), ("two", "2"), ("other/two", "3")):
+        write(tmp_path / folder / "a.txt", text)
+    write(tmp_path / "d.jsonl", '{"id": "b", "text": "4"}\n{"id": "a.txt", "text": "5"}')
+    folders = tmp_path / "one", tmp_path / "two", tmp_path / "other" / "two"
+    assert documents(*folders, tmp_path / "d.jsonl") == [
+        ("a.txt", "1"),
+        ("two/a.txt", "2"),
+        ("other/two/a.txt", "3"),
+        ("b", "4"),
+        ("d.jsonl/a.txt", "5"),
+    ]
+
+
+def test_an_id_that_comes_twice_is_named_with_both_lines(tmp_path):
+    numbers = write(tmp_path / "n.jsonl", '{"id": "7", "text": "2"}\n\n{"id": 7, "text": "3"}')
+    with pytest.raises(CorpusError, match=r"'7' is in '.*n.jsonl' line 1 and in line 3"):
         Corpus([numbers])
+
+
+def test_a_file_that_is_given_twice_is_read_once(tmp_path):
+    path = write(tmp_path / "folder" / "a.txt", "1")
+    assert documents(path, path.parent, str(path)) == [("a.txt", "1")]
+
+
+def test_every_bad_file_and_line_is_named(tmp_path):
+    write(tmp_path / "a.txt", b"caf\xe9")
+    write(tmp_path / "b.txt", "")
+    write(tmp_path / "c.jsonl", '[1]\n{"id": "fine", "text": "1"}\n{"id": "x"}')
+    write(tmp_path / "d.txt", "2")
+    sources = tmp_path, tmp_path / "nothing"
+    expected = ["nothing' does not", "a.txt' is not", "b.txt' is empty", "line 1 must", "line 3 "]
+    with pytest.raises(CorpusError, match=r"^5 files or lines cannot be read: ") as caught:
+        Corpus(sources)
+    corpus = Corpus(sources, skip_errors=True)
+    for errors in (caught.value.errors, corpus.errors):
+        assert len(errors) == len(expected)
+        for error, part in zip(errors, expected, strict=True):
+            assert part in str(error)
+    assert corpus.names == ["fine", "d.txt"]
+    assert [document.text for document in corpus] == ["1", "2"]
+    assert len(corpus.errors) == len(expected)  # named once, however often they are read
+
+
+def test_nothing_but_bad_files_is_an_error(tmp_path):
+    write(tmp_path / "a.txt", "")
+    with pytest.raises(CorpusError, match="no document is left") as caught:
+        Corpus([tmp_path], skip_errors=True)
+    assert [str(error) for error in caught.value.errors] == [
+        f"'{tmp_path / 'a.txt'}' is empty. Leave it out."
+    ]
 
 
 @pytest.mark.parametrize(
@@ -140,14 +178,14 @@ def test_names_are_unique_over_all_sources(tmp_path):
     [
         ("nothing", "'{}' does not exist. Give a file or a folder of documents."),
         ("x" * 300, "'{}' cannot be read: File name too long."),
-        ("a.pdf", "expected a .txt, .md, .jsonl file or a folder of them; got '{}'."),
-        ("a.pdf/b.txt", "'{}' cannot be read: Not a directory."),
-        ("folder", "folder '{}' has no documents. Put .txt, .md, .jsonl files into it."),
+        ("a.png", f"expected a {', '.join(SUFFIXES)} file or a folder of them; got '{{}}'."),
+        ("a.png/b.txt", "'{}' cannot be read: Not a directory."),
+        ("folder", f"folder '{{}}' has no documents. Put {', '.join(SUFFIXES)} files into it."),
     ],
 )
 def test_sources_that_are_no_documents_are_refused(tmp_path, name, message):
-    write(tmp_path / "a.pdf", "text")
-    write(tmp_path / "folder" / "b.pdf", "text")
+    write(tmp_path / "a.png", "text")
+    write(tmp_path / "folder" / "b.png", "text")
     with pytest.raises(CorpusError) as caught:
         Corpus([tmp_path / name])
     assert str(caught.value).startswith(message.format(tmp_path / name))
@@ -164,11 +202,41 @@ def test_file_names_that_are_not_utf8_are_refused(tmp_path):
         Corpus([tmp_path])
 
 
-def test_documents_are_read_anew_each_time(tmp_path):
-    path = write(tmp_path / "d.jsonl", json.dumps({"id": "a", "text": "1"}))
+def test_what_was_checked_is_what_is_read(tmp_path):
+    path = write(tmp_path / "d.txt", "1")
     corpus = Corpus([path])
-    write(path, json.dumps({"id": "a", "text": "2"}))
-    assert [document.text for document in corpus] == ["2"]
     path.unlink()
-    with pytest.raises(CorpusError, match="cannot be read: No such file"):
-        list(corpus)
+    assert [document.text for document in corpus] == ["1"]
+
+
+def test_more_than_is_kept_is_read_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_module, "_KEPT_CHARACTERS", 0)
+    changed, gone = write(tmp_path / "a.txt", "1"), write(tmp_path / "b.txt", "2")
+    corpora = [Corpus([tmp_path], skip_errors=skip_errors) for skip_errors in (False, True)]
+    write(changed, "3")
+    gone.unlink()
+    with pytest.raises(CorpusError, match=r"b.txt' cannot be read: No such file"):
+        list(corpora[0])
+    assert [document.text for document in corpora[1]] == ["3"]
+    assert "b.txt' cannot be read: No such file" in str(corpora[1].errors[0])
+
+
+def test_many_files_are_read_once(tmp_path, monkeypatch):
+    for number in range(300):
+        write(tmp_path / f"{number:03d}.txt", str(number))
+    reads, read_text = [], corpus_module.read_text
+
+    def counted(file):
+        reads.append(file.name)
+        return read_text(file)
+
+    monkeypatch.setattr(corpus_module, "read_text", counted)
+    corpus = Corpus([tmp_path])
+    assert [document.text for document in corpus] == [str(number) for number in range(300)]
+    assert len(reads) == 300
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(CorpusError, match=r"a.txt' is no regular file"):
+        Corpus([tmp_path])

@@ -1,20 +1,23 @@
 """Estimates against what writing the corpus then makes, and what stops a run before it starts."""
 
+import dataclasses
 import time
 
+import torch
 import pytest
 
 from emt import MemoryConfig, attach, detach
 from emt.errors import ConfigError, DocumentError, MemoryUseError
+from emt.ingest import estimate as estimate_module
 from emt.ingest.corpus import Corpus
-from emt.ingest.estimate import estimate
+from emt.ingest.estimate import Work, estimate
 from tests.emt.bytes import BYTES_VOCAB_SIZE, byte_tokenizer
 from tests.emt.words import word_tokenizer
 from tests.families import build
 
 
-def estimated(memory, corpus):
-    return estimate(memory.encoder, memory.backend, memory.layers, corpus)
+def estimated(memory, corpus, **options):
+    return estimate(memory.encoder, memory.backend, memory.heads_to_index, corpus, **options)
 
 
 def bytes_in(folder):
@@ -60,20 +63,100 @@ def test_estimates_are_what_is_written(tmp_path, corpus, model_type, memory_type
     assert expected.bytes == pytest.approx(bytes_in(store / "rows") + index, rel=0.05)
 
 
-def test_seconds_grow_with_what_is_read(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("num_tokens", "stride", "max_length", "carry_context"),
+    [
+        (300, 300, 300, False),  # one window
+        (300, 40, 100, False),
+        (300, 40, 100, True),
+        (90, 40, 100, True),
+        (700, 90, 600, True),
+    ],
+)
+def test_work_is_that_of_the_forwards_that_are_run(num_tokens, stride, max_length, carry_context):
+    """Count multiply-adds of the model's own products, and of its attention, while it encodes."""
+    model = build("llama", vocab_size=BYTES_VOCAB_SIZE)
+    config = MemoryConfig(stride=stride, max_length=max_length, carry_context=carry_context)
+    memory = attach(model, config, tokenizer=byte_tokenizer())
+    counted = dict.fromkeys(("products", "attention"), 0)
+
+    def product(module, inputs, _):
+        counted["products"] += module.weight.numel() * inputs[0].shape[1]
+
+    def attention(module, args, kwargs):
+        new, cache = kwargs["hidden_states"].shape[1], kwargs.get("past_key_values")
+        before = cache.get_seq_length(module.layer_idx) if cache is not None else 0
+        heads = model.config.num_attention_heads * 2 * module.head_dim
+        counted["attention"] += heads * new * (before + new / 2)
+
+    for module in model.model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(product)
+        if hasattr(module, "layer_idx") and hasattr(module, "head_dim"):
+            module.register_forward_pre_hook(attention, with_kwargs=True)
+    document = memory.encoder.document(list(range(5, 105)) * 7, "d")
+    document = dataclasses.replace(document, token_ids=document.token_ids[:num_tokens])
+    assert sum(map(len, memory.encoder.encode(document))) == num_tokens
+    reader, attached = memory.encoder.row_reader(), memory.encoder.model
+    work = Work(reader, attached.query_heads, attached.layout)
+    expected = counted["products"] + estimate_module._ATTENTION * counted["attention"]
+    got = work.document(memory.encoder.windows, num_tokens)
+    assert got == pytest.approx(expected, rel=0.02)  # norms, too, have weights
+
+
+def seconds_of(folder, monkeypatch, length, **options):
+    """Return the seconds of a document, by a clock that a forward and a product take 1 s of."""
     clock = iter(range(1000))
-    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))  # a second between two
-    (tmp_path / "d.txt").write_text("x" * 298)  # 300 tokens with <bos> and <eos>
-    for stride, max_length, carry_context, tokens_run in (
-        (300, 300, False, 300),
-        (100, 100, False, 300),
-        (100, 200, False, 400),
-        (100, 200, True, 300),
-    ):
-        model = build("llama", vocab_size=BYTES_VOCAB_SIZE)
-        config = MemoryConfig(stride=stride, max_length=max_length, carry_context=carry_context)
-        memory = attach(model, config, tokenizer=byte_tokenizer())
-        assert estimated(memory, Corpus([tmp_path])).seconds == pytest.approx(tokens_run / 128)
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    (folder / "d.txt").write_text("x" * (length - 2))  # <bos> and <eos> are two more
+    model = build("llama", vocab_size=BYTES_VOCAB_SIZE)
+    windows = {"stride": 100, "max_length": 400, "carry_context": True}
+    config = MemoryConfig(memory_type="vector_db", index="Flat", **windows)
+    memory = attach(model, config, tokenizer=byte_tokenizer())
+    reader, attached = memory.encoder.row_reader(), memory.encoder.model
+    work = Work(reader, attached.query_heads, attached.layout)
+    return estimated(memory, Corpus([folder]), **options).seconds, work, memory.encoder.windows
+
+
+def test_seconds_are_those_of_the_timed_window_times_the_work(tmp_path, monkeypatch):
+    for length, timed in ((50, 50), (300, 128), (9_000, 400), (3_000, 150)):
+        seconds, work, windows = seconds_of(tmp_path, monkeypatch, length)
+        expected = work.document(windows, length) / work.forward(timed)
+        assert seconds == pytest.approx(expected)
+    seconds, work, windows = seconds_of(tmp_path, monkeypatch, 300, other_tokens=1000)
+    more = sum(work.forward(10) for _ in range(100))
+    expected = (work.document(windows, 300) + more) / work.forward(128)
+    assert seconds == pytest.approx(expected, rel=0.05)
+
+
+def test_short_documents_are_timed_as_they_are_read_together(tmp_path, monkeypatch):
+    lengths = [5 + number % 7 for number in range(200)]
+    lines = [f'{{"id": {i}, "text": "{"x" * (n - 2)}"}}' for i, n in enumerate(lengths)]
+    (tmp_path / "d.jsonl").write_text("\n".join(lines))
+    timed, encode_all = [], estimate_module.encode_all
+
+    def noted(reader, documents, windows):
+        timed.extend(len(document.token_ids) for document in documents)
+        return encode_all(reader, documents, windows)
+
+    monkeypatch.setattr(estimate_module, "encode_all", noted)
+    clock = iter(range(1000))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    memory = attach(build("llama", vocab_size=BYTES_VOCAB_SIZE), tokenizer=byte_tokenizer())
+    expected = estimated(memory, Corpus([tmp_path]))
+    assert timed == lengths[: len(timed)]
+    assert 128 <= sum(timed) < 128 + 12
+    assert expected.tokens == sum(lengths)
+    assert expected.seconds == pytest.approx(sum(lengths) / sum(timed), rel=0.02)
+
+
+def test_lists_take_time_to_make(tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate_module, "factory_for", lambda *_: "IVF16,Flat")
+    monkeypatch.setattr(estimate_module, "bytes_per_key", lambda *_: 1)
+    seconds, work, windows = seconds_of(tmp_path, monkeypatch, 300)
+    rows, heads = 298, 6
+    indexing = rows * heads * estimate_module._INDEXING / estimate_module._MATRIX**3
+    assert seconds == pytest.approx(work.document(windows, 300) / work.forward(128) + indexing)
 
 
 def test_models_of_few_positions_are_timed_within_them(tmp_path):
