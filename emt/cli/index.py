@@ -27,7 +27,7 @@ from emt.routing.probes import PROBES
 
 _SHOWN = 10  # names in a list
 _PROBE_TOKENS = 45  # of one prompt about nothing in particular, in a chat template
-_PROFILE_TOKENS = 30_000  # that are read to make a head profile
+_PROFILE_TOKENS = 6_000  # that are read to make a head profile
 
 
 def add_to(commands: Any) -> None:

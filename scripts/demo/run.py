@@ -31,9 +31,7 @@ def run(*arguments: str) -> None:
 def main() -> None:
     """Index, then ask in a new process."""
     shutil.rmtree(STORE, ignore_errors=True)
-    config = str(ROOT / "configs" / "many_documents.yaml")
-    documents = str(HERE / "documents")
-    run("-m", "emt", "index", documents, "--store", str(STORE), "--config", config)
+    run("-m", "emt", "index", str(HERE / "documents"), "--store", str(STORE))
     run(str(HERE / "ask.py"), str(STORE))
 
 
