@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import threading
 from typing import Any, NamedTuple
 
@@ -68,9 +67,11 @@ class WordIndex:
         Returns:
             Windows, best first; a score is the share of the weight of the question's words.
         """
-        index = self._index_of(backend)
         words = dict.fromkeys(terms_of(question))
-        scores = index.bm25.scores([self._numbers.get(word) for word in words])
+        with self._lock:
+            index = self._index_of(backend)
+            numbers = [self._numbers.get(word) for word in words]
+        scores = index.bm25.scores(numbers)
         if scope is not None:
             is_inside = np.zeros(len(scores), dtype=bool)
             for span in scope.spans:
@@ -86,14 +87,13 @@ class WordIndex:
 
     def _index_of(self, backend: MemoryBackend) -> _Index:
         """Return the index of a memory as it is now, for which only new documents are read."""
-        with self._lock:
-            index = self._index
-            if index is None or index.backend is not backend:
-                self._numbers, self._documents = {}, {}
-            elif index.num_changes == backend.num_changes:
-                return index
-            self._index = index = self._indexed(backend)
+        index = self._index
+        if index is None or index.backend is not backend:
+            self._numbers, self._documents = {}, {}
+        elif index.num_changes == backend.num_changes:
             return index
+        self._index = index = self._indexed(backend)
+        return index
 
     def _indexed(self, backend: MemoryBackend) -> _Index:
         num_changes, catalog = backend.num_changes, backend.catalog
@@ -104,16 +104,12 @@ class WordIndex:
             with contextlib.suppress(DocumentError):  # another process has removed it
                 runs = known.get(first_row) or self._runs_of(catalog.document(name))
                 self._documents[first_row] = runs
-        documents = [row for row, runs in self._documents.items() for _ in runs.words]
-        middles = list(itertools.chain(*(runs.middles for runs in self._documents.values())))
-        texts = list(itertools.chain(*(runs.words for runs in self._documents.values())))
-        return _Index(
-            backend,
-            num_changes,
-            BM25.of(texts, len(self._numbers)),
-            np.array(documents, dtype=np.int64) + np.array(middles, dtype=np.int64),
-            np.array(documents, dtype=np.int64),
-        )
+        every = list(self._documents.values())
+        middles = np.array([middle for runs in every for middle in runs.middles], dtype=np.int64)
+        num_runs = np.array([len(runs.middles) for runs in every], dtype=np.int64)
+        documents = np.repeat(np.array(list(self._documents), dtype=np.int64), num_runs)
+        bm25 = BM25.of([words for runs in every for words in runs.words], len(self._numbers))
+        return _Index(backend, num_changes, bm25, documents + middles, documents)
 
     def _runs_of(self, document: StoredDocument) -> _Runs:
         num_rows, runs = len(document.row_tokens), _Runs([], [])

@@ -6,7 +6,7 @@ import torch
 import numpy as np
 import pytest
 
-from emt import MemoryConfig, attach
+from emt import MemoryConfig, Passage, attach
 from emt.routing.evidence import best_windows
 from emt.routing.head_search import TOPK
 from emt.routing.relevance import Relevance
@@ -141,3 +141,20 @@ def test_words_route_until_there_is_a_profile(memory_type, tmp_path):
     assert memory.route(asked(1)).relevance is not None
     index = memory.backend.catalog.setting("index")
     assert index is None or index["heads"] == {"0": [0], "2": [1]}
+
+
+def test_each_of_many_short_documents_is_found_by_its_own_words():
+    memory = routing(build("llama"), tokenizer=word_tokenizer(), relevance=None, max_passages=3)
+    memory.clear()
+    owners, things = range(10, 30), range(40, 50)
+    facts = {f"{owner}-{thing}": (owner, thing) for owner in owners for thing in things}
+    memory.write_all((name, f"w{a} w90 w{b} w91 w92") for name, (a, b) in facts.items())
+    for name in list(facts)[::23]:
+        owner, thing = facts[name]
+        question = torch.tensor([91, 90, thing, owner])
+        with memory.using(routing="words"):
+            assert memory.route(question).passages[0].passage == Passage(name, 0, 6)
+        with memory.using(routing="both"):
+            passages = [routed.passage for routed in memory.route(question).passages]
+        assert Passage(name, 0, 6) in passages
+        assert len({passage.document for passage in passages}) == 3

@@ -165,3 +165,9 @@ def test_words_in_many_scripts_find_their_document():
     for name, (_, question) in SCRIPTS.items():
         best = index.windows(question, backend, 3, min_distance=8)[0]
         assert backend.catalog.document_of_rows([best.peak])[best.peak] == name
+
+
+def test_words_of_an_empty_memory():
+    _model, memory = with_words()
+    memory.clear()
+    assert WordIndex(memory.tokenizer).windows("w12", memory.backend, 3, min_distance=8) == []
