@@ -73,10 +73,10 @@ def add_to(commands: Any) -> None:
 
 def generate(options: argparse.Namespace) -> None:
     """Answer a prompt from a store."""
-    started = time.perf_counter()
     sampling = {name: getattr(options, name) for name in ("temperature", "top_p", "seed")}
     sampling_options(**sampling)  # a mistake is told before the model is loaded
     prompt = read_prompt(options)
+    started = time.perf_counter()
     session = Session(options, writing=False)
     opened = time.perf_counter()
     _check_template(options.chat, session.memory, prompt)

@@ -83,7 +83,7 @@ def load(
         )
     model, tokenizer = from_pretrained(source, place, options, how)
     is_file = source != DEFAULT_MODEL and exists
-    return LoadedModel(model, tokenizer, str(path.resolve()) if is_file else source)
+    return LoadedModel(model, tokenizer, str(path.absolute()) if is_file else source)
 
 
 def _exists(path: Path) -> bool:

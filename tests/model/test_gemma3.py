@@ -10,7 +10,7 @@ import torch
 import pytest
 
 from emt import MemoryConfig, attach, detach
-from emt.cli import session
+from emt.cli import model_options
 from memory_backends import MemoryBackend
 from tests.emt.commands import emt as run
 from tests.model.test_smollm2 import answer_log_probability
@@ -42,12 +42,12 @@ FACTS = {
 def _loaded_once(gemma3, monkeypatch):
     """Let commands have the model that was loaded from the file that they name."""
 
-    def load(source):
+    def load(source, **_):
         assert source == gemma3.source
         free(gemma3.model)
         return gemma3
 
-    monkeypatch.setattr(session, "load", load)
+    monkeypatch.setattr(model_options, "load", load)
     yield
     free(gemma3.model)
 
