@@ -114,7 +114,7 @@ class MemoryBackend:
             self._rows = SearchableRows(self._store, sinks)
             self._search_options = search_options
             self.searcher: Searcher = kind(self._rows, search_options)
-            self._are_coded = self._store.are_coded
+            self._wait_to_be_coded = self._store.rows_wait_to_be_coded
             on_error.pop_all()
 
     @classmethod
@@ -433,13 +433,15 @@ class MemoryBackend:
     def _rows_changed(self) -> None:
         self._rows.scopes.clear()
         self.num_changes += 1
-        if self._are_coded == self._store.are_coded:
+        were_coded = self._wait_to_be_coded and not self._store.rows_wait_to_be_coded
+        self._wait_to_be_coded = self._store.rows_wait_to_be_coded
+        if were_coded:  # what the searcher has read is not what is stored now
+            self.searcher.close()
+            self.searcher = type(self.searcher)(self._rows, self._search_options)
+            if self._heads is not None:
+                self.searcher.index_heads(self._heads)
+        else:
             self.searcher.rows_changed()
-            return
-        self._are_coded = self._store.are_coded  # what was read before is not what is stored now
-        self.searcher.close()
-        self.searcher = type(self.searcher)(self._rows, self._search_options)
-        self.searcher.index_heads(self._heads)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -89,9 +89,9 @@ class Store:
         return any(not os.access(part, os.W_OK) and part.exists() for part in parts)
 
     @property
-    def are_coded(self) -> bool:
-        """Whether rows are as the codec makes them: it keeps a store's first ones exactly."""
-        return isinstance(self.rows, RowFiles) and self.rows.is_learned
+    def rows_wait_to_be_coded(self) -> bool:
+        """Whether rows are kept exactly until there are enough for the codec to learn from."""
+        return isinstance(self.rows, RowFiles) and not self.rows.is_learned
 
     @property
     def is_replaced(self) -> bool:
