@@ -33,7 +33,7 @@ def identity_of(
     A store does not compare fields that are left out, as the tokenizer's is without one.
     """
     config, layers = decoder.config, layout.layers.values()
-    sketch = sketch_of(model, decoder)
+    fingerprint = weights_fingerprint(model)
     identity: dict[str, Any] = {
         "model_type": _model_type(decoder),
         "num_hidden_layers": config.num_hidden_layers,
@@ -41,8 +41,8 @@ def identity_of(
         "head_dim": _common([layer.head_dim for layer in layers]),
         "dtype": str(layout.dtype).removeprefix("torch."),
         "rope": getattr(config, "rope_parameters", None),
-        "weights": weights_fingerprint(model),
-        "sketch": None if sketch is None else sketch.to_json(),
+        "weights": fingerprint,
+        "sketch": None if fingerprint is None else sketch_of(model, decoder).to_json(),
     }
     if tokenizer is not None:
         vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True)
@@ -63,31 +63,29 @@ def weights_fingerprint(model: nn.Module) -> str | None:
     Returns:
         16 hex digits; None if the values of a weight are nowhere.
     """
-    in_use = _weights_in_use(model)
-    if in_use is None:
-        return None
-    digest = hashlib.sha256()
-    for _, tensor in sorted(in_use.items()):
+    samples: dict[str, bytes] = {}
+    for name, tensor in _weights_in_use(model):
+        if tensor is None:
+            return None
         flat = tensor.detach().flatten()
         sample = flat[:: max(flat.numel() // _SAMPLED_VALUES, 1)][:_SAMPLED_VALUES]
-        digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
-    return digest.hexdigest()[:16]
+        samples[name] = sample.to("cpu", torch.float32).numpy().tobytes()
+    return hashlib.sha256(b"".join(samples[name] for name in sorted(samples))).hexdigest()[:16]
 
 
-def sketch_of(model: nn.Module, decoder: PreTrainedModel) -> Sketch | None:
+def sketch_of(model: nn.Module, decoder: PreTrainedModel) -> Sketch:
     """Take a sketch of a model's weights, those in use as for `weights_fingerprint`.
 
     Weights go by their names in the decoder, which are the same in a model of text and images.
-
-    Returns:
-        None if the values of a weight are nowhere.
+    Those whose values are nowhere are left out.
     """
-    in_use = _weights_in_use(model)
-    if in_use is None:
-        return None
     path = next((name for name, module in model.named_modules() if module is decoder), "")
     prefix = f"{path}." if path else ""
-    named = ((_plain_name(name.removeprefix(prefix)), tensor) for name, tensor in in_use.items())
+    named = (
+        (_plain_name(name.removeprefix(prefix)), tensor)
+        for name, tensor in _weights_in_use(model)
+        if tensor is not None
+    )
     return Sketch.of(_model_type(decoder), decoder.config.num_hidden_layers, named)
 
 
@@ -101,12 +99,12 @@ def _plain_name(name: str) -> str:
     return name.replace(".base_layer.", ".").replace("_orig_mod.", "")
 
 
-def _weights_in_use(model: nn.Module) -> dict[str, Tensor] | None:
-    """Return the weights by name, without idle adapters; None if one's values are nowhere."""
+def _weights_in_use(model: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
+    """Yield the weights by name, without idle adapters; None if the values are nowhere."""
     idle = set(_idle_adapter_weights(model))
-    in_use = {name: tensor for name, tensor in weights(model) if name not in idle}
-    found = {name: tensor for name, tensor in in_use.items() if tensor is not None}
-    return found if len(found) == len(in_use) else None
+    for name, tensor in weights(model):
+        if name not in idle:
+            yield name, tensor
 
 
 def _idle_adapter_weights(model: nn.Module) -> Iterator[str]:

@@ -49,8 +49,9 @@ class Sketch:
         """Take the sketch of named tensors, of any dtype and on any device."""
         samples = {_key(name, tensor): _sample(tensor) for name, tensor in weights}
         names = np.array(sorted(samples), dtype=np.uint32)
-        values = [samples[name] for name in names.tolist()]
-        return cls(model_type, num_layers, names, torch.stack(values))
+        values = [torch.empty(0, _NUM_VALUES)]
+        values += [samples[name].unsqueeze(0) for name in names.tolist()]
+        return cls(model_type, num_layers, names, torch.cat(values))
 
     def is_same(self, other: Sketch, dtype: torch.dtype, other_dtype: torch.dtype) -> bool:
         """Tell whether two models have the same weights, each rounded to the dtype it is in."""

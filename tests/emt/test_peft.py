@@ -8,7 +8,7 @@ from transformers import LogitsProcessor
 
 from emt import MemoryConfig, attach, detach
 from emt.errors import MemoryMismatchError, MemoryUseError, UnsupportedModelError
-from emt.model.identity import weights_fingerprint
+from emt.model.identity import sketch_of, weights_fingerprint
 from tests.families import build
 
 peft = pytest.importorskip("peft")
@@ -168,6 +168,21 @@ def test_fingerprints_are_of_what_the_model_computes():
     peft_model.unmerge_adapter()
     assert weights_fingerprint(peft_model.merge_and_unload()) == merged
     assert len({base, first, second, merged}) == 4
+
+
+def test_a_sketch_is_of_what_the_model_computes():
+    plain = build("llama")
+    base = sketch_of(plain, plain.get_decoder())
+    peft_model = trained(wrapped(build("llama")))
+    model = peft_model.get_base_model()
+    adapted = sketch_of(model, model.get_decoder())
+    assert not adapted.is_same(base, torch.float32, torch.bfloat16)
+    assert adapted.correlation(base) == pytest.approx(1)  # a tuned model has its base's profile
+    with peft_model.disable_adapter():
+        unused = sketch_of(model, model.get_decoder())
+    assert unused.to_json() == base.to_json()
+    merged = peft_model.merge_and_unload()
+    assert not sketch_of(merged, merged.get_decoder()).is_same(base, torch.float32, torch.bfloat16)
 
 
 class Clearing(LogitsProcessor):

@@ -59,7 +59,8 @@ class PlainCodec:
         rows = records.view(self._stored)
         if self._stored is self._dtype:
             return rows
+        rows = rows.to(self._dtype)
         limit = torch.finfo(self._dtype).max
-        if limit < torch.finfo(self._stored).max:  # never infinite, which would spoil all others
-            rows = rows.clamp(-limit, limit)
-        return rows.to(self._dtype)
+        if limit < torch.finfo(self._stored).max:  # an infinite value would spoil all others
+            rows.clamp_(-limit, limit)
+        return rows

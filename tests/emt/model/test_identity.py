@@ -1,10 +1,11 @@
 import json
 
 import torch
+import numpy as np
 import pytest
 
 from emt import attach
-from emt.model.identity import identity_of
+from emt.model.identity import identity_of, sketch_of
 from memory_backends.store.sketch import Sketch
 from tests.emt.words import word_tokenizer
 from tests.families import build
@@ -63,6 +64,37 @@ def test_a_small_step_of_training_shows(name):
         model.get_submodule(name).weight.mul_(1.001)
     after = identity_of(model, model.get_decoder(), layout, None)
     assert differing(before, after) == {"weights", "sketch"}
+
+
+def test_a_sketch_names_weights_as_the_decoder_does():
+    model = build("gemma3_text")
+    plain = sketch_of(model, model.get_decoder())
+    inside = torch.nn.ModuleDict({"language_model": model.get_decoder()})
+    outer = torch.nn.Module()
+    outer.model, outer.vision = inside, torch.nn.Linear(5, 5)
+    other = sketch_of(outer, model.get_decoder())
+    assert len(np.setdiff1d(plain.names, other.names)) == 1 - model.config.tie_word_embeddings
+    assert len(np.setdiff1d(other.names, plain.names)) == 2  # the other part's
+    assert other.correlation(plain) == pytest.approx(1)
+    compiled = torch.nn.Module()  # what torch.compile puts around a module
+    compiled._orig_mod = model.model.layers[0]
+    model.model.layers[0] = compiled
+    assert sketch_of(model, model.get_decoder()).to_json() == plain.to_json()
+
+
+def test_a_sketch_has_values_of_the_weights_by_the_golden_ratio():
+    model = build("llama")
+    weights = dict(model.named_parameters())
+    made = sketch_of(model, model.get_decoder())
+    assert (made.model_type, made.num_layers, len(made.names)) == ("llama", 3, len(weights))
+    values = {
+        tuple(
+            weight.flatten()[int(i * 0.6180339887498949 % 1 * weight.numel())].item()
+            for i in range(1, 9)
+        )
+        for weight in weights.values()
+    }
+    assert {tuple(row) for row in made.values.tolist()} == values
 
 
 def test_another_vocabulary_shows():

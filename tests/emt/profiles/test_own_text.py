@@ -84,7 +84,7 @@ def test_the_log_says_once_that_a_profile_is_made(lacking, caplog):
     said = record.getMessage()
     assert record.levelno == logging.WARNING
     assert "no head profile: one is made, and kept for all its memories" in said
-    assert "`emt profile`, or set mode to token" in said
+    assert "beforehand with `emt profile`, or set mode to token" in said
     memory.save()
     assert len(caplog.records) == 1
 
