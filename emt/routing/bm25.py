@@ -1,68 +1,51 @@
-"""BM25 over texts whose words are numbers: made and searched in a few array operations.
+"""BM25 over texts whose words are numbers, by bm25s, with scores that are shares.
 
-Source: Robertson and Zaragoza, The Probabilistic Relevance Framework (2009), with Lucene's idf.
-What a word is worth in each text is computed beforehand, as in Lù, BM25S (arXiv 2407.03618).
+Source: Robertson and Zaragoza, The Probabilistic Relevance Framework (2009), with Lucene's idf; Lù,
+BM25S (arXiv 2407.03618).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Self
 
+import bm25s
 import numpy as np
 import numpy.typing as npt
 
 from memory_backends.layout import Int64Array
 
-_K1, _B = 1.5, 0.75
 Float32Array = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
 class BM25:
     """Which texts have a word, and how much that says.
 
-    Attributes:
-        num_texts: how many texts there are.
-        idf: (V + 1,) float32, the weight of each word; the last is that of a word in no text.
-        begins: (V + 1,) int64, where the texts of each word begin in the arrays that follow.
-        texts: (P,) int64, the texts that have a word, ascending for each.
-        shares: (P,) float32, what that is worth, of the word's weight: below 1.
+    Args:
+        texts: each (n,) int64 words from 0 to `num_words` - 1, in any order.
+        num_words: how many words there are.
     """
 
-    num_texts: int
-    idf: Float32Array
-    begins: Int64Array
-    texts: Int64Array
-    shares: Float32Array
-
-    @classmethod
-    def of(cls, texts: Sequence[Int64Array], num_words: int) -> Self:
-        """Index texts, each (n,) int64 words from 0 to `num_words` - 1, in any order."""
-        lengths = np.array(list(map(len, texts)), dtype=np.int64)
-        words = np.concatenate([np.empty(0, dtype=np.int64), *texts])
-        in_text = np.repeat(np.arange(len(texts)), lengths)
-        pairs, counts = np.unique(words * len(texts) + in_text, return_counts=True)
-        word, text = np.divmod(pairs, max(len(texts), 1))
-        relative = lengths / max(lengths.mean(), 1) if len(texts) else lengths
-        shares = counts / (counts + _K1 * (1 - _B + _B * relative[text]))
-        num_with = np.bincount(word, minlength=num_words + 1)
-        idf = np.log1p((len(texts) - num_with + 0.5) / (num_with + 0.5))
-        begins = np.searchsorted(word, np.arange(num_words + 1))
-        return cls(len(texts), idf.astype(np.float32), begins, text, shares.astype(np.float32))
+    def __init__(self, texts: Sequence[Int64Array], num_words: int) -> None:
+        self._num_texts = len(texts)
+        num_with = np.zeros(num_words + 1)  # texts that have each word; the last is in none
+        for words in texts:
+            num_with[np.unique(words)] += 1
+        self._weights = np.log1p((len(texts) - num_with + 0.5) / (num_with + 0.5))
+        self._index = None  # bm25s cannot index texts without words
+        if any(len(words) for words in texts):
+            self._index = bm25s.BM25()
+            vocabulary = {number: number for number in range(num_words)}
+            self._index.index((texts, vocabulary), create_empty_token=False, show_progress=False)
 
     def scores(self, words: Collection[int | None]) -> Float32Array:
-        """Score the texts by some words: (num_texts,) float32, 0 to 1.
+        """Score the texts by some words: (number of texts,) float32, 0 to 1.
 
         A score is the share of the weight of all words; each counts once. None is a word that the
         vocabulary does not have.
         """
-        scores = np.zeros(self.num_texts, dtype=np.float32)
-        total = 0.0
-        for word in words:
-            total += float(self.idf[-1 if word is None else word])
-            if word is not None:
-                found = slice(self.begins[word], self.begins[word + 1])
-                scores[self.texts[found]] += self.idf[word] * self.shares[found]
-        return scores / total if total else scores
+        known = [word for word in words if word is not None]
+        total = float(sum(self._weights[-1 if word is None else word] for word in words))
+        if self._index is None or not known:
+            return np.zeros(self._num_texts, dtype=np.float32)
+        scores: Float32Array = self._index.get_scores_from_ids(known)
+        return scores / np.float32(total)

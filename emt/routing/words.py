@@ -108,7 +108,7 @@ class WordIndex:
         middles = np.array([middle for runs in every for middle in runs.middles], dtype=np.int64)
         num_runs = np.array([len(runs.middles) for runs in every], dtype=np.int64)
         documents = np.repeat(np.array(list(self._documents), dtype=np.int64), num_runs)
-        bm25 = BM25.of([words for runs in every for words in runs.words], len(self._numbers))
+        bm25 = BM25([words for runs in every for words in runs.words], len(self._numbers))
         return _Index(backend, num_changes, bm25, documents + middles, documents)
 
     def _runs_of(self, document: StoredDocument) -> _Runs:

@@ -26,7 +26,7 @@ def by_hand(texts, words):
 def test_scores_are_those_of_the_formula(seed):
     rng = np.random.default_rng(seed)
     texts = [rng.integers(0, 30, rng.integers(0, 40)) for _ in range(50)]
-    bm25 = BM25.of(texts, 32)
+    bm25 = BM25(texts, 32)
     lists = [text.tolist() for text in texts]
     for words in ([3], [1, 5, 29], [30, 2], list(range(31))):
         np.testing.assert_allclose(bm25.scores(words), by_hand(lists, words), rtol=1e-5)
@@ -35,7 +35,7 @@ def test_scores_are_those_of_the_formula(seed):
 
 
 def test_nothing_to_score():
-    assert BM25.of([], 0).scores([None]).tolist() == []
-    no_words = BM25.of([np.empty(0, dtype=np.int64)] * 2, 0)
+    assert BM25([], 0).scores([None]).tolist() == []
+    no_words = BM25([np.empty(0, dtype=np.int64)] * 2, 0)
     assert no_words.scores([None]).tolist() == [0, 0]
     assert no_words.scores([]).tolist() == [0, 0]
