@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from emt.citations.characters import text_of_tokens
 from emt.citations.citing import Citation, RowCitation
 from emt.errors import ConfigError, MemoryUseError
 from emt.ingest.documents import is_utf8
@@ -16,6 +20,7 @@ from emt.memory.memory import Memory
 from emt.model.chat import prompt_ids
 from emt.model.devices import input_device
 from emt.model.positions import max_positions
+from emt.model.text_pieces import TextPieces, text_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class Answer:
         num_retrieved: rows that their queries retrieved, over all layers and heads.
         citations: the sentences that carried most memory attention.
         passages: those that were recalled for the prompt, by the attention they received.
-        tokens: the text of each generated id.
+        tokens: the text that each generated id adds, together the generated text; of ids that make
+            up one character the last has it.
         token_citations: the rows that carried most memory attention, for each generated token.
     """
 
@@ -63,9 +69,13 @@ def answer(
     *,
     chat: bool | None = None,
     max_new_tokens: int = 64,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    on_text: Callable[[str], object] | None = None,
     **settings: Any,
 ) -> Answer:
-    """Answer one prompt greedily.
+    """Answer one prompt: greedily, or by sampling if `temperature` or `top_p` is given.
 
     Args:
         model: the model the memory is attached to.
@@ -73,39 +83,50 @@ def answer(
         prompt: the user's message, or plain text to go on from.
         chat: put the prompt into the chat template; None for "if the tokenizer has one".
         max_new_tokens: where to stop at the latest.
+        temperature: logits are divided by it; 0 for greedy.
+        top_p: sample from the fewest tokens with this probability together, above 0 and up to 1.
+        seed: of sampling: the same gives the same answer. Other random numbers stay as they are.
+        on_text: called with each piece of the text when it is generated; all pieces are the text.
         **settings: as in `Memory.using`: `enabled=False` for the plain model, `topk`, `documents`
             and so on.
 
     Raises:
-        ConfigError: the prompt is empty, not Unicode or too long, a number is below 1, a setting is
-            wrong, `chat` is True and there is no template, or `mode` is "passage" and there is no
-            head profile.
+        ConfigError: the prompt is empty, not Unicode or too long, a number is out of range, a
+            setting is wrong, `chat` is True and there is no template, or `mode` is "passage" and
+            there is no head profile.
         DocumentError: a document is unknown, or `where` is not a filter.
         MemoryUseError: the memory has no tokenizer.
     """
     tokenizer = memory.tokenizer
     if tokenizer is None:
         raise MemoryUseError("generating from text needs a tokenizer. Pass one to attach().")
+    sampling = sampling_options(temperature, top_p, seed)
     input_ids = _input_ids(model, tokenizer, prompt, chat, max_new_tokens)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     started = time.perf_counter()
-    with memory.using(**settings), memory.recording() as recording:
+    streamer = None if on_text is None else TextPieces(tokenizer, on_text)
+    with (
+        memory.using(**settings),
+        memory.recording() as recording,
+        _seeded(seed, input_ids.device),
+    ):
         output = cast(Any, model).generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),
             max_new_tokens=max_new_tokens,
-            do_sample=False,
             num_beams=1,
             use_cache=True,
             pad_token_id=pad,
+            streamer=streamer,
+            **sampling,
         )
     seconds = time.perf_counter() - started
     token_ids = output[0, input_ids.shape[1] :].tolist()
     return Answer(
         prompt=prompt,
-        text=str(tokenizer.decode(token_ids, skip_special_tokens=True)).strip(),
+        text=text_of(tokenizer, token_ids),
         token_ids=token_ids,
-        tokens=[str(tokenizer.decode([token_id])) for token_id in token_ids],
+        tokens=text_of_tokens(token_ids, tokenizer),
         num_redone=recording.num_redone,
         num_retrieved=recording.num_retrieved,
         citations=recording.citations(),
@@ -116,6 +137,42 @@ def answer(
             "tokens_per_second": round(len(token_ids) / seconds, 2),
         },
     )
+
+
+def sampling_options(
+    temperature: float | None, top_p: float | None, seed: int | None
+) -> dict[str, Any]:
+    """Return keywords of `generate`; what is not given is the checkpoint's own.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+    for name, value, is_right, expected in (
+        ("temperature", temperature, lambda t: 0 <= t < math.inf, "a number of at least 0"),
+        ("top_p", top_p, lambda p: 0 < p <= 1, "a number above 0 and up to 1"),
+        ("seed", seed, lambda s: type(s) is int and 0 <= s < 2**63, "a whole number, 0 to 2**63-1"),
+    ):
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (is_number and is_right(value)):
+            raise ConfigError(f"{name} must be {expected}; got {value!r}.")
+    given = {"temperature": temperature, "top_p": top_p}
+    given = {name: float(value) for name, value in given.items() if value is not None}
+    if not given or temperature == 0:
+        return {"do_sample": False}
+    return {"do_sample": True, **given}
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Draw random numbers from a seed, and put back the state of the generators after that."""
+    if seed is None:
+        yield
+        return
+    is_cpu = device.type == "cpu"  # its generator is always put back
+    kind = "cuda" if is_cpu else device.type
+    with torch.random.fork_rng([] if is_cpu else [device], device_type=kind):
+        torch.manual_seed(seed)
+        yield
 
 
 def _input_ids(

@@ -12,7 +12,7 @@ from typing import Any, cast
 from weakref import ReferenceType
 
 from torch import nn
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
 from emt.calls import GenerateOptions, Generation, overriding
 from emt.config import MemoryConfig
@@ -22,8 +22,9 @@ from emt.model.adapters import installing as adapters
 from emt.model.adapters.installing import Adapted
 from emt.model.attached import AttachedModel
 from emt.model.devices import input_device, no_autocast
-from emt.model.hook import EAGER_IMPLEMENTATION, IMPLEMENTATION, bind, is_bound, unbind
+from emt.model.hook import bind, is_bound, unbind
 from emt.model.identity import identity_of
+from emt.model.implementations import Implementations
 from emt.model.probe import dry_run, layout_of
 from emt.model.references import alive
 from emt.modes.token.redo import redoing
@@ -37,7 +38,7 @@ class _Attachment:
     memory: Memory
     decoder: ReferenceType[PreTrainedModel]
     modules: list[nn.Module]
-    implementations: list[tuple[PreTrainedConfig, str | None]]
+    implementations: Implementations | None  # None for a family with an adapter
     adapted: list[Adapted]
     generate: Callable[..., Any] | None  # the model's own, if it is not its class's
 
@@ -66,8 +67,9 @@ def attach(
         The memory, opened from `config.path` if there is a store.
 
     Raises:
-        UnsupportedModelError: the model's attention cannot be reached, naming the layers; or a
-            PEFT model puts tokens of its own before a prompt.
+        UnsupportedModelError: the model's attention cannot be reached, naming the layers; memories
+            cannot be given to an attention function that the user registered; or a PEFT model puts
+            tokens of its own before a prompt.
         MemoryUseError: the model has a memory already.
         ConfigError: `config.layers` names layers that the model does not have.
         MemoryMismatchError: the store at `config.path` was written by another model.
@@ -85,10 +87,12 @@ def attach(
         )
     adapted = adapters.install(decoder)
     # An inline family reads its implementation to choose masks and code paths: leave it alone.
-    implementations = [] if adapted else _replace_implementations(decoder)
+    implementations = None if adapted else Implementations(decoder)
     try:
         with no_autocast(input_device(decoder)):
             layers = dry_run(decoder)
+            if implementations is not None:
+                implementations.prove(next(iter(layers.values())).call)
         modules = [layer.call.module for layer in layers.values()]
         layout = layout_of(layers)
         memory = Memory(
@@ -109,9 +113,10 @@ def attach(
         )
     except BaseException:
         adapters.remove(adapted)
-        _restore_implementations(implementations)
+        if implementations is not None:
+            implementations.restore()
         raise
-    bind(decoder, modules, memory)
+    bind(decoder, modules, memory, None if implementations is None else implementations.follow)
     own = vars(model).get("generate")
     if getattr(own, "__func__", None) is _generate:  # a copy of an attached model
         own = None
@@ -141,7 +146,8 @@ def detach(model: PreTrainedModel) -> None:
         if attachment.generate is not None:
             vars(model)["generate"] = attachment.generate
         adapters.remove(attachment.adapted)
-        _restore_implementations(attachment.implementations)
+        if attachment.implementations is not None:
+            attachment.implementations.restore()
 
 
 def _unwrapped(model: Any) -> PreTrainedModel:
@@ -176,40 +182,6 @@ def _decoder_of(model: PreTrainedModel) -> PreTrainedModel:
     return decoder
 
 
-def _replace_implementations(
-    decoder: PreTrainedModel,
-) -> list[tuple[PreTrainedConfig, str | None]]:
-    """Select our attention in every config the decoder's modules read; return what was there."""
-    of_modules = (getattr(module, "config", None) for module in decoder.modules())
-    configs = {id(config): config for config in of_modules if isinstance(config, PreTrainedConfig)}
-    before = [(config, _own_implementation(config)) for config in configs.values()]
-    for config, implementation in before:
-        eager = implementation == "eager"
-        config._attn_implementation = EAGER_IMPLEMENTATION if eager else IMPLEMENTATION
-    return before
-
-
-def _own_implementation(config: PreTrainedConfig) -> str | None:
-    """Return what a config selects, or did before another model that shares it was attached."""
-    for attachment in _attached.values():
-        for shared, implementation in attachment.implementations:
-            if shared is config:
-                return implementation
-    selected: str | None = config._attn_implementation
-    if selected == IMPLEMENTATION:
-        return "sdpa"
-    return "eager" if selected == EAGER_IMPLEMENTATION else selected
-
-
-def _restore_implementations(before: list[tuple[PreTrainedConfig, str | None]]) -> None:
-    in_use = {
-        id(config) for attachment in _attached.values() for config, _ in attachment.implementations
-    }
-    for config, implementation in before:
-        if id(config) not in in_use:
-            config._attn_implementation = implementation
-
-
 @functools.wraps(GenerationMixin.generate)
 def _generate(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
     """Let the memory know while `generate` runs, so that nobody writes meanwhile.
@@ -224,8 +196,10 @@ def _generate(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
     if attachment is None:
         return generate(*args, **kwargs)
     positional = dict(zip(("inputs", "generation_config"), args, strict=False))
-    with generating(model, {**positional, **kwargs}):
-        return generate(*args, **kwargs)
+    with generating(model, {**positional, **kwargs}) as generation:
+        output = generate(*args, **kwargs)
+        generation.end(output)
+        return output
 
 
 @contextlib.contextmanager
@@ -234,11 +208,15 @@ def generating(model: PreTrainedModel, keywords: Mapping[str, Any]) -> Iterator[
 
     Raises:
         ConfigError: options that the mode in force cannot serve.
-        MemoryUseError: the memory is being changed, or the model's attention was set to another.
+        MemoryUseError: the memory is being changed.
     """
-    check_attention(model)
-    memory, options = _attached[model].memory, GenerateOptions(model, keywords)
-    turn, generation = memory.new_turn(), Generation(options.prompt_width)
+    attachment = _attached[model]
+    if attachment.implementations is not None:
+        attachment.implementations.follow()  # masks for caches of fixed size are made beforehand
+    memory, options = attachment.memory, GenerateOptions(model, keywords)
+    turn = memory.new_turn()
+    is_draft = turn.overrides.generation is not None
+    generation = Generation(options.prompt_width, options.num_given, is_draft)
     if turn.mode is not None:
         turn.mode.check(turn, options)
     with contextlib.ExitStack() as call:
@@ -248,20 +226,6 @@ def generating(model: PreTrainedModel, keywords: Mapping[str, Any]) -> Iterator[
         if turn.config.uncertainty is not None and turn.mode is not None and turn.mode.retrieves:
             call.enter_context(redoing(model, memory, generation))
         yield generation
-
-
-def check_attention(model: PreTrainedModel) -> None:
-    """Refuse to run an attached model that would not read its memory.
-
-    Raises:
-        MemoryUseError: the model's attention was set to another.
-    """
-    for config, _ in _attached[model].implementations:
-        if config._attn_implementation not in (IMPLEMENTATION, EAGER_IMPLEMENTATION):
-            raise MemoryUseError(
-                f"the model's attention was set to '{config._attn_implementation}' after attach(), "
-                "which takes its memory away. Call detach() and attach() again."
-            )
 
 
 def memory_of(model: PreTrainedModel) -> Memory | None:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from emt.citations.generated import ChosenTokens, GeneratedText
 from emt.citations.recording import Recording
 from emt.config import MemoryConfig
+from emt.model.forward import Forward
 
 
 @dataclass
@@ -23,20 +26,74 @@ class Generation:
     """One call of `generate()`, while it runs.
 
     Attributes:
-        width: tokens of its prompts, padding counted; None if not known. A forward does not tell:
-            without a cache every step has all tokens again, and drafted tokens come with the
-            prompt. The first `width` tokens are the prompt.
-        num_forwards: how many forwards have begun.
-        last_turn: the `Turn` of the latest of them.
+        width: tokens of its prompts, padding and what is cached of them counted; None if not known.
+            A forward does not tell: without a cache every step has all tokens again, and drafted
+            tokens come with the prompt. The first `width` tokens are the prompt.
+        num_given: how many of them stand in what the call returns, before the new ones.
+        is_draft: whether the call runs in another one, for drafts (`assistant_early_exit`).
+        num_forwards: how many forwards of the text have begun.
+        last_turn: the `Turn` of the latest forward.
+        text: the tokens that the call chooses.
         prompts: (B, width), the prompts that passages were looked for; None if none were.
         passages: what was recalled for them; None for nothing.
     """
 
     width: int | None = None
+    num_given: int | None = None
+    is_draft: bool = False
     num_forwards: int = 0
     last_turn: Any = None
+    text: GeneratedText = field(default_factory=GeneratedText)
     prompts: Tensor | None = None
     passages: Any = None
+    _cache: Any = None
+    _tokens: Tensor | None = None  # of the last forward, if there is no cache
+
+    def begin(self, forward: Forward) -> bool:
+        """Begin a forward; tell whether it is one of the text.
+
+        It is not if its prompt is another one, as that of `guidance_scale` and of logits processors
+        that run the model, or if its tokens are drafts.
+        """
+        if self.is_draft or not self._continues(forward):
+            return False
+        if not self.num_forwards:
+            self._cache = forward.cache
+            if self.width is None:
+                self.width = self.num_given = forward.num_new
+        self._tokens = forward.input_ids if forward.cache is None else None
+        self.num_forwards += 1
+        return True
+
+    def chosen_tokens(self, forward: Forward) -> ChosenTokens:
+        """Return which tokens of the text a forward's queries choose."""
+        cache, width = forward.cache, self.width or 0
+        num_past = 0 if cache is None else int(cache.get_seq_length())
+        num_chosen = num_past + forward.num_new - width + 1  # by all forwards until now
+        self.text.num_chosen = max(self.text.num_chosen, num_chosen)
+        # Without a cache, the queries of all earlier tokens come again, too.
+        first = max(num_chosen - 1 if cache is None else num_past - width + 1, 0)
+        return ChosenTokens(self.text, first, max(num_chosen - first, 0))
+
+    def _continues(self, forward: Forward) -> bool:
+        """Tell whether a forward goes on with the text: in its cache, or else with its tokens."""
+        if not self.num_forwards:
+            return True
+        if self._cache is not None or forward.cache is not None:
+            return forward.cache is self._cache
+        tokens, before = forward.input_ids, self._tokens
+        if tokens is None or before is None:
+            return tokens is None
+        prompt = slice(None, self.width)  # what follows may be that of another beam
+        return tokens.shape[1] == before.shape[1] + 1 and torch.equal(
+            tokens[:, prompt], before[:, prompt]
+        )
+
+    def end(self, output: Any) -> None:
+        """Take notice of what the call returned."""
+        sequences = getattr(output, "sequences", output)
+        if isinstance(sequences, Tensor) and sequences.ndim == 2 and self.num_given is not None:
+            self.text.num_tokens = max(sequences.shape[1] - self.num_given, 0)
 
 
 @dataclass(frozen=True)
@@ -113,11 +170,28 @@ class GenerateOptions:
         self._config = config or getattr(model, "generation_config", None)
 
     @property
+    def num_given(self) -> int | None:
+        """Token ids that the call was given of each prompt, padding counted; None if no prompt."""
+        keywords = self._keywords
+        prompts = keywords.get("inputs")
+        prompts = keywords.get("input_ids") if prompts is None else prompts
+        if isinstance(prompts, Tensor) and prompts.ndim == 2:
+            return prompts.shape[1]
+        return 0 if prompts is None and keywords.get("inputs_embeds") is not None else None
+
+    @property
     def prompt_width(self) -> int | None:
-        """Tokens of the call's prompts, padding counted; None if they are no token ids."""
-        prompts = self._keywords.get("inputs")
-        prompts = self._keywords.get("input_ids") if prompts is None else prompts
-        return prompts.shape[1] if isinstance(prompts, Tensor) and prompts.ndim == 2 else None
+        """Tokens of the call's prompts, padding counted, or embeddings; None if no prompt.
+
+        Of a prompt whose beginning is cached, the ids of the rest may be all that is given; then
+        the mask is that of the whole prompt.
+        """
+        embeddings, mask = map(self._keywords.get, ("inputs_embeds", "attention_mask"))
+        if isinstance(embeddings, Tensor):
+            return embeddings.shape[1]
+        if self.num_given is not None and isinstance(mask, Tensor) and mask.ndim == 2:
+            return max(self.num_given, mask.shape[1])
+        return self.num_given
 
     def get(self, name: str) -> Any:
         """Return an option's value; None if nobody sets it."""

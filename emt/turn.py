@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from emt.calls import GenerateOptions, Overrides
+from emt.citations.generated import ChosenTokens
 from emt.citations.recording import Recording
 from emt.config import MemoryConfig
 from emt.errors import MemoryUseError
@@ -53,6 +54,7 @@ class Turn:
         scopes: the rows that may be read, for all prompts alike or for each; None for all rows.
         layers: those that retrieve single memories.
         recordings: what the queries attend to is added to them.
+        chosen: the tokens that the forward's last queries choose.
         overrides: what this thread asks for besides.
         mode: how the memory is used; None for the plain model.
         state: what a mode keeps between the layers of this forward, by mode.
@@ -66,6 +68,7 @@ class Turn:
     recordings: Sequence[Recording]
     overrides: Overrides
     mode: Mode | None = None
+    chosen: ChosenTokens = field(default_factory=ChosenTokens)
     state: dict[Mode, Any] = field(default_factory=dict)
 
     @cached_property
@@ -93,17 +96,27 @@ class Turn:
         """Tell whether the caller of the model wants a layer's attention weights."""
         return bool(call.options.get("output_attentions")) or self.overrides.needs_weights
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether somebody records one of the forward's queries."""
+        return any(
+            recording.whole_prompt or self.chosen.num_tokens for recording in self.recordings
+        )
+
     def first_recorded(self, num_queries: int) -> int:
         """Return the first of a layer's queries that somebody records."""
         whole = any(recording.whole_prompt for recording in self.recordings)
-        return 0 if whole else num_queries - 1
+        return 0 if whole else num_queries - self.chosen.num_tokens
 
     def begin(self, forward: Forward) -> Forward:
         """Begin the forward; return the call that is made instead."""
         generation = self.overrides.generation
         if generation is not None:
-            generation.num_forwards += 1
             generation.last_turn = self
+            if not generation.begin(forward):
+                self.recordings = ()  # nobody asks what it attends to
+            elif self.recordings:
+                self.chosen = generation.chosen_tokens(forward)
         return forward if self.mode is None else self.mode.begin(self, forward)
 
     def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
@@ -113,7 +126,7 @@ class Turn:
         attended = self.mode.attend(self, call)
         if attended.retrieved is not None:
             for recording in self.recordings:
-                recording.add(attended.retrieved)
+                recording.add(attended.retrieved, self.chosen)
         return attended.output, attended.weights
 
     def end(self, output: Any) -> None:

@@ -57,7 +57,8 @@ class MemoryBackend:
         sinks: which rows a search may find: "all", or all with only "one" set of attention sinks,
             those of the first document that has some.
         row_codec: how a new store keeps rows: "exact", "float16", "bfloat16", "int8" or "int4".
-            A store that is opened keeps the codec it has. Rows that are not in files are exact.
+            A store that is opened keeps the codec it has. Rows that are not in files are exact, and
+            so are those of a store with fewer than 2,048, too few for "int8" and "int4" to learn.
         **options: of the searcher: see `ManualOptions` and `FaissOptions`.
 
     Attributes:
@@ -65,6 +66,7 @@ class MemoryBackend:
         searcher: finds the rows.
         num_changes: how often the rows that a search may find have changed, as far as this object
             knows.
+        is_closed: whether it has let go of its files.
 
     Raises:
         MemoryMismatchError: the store at `path` has another layout or identity; there is no such
@@ -96,6 +98,8 @@ class MemoryBackend:
         self.memory_type = memory_type
         self.sinks: Sinks = sinks
         self.num_changes = 0
+        self.is_closed = False
+        self._heads: Mapping[int, Sequence[int]] | None = None
         self._is_temporary = path is None and kind.keeps_files
         if self._is_temporary:
             path = Path(tempfile.mkdtemp(prefix="emt-")) / "store"
@@ -108,7 +112,9 @@ class MemoryBackend:
         with contextlib.ExitStack() as on_error:
             on_error.callback(self._store.close)
             self._rows = SearchableRows(self._store, sinks)
+            self._search_options = search_options
             self.searcher: Searcher = kind(self._rows, search_options)
+            self._are_coded = self._store.are_coded
             on_error.pop_all()
 
     @classmethod
@@ -126,6 +132,7 @@ class MemoryBackend:
 
     def close(self) -> None:
         """Let go of files; the object is of no use afterwards."""
+        self.is_closed = True
         self.searcher.close()
         self._store.close()
 
@@ -359,7 +366,9 @@ class MemoryBackend:
         """See what other processes have committed by now: new documents, and removed ones.
 
         Raises:
-            StoreError: the store is damaged or gone, or a thread is writing to this memory.
+            StoreReplacedError: the store was removed, or another one has taken its place. What was
+                read before can still be searched.
+            StoreError: the store is damaged, or a thread is writing to this memory.
         """
         self._store.check_idle()
         self._refresh()
@@ -388,6 +397,7 @@ class MemoryBackend:
             MemoryMismatchError: the layout has no such layer or head.
         """
         self.searcher.index_heads(heads)
+        self._heads = heads
 
     def rebuild(self) -> None:
         """Make index files anew from the rows, if the searcher has files."""
@@ -423,7 +433,13 @@ class MemoryBackend:
     def _rows_changed(self) -> None:
         self._rows.scopes.clear()
         self.num_changes += 1
-        self.searcher.rows_changed()
+        if self._are_coded == self._store.are_coded:
+            self.searcher.rows_changed()
+            return
+        self._are_coded = self._store.are_coded  # what was read before is not what is stored now
+        self.searcher.close()
+        self.searcher = type(self.searcher)(self._rows, self._search_options)
+        self.searcher.index_heads(self._heads)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -438,13 +454,15 @@ class MemoryBackend:
     @contextlib.contextmanager
     def _unchanging(self) -> Iterator[None]:
         """Let no thread and no process change the store in a `with` block."""
-        if not self.is_read_only:
+        is_replaced = self._store.is_replaced  # then nobody else has its files
+        if not (self.is_read_only or is_replaced):
             with self._writing():
                 yield
             return
         self._store.check_idle()
         with self.catalog.snapshot():  # no writer's commit can pass it
-            self._refresh()
+            if not is_replaced:
+                self._refresh()
             yield
 
     def _save_copy(self, directory: Path) -> None:

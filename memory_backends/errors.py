@@ -5,7 +5,8 @@ EMTError
 ├── DocumentError         ValueError           a document that is already there, or is not there
 ├── IndexFactoryError     ValueError           a FAISS factory string that cannot be used
 └── StoreError            OSError              a store directory that is damaged, locked or full
-    └── StoreVersionError                      a store of another format version
+    ├── StoreVersionError                      a store of another format version
+    └── StoreReplacedError                     a store that is not the one that was opened any more
 
 `emt.errors` shows the whole tree, with the errors of the other package.
 """
@@ -39,6 +40,10 @@ class StoreError(EMTError, OSError):
 
 class StoreVersionError(StoreError):
     """A store of a format version that this emt does not read."""
+
+
+class StoreReplacedError(StoreError):
+    """A store that was removed, or replaced by another one, since it was opened."""
 
 
 @contextlib.contextmanager

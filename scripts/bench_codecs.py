@@ -37,7 +37,7 @@ PROMPT = 128
 LEARNED_FROM = 2048
 RECALL_LAYERS = (0, 3, 10, 18, 26)
 SINK_ROWS = 4
-CONFIG = emt.MemoryConfig(topk=4, sinks="one", stride=512, max_length=1024)
+CONFIG = emt.MemoryConfig.published(topk=4, sinks="one", stride=512, max_length=1024)
 
 LayerRows = dict[int, torch.Tensor]  # layer -> (M, Hkv, D + Dv) float32
 RoundTrip = Callable[[MemoryLayout, LayerRows], LayerRows]

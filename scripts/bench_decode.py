@@ -38,7 +38,7 @@ KINDS = {
     "vector_db IVF128,SQfp16": {"memory_type": "vector_db", "index": "IVF128,SQfp16"},
     "vector_db auto": {"memory_type": "vector_db", "index": "auto"},
 }
-CONFIG = emt.MemoryConfig(topk=10, stride=512, max_length=512)
+CONFIG = emt.MemoryConfig.published(topk=10, stride=512, max_length=512)
 
 
 def models() -> Iterator[tuple[str, PreTrainedModel]]:

@@ -47,7 +47,7 @@ def prefill(model: PreTrainedModel, documents: Documents) -> None:
 def write(model: PreTrainedModel, documents: Documents, **settings: object) -> None:
     """Read documents into a new store and build its index."""
     with tempfile.TemporaryDirectory() as folder:
-        config = emt.MemoryConfig(
+        config = emt.MemoryConfig.published(
             memory_type="vector_db", path=f"{folder}/store", max_length=MAX_LENGTH
         ).replace(**settings)
         memory = emt.attach(model, config)
@@ -61,7 +61,7 @@ def write(model: PreTrainedModel, documents: Documents, **settings: object) -> N
 def write_one_by_one(model: PreTrainedModel, documents: Documents) -> None:
     """Read documents into a new store, each in a call of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        config = emt.MemoryConfig(memory_type="vector_db", path=f"{folder}/store")
+        config = emt.MemoryConfig.published(memory_type="vector_db", path=f"{folder}/store")
         memory = emt.attach(model, config)
         try:
             for name, ids in documents:

@@ -56,7 +56,9 @@ def write(num_rows: int) -> MemoryBackend:
     """Encode the benchmark's book as documents of `DOCUMENT` tokens."""
     with quiet():
         model = load().model
-    memory = emt.attach(model, emt.MemoryConfig(stride=DOCUMENT, max_length=DOCUMENT, sinks="one"))
+    memory = emt.attach(
+        model, emt.MemoryConfig.published(stride=DOCUMENT, max_length=DOCUMENT, sinks="one")
+    )
     parts = token_ids(num_rows).split(DOCUMENT)
     memory.write_all((f"{at:04d}", part) for at, part in enumerate(parts))
     return memory.backend

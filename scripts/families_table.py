@@ -113,7 +113,7 @@ def short_table(verdicts: Sequence[Verdict]) -> str:
         layers = list(range(model.config.num_hidden_layers))
         errors = []
         for kind in ("manual", "vector_db"):
-            config = emt.MemoryConfig(memory_type=kind, index="Flat", layers=layers)
+            config = emt.MemoryConfig.published(memory_type=kind, index="Flat", layers=layers)
             memory = emt.attach(model, config)
             errors.append(oracle_error(model, memory, lengths=(12, 7, 3)))
             emt.detach(model)

@@ -31,7 +31,7 @@ from memory_backends.faiss.calibration import Nearest
 from memory_backends.search.scores import Precision
 
 K = 10
-CONFIG = emt.MemoryConfig(topk=K, sinks="one", stride=LENGTH, max_length=LENGTH)
+CONFIG = emt.MemoryConfig.published(topk=K, sinks="one", stride=LENGTH, max_length=LENGTH)
 PREFILL = 1024
 QUERY_TOKENS = 64
 RECALL_SHARE = 7  # one layer of so many

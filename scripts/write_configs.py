@@ -1,4 +1,4 @@
-"""Write configs/manual.yaml and configs/vector_db.yaml, which name and explain every setting.
+"""Write the configurations that ship: two that name every setting, and the published method.
 
     python scripts/write_configs.py
 
@@ -7,15 +7,19 @@ Run it when a setting of `MemoryConfig` has changed.
 
 from pathlib import Path
 
-from emt.config import SETTINGS, MemoryConfig, yaml_form
+from emt.config import PUBLISHED_METHOD, SETTINGS, MemoryConfig, yaml_form
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 TITLES = {
-    "manual": "A memory as tensors, searched exactly.",
-    "vector_db": "A memory on disk, searched by FAISS.",
+    "manual": "A memory as tensors, searched exactly. Every other setting is named, with its "
+    "default.",
+    "vector_db": "A memory on disk, searched by FAISS. Every other setting is named, with its "
+    "default.",
+    "published": "The published method, Extended Mind Transformers (arXiv 2406.02332): the "
+    "settings\n# whose defaults differ from it.",
 }
 HEADER = """\
-# {title} Every other setting is named, with its default.
+# {title}
 # Written by scripts/write_configs.py.
 # emt index docs/ --store memories/ --config configs/{name}.yaml
 
@@ -23,9 +27,13 @@ HEADER = """\
 
 
 def text_of(name: str) -> str:
-    """Return the text of a config that names every setting."""
-    config = MemoryConfig(memory_type=name)
-    return HEADER.format(title=TITLES[name], name=name) + yaml_form.dump(config.to_dict(), SETTINGS)
+    """Return the text of a config."""
+    if name == "published":
+        settings = {key: each for key, each in SETTINGS.items() if key in PUBLISHED_METHOD}
+        body = yaml_form.dump(PUBLISHED_METHOD, settings)
+    else:
+        body = yaml_form.dump(MemoryConfig(memory_type=name).to_dict(), SETTINGS)
+    return HEADER.format(title=TITLES[name], name=name) + body
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """What each generated token of one sequence attended to: row ids and their attention mass.
 
 A recorded step has the softmax weights of every layer and head. Summed over layers and heads, they
-are a row's *mass* for the generated token that the step's last query chose.
+are a row's *mass* for the generated token that a query chose.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 import numpy as np
 
+from emt.citations.generated import ChoosingQuery
 from emt.errors import MemoryUseError
-from emt.passage import Retrieved, Step
+from emt.passage import Retrieved
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,14 @@ class Attended:
 
 
 def batch_rows(
-    steps: Sequence[Step], sequence: int, beam_indices: Sequence[int] | torch.Tensor | None
+    queries: Sequence[ChoosingQuery],
+    sequence: int,
+    beam_indices: Sequence[int] | torch.Tensor | None,
 ) -> list[int]:
-    """Return the batch row that each generated token came from, one for each step.
+    """Return the batch row that each generated token came from.
 
     Args:
-        steps: the recorded steps.
+        queries: those that chose the tokens.
         sequence: the row of the batch, without beams.
         beam_indices: (T,) of one sequence, as `generate` returns them; -1 after its end.
 
@@ -47,11 +50,11 @@ def batch_rows(
         MemoryUseError: the recorded batch has no such row.
     """
     if beam_indices is None:
-        rows = [sequence] * len(steps)
+        rows = [sequence] * len(queries)
     else:
         rows = [int(row) for row in beam_indices if int(row) >= 0]
-    if steps:
-        batch = min(next(iter(step.values())).ids.shape[0] for step in steps)
+    batch = min((len(layer.ids) for step, _ in queries for layer in step.values()), default=None)
+    if batch is not None:
         wrong = [row for row in rows if not 0 <= row < batch]
         if wrong:
             name = "sequence" if beam_indices is None else "beam_indices"
@@ -63,7 +66,7 @@ def batch_rows(
 
 
 def sum_mass(
-    steps: Sequence[Step],
+    queries: Sequence[ChoosingQuery],
     rows: Sequence[int],
     layers: Collection[int] | None,
     default_layers: Collection[int],
@@ -71,7 +74,7 @@ def sum_mass(
     """Sum what each generated token gave to rows.
 
     Args:
-        steps: the recorded steps.
+        queries: those that chose the tokens.
         rows: the batch row of each generated token.
         layers: whose attention counts; None for the default.
         default_layers: where a step has none of these, all of its layers count.
@@ -79,12 +82,12 @@ def sum_mass(
     counted_layers = default_layers if layers is None else layers
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     num_heads: list[int] = []
-    for step, row in zip(steps, rows, strict=False):
+    for (step, query), row in zip(queries, rows, strict=False):
         counted = [step[idx] for idx in step if idx in counted_layers]
         if layers is None and not counted:
             counted = list(step.values())
         of_sequence = [retrieved.of_sequence(row) for retrieved in counted]
-        parts.append(_mass_of(of_sequence))
+        parts.append(_mass_of(of_sequence, query))
         num_heads.append(sum(len(retrieved.ids) for retrieved in of_sequence))
     lengths = [len(ids) for ids, _ in parts]
     return Attended(
@@ -95,15 +98,15 @@ def sum_mass(
     )
 
 
-def _mass_of(retrievals: Sequence[Retrieved]) -> tuple[np.ndarray, np.ndarray]:
-    """Sum the weights of each row over layers, tensors (H, Q, k), and heads, for the last query.
+def _mass_of(retrievals: Sequence[Retrieved], query: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sum the weights of each row over layers, tensors (H, Q, k), and heads, for one query.
 
     Returns:
         (m,) int64 row ids, ascending, and (m,) float64, their mass.
     """
     ids, weights = [np.empty(0, dtype=np.int64)], [np.empty(0)]
     for retrieved in retrievals:
-        layer_ids, layer_weights = retrieved.ids[:, -1], retrieved.weights[:, -1]  # (H, k)
+        layer_ids, layer_weights = retrieved.ids[:, query], retrieved.weights[:, query]  # (H, k)
         if layer_ids.stride(0) == 0:  # recalled: the same rows for all heads
             layer_ids, layer_weights = layer_ids[:1], layer_weights.sum(0, dtype=torch.float64)
         ids.append(layer_ids.flatten().numpy())

@@ -14,6 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from emt.citations.attended import Attended
+from emt.citations.characters import decode_whole
 from emt.citations.sentences import sentences_of
 from emt.passage import Recalled
 from memory_backends import MemoryBackend, StoredDocument
@@ -209,8 +210,9 @@ def quoted(
         without spaces around it.
     """
     if document.text is None or document.offsets is None:
-        ids = document.token_ids[first:stop].tolist()
-        return None, None, "" if tokenizer is None else str(tokenizer.decode(ids))
+        if tokenizer is None:
+            return None, None, ""
+        return None, None, decode_whole(document.token_ids, first, stop, tokenizer).strip()
     spans = document.offsets[first:stop]
     spans = spans[spans[:, 1] > spans[:, 0]]  # without special tokens
     start, end = int(spans[:, 0].min(initial=len(document.text))), int(spans[:, 1].max(initial=0))

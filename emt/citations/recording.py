@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from emt.citations.attended import batch_rows, sum_mass
 from emt.citations.citing import Citation, CitedDocuments, RowCitation, Sources
+from emt.citations.generated import ChosenTokens, choosing_queries
 from emt.errors import MemoryUseError
 from emt.passage import Passage, Recalled, Retrieved, Routed, Step
 
@@ -19,10 +20,12 @@ from emt.passage import Passage, Recalled, Retrieved, Routed, Step
 class Recording:
     """The retrievals of every forward in a `Memory.recording` block, on the CPU; it can be cited.
 
-    Iterating, indexing and `len` go over forwards: the first is the prompt's, each later one of a
-    `generate` call is one new token's. A step maps a layer to a `Retrieved`, whose Q is 1 (the
-    query that chose the next token) unless whole prompts are recorded. A step that was redone for
-    the setting `uncertainty` is there once, as it was redone.
+    Iterating, indexing and `len` go over forwards in which something was retrieved: of a `generate`
+    call, the first is the prompt's, and each later one is one new token's, or that of several
+    drafted ones. A step maps a layer to a `Retrieved`, whose queries are those that chose a next
+    token (Q is 1 but for drafts) unless whole prompts are recorded. A step that was redone for the
+    setting `uncertainty` is there once, as it was redone. Forwards beside the text that `generate`
+    returns are left out: those of unconditional prompts and of assistants.
 
     Rows of recalled passages are recorded as if each query had retrieved them, after those that it
     did retrieve, in their order in the prompt; all heads and queries have the same.
@@ -40,18 +43,28 @@ class Recording:
     def __init__(self, sources: Sources, *, whole_prompt: bool = False) -> None:
         self.whole_prompt = whole_prompt
         self._sources = sources
-        self._steps: list[Step] = []
+        self._forwards: dict[ChosenTokens, Step] = {}
         self._num_replaced = 0  # rows that redone steps had retrieved before
         self.num_redone = 0
         self.routed: list[Routed] = []
         self.recalled: list[Sequence[Sequence[Recalled]]] = []
 
-    def add(self, retrieved: Retrieved) -> None:
-        """Append one layer's retrievals; a layer seen before begins the next step."""
-        kept = slice(None) if self.whole_prompt else slice(-1, None)
-        if not self._steps or max(self._steps[-1]) >= retrieved.layer_idx:
-            self._steps.append({})
-        self._steps[-1][retrieved.layer_idx] = replace(
+    def add(self, retrieved: Retrieved, tokens: ChosenTokens | None = None) -> None:
+        """Append one layer's retrievals.
+
+        Args:
+            retrieved: of all queries of a forward, or of its last ones.
+            tokens: the tokens that the forward chooses, the same object for all of its layers; None
+                for a single one, where a layer seen before begins the next forward.
+        """
+        if tokens is None:
+            last = next(reversed(self._forwards), None)
+            is_next = last is None or max(self._forwards[last]) >= retrieved.layer_idx
+            tokens = ChosenTokens() if last is None or is_next else last
+        if not (self.whole_prompt or tokens.num_tokens):
+            return
+        kept = slice(None if self.whole_prompt else -tokens.num_tokens, None)
+        self._forwards.setdefault(tokens, {})[retrieved.layer_idx] = replace(
             retrieved,
             ids=_kept(retrieved.ids[:, :, kept]),
             scores=_kept(retrieved.scores[:, :, kept]),
@@ -67,19 +80,23 @@ class Recording:
         if not any(kept is passages for kept in self.recalled):
             self.recalled.append(passages)
 
-    def redone(self, rows: Tensor) -> None:
-        """Let the last step, a redo of the one before it, take its place.
+    def redone(self, rows: Tensor, tokens: ChosenTokens, again: ChosenTokens) -> None:
+        """Let a forward that is a redo of another one take its place.
 
         Args:
             rows: (B,) bool, which sequences were redone; the others keep what they had.
+            tokens: what the forward chose at first.
+            again: what the redo chose.
         """
-        again, first = self._steps.pop(), self._steps.pop()
         rows = rows.cpu()
+        self.num_redone += int(rows.sum())
+        first, redone = self._forwards.get(tokens), self._forwards.pop(again, None)
+        if first is None or redone is None:  # the recording began, or ended, meanwhile
+            return
         self._num_replaced += sum(
             int((retrieved.ids[rows, :, -1:] >= 0).sum()) for retrieved in first.values()
         )
-        self.num_redone += int(rows.sum())
-        self._steps.append({idx: _replaced(first[idx], again[idx], rows) for idx in again})
+        self._forwards[tokens] = {idx: _replaced(first[idx], redone[idx], rows) for idx in redone}
 
     @property
     def num_retrieved(self) -> int:
@@ -102,7 +119,8 @@ class Recording:
     ) -> list[Citation]:
         """Rank what carried most memory attention when the tokens of a text were chosen.
 
-        The recording must be of one `generate` call. The query that chose a token counts, even if
+        The text is what a `generate` call returned; that of several calls, one after the other; and
+        of forwards made by hand, one token for each. The query that chose a token counts, even if
         whole prompts are recorded. What was removed since is left out.
 
         Args:
@@ -120,8 +138,8 @@ class Recording:
             received, highest first; none if there was no memory.
 
         Raises:
-            MemoryUseError: the recording has no such sequence, a number is negative, or `by` is
-                another word.
+            MemoryUseError: the recording has no such sequence, a number is negative, `by` is
+                another word, or it cannot be told which queries chose the tokens.
         """
         if by not in ("sentence", "passage"):
             raise MemoryUseError(f"by must be 'sentence' or 'passage'; got {by!r}.")
@@ -158,9 +176,9 @@ class Recording:
         for name, number in (("num_tokens", num_tokens), ("top", top)):
             if number is not None and number < 0:
                 raise MemoryUseError(f"{name} must be at least 0; got {number}.")
-        steps = self._steps[:num_tokens]
-        rows = batch_rows(steps, sequence, beam_indices)
-        attended = sum_mass(steps, rows, layers, self._sources.content_layers)
+        queries = choosing_queries(self._forwards)[:num_tokens]
+        rows = batch_rows(queries, sequence, beam_indices)
+        attended = sum_mass(queries, rows, layers, self._sources.content_layers)
         return CitedDocuments(attended, self._sources), rows
 
     def _recalled_for(self, rows: Iterable[int]) -> list[Recalled]:
@@ -177,13 +195,13 @@ class Recording:
         return list(recalled.values())
 
     def __len__(self) -> int:
-        return len(self._steps)
+        return len(self._forwards)
 
     def __getitem__(self, step: int) -> Step:
-        return self._steps[step]
+        return list(self._forwards.values())[step]
 
     def __iter__(self) -> Iterator[Step]:
-        return iter(self._steps)
+        return iter(list(self._forwards.values()))
 
 
 def _replaced(first: Retrieved, again: Retrieved, rows: Tensor) -> Retrieved:

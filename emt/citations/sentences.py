@@ -1,19 +1,35 @@
-"""Documents to sentences: what a citation quotes, and where a passage may end."""
+"""Documents to sentences of any script: what a citation quotes, and where a passage may end."""
 
 from __future__ import annotations
 
-import re
-import unicodedata
+import itertools
+from collections.abc import Iterator
 
 import numpy as np
+import regex
 
 from memory_backends import StoredDocument
 
-_SENTENCE_END = re.compile(
-    r"(?<=[.!?])[\"'\u201d\u2019)\]]*\s+"
-    r"|(?<=[\u3002\uff01\uff1f])[\u201d\u2019\u300d\u300f\uff09]*"  # Chinese and Japanese
-    r"|\n+"
+# Marks that end a sentence even if no space follows: Unicode's Sentence_Terminal (UAX 44), the
+# Greek question mark, and Tibetan shads, which are ends of phrases to Unicode.
+_MARK = r"[[\p{Sentence_Terminal}\u037e\u0f0d-\u0f12]--[!.?\u2024]]"
+_CLOSING = r"\p{Close_Punctuation}\p{Final_Punctuation}"  # brackets and quotes
+_BEFORE_SPACE = _CLOSING + r"\p{Initial_Punctuation}\"'"  # these close if a space follows
+# `*+` gives nothing back of what it took, so that the time is linear in the text's length.
+_SENTENCE_END = regex.compile(
+    rf"""(?V1x)
+      [.!?] [{_BEFORE_SPACE}]*+ \s+
+    | (?<=\p{{Greek}}{{2}}) ; \s+  # typed for the Greek question mark
+    | \u1361{{2}} \s*+  # two Ethiopic word spaces, typed for a full stop
+    | (?!\uff0e\p{{Nd}}) {_MARK} [!.?]*+  # no decimal point
+      (?: [{_BEFORE_SPACE}]*+ (?=\s|\Z) | [{_CLOSING}]*+ ) (?!{_MARK}) \s*+
+    | \n+
+    """
 )
+# Where what is too long may be cut: behind spaces, Tibetan syllables, commas of other scripts.
+_BREAK = regex.compile(r"(?V1)[\s\u200b\u0f0b[\p{Terminal_Punctuation}--\p{ASCII}]]")
+_BLANK = regex.compile(r"[\s\x1c-\x1f]*")  # what `str.strip` takes away
+_CHARACTER = regex.compile(r"\X")  # with its accents; joined emoji are one
 _LOOK_BACK = 1000  # characters in which a sentence's end is looked for
 _MAX_SENTENCE = 400  # characters; a longer sentence is cut at a space
 _TOKENS_PER_SENTENCE = 32  # of documents that were written as ids
@@ -22,8 +38,9 @@ _TOKENS_PER_SENTENCE = 32  # of documents that were written as ids
 def sentences_of(document: StoredDocument, first: int = 0, stop: int | None = None) -> np.ndarray:
     """Return (first token, stop token) of each sentence of a document, in order: (n, 2) int64.
 
-    A line's end ends a sentence, too; a long sentence is cut at a space; of a document that was
-    written as ids, runs of 32 tokens are its sentences.
+    A line's end ends a sentence, too, and a long sentence is cut at a space: in scripts without
+    marks, such as Thai, these are all. Of a document that was written as ids, runs of 32 tokens are
+    its sentences.
 
     Args:
         document: of text, or of ids.
@@ -60,11 +77,17 @@ def _characters(spans: np.ndarray, text: str) -> tuple[int, int]:
     low, high = int(stands[0, 0]), min(int(stands[-1, 1]) + _MAX_SENTENCE + 1, len(text))
     back = _LOOK_BACK
     while (begin := max(low - back, 0)) > 0:
-        ends = [match.end() for match in _SENTENCE_END.finditer(text, begin, low)]
+        matches = _SENTENCE_END.finditer(text, begin, high)
+        ends = [match.end() for match in matches if match.end() <= low]
         if ends:
             return ends[-1], high
         back *= 4
     return 0, high
+
+
+def sentence_spans(text: str) -> Iterator[tuple[int, int]]:
+    """Yield the first character of each sentence of a text, and the one after its last."""
+    yield from itertools.pairwise([0, *_sentence_ends(text, 0, len(text))])
 
 
 def _sentence_ends(text: str, start: int, final: int) -> list[int]:
@@ -74,35 +97,27 @@ def _sentence_ends(text: str, start: int, final: int) -> list[int]:
     at `start`, and the last one ends at `final`.
     """
     ends: list[int] = []
-
-    def end_at(stop: int) -> None:
-        nonlocal start
-        if not text[start:stop].isspace():
-            ends.append(stop)
-        elif ends:
-            ends[-1] = stop
-        else:
-            return  # before the first sentence, and so part of it
-        start = stop
-
+    word = _skip_blanks(text, start, final)  # where the sentence begins, without spaces before it
     for stop in [*(match.end() for match in _SENTENCE_END.finditer(text, start, final)), final]:
-        while stop - start > _MAX_SENTENCE:
-            before = start
-            end_at(_cut(text, start, start + _MAX_SENTENCE))
-            if start == before:  # hundreds of spaces before the first word
-                break
-        if stop > start:
-            end_at(stop)
+        while stop - word > _MAX_SENTENCE:
+            ends.append(_cut(text, word, word + _MAX_SENTENCE))
+            word = _skip_blanks(text, ends[-1], final)
+        if stop > word:
+            ends.append(stop)
+            word = _skip_blanks(text, stop, final)
+        elif ends:
+            ends[-1] = max(ends[-1], stop)
     return ends
+
+
+def _skip_blanks(text: str, start: int, final: int) -> int:
+    return int(_BLANK.match(text, start, final).end())
 
 
 def _cut(text: str, start: int, stop: int) -> int:
     """Return where to cut a long sentence: after its last space, or between two characters."""
-    space = text.rfind(" ", start + 1, stop)
-    if space > start:
-        return space + 1
-    for cut in range(stop, start + 1, -1):
-        is_mark = unicodedata.category(text[cut])[0] == "M"  # an accent, or an emoji's variation
-        if not is_mark and "\u200d" not in text[cut - 1 : cut + 1]:  # a zero-width joiner
-            return cut
-    return stop
+    ends = [match.end() for match in _BREAK.finditer(text, start + 1, stop)]
+    if not ends:  # in a part of the text, for `\X` looks at all flags of a row before it
+        part = text[start : stop + 1]
+        ends = [start + match.end() for match in _CHARACTER.finditer(part)][:-1]
+    return ends[-1] if ends else stop

@@ -6,6 +6,6 @@ damage.
 """
 
 from emt.cli.command import main
-from emt.cli.session import quiet
+from emt.cli.model_options import quiet
 
 __all__ = ["main", "quiet"]

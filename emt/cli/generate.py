@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
-from emt.answer import Answer, answer
+from emt.answer import Answer, answer, sampling_options
 from emt.citations.citing import Citation
-from emt.cli.printing import count, print_json
-from emt.cli.session import Session
+from emt.cli.model_options import add_model_options
+from emt.cli.printing import count, one_line, print_json, printable, say
+from emt.cli.session import Session, existing
+from emt.errors import ConfigError, DocumentError
+from emt.memory.memory import Memory
+from emt.model.chat import in_template
+from memory_backends.catalog import Catalog
 from memory_backends.catalog.metadata import is_value
 
 _SETTINGS = ("enabled", "mode", "topk", "uncertainty", "documents")  # of `Memory.using`
+_WHERE = 'before the options: emt generate "PROMPT" --store DIR --documents NAME'
+_UNCITED = (
+    "Memory was used, but there is nothing to cite: all that was read are attention sinks, the "
+    "first rows of documents."
+)
 
 
 def add_to(commands: Any) -> None:
     """Add the subcommand to a parser's."""
     parser = commands.add_parser("generate", help="answer a prompt from a store")
     parser.set_defaults(run=generate)
-    parser.add_argument("prompt")
+    parser.add_argument(
+        "prompt", nargs="?", help="- or none to read it from standard input; before --documents"
+    )
     parser.add_argument("--store", required=True, metavar="DIR")
-    parser.add_argument("--model", help="(default: the model that wrote the store)")
+    add_model_options(parser, default="the one that wrote the store")
     parser.add_argument("--config", metavar="FILE", help="memory settings in YAML")
     parser.add_argument(
         "--chat",
@@ -35,6 +50,13 @@ def add_to(commands: Any) -> None:
         help="how the memory is used (default: the store's setting)",
     )
     parser.add_argument("--max-new-tokens", type=_positive, default=64, metavar="N")
+    parser.add_argument(
+        "--temperature", type=float, metavar="T", help="sample with this temperature (default: 0)"
+    )
+    parser.add_argument(
+        "--top-p", type=float, metavar="P", help="sample from the likeliest tokens of P together"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="the same seed samples the same")
     parser.add_argument("--topk", type=_topk, metavar="K", help="memories for each query, or auto")
     parser.add_argument(
         "--uncertainty",
@@ -66,29 +88,84 @@ def add_to(commands: Any) -> None:
 def generate(options: argparse.Namespace) -> None:
     """Answer a prompt from a store."""
     started = time.perf_counter()
+    sampling = {name: getattr(options, name) for name in ("temperature", "top_p", "seed")}
+    sampling_options(**sampling)  # a mistake is told before the model is loaded
+    prompt = _prompt(options)
     session = Session(options, writing=False)
     opened = time.perf_counter()
+    _check_template(options.chat, session.memory, prompt)
     settings = {name: getattr(options, name) for name in _SETTINGS}
     if options.where is not None:
         where: dict[str, list[Any]] = {}
         for key, values in options.where:  # of one key, any value will do
             where.setdefault(key, []).extend(values)
         settings["where"] = where
-    answered = answer(
-        session.model,
-        session.memory,
-        options.prompt,
-        chat=options.chat,
-        max_new_tokens=options.max_new_tokens,
-        **{name: value for name, value in settings.items() if value is not None},
-    )
+    try:
+        answered = answer(
+            session.model,
+            session.memory,
+            prompt,
+            chat=options.chat,
+            max_new_tokens=options.max_new_tokens,
+            on_text=None if options.json else _show,
+            **sampling,
+            **{name: value for name, value in settings.items() if value is not None},
+        )
+    except KeyboardInterrupt:
+        if not options.json:
+            print(flush=True)  # what comes next stands on a line of its own
+        raise
     if options.json:
         timings = {"open_seconds": round(opened - started, 3), **answered.timings}
         print_json({**answered.to_json(), "timings": timings})
         return
-    print(answered.text)
+    print()
     if options.citations:
         _print_sources(answered)
+
+
+def _prompt(options: argparse.Namespace) -> str:
+    """Return the prompt that was given, or that stands on standard input.
+
+    Raises:
+        ConfigError: there is none, or standard input cannot be read.
+        DocumentError: `--documents` may have taken it for a name.
+    """
+    if options.prompt not in (None, "-"):
+        return str(options.prompt)
+    if options.prompt is None:
+        if options.documents:
+            _check_names(existing(options.store), options.documents)
+        if sys.stdin.isatty():
+            raise ConfigError(f"there is no prompt. Give it {_WHERE}, or on standard input.")
+    try:
+        return sys.stdin.read().removeprefix("\ufeff").rstrip("\r\n")
+    except OSError as error:
+        raise ConfigError(f"the prompt cannot be read: {error.strerror}.") from error
+
+
+def _check_names(store: Path, documents: list[str]) -> None:
+    with contextlib.closing(Catalog.open(store)) as catalog:
+        unknown = next((name for name in documents if not catalog.has_document(name)), None)
+    if unknown is not None:
+        raise DocumentError(
+            f"there is no prompt, and no document '{unknown}' in '{store}'. If this is the prompt, "
+            f"give it {_WHERE}."
+        )
+
+
+def _check_template(chat: bool | None, memory: Memory, prompt: str) -> None:
+    """Say so if the chat template is passed over because it cannot take the prompt."""
+    tokenizer = memory.tokenizer
+    if chat is None and tokenizer is not None and tokenizer.chat_template:
+        try:
+            in_template(tokenizer, prompt, chat=True)
+        except ConfigError as error:
+            say(f"the prompt is asked as a plain text: {error}")
+
+
+def _show(text: str) -> None:
+    print(printable(text), end="", flush=True)
 
 
 def _print_sources(answered: Answer) -> None:
@@ -96,9 +173,9 @@ def _print_sources(answered: Answer) -> None:
     print()
     for rank, citation in enumerate(answered.citations, start=1):
         print(f"[{rank}] {citation.share:5.1%}  {_place(citation)}")
-        print(f"      {' '.join(citation.text.split())}")
+        print(f"      {one_line(' '.join(citation.text.split()))}")
     if not answered.citations:
-        print("No memory was used.")
+        print(_UNCITED if answered.num_retrieved or answered.passages else "No memory was used.")
     if answered.passages:
         print(f"\n{count(len(answered.passages), 'passage')} recalled:")
     for passage in answered.passages:
@@ -108,7 +185,7 @@ def _print_sources(answered: Answer) -> None:
 
 def _place(citation: Citation) -> str:
     characters = "" if citation.start is None else f" {citation.start}-{citation.end}"
-    return f"{citation.document}{characters}"
+    return f"{one_line(citation.document)}{characters}"
 
 
 def _topk(text: str) -> int | str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from emt.cli.model_options import add_model_options
 from emt.cli.printing import bytes_used, count, duration, size
 from emt.cli.profile import profile_if_needed
 from emt.cli.session import Session
@@ -33,10 +34,7 @@ def add_to(commands: Any) -> None:
     )
     parser.add_argument("source", nargs="+", help=".txt, .md or .jsonl files, or folders of them")
     parser.add_argument("--store", required=True, metavar="DIR", help="the store; made if missing")
-    parser.add_argument(
-        "--model",
-        help="a folder, a hub name or a .gguf file (default: the store's, or SmolLM2-135M)",
-    )
+    add_model_options(parser)
     parser.add_argument("--config", metavar="FILE", help="memory settings in YAML")
 
 
@@ -58,7 +56,7 @@ def index(options: argparse.Namespace) -> None:
         written = memory.write_all(
             ((document.name, document.text, document.metadata) for document in corpus),
             on_rows=bar.update,
-            before_save=lambda: profile_if_needed(memory, session.source),
+            before_save=lambda: profile_if_needed(memory),
         )
         bar.total = bar.n  # what was there already took no time
         bar.refresh()

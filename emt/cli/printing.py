@@ -1,15 +1,64 @@
-"""Numbers and indexes in words, and JSON."""
+"""What is printed: text that a terminal can show, JSON, numbers and indexes in words."""
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import re
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+# Control characters, line and paragraph separators, and halves of surrogate pairs.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_SPACING = re.compile("([\n\t])")
+
+
+def prepare_streams() -> None:
+    """See to it that the standard streams are open, and take any text.
+
+    One that is closed becomes the null device, before a file of a store gets its number. A stream
+    that cannot write a character writes its escape.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        is_input = name == "stdin"
+        if stream is None:
+            null = os.open(os.devnull, os.O_RDONLY if is_input else os.O_WRONLY)
+            setattr(sys, name, os.fdopen(null, "r" if is_input else "w", closefd=False))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape" if is_input else "backslashreplace")
+
+
+def one_line(text: str) -> str:
+    """Return a name with everything escaped that would break the line or move the cursor.
+
+    A line end is shown as \\n and an escape as \\x1b, as in a string of Python.
+    """
+    return _UNPRINTABLE.sub(lambda one: one[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def printable(text: str) -> str:
+    """Return a text as `one_line` does, but with its line ends and tabs."""
+    return "".join(part if part in "\n\t" else one_line(part) for part in _SPACING.split(text))
+
+
+def say(message: str, file: TextIO | None = None) -> None:
+    """Print a message on one line of stderr, or of another file."""
+    print(f"emt: {one_line(' '.join(message.split()))}", file=file or sys.stderr)
 
 
 def print_json(value: Any) -> None:
-    """Print one object on one line."""
-    print(json.dumps(value, ensure_ascii=False))
+    """Print one object on one line, in characters that stdout can write and a terminal shows."""
+    text = _UNPRINTABLE.sub(
+        lambda one: f"\\u{ord(one[0]):04x}", json.dumps(value, ensure_ascii=False)
+    )
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value)
+    print(text)
 
 
 def bytes_used(folder: Path) -> int:

@@ -12,13 +12,16 @@ from typing import Any
 from tqdm import tqdm
 
 from emt.attach import attach
+from emt.cli.model_options import add_model_options, load_model
 from emt.cli.printing import count
-from emt.cli.session import Session, quiet
-from emt.errors import ConfigError
+from emt.cli.session import Session
+from emt.errors import ConfigError, MemoryUseError
 from emt.memory.memory import Memory
-from emt.model.loading import DEFAULT_MODEL, load
-from emt.profiles.examples import read_examples
+from emt.profiles.cache import cache_profile
+from emt.profiles.examples import make_examples, read_examples
 from emt.profiles.ranking import Ranked
+from emt.profiles.stored_text import stored_texts
+from emt.routing.head_profile import HeadProfile
 
 _SHOWN = 12  # heads of the ranking
 
@@ -29,95 +32,103 @@ def add_to(commands: Any) -> None:
         "profile",
         help="find the heads of a model that know which passage is meant",
         description="Find the heads of a model that know which passage is meant, for the passage "
-        "mode. They are found by questions: those of --data, or else some that are made from the "
-        "text of --store.",
+        "mode. They are found by questions about texts that come with emt, in the time of reading "
+        "6,000 tokens, and kept in the user's cache for all stores of the model.",
     )
     parser.set_defaults(run=profile, config=None)
-    parser.add_argument("--model", help="(default: the store's, or SmolLM2-135M)")
+    add_model_options(parser)
     parser.add_argument(
         "--data",
         metavar="FILE",
-        help=".json in SQuAD's layout, or .jsonl with context, question and answer",
+        help="other questions: .json in SQuAD's layout, or .jsonl with context, question and "
+        "answer; up to 128 about 16 texts are tried",
     )
-    parser.add_argument("--store", metavar="DIR", help="keep the profile here, without --output")
-    parser.add_argument("--output", metavar="FILE", help="write the profile here")
+    parser.add_argument(
+        "--store",
+        metavar="DIR",
+        help="without --data, questions made from the text of this store; the profile is kept in "
+        "it, for it alone",
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", help="write the profile here, and keep it nowhere else"
+    )
 
 
 def profile(options: argparse.Namespace) -> None:
-    """Find a model's retrieval heads, and keep them in a file or in a store."""
-    if options.data is None and options.store is None:
-        raise ConfigError(
-            "a head profile needs questions about texts. Name --data FILE, in SQuAD's layout "
-            "(.json) or with context, question and answer in each line (.jsonl); or --store DIR, "
-            "whose documents questions are made from."
-        )
-    if options.output is None and options.store is None:
-        raise ConfigError(
-            "the head profile has no place. Name --output FILE, or --store DIR that keeps it."
-        )
+    """Find a model's retrieval heads, and keep them."""
     examples = None if options.data is None else read_examples(options.data)
     if options.store is None:
-        with quiet():
-            loaded = load(options.model or DEFAULT_MODEL)
-        memory, source = attach(loaded.model, tokenizer=loaded.tokenizer), loaded.source
+        loaded = load_model(options)
+        memory, model = attach(loaded.model, tokenizer=loaded.tokenizer), loaded.source
     else:
         session = Session(options, writing=False)
-        memory, source = session.memory, session.source
-    with _progress() as on_step:
+        memory, model = session.memory, session.source
+    source = Path(options.data or "").name
+    if examples is None and options.store is not None:
+        examples = make_examples(stored_texts(memory.backend, memory.tokenizer))
+        source = "stored text"
+    with _progress() as on_tokens:
         ranked = memory.rank_heads(
-            examples,
-            name=Path(source).name,
-            source=Path(options.data or "").name,
-            on_step=on_step,
+            examples, name=Path(model).name, source=source, on_tokens=on_tokens
         )
+    kept = _keep(ranked.profile, memory, options)
     _print_ranking(ranked)
+    print(kept)
+
+
+def _keep(made: HeadProfile, memory: Memory, options: argparse.Namespace) -> str:
+    """Keep a profile where the options say; say where."""
     if options.output is not None:
-        ranked.profile.write(options.output)
-        print(f"written to '{options.output}'")
-    else:
-        memory.keep_profile(ranked.profile)
+        made.write(options.output)
+        return f"written to '{options.output}'"
+    if options.store is not None:
+        memory.keep_profile(made)
         memory.save()  # in passage mode, without the indexes of other heads
-        print(f"kept in '{options.store}'")
+        return f"kept in '{options.store}'"
+    file = cache_profile(made)
+    if file is None:
+        raise ConfigError("the user's cache cannot be written. Name --output FILE.")
+    return f"kept for all stores of this model, in '{file}'"
 
 
-def profile_if_needed(memory: Memory, source: str) -> None:
-    """Make a head profile from a memory's text if that is all its passage mode lacks; say so.
-
-    `source` is the folder, hub name or file of the model.
-    """
+def profile_if_needed(memory: Memory) -> None:
+    """Make a head profile if that is all that a memory's passage mode lacks; say so."""
     if not memory.lacks_profile:
         return
-    _say("no head profile of this model: one is made from the text that was read")
+    _say("no head profile of this model: one is made, and kept for all its stores")
     try:
-        with _progress() as on_step:
-            ranked = memory.rank_heads(name=Path(source).name, on_step=on_step)
-    except ConfigError as error:
-        _say(
-            f"no head profile could be made: {error} Until there is one, from `emt profile --store "
-            f"{memory.config.path} --data FILE`, read this store with --mode token"
-            + (", as is the default." if memory.config.mode == "auto" else ".")
-        )
-        return
-    memory.keep_profile(ranked.profile)
-    _say(f"head profile: {_together(ranked)}")
+        with _progress() as on_tokens:
+            made = memory.make_profile(on_tokens=on_tokens)
+    except (ConfigError, MemoryUseError) as error:
+        _say(f"no head profile could be made: {error} Passages are found by words only.")
+    else:
+        _say(f"head profile: {count(len(made.heads), 'head')}")
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str], object]]:
-    """Show on a terminal what is being done."""
-    with tqdm(bar_format="{desc} [{elapsed}]", disable=None, leave=False) as line:
-        yield line.set_description_str
+def _progress() -> Iterator[Callable[[int, int], object]]:
+    """Show on a terminal how many tokens were read."""
+    with tqdm(unit="tok", disable=None, leave=False) as bar:
+
+        def show(num_read: int, total: int) -> None:
+            bar.total = total
+            bar.update(num_read - bar.n)
+
+        yield show
 
 
 def _print_ranking(ranked: Ranked) -> None:
     """Print the best heads, with a star at those that were chosen, and how they do together."""
     chosen = {(head.layer, head.head) for head in ranked.profile.heads}
-    shown = list(ranked.hit_rates.items())[:_SHOWN]
-    for (layer, head), rate in shown:
+    shown = list(ranked.scores.items())[:_SHOWN]
+    for (layer, head), score in shown:
         star = "*" if (layer, head) in chosen else " "
-        print(f"{star} layer {layer:2d}, head {head:2d}  {rate:6.1%}")
-    if len(ranked.hit_rates) > len(shown):
-        print(f"  and {count(len(ranked.hit_rates) - len(shown), 'head')} more")
+        print(
+            f"{star} layer {layer:2d}, head {head:2d}  {score.deviations:5.2f} deviations above "
+            f"other places, right for {score.hit_rate:6.1%}"
+        )
+    if len(ranked.scores) > len(shown):
+        print(f"  and {count(len(ranked.scores) - len(shown), 'head')} more")
     print(_together(ranked))
 
 

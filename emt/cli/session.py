@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
-import logging
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from emt.attach import attach
+from emt.cli.model_options import load_model
 from emt.config import MemoryConfig
 from emt.errors import StoreError
-from emt.model.loading import DEFAULT_MODEL, load
 from memory_backends.catalog import FILE_NAME as CATALOG_FILE_NAME
 from memory_backends.catalog import Catalog
 from memory_backends.store.directory import check_directory, has_no_store
@@ -24,7 +20,7 @@ class Session:
     """A model with its memory over a store, from command-line options.
 
     Args:
-        options: with `store`, `model` and `config`.
+        options: with `store`, `config` and those of `add_model_options`.
         writing: make the store if there is none.
 
     Attributes:
@@ -36,19 +32,18 @@ class Session:
         store = Path(options.store) if writing else existing(options.store)
         self.is_new = writing and _is_free(store)
         settings: dict[str, Any] = {}
-        source = options.model
+        source = None
         if not self.is_new:
             with contextlib.closing(Catalog.open(store)) as catalog:
                 settings = catalog.setting("config") or {}
-                source = source or catalog.setting("model")
+                source = catalog.setting("model")
         defaults = {"memory_type": "vector_db", **settings}  # a store outlives the process
         if options.config is not None:
             config = MemoryConfig.from_yaml(options.config, defaults=defaults)
         else:
             config = MemoryConfig.from_dict(defaults)
         self.config = config.replace(path=str(store))
-        with quiet():
-            loaded = load(source or DEFAULT_MODEL)
+        loaded = load_model(options, source)
         self.source = loaded.source
         self.model = loaded.model
         self.memory = attach(loaded.model, self.config, tokenizer=loaded.tokenizer)
@@ -58,17 +53,6 @@ class Session:
         settings = {key: value for key, value in self.config.to_dict().items() if key != "path"}
         self.memory.backend.catalog.set_setting("config", settings)
         self.memory.backend.catalog.set_setting("model", self.source)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the warnings of loading a model off the screen, and its progress bars out of a pipe."""
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    if sys.stderr.isatty():
-        yield
-    else:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
 
 
 def existing(store: str) -> Path:

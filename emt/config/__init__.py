@@ -1,7 +1,17 @@
-"""The settings of a memory: declared once, checked when they are given, to and from YAML."""
+"""The settings of a memory and of its model: declared once, checked when given, read from YAML."""
 
-from emt.config.memory_config import SETTINGS, MemoryConfig
+from emt.config.memory_config import PUBLISHED_METHOD, SETTINGS, MemoryConfig
+from emt.config.model_config import MODEL_SETTINGS, ModelConfig
 from emt.config.setting import Setting, check_names
 from emt.config.uncertainty import Uncertainty
 
-__all__ = ["SETTINGS", "MemoryConfig", "Setting", "Uncertainty", "check_names"]
+__all__ = [
+    "MODEL_SETTINGS",
+    "PUBLISHED_METHOD",
+    "SETTINGS",
+    "MemoryConfig",
+    "ModelConfig",
+    "Setting",
+    "Uncertainty",
+    "check_names",
+]

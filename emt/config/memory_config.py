@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 import torch
 
 from emt.config import yaml_form
+from emt.config.model_config import GROUP
 from emt.config.setting import check_names, documented, setting, settings_of
 from emt.config.uncertainty import Uncertainty
 from emt.errors import ConfigError
@@ -34,8 +35,8 @@ class MemoryConfig:
         ConfigError: a value of a wrong type or out of range.
 
     Source:
-        Klett and Ahle, Extended Mind Transformers (arXiv 2406.02332), for the names and defaults of
-        the settings that have a published name; the others are ours.
+        Klett and Ahle, Extended Mind Transformers (arXiv 2406.02332), for the names of the settings
+        that have a published name, and for `PUBLISHED_METHOD`; the others are ours.
     """
 
     memory_type: str = setting(
@@ -61,11 +62,12 @@ class MemoryConfig:
     )
     mode: Literal["token", "passage", "auto"] = setting(
         "auto",
-        "'token' is the published method: each query retrieves single memories. 'passage' finds "
-        "the passages that a prompt is about, by a few of the model's heads, and lets every layer "
-        "attend to their rows in order. 'auto' is 'token' up to 16,384 rows, and 'passage' beyond "
-        "if there is a head profile of the model (emt profile).",
+        "'passage' finds the passages that a prompt is about, and lets every layer attend to their "
+        "rows in order. 'token' is the published method: each query retrieves single memories. "
+        "'auto' is 'passage' wherever passages can be found: with a head profile of the model (emt "
+        "profile), or by words, which need a tokenizer.",
         changeable=True,
+        as_published="token",
     )
 
     stride: int = setting(
@@ -74,17 +76,21 @@ class MemoryConfig:
         group="reading",
         published=("stride",),
     )
-    max_length: int = setting(
-        3072,
-        "Tokens in an encoding window: at least stride, at most the model's positions.",
+    max_length: int | Literal["auto"] = setting(
+        "auto",
+        "Tokens in an encoding window: at least stride, at most the model's positions. 'auto' for "
+        "3072, or the model's positions where those are fewer; a stride that is too long for them "
+        "is shortened.",
         group="reading",
         published=("max_length",),
+        as_published=3072,
     )
-    carry_context: bool = setting(
-        False,
+    carry_context: bool | Literal["auto"] = setting(
+        "auto",
         "Encode each token once: a window attends to the rows kept of the windows before it, "
-        "instead of reading their tokens again.",
+        "instead of reading their tokens again. 'auto' where the model allows it.",
         group="reading",
+        as_published=False,
     )
     remove_special_ids: bool = setting(
         True,
@@ -102,12 +108,13 @@ class MemoryConfig:
     )
 
     topk: int | Literal["auto"] = setting(
-        10,
+        4,
         "Memories that each query attends to, at every layer and head. 'auto' for one in 500 "
         "of those in the memory, at least 4 and at most 12.",
         group="token",
         changeable=True,
         published=("topk",),
+        as_published=10,
     )
     uncertainty: Uncertainty | None = setting(
         None,
@@ -146,9 +153,9 @@ class MemoryConfig:
     )
 
     routing: Literal["heads", "words", "both"] = setting(
-        "heads",
-        "What finds passages: the model's heads, words (BM25 over the stored text; needs bm25s) or "
-        "both.",
+        "both",
+        "What finds passages: the model's heads, words (BM25 over the stored text) or both. Until "
+        "there is a head profile of the model, 'both' is words alone.",
         group="passage",
         changeable=True,
     )
@@ -213,19 +220,22 @@ class MemoryConfig:
         group="search",
     )
     sinks: Literal["all", "one"] = setting(
-        "all",
+        "one",
         "Which attention sinks (the first rows of a window without left context) are found. 'all' "
         "for every row, as published; 'one' for those of the first document only, since the sinks "
         "of many documents hijack retrieval.",
         group="search",
+        as_published="all",
     )
 
-    row_codec: Literal["exact", "float16", "bfloat16", "int8", "int4"] = setting(
-        "exact",
+    row_codec: Literal["auto", "exact", "float16", "bfloat16", "int8", "int4"] = setting(
+        "auto",
         "How a new store keeps keys and values: in the model's own dtype ('exact'), as 'float16' "
-        "or 'bfloat16', or quantised ('int8', 'int4'). A store that exists keeps its codec. "
-        "'manual' without a path keeps rows exactly, and save writes them with this codec.",
+        "or 'bfloat16', or quantised ('int8', 'int4'). 'auto' is 'float16' for a model in float32, "
+        "else 'exact'. A store that exists keeps its codec. 'manual' without a path keeps rows "
+        "exactly, and save writes them with this codec.",
         group="store",
+        as_published="exact",
     )
     memory_device: str | None = setting(
         None,
@@ -255,7 +265,7 @@ class MemoryConfig:
                 f"passage_rows ({self.passage_rows}) must have a row for each of max_passages "
                 f"({self.max_passages}). Raise the one or lower the other."
             )
-        if self.max_length < self.stride:
+        if isinstance(self.max_length, int) and self.max_length < self.stride:
             raise ConfigError(
                 f"max_length ({self.max_length}) must be at least stride ({self.stride}): "
                 "shorter windows would leave out the tokens in between. "
@@ -278,6 +288,15 @@ class MemoryConfig:
             return min(max(min(round(num_rows / 500), 12), 4), num_rows)
         return min(self.topk, num_rows)
 
+    @classmethod
+    def published(cls, **settings: Any) -> Self:
+        """Return the settings of the published method, except for those that are given.
+
+        Raises:
+            ConfigError: an unknown name, or a value of a wrong type or out of range.
+        """
+        return cls.from_dict(settings, defaults=PUBLISHED_METHOD)
+
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some settings changed.
 
@@ -293,29 +312,39 @@ class MemoryConfig:
         return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(
+        cls, values: Mapping[str, Any], *, defaults: Mapping[str, Any] | None = None
+    ) -> Self:
         """Make a config from plain types: settings in their groups, as in YAML, or flat.
+
+        Args:
+            values: settings.
+            defaults: settings by name, which hold where `values` say nothing.
 
         Raises:
             ConfigError: an unknown key, one in a wrong group or given twice, or a value of a wrong
                 type or out of range.
         """
-        return cls(**yaml_form.flat(values, SETTINGS))
+        settings = {**(defaults or {}), **yaml_form.flat(values, SETTINGS)}
+        check_names(settings, SETTINGS)
+        return cls(**settings)
 
     @classmethod
     def from_yaml(cls, path: Path | str, *, defaults: Mapping[str, Any] | None = None) -> Self:
         """Read a config; settings that the file does not name are as in `defaults`, or the class.
 
         Args:
-            path: a file as `to_yaml` writes it; settings may also stand at its top level.
+            path: a file as `to_yaml` writes it; settings may also stand at its top level. A group
+                `model` is for the command line (`ModelConfig`).
             defaults: settings by name.
 
         Raises:
             ConfigError: the file is missing or not a YAML mapping, or what `from_dict` refuses.
         """
         values = yaml_form.load(path)
+        values.pop(GROUP, None)
         try:
-            return cls.from_dict({**(defaults or {}), **yaml_form.flat(values, SETTINGS)})
+            return cls.from_dict(values, defaults=defaults)
         except ConfigError as error:
             raise ConfigError(f"config '{path}': {error}") from error
 
@@ -326,5 +355,10 @@ class MemoryConfig:
 
 SETTINGS = settings_of(MemoryConfig)
 """The settings by name, in the order in which `MemoryConfig` declares them."""
+
+PUBLISHED_METHOD = {
+    name: each.as_published for name, each in SETTINGS.items() if each.as_published is not None
+}
+"""The settings of the published method, where the defaults differ from it."""
 
 MemoryConfig.__doc__ = documented(MemoryConfig.__doc__ or "", SETTINGS)

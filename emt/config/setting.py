@@ -47,6 +47,7 @@ class Setting:
         group: the YAML mapping that has it; None for the top level.
         changeable: whether `Memory.using` changes it.
         published: its names in checkpoints and calls of the published implementation.
+        as_published: its value in the published method, where the default is another; else None.
         values: what it may be, in words; None to say so from `types`. null need not be named.
         accepts: tells whether a value of the right type, not None, is in range.
     """
@@ -58,6 +59,7 @@ class Setting:
     group: str | None = None
     changeable: bool = False
     published: tuple[str, ...] = ()
+    as_published: Any = None
     values: str | None = None
     accepts: Callable[[Any], bool] | None = None
 
@@ -130,6 +132,8 @@ def documented(doc: str, settings: Mapping[str, Setting]) -> str:
             about.append("Changed by `Memory.using`.")
         if each.published:
             about.append(f"Published as {' or '.join(each.published)}.")
+        if each.as_published is not None:
+            about.append(f"{each.as_published!r} in the published method.")
         indent = " " * 12
         lines.append(f"        {each.name}:")
         for text in (each.doc, " ".join(about)):

@@ -55,6 +55,22 @@ def check_carry(config: PreTrainedConfig, windows: Windows) -> None:
         )
 
 
+def can_carry(config: PreTrainedConfig, windows: Windows) -> bool:
+    """Tell whether context can be carried, as far as a model's config says; see `check_carry`."""
+    try:
+        check_carry(config, windows)
+    except (ConfigError, UnsupportedModelError):
+        return False
+    return rotates_alike(config)
+
+
+def rotates_alike(config: PreTrainedConfig) -> bool:
+    """Tell whether a token is rotated alike, however many others are in its forward."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    return not any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds)
+
+
 def encode_carrying(
     reader: RowReader, token_ids: Tensor, windows: Windows, *, first_length: int | None = None
 ) -> Iterator[Rows]:

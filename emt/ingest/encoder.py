@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from emt.config import MemoryConfig
-from emt.errors import MemoryUseError
+from emt.errors import MemoryUseError, UnsupportedModelError
 from emt.ingest.batch import encode_group, groups
-from emt.ingest.carry import check_carry, encode_carrying
+from emt.ingest.carry import can_carry, check_carry, encode_carrying, rotates_alike
 from emt.ingest.documents import Source, special_ids, to_document
 from emt.ingest.rows import RowReader
 from emt.ingest.windows import Windows, check_max_length
@@ -35,8 +35,11 @@ class Encoder:
 
     @property
     def windows(self) -> Windows:
-        """How documents are cut."""
-        return Windows.of(self.config)
+        """How documents are cut; "auto" is left of `carry_context` where it may be possible."""
+        windows = Windows.of(self.config, self.model.config)
+        if windows.carry_context == "auto" and not can_carry(self.model.config, windows):
+            return replace(windows, carry_context=False)
+        return windows
 
     @property
     def drop_ids(self) -> frozenset[int]:
@@ -46,10 +49,11 @@ class Encoder:
     @property
     def settings(self) -> dict[str, Any]:
         """Everything but the model that rows depend on, as plain JSON types."""
+        windows = self.windows
         return {
-            "stride": self.config.stride,
-            "max_length": self.config.max_length,
-            "carry_context": self.config.carry_context,
+            "stride": windows.stride,
+            "max_length": windows.max_length,
+            "carry_context": windows.carry_context,
             "drop_ids": sorted(self.drop_ids),
         }
 
@@ -64,7 +68,7 @@ class Encoder:
         document = to_document(source, name, self.tokenizer, self.model.config.vocab_size)
         if metadata is not None:
             document = replace(document, metadata=check_metadata(metadata, name))
-        check_max_length(self.model.config, min(self.config.max_length, len(document.token_ids)))
+        check_max_length(self.model.config, min(self.windows.max_length, len(document.token_ids)))
         return document
 
     def encode(self, document: Document) -> Iterator[Rows]:
@@ -96,7 +100,7 @@ class Encoder:
                 "the model's weights have changed since attach(), by training or by an adapter: "
                 "the memory would mix rows of two models. detach(), and attach() again."
             )
-        if self.windows.carry_context:
+        if self.windows.carry_context is True:
             check_carry(decoder.config, self.windows)
         return RowReader(decoder, self.model.unrotations, self.drop_ids)
 
@@ -104,12 +108,23 @@ class Encoder:
 def encode(reader: RowReader, token_ids: Tensor, windows: Windows) -> Iterator[Rows]:
     """Yield the rows of one document, (T,) int64, window by window; the model runs meanwhile.
 
+    With `carry_context` "auto", a model whose first window shows that its context cannot be carried
+    reads each window anew.
+
     Raises:
         ConfigError, UnsupportedModelError: the context cannot be carried; see `encode_carrying`.
     """
     if windows.carry_context:
-        yield from encode_carrying(reader, token_ids, windows)
-        return
+        carried = encode_carrying(reader, token_ids, windows)
+        try:
+            first = next(carried)
+        except UnsupportedModelError:
+            if windows.carry_context is True:
+                raise
+        else:
+            yield first
+            yield from carried
+            return
     for start, stop, keep_from in windows.cut(len(token_ids)):
         num_before = keep_from - start
         states = reader.forward(token_ids[None, start:stop], skip=num_before)
@@ -126,19 +141,12 @@ def encode_all(
     raises, the documents before the error are yielded first. The model runs when rows are taken;
     take them all before the next document.
     """
-    longest = windows.max_length if _rotates_alike(reader.decoder.config) else 0
+    longest = windows.max_length if rotates_alike(reader.decoder.config) else 0
     for group in groups(documents, longest):
         if len(group) == 1:
             yield group[0], encode(reader, _ids(group[0]), windows)
         else:
             yield from encode_group(reader, group)
-
-
-def _rotates_alike(config: PreTrainedConfig) -> bool:
-    """Tell whether a token is rotated alike however long the longest document of a batch is."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]
-    return not any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds)
 
 
 def _ids(document: Document) -> Tensor:

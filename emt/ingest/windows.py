@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 from emt.config import MemoryConfig
 from emt.errors import ConfigError
 from emt.model.positions import max_positions
+
+_LONGEST = 3072  # tokens: the published length of a window
 
 
 class Window(NamedTuple):
@@ -30,16 +32,23 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Windows:
-    """How documents are cut; the fields are those of `MemoryConfig`."""
+    """How documents are cut; the fields are those of `MemoryConfig`, with `max_length` decided."""
 
     stride: int
     max_length: int
-    carry_context: bool = False
+    carry_context: bool | Literal["auto"] = False
 
     @classmethod
-    def of(cls, config: MemoryConfig) -> Self:
-        """Return the windows that a memory's settings ask for."""
-        return cls(config.stride, config.max_length, config.carry_context)
+    def of(cls, config: MemoryConfig, model_config: object) -> Self:
+        """Return the windows that a memory's settings ask for.
+
+        Windows of automatic length fit the positions of the model's text decoder, and at least two
+        strides fit into one.
+        """
+        if isinstance(config.max_length, int):
+            return cls(config.stride, config.max_length, config.carry_context)
+        longest = min(_LONGEST, max_positions(model_config) or _LONGEST)
+        return cls(min(config.stride, max(longest // 2, 1)), longest, config.carry_context)
 
     def cut(self, num_tokens: int) -> Iterator[Window]:
         """Yield the windows of a document without carried context, each token kept once."""

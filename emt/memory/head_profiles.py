@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -54,28 +53,27 @@ class HeadProfiles:
         self._read = read
 
     def is_lacking(self, config: MemoryConfig, backend: MemoryBackend) -> bool:
-        """Tell whether passages would be recalled if there was a profile."""
-        recalls = self._recalls(config, backend)
+        """Tell whether heads would find passages if there was a profile."""
+        recalls = self._recalls(config)
         return recalls and self._modes.profiles.find(config, backend) is None
 
     def rank(
         self,
-        backend: MemoryBackend,
         examples: Sequence[Example] | None,
         *,
         name: str = "",
         source: str = "",
-        on_step: Callable[[str], object] | None = None,
+        on_tokens: Callable[[int, int], object] | None = None,
         **options: Any,
     ) -> Ranked:
-        """Rank the model's heads by examples, or else by the text of a memory's documents."""
+        """Rank the model's heads by examples, or else by those that come with emt."""
         ranking = HeadRanking(self._model, self._tokenizer, self._read)
         if not name:
             model = alive(self._model.model, "rank heads")
             name = Path(str(model.config.name_or_path or model.config.model_type)).name
         if examples is None:
-            return ranking.rank_stored_text(backend, name=name, on_step=on_step)
-        return ranking.rank(examples, name=name, source=source, on_step=on_step, **options)
+            return ranking.rank_built_in(name=name, on_tokens=on_tokens)
+        return ranking.rank(examples, name=name, source=source, on_tokens=on_tokens, **options)
 
     def keep(self, profile: HeadProfile, config: MemoryConfig, backend: MemoryBackend) -> None:
         """Keep a profile in a memory's store."""
@@ -93,17 +91,17 @@ class HeadProfiles:
         self,
         config: MemoryConfig,
         backend: MemoryBackend,
-        on_step: Callable[[str], object] | None = None,
+        on_tokens: Callable[[int, int], object] | None = None,
     ) -> None:
         """Before indexes are made: make a profile if one is lacking, and copy it into the store.
 
         The indexes are of its heads, wherever the store is opened. One that comes with emt is there
         already, and one that the settings name is the user's to carry.
         """
-        if backend.is_read_only or not self._recalls(config, backend):
+        if backend.is_read_only or not self._recalls(config):
             return
         if self._modes.profiles.find(config, backend) is None:
-            self._make(config, backend, on_step)
+            self._make(config, backend, on_tokens)
         profile = self._modes.profiles.find(config, backend)
         if profile is None or config.profile is not None or profile in shipped_profiles():
             return
@@ -114,24 +112,23 @@ class HeadProfiles:
         self,
         config: MemoryConfig,
         backend: MemoryBackend,
-        on_step: Callable[[str], object] | None,
+        on_tokens: Callable[[int, int], object] | None,
     ) -> None:
         """Make a profile of the model and keep it, if that is possible."""
         decoder = self._model.decoder()
         if decoder is None or decoder.training or self._tokenizer is None:
             return
-        steps = itertools.count()
 
-        def say(step: str) -> None:
-            if not next(steps):  # ranking has begun, so there are questions enough
+        def count(num_read: int, total: int) -> None:
+            if not num_read:  # ranking begins, so nothing is missing
                 _logger.warning(_MAKES_PROFILE)
-            if on_step is not None:
-                on_step(step)
+            if on_tokens is not None:
+                on_tokens(num_read, total)
 
         with contextlib.suppress(ConfigError, MemoryUseError):  # passages are found by words
-            profile = self.rank(backend, None, on_step=say).profile
+            profile = self.rank(None, on_tokens=count).profile
             self.keep_made(profile, config, backend)
 
-    def _recalls(self, config: MemoryConfig, backend: MemoryBackend) -> bool:
-        """Tell whether passages are recalled, if there is a profile."""
-        return config.mode == "passage" or self._modes.is_large(config, backend)
+    def _recalls(self, config: MemoryConfig) -> bool:
+        """Tell whether heads find passages, if there is a profile."""
+        return config.mode != "token" and config.routing != "words"

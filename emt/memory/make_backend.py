@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from emt.config import MemoryConfig
 from emt.model.attached import AttachedModel, reading_layers
 from memory_backends import MemoryBackend, option_names
@@ -29,6 +31,13 @@ def make_backend(model: AttachedModel, config: MemoryConfig) -> MemoryBackend:
         path=config.path,
         identity=model.identity,
         sinks=config.sinks,
-        row_codec=config.row_codec,
+        row_codec=_codec(config, model.layout.dtype),
         **{name: settings[name] for name in option_names(config.memory_type) if name in settings},
     )
+
+
+def _codec(config: MemoryConfig, dtype: torch.dtype) -> str:
+    """Return how a new store keeps the rows of a model that computes in `dtype`."""
+    if config.row_codec != "auto":
+        return config.row_codec
+    return "float16" if dtype == torch.float32 else "exact"

@@ -35,6 +35,7 @@ from emt.profiles.ranking import Ranked
 from emt.routing.head_profile import HeadProfile
 from emt.turn import Turn, begun_turn, set_turn
 from memory_backends import MemoryBackend, Rows
+from memory_backends.errors import StoreReplacedError
 from memory_backends.layout import Metadata
 from memory_backends.store.directory import check_directory, has_no_store
 
@@ -119,7 +120,7 @@ class Memory:
         *,
         on_rows: Callable[[int], object] | None = None,
         before_save: Callable[[], object] | None = None,
-        on_step: Callable[[str], object] | None = None,
+        on_tokens: Callable[[int, int], object] | None = None,
     ) -> Written:
         """Remember many documents, each read on its own, and bring the store's index up to date.
 
@@ -132,7 +133,7 @@ class Memory:
                 `write`; read a few ahead, to encode short ones together.
             on_rows: called with the number of new rows, for a progress bar.
             before_save: called when all documents are there, before indexes are made of them.
-            on_step: as in `save`.
+            on_tokens: as in `save`.
 
         Returns:
             How many documents were added, replaced and skipped.
@@ -160,7 +161,7 @@ class Memory:
         if before_save is not None:
             before_save()
         if self.config.path is not None:  # else nothing is kept
-            self.save(on_step=on_step)
+            self.save(on_tokens=on_tokens)
         return changes.counts
 
     def read(
@@ -212,12 +213,22 @@ class Memory:
     def refresh(self) -> None:
         """See what other processes have written to the store since.
 
+        A store that has taken the place of the one that was opened is opened instead. A forward
+        that another thread runs meanwhile goes on with the rows that it began with.
+
         Raises:
             MemoryUseError: while generating, or after `close`.
-            StoreError: the store cannot be read.
+            MemoryMismatchError: another model wrote the store that is there now.
+            StoreError: the store cannot be read, or was removed; the memory is as it was.
         """
         with self._alone("refresh"):
-            self.backend.refresh()
+            try:
+                self.backend.refresh()
+            except StoreReplacedError:
+                path = self._attached_config.path
+                if self._model is None or path is None or has_no_store(Path(path)):
+                    raise
+                self.backend = self._make_backend(self._model, self._attached_config)
 
     def compact(self) -> int:
         """Give back the space of what was removed; return how many bytes.
@@ -263,7 +274,7 @@ class Memory:
         self,
         path: Path | str | None = None,
         *,
-        on_step: Callable[[str], object] | None = None,
+        on_tokens: Callable[[int, int], object] | None = None,
     ) -> None:
         """Bring the store up to date, or write a copy of this memory to a new directory.
 
@@ -275,7 +286,7 @@ class Memory:
 
         Args:
             path: a directory that does not exist or is empty; None for the memory's own `path`.
-            on_step: told what is being done while a head profile is made.
+            on_tokens: told how many tokens were read of how many, while a head profile is made.
 
         Raises:
             StoreError: there is no path, it is taken, or it cannot be written.
@@ -288,7 +299,7 @@ class Memory:
             )
         with self._alone("save"):
             if path is None and self._model is not None:
-                self._profiles.prepare(self.config, self.backend, on_step)
+                self._profiles.prepare(self.config, self.backend, on_tokens)
             if self._model is not None:  # else what is indexed stays as it was
                 self._index_heads(self.backend, self.config)
             self.backend.save(path)
@@ -429,7 +440,8 @@ class Memory:
             prompt: text, as it is given to the model, or token ids as for `write`.
 
         Raises:
-            ConfigError: there is no head profile of the model.
+            ConfigError: heads are to find them, and there is no head profile; or words, and there
+                is no tokenizer.
             DocumentError: the prompt is empty, or has an id the model does not have.
             MemoryUseError: the model was detached or is gone; the memory is being changed, or was
                 closed.
@@ -470,16 +482,16 @@ class Memory:
         *,
         name: str = "",
         source: str = "",
-        on_step: Callable[[str], object] | None = None,
+        on_tokens: Callable[[int, int], object] | None = None,
         **options: Any,
     ) -> Ranked:
         """Rank the model's heads by whether they find the passage of a question; keep nothing.
 
         Args:
-            examples: questions about texts; None to make them from the memory's own text.
+            examples: questions about texts; None for those that come with emt.
             name: of the model, for people; as the model's config says if it is empty.
             source: of the questions, for people.
-            on_step: told what is being done.
+            on_tokens: told how many tokens were read, and how many will be.
             **options: further arguments of `HeadRanking.rank`.
 
         Raises:
@@ -490,23 +502,23 @@ class Memory:
         self._check_open("rank heads")
         self._attached("rank heads")
         return self._profiles.rank(
-            self.backend, examples, name=name, source=source, on_step=on_step, **options
+            examples, name=name, source=source, on_tokens=on_tokens, **options
         )
 
-    def make_profile(self, *, on_step: Callable[[str], object] | None = None) -> HeadProfile:
+    def make_profile(self, *, on_tokens: Callable[[int, int], object] | None = None) -> HeadProfile:
         """Make a head profile, and keep it for all memories of the model, and with this one.
 
         It takes about as long as reading 6,000 tokens.
 
         Args:
-            on_step: told what is being done.
+            on_tokens: told how many tokens were read, and how many will be.
 
         Raises:
             ConfigError, MemoryUseError: as `rank_heads`.
             StoreError: the store is being written to by another process.
         """
         self._check_open("make a head profile")
-        profile = self.rank_heads(on_step=on_step).profile
+        profile = self.rank_heads(on_tokens=on_tokens).profile
         self._profiles.keep_made(profile, self.config, self.backend)
         return profile
 
@@ -552,7 +564,7 @@ class Memory:
         """Compute a layer's attention."""
         # A layer that is run again for its gradients is in no forward of the decoder.
         turn = begun_turn(self) or self.new_turn()
-        if turn.backend is not self.backend or not self._is_open:  # another thread has closed it
+        if turn.backend.is_closed:  # by another thread
             turn.layers = frozenset()
         return turn.attend(call)
 

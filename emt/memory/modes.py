@@ -23,8 +23,6 @@ from emt.profiles.choice import ProfileChoice
 from emt.turn import Mode, Turn
 from memory_backends import MemoryBackend
 
-LARGE = 16_384  # rows: the longest document that token mode was published with
-
 
 class Modes:
     """The modes of one memory's model.
@@ -40,6 +38,7 @@ class Modes:
 
     def __init__(self, model: AttachedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
         self._model = model
+        self._reads_words = tokenizer is not None
         self.profiles = ProfileChoice(model)
         self.routing = ByRouting(model, tokenizer, self.profiles)
         self._token = TokenMode()
@@ -48,22 +47,18 @@ class Modes:
         self._cached_and_token = PassageMode(model, Cached(), self._token)
         self._block: PassageMode | None = None
 
-    def is_large(self, config: MemoryConfig, backend: MemoryBackend) -> bool:
-        """Tell whether the mode "auto" recalls passages in a memory of this size."""
-        return config.mode == "auto" and len(backend) > LARGE
-
     def name(self, config: MemoryConfig, backend: MemoryBackend) -> Literal["token", "passage"]:
-        """Return the mode of the settings, with "auto" decided.
+        """Return the mode of the settings; "auto" is passage mode if heads or words find passages.
 
         Raises:
             ConfigError: the settings name a head profile that cannot be used.
         """
         if config.mode != "auto":
             return config.mode
-        has_profile = (
-            self.is_large(config, backend) and self.profiles.find(config, backend) is not None
-        )
-        return "passage" if has_profile else "token"
+        by_words = self._reads_words and config.routing != "heads"
+        if by_words or self.profiles.find(config, backend) is not None:
+            return "passage"
+        return "token"
 
     def of_settings(self, config: MemoryConfig, backend: MemoryBackend) -> Mode:
         """Return the mode of the settings."""

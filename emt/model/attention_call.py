@@ -33,6 +33,8 @@ class AttentionCall:
         alibi: linear biases, of families with an adapter; not part of `attention_mask`.
         position_embeddings: cos and sin, from adapters of families that rotate their keys.
         rotate: `rotate(query, key, cos, sin)`, where the family's file has no such function.
+        is_users_own: whether `own` is a function that the user registered, which does what nobody
+            else knows.
     """
 
     module: nn.Module
@@ -45,6 +47,7 @@ class AttentionCall:
     alibi: Alibi | None = None
     position_embeddings: Any = None
     rotate: Callable[..., Any] | None = None
+    is_users_own: bool = False
 
     def compute(self) -> tuple[Tensor, Tensor | None]:
         """Return the model's own attention, bit for bit."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from emt.errors import ConfigError
 
 _FIRST, _REPLY, _LAST = "Xylophone.", "Quokka.", "Zeppelin."  # messages of an example chat
+_NO_CHAT = "Use --no-chat, or set chat to False."
 _BEGINNINGS = ("Xylophone", "who", "1", " a", "\n", "\n\nA", '"', "\u00e9", "\u6587")  # of messages
 
 
@@ -27,28 +29,55 @@ def in_template(
     the user alone. Without a template the result is None: the message is a plain text.
 
     Raises:
-        ConfigError: `chat` is True, and there is no such template.
+        ConfigError: `chat` is True, and there is no such template; says why.
     """
     if chat is False:
         return None
-    text = _prompt_of(tokenizer, [{"role": "user", "content": message}])
-    if chat and not text:
-        raise ConfigError(
-            "this model's tokenizer has no chat template for a user's message. Use --no-chat, or "
-            "set chat to False."
-        )
-    return text or None
-
-
-def _prompt_of(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
-    """Return the prompt of a chat; "" if there is no template, or it does not take the chat."""
-    if not tokenizer.chat_template:
-        return ""
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception:  # a template may raise whatever it likes
-        return ""
-    return str(text)
+        return _prompt_of(tokenizer, [("user", message)])
+    except ConfigError:
+        if chat:
+            raise
+        return None
+
+
+def _prompt_of(tokenizer: PreTrainedTokenizerBase, messages: list[tuple[str, str]]) -> str:
+    """Return the prompt of a chat, of pairs (role, content).
+
+    Raises:
+        ConfigError: there is no template, or none that takes the chat.
+    """
+    if not tokenizer.chat_template:
+        raise ConfigError(f"this model's tokenizer has no chat template. {_NO_CHAT}")
+    reasons = []
+    for content_of in (str, _as_parts):
+        render = functools.partial(_rendered, tokenizer, content_of=content_of)
+        try:
+            example = render([("user", _FIRST)])
+            if _FIRST.lower() in example.lower() and "{'type'" not in example:
+                return render(messages)
+            reasons.append("it leaves the message out")
+        except Exception as error:  # a template may raise whatever it likes
+            reasons.append(textwrap.shorten(str(error) or repr(error), 200, placeholder=" ..."))
+    reason = reasons[0].rstrip(".")
+    raise ConfigError(
+        f"this model's chat template does not take a user's message: {reason}. {_NO_CHAT}"
+    )
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[tuple[str, str]],
+    *,
+    content_of: Callable[[str], Any],
+) -> str:
+    turns = [{"role": role, "content": content_of(content)} for role, content in messages]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+
+def _as_parts(content: str) -> list[dict[str, str]]:
+    """Return a message's content as templates of models take it that also see images."""
+    return [{"type": "text", "text": content}]
 
 
 def prompt_ids(
@@ -113,11 +142,11 @@ class _Marks:
 def _search_marks(tokenizer: PreTrainedTokenizerBase) -> _Marks | None:
     """Find the marks in prompts that the template makes of example messages."""
     roles = ("user", "assistant", "user")
-    chat = [
-        {"role": role, "content": content}
-        for role, content in zip(roles, (_FIRST, _REPLY, _LAST), strict=True)
-    ]
-    short, long = _prompt_of(tokenizer, chat[:1]), _prompt_of(tokenizer, chat)
+    chat = list(zip(roles, (_FIRST, _REPLY, _LAST), strict=True))
+    try:
+        short, long = _prompt_of(tokenizer, chat[:1]), _prompt_of(tokenizer, chat)
+    except ConfigError:
+        return None
     if _FIRST not in short or _REPLY not in long or _LAST not in long:
         return None
     opening, other = short.partition(_FIRST)[0], long.partition(_REPLY)[2].partition(_LAST)[0]

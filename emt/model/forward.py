@@ -61,6 +61,13 @@ class Forward:
         token_ids = self.arguments.get("input_ids")
         return token_ids if isinstance(token_ids, Tensor) else None
 
+    @property
+    def num_new(self) -> int:
+        """Tokens that each prompt gets, padding counted."""
+        token_ids = self.arguments.get("input_ids")
+        tokens = self.arguments["inputs_embeds"] if token_ids is None else token_ids
+        return int(tokens.shape[1])
+
     @cached_property
     def tokens(self) -> NewTokens:
         """Where the new tokens stand; raises what `NewTokens.of` does."""

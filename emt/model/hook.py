@@ -6,7 +6,8 @@ unless their module is attached to a memory (`bind`) or is being watched (`emt.m
 * `extended_mind` stands in for `sdpa` and for anything faster (flash, flex), with sdpa's masks;
 * `extended_mind_eager` stands in for `eager`, with eager's masks.
 
-The names avoid `sdpa`, `flash`, `flex_attention` and `/`: transformers looks for these substrings.
+`emt.model.implementations` registers one more for each function of a user's own. The names avoid
+`sdpa`, `flash`, `flex_attention` and `/`: transformers looks for these substrings.
 """
 
 from __future__ import annotations
@@ -47,12 +48,23 @@ class Listener(Protocol):
 
 
 _listeners: WeakKeyDictionary[nn.Module, Listener] = WeakKeyDictionary()
+_before: WeakKeyDictionary[nn.Module, Callable[[], None]] = WeakKeyDictionary()
 
 
-def bind(decoder: nn.Module, modules: Iterable[nn.Module], listener: Listener) -> None:
-    """Report a decoder's forwards, and its attention modules' calls, to a listener."""
+def bind(
+    decoder: nn.Module,
+    modules: Iterable[nn.Module],
+    listener: Listener,
+    before: Callable[[], None] | None = None,
+) -> None:
+    """Report a decoder's forwards, and its attention modules' calls, to a listener.
+
+    `before` is called before each forward, watched ones too.
+    """
     for module in (decoder, *modules):
         _listeners[module] = listener
+    if before is not None:
+        _before[decoder] = before
     if _hooks_of(decoder):  # a copy of a decoder has them already
         return
     decoder.register_forward_pre_hook(_before_forward, with_kwargs=True)
@@ -78,6 +90,7 @@ def unbind(decoder: nn.Module, modules: Iterable[nn.Module]) -> None:
             flags.pop(key, None)
     for module in (decoder, *modules):
         _listeners.pop(module, None)
+    _before.pop(decoder, None)
 
 
 def _hooks_of(decoder: nn.Module) -> list[tuple[dict[int, Any], int]]:
@@ -98,7 +111,9 @@ def _hooks_of(decoder: nn.Module) -> list[tuple[dict[int, Any], int]]:
 
 @_uncompiled
 def _before_forward(module: nn.Module, args: tuple[Any, ...], *keywords: Any) -> Any:
-    listener = _listeners.get(module)
+    listener, before = _listeners.get(module), _before.get(module)
+    if before is not None:
+        before()
     if listener is None or not keywords or watcher() is not None:
         return None
     given = Forward(cast(PreTrainedModel, module), args, keywords[0])
@@ -149,8 +164,21 @@ def dispatch(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
     return listener.attend(call)
 
 
-def _standing_in_for(own: Callable[[nn.Module], AttentionFunction]) -> AttentionFunction:
-    """Return an attention function that dispatches; `own` gives a module what it stands in for."""
+def register(
+    name: str,
+    own: Callable[[nn.Module], AttentionFunction],
+    mask: Callable[..., Any] | None,
+    *,
+    is_users_own: bool = False,
+) -> None:
+    """Register an attention implementation that dispatches its calls.
+
+    Args:
+        name: of the implementation.
+        own: gives a module the function that it stands in for.
+        mask: makes the masks; None for none at all, as transformers does it without a function.
+        is_users_own: whether it stands in for a function that the user registered.
+    """
 
     @_uncompiled
     def attention(
@@ -161,13 +189,22 @@ def _standing_in_for(own: Callable[[nn.Module], AttentionFunction]) -> Attention
         attention_mask: Tensor | None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        call = AttentionCall(module, query, key, value, attention_mask, options, own(module))
+        call = AttentionCall(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            options,
+            own(module),
+            is_users_own=is_users_own,
+        )
         return dispatch(call)
 
-    return attention
+    AttentionInterface.register(name, attention)
+    if mask is not None:
+        AttentionMaskInterface.register(name, mask)
 
 
-AttentionInterface.register(IMPLEMENTATION, _standing_in_for(lambda _: sdpa_attention_forward))
-AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
-AttentionInterface.register(EAGER_IMPLEMENTATION, _standing_in_for(own_eager))
-AttentionMaskInterface.register(EAGER_IMPLEMENTATION, eager_mask)
+register(IMPLEMENTATION, lambda _: sdpa_attention_forward, sdpa_mask)
+register(EAGER_IMPLEMENTATION, own_eager, eager_mask)

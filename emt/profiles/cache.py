@@ -74,5 +74,5 @@ def _read(path: Path, mtime_ns: int, inode: int) -> HeadProfile | None:
     try:
         return HeadProfile.read(path)
     except ConfigError as error:
-        _logger.warning("a head profile in the user's cache is not used; remove its file. %s", error)
+        _logger.warning("a cached head profile is not used; remove its file. %s", error)
         return None

@@ -69,9 +69,10 @@ class ProfileChoice:
         profile = self.find(config, backend)
         if profile is None:
             raise ConfigError(
-                "the passage mode needs a head profile of this model, and there is none. Make one "
+                "routing by heads needs a head profile of this model, and there is none. Make one "
                 "of the memory's text with memory.make_profile(), or of questions with "
-                "`emt profile --model MODEL --data FILE --output FILE`, and set profile to FILE."
+                "`emt profile --model MODEL --data FILE --output FILE`, and set profile to FILE; "
+                "or route by words, with routing: both until there is a profile."
             )
         return profile
 

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import regex
+
+from emt.citations.sentences import sentence_spans
 from emt.errors import ConfigError
 
-_SENTENCE = re.compile(r"[^.!?\n]+[.!?]")
-_NAME = re.compile(r"(?<![.!?]\s)(?<=\s)[A-Z][\w'-]{3,}(?:\s[A-Z][\w'-]+)*|\b\d{2,}\b")
-_CONTENT = re.compile(r"\w{4,}")
+# What stands for words in scripts without spaces: two characters of Chinese or Japanese, three of
+# those that Unicode breaks by dictionary (Thai, Lao, Khmer, Burmese).
+_RUN = r"[\p{Han}\p{Katakana}\u30fc]{2}|(?:(?=\p{Line_Break=Complex_Context})\X){3}"
+_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\u30fc\p{Line_Break=Complex_Context}]"
+_CASELESS = rf"[[\p{{Lo}}\p{{M}}\p{{Join_Control}}]--{_UNSPACED}]{{2,}}"  # no script with capitals
+_CONTENT = regex.compile(
+    rf"(?V1){_RUN}|\p{{Hiragana}}{{2}}|{_CASELESS}|[\w\p{{M}}--{_UNSPACED}]{{4,}}"
+)
+_NUMBER = r"(?<![\p{Cased_Letter}\d])\d{2,}(?![\p{Cased_Letter}\d])"
+_NAME_PART = r"[\w\p{M}'\u2019-]"
+_NAME = rf"(?<=\s)\p{{Lu}}{_NAME_PART}{{3,}}(?:\s\p{{Lu}}{_NAME_PART}+)*"  # not the first word
+_ANSWER = regex.compile(rf"(?V1)(?P<number>{_NUMBER})|(?P<name>{_NAME})|{_RUN}|{_CASELESS}")
+_WORDS_ON_A_SIDE = 12
 
 
 @dataclass(frozen=True)
@@ -82,27 +94,36 @@ def _of_articles(data: Any) -> Iterator[Example]:
 
 
 def make_examples(texts: Iterable[str]) -> list[Example]:
-    """Make questions from texts: sentences with a rare name or number left out.
+    """Make questions from texts of any script: sentences with a rare word or number left out.
 
-    A question has the words of four letters and more that are left, and so the sentence's subject
-    and not its wording.
+    What is left out is a name, where capitals tell names, or a long word. A question has words that
+    stand near it, short ones of alphabets with capitals left out: the sentence's subject, and not
+    its wording.
     """
     return [example for text in texts for example in _of_sentences(text)]
 
 
 def _of_sentences(text: str) -> Iterator[Example]:
     counts = Counter(word.lower() for word in _CONTENT.findall(text))
-    for match in _SENTENCE.finditer(text):
-        sentence = match.group()
-        names = _NAME.finditer(sentence)
-        rare = [name for name in names if counts[name.group().split()[0].lower()] <= 2]
+
+    def rank(match: Any) -> tuple[int, int, int]:
+        return -_count(match, counts), len(match.group()), match.start()
+
+    for first, stop in sentence_spans(text):
+        sentence = text[first:stop]
+        rare = [match for match in _ANSWER.finditer(sentence) if _count(match, counts) <= 2]
         if not rare:
             continue
-        answer = rare[-1]
-        words = _CONTENT.findall(sentence[: answer.start()] + " " + sentence[answer.end() :])
-        if not 4 <= len(words) <= 24:
+        named = [match for match in rare if match.lastgroup]
+        answer = named[-1] if named else max(rare, key=rank)
+        words = _CONTENT.findall(sentence[: answer.start()])[-_WORDS_ON_A_SIDE:]
+        words += _CONTENT.findall(sentence[answer.end() :])[:_WORDS_ON_A_SIDE]
+        if len(words) < 4 or answer.group() in words:
             continue
-        kind = "number" if answer.group().isdigit() else "name"
-        question = f"Which {kind} is it: {' '.join(words)}?"
-        start = match.start() + answer.start()
-        yield Example(text, question, start, start + len(answer.group()))
+        question = f"Which {answer.lastgroup or 'word'} is it: {' '.join(words)}?"
+        yield Example(text, question, first + answer.start(), first + answer.end())
+
+
+def _count(match: Any, counts: Mapping[str, int]) -> int:
+    """Return how often the first word of a possible answer stands in the text."""
+    return counts[match.group().split()[0].lower()]

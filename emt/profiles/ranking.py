@@ -1,10 +1,13 @@
-"""Rank the heads of a model by how often they find the passage that answers a question.
+"""Rank the heads of a model by how well they find the passage that answers a question.
 
 A few texts are read, and each head is tried alone. The best few heads make the profile, from
 different parts of the model: heads of neighbouring layers find much the same.
 
-Source: Wu et al., Retrieval Head (arXiv 2404.15574); choosing them by questions and answers, as in
-Zhang et al., QRHead (arXiv 2506.09944).
+Heads are ranked by how far the evidence at the answer stands above that of everywhere else, and not
+by how often it is the largest: so a few dozen questions tell apart heads that are all often right.
+
+Source: Wu et al., Retrieval Head (arXiv 2404.15574); choosing them by questions and answers, and by
+the share of the right place, as in Zhang et al., QRHead (arXiv 2506.09944).
 """
 
 from __future__ import annotations
@@ -15,19 +18,33 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import numpy as np
+from torch import Tensor
 
 from emt.errors import ConfigError
-from emt.profiles.examples import Example, make_examples
-from emt.profiles.stored_text import stored_texts
+from emt.profiles.built_in_examples import built_in_examples
+from emt.profiles.examples import Example
 from emt.profiles.trial import DISTANCE, MAX_CHARACTERS, Head, HeadReader, Trial
 from emt.routing.head_profile import HeadProfile, ProfiledHead
-from memory_backends import MemoryBackend
 
+_BUDGET = 6000  # tokens of the built-in texts and questions
 _MAX_HEADS = 5
 _COMPARED = 8  # heads of each half of the questions
-_MIN_SHARE = 0.25  # of the best head's hit rate
+_MIN_SHARE = 0.25  # of the best head's deviations
 _PARTS = 16  # two heads are a sixteenth of all layers apart: closer ones find much the same
+
+
+@dataclass(frozen=True)
+class HeadScore:
+    """How well one head does alone.
+
+    Attributes:
+        deviations: how far the evidence at the answer stands above that of all other places, in
+            standard deviations of these, on average.
+        hit_rate: share of the questions whose passage it ranks first.
+    """
+
+    deviations: float
+    hit_rate: float
 
 
 @dataclass(frozen=True)
@@ -36,7 +53,7 @@ class Ranked:
 
     Attributes:
         profile: of the best heads.
-        hit_rates: (layer, head) -> share of the questions whose passage it ranks first, best first.
+        scores: (layer, head) -> its score, most deviations first.
         agreement: share of the best 8 heads on one half of the questions that are among the best 8
             on the other half, too.
         hit_rate: of the chosen heads together.
@@ -45,7 +62,7 @@ class Ranked:
     """
 
     profile: HeadProfile
-    hit_rates: dict[Head, float]
+    scores: dict[Head, HeadScore]
     agreement: float
     hit_rate: float
     num_questions: int
@@ -64,7 +81,7 @@ class HeadRanking(HeadReader):
         num_questions: int = 128,
         num_texts: int = 16,
         seed: int = 0,
-        on_step: Callable[[str], object] | None = None,
+        on_tokens: Callable[[int, int], object] | None = None,
     ) -> Ranked:
         """Try each head with questions, and choose the best.
 
@@ -73,14 +90,13 @@ class HeadRanking(HeadReader):
             name: of the model, for people, and `source` of the questions.
             num_questions: how many are tried at most, about at most `num_texts` texts.
             seed: of the choice among questions and texts.
-            on_step: told what is being done.
+            on_tokens: told how many tokens were read, and how many will be.
 
         Raises:
             ConfigError: there are too few questions, no head finds anything, or no layer sees the
                 whole context.
             MemoryUseError: the model is gone.
         """
-        on_step = on_step or (lambda step: None)
         if not self.model.full_attention_layers:
             raise ConfigError(
                 "a head profile needs layers that see the whole context; this model has none."
@@ -91,14 +107,14 @@ class HeadRanking(HeadReader):
                 "a profile needs at least 4 questions about 2 texts, with answers in the first "
                 f"{MAX_CHARACTERS} characters; got {len(examples)}. Name more data."
             )
-        trial = Trial.read(self, examples, on_step)
-        right: dict[Head, list[bool]] = {}
-        for layer in trial.keys:
-            on_step(f"layer {layer}")
-            for head in range(trial.num_heads(layer)):
-                right[layer, head] = trial.are_right([(layer, head)])
-        hit_rates = _hit_rates(right)
-        heads = choose_heads(_best(hit_rates), max(self.model.layout.layers) + 1)
+        trial = Trial.read(self, examples, on_tokens or (lambda num_read, total: None))
+        deviations: dict[Head, Tensor] = {}
+        scores: dict[Head, HeadScore] = {}
+        for head in trial.heads:
+            deviations[head], is_first = trial.deviations(trial.evidence([head]))
+            scores[head] = HeadScore(float(deviations[head].mean()), float(is_first.float().mean()))
+        best = _best({head: score.deviations for head, score in scores.items()})
+        heads = choose_heads(best, max(self.model.layout.layers) + 1)
         if not heads:
             raise ConfigError(
                 f"no head found the passage of any of {len(examples)} questions. Name other data."
@@ -106,26 +122,35 @@ class HeadRanking(HeadReader):
         profile = HeadProfile(
             model=name,
             sketch=self.model.sketch,
-            heads=tuple(ProfiledHead(*head, hit_rates[head]) for head in heads),
+            heads=tuple(ProfiledHead(*head, scores[head].hit_rate) for head in heads),
             means=torch.stack([trial.means[layer][head] for layer, head in heads]),
             distance=DISTANCE,
             source=source,
         )
+        _, is_first = trial.deviations(trial.evidence(heads))
         return Ranked(
             profile,
-            dict(sorted(hit_rates.items(), key=lambda item: -item[1])),
-            _agreement(right),
-            float(np.mean(trial.are_right(heads))),
+            dict(sorted(scores.items(), key=lambda item: -item[1].deviations)),
+            _agreement(deviations),
+            float(is_first.float().mean()),
             len(examples),
             len(trial.is_sink),
         )
 
-    def rank_stored_text(
-        self, backend: MemoryBackend, *, name: str, on_step: Callable[[str], object] | None = None
+    def rank_built_in(
+        self, *, name: str, on_tokens: Callable[[int, int], object] | None = None
     ) -> Ranked:
-        """Try each head with questions made from the text of a memory's documents, as `rank`."""
-        examples = make_examples(stored_texts(backend, self.tokenizer))
-        return self.rank(examples, name=name, source="stored text", on_step=on_step)
+        """Try each head with the texts and questions that come with emt, as `rank`.
+
+        At most 6,000 tokens are read.
+        """
+
+        def num_tokens(text: str, questions: list[str]) -> int:
+            prompts = [self.prompt(question)[0] for question in questions]
+            return len(self.tokenize(text)[0]) + sum(map(len, prompts))
+
+        examples = built_in_examples(num_tokens, _BUDGET)
+        return self.rank(examples, name=name, source="texts of emt", on_tokens=on_tokens)
 
 
 def choose_heads(heads: Sequence[Head], num_layers: int) -> list[Head]:
@@ -160,21 +185,17 @@ def _sample(
     return sample[:num_questions]
 
 
-def _hit_rates(right: Mapping[Head, Sequence[bool]]) -> dict[Head, float]:
-    return {head: float(np.mean(of_head)) for head, of_head in right.items()}
-
-
-def _best(hit_rates: Mapping[Head, float]) -> list[Head]:
+def _best(deviations: Mapping[Head, float]) -> list[Head]:
     """Return the heads that do well, best first."""
-    threshold = _MIN_SHARE * max(hit_rates.values())
-    order = sorted(hit_rates, key=lambda head: (-hit_rates[head], head))
-    return [head for head in order if hit_rates[head] > 0 and hit_rates[head] >= threshold]
+    threshold = _MIN_SHARE * max(deviations.values())
+    order = sorted(deviations, key=lambda head: (-deviations[head], head))
+    return [head for head in order if deviations[head] > 0 and deviations[head] >= threshold]
 
 
-def _agreement(right: Mapping[Head, Sequence[bool]]) -> float:
+def _agreement(deviations: Mapping[Head, Tensor]) -> float:
     """Return how many of the best heads two halves of the questions share, 0 to 1."""
     first, second = (
-        _best(_hit_rates({head: of_head[half::2] for head, of_head in right.items()}))[:_COMPARED]
+        _best({head: float(each[half::2].mean()) for head, each in deviations.items()})[:_COMPARED]
         for half in (0, 1)
     )
     return len(set(first) & set(second)) / max(min(len(first), len(second)), 1)

@@ -1,10 +1,13 @@
 """A trial of a model's heads: texts and questions are read, and each head searches the texts.
 
-A head is right about a question if most of what its queries retrieve is around the answer.
+What a head finds is evidence, as in routing (`emt/routing/evidence.py`): of each run of rows, and
+for each question. A head is the better, the farther the evidence where the answer stands is above
+that of everywhere else.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -12,26 +15,26 @@ from typing import Any, Self
 import torch
 import numpy as np
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import max_pool1d, normalize, pad
 
 from emt.errors import ConfigError, MemoryUseError
 from emt.model.attached import AttachedModel
 from emt.model.chat import prompt_ids
 from emt.profiles.examples import Example
-from emt.routing.evidence import Hits, best_windows
+from emt.routing.evidence import BLOCK, BLOCKS_PER_WINDOW
+from emt.routing.head_search import TOPK
 from emt.routing.queries import unit_queries
 from emt.routing.question import question_of
-from emt.routing.router import TOPK
 from memory_backends import Rows
 
 Head = tuple[int, int]  # layer, query head
 
 DISTANCE = 64  # tokens between a memory and the queries
 MAX_CHARACTERS = 8000  # of a text
-_NEAR = 48  # rows between the evidence and the answer, at most
+_NEAR = 48  # rows between the middle of a window and the answer, at most
+_BLOCKS_PER_HIT = 4  # a query retrieves a quarter of all blocks of rows, at most 64 blocks
 _BATCH = 256  # queries searched at once
-# Prompts say more than a question does, and what they say is found nowhere or everywhere.
-_ENDINGS = ("", "\nAnswer in a few words.", "", "\nPlease answer briefly and say why.")
+_NOT_FOUND = -4.0  # below all similarities
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,27 @@ class HeadReader:
                 f"got {type(self.tokenizer).__name__}. Give attach() a fast one."
             )
 
-    def queries(self, prompt: str) -> dict[int, Tensor]:
-        """Return the unit queries of the question in a prompt: layer -> (H, T, D) float32."""
-        ids = prompt_ids(self.tokenizer, prompt)
-        question = question_of(ids, self.tokenizer)
+    def tokenize(self, text: str) -> tuple[list[int], np.ndarray]:
+        """Return the token ids of a text, and the characters [start, stop) of each, (T, 2)."""
+        encoded = self.tokenizer(
+            text[:MAX_CHARACTERS],
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            verbose=False,  # a text may be longer than what the model reads at once
+        )
+        return encoded["input_ids"], np.array(encoded["offset_mapping"])
+
+    def prompt(self, question: str) -> tuple[Tensor, int]:
+        """Return a prompt's tokens to the end of its question, (T,), and the first that asks."""
+        ids = prompt_ids(self.tokenizer, question)
+        asked = question_of(ids, self.tokenizer)
+        return ids[: asked.stop], asked.first
+
+    def queries(self, token_ids: Tensor, first: int) -> dict[int, Tensor]:
+        """Return the unit queries of a prompt's tokens from `first` on: layer -> (H, T, D)."""
         layers = self.model.full_attention_layers
-        of_layers = unit_queries(self.model, ids[: question.stop], layers, distance=DISTANCE)
-        return {layer: queries[:, question.first :] for layer, queries in of_layers.items()}
+        of_layers = unit_queries(self.model, token_ids, layers, distance=DISTANCE)
+        return {layer: queries[:, first:] for layer, queries in of_layers.items()}
 
 
 @dataclass(frozen=True)
@@ -92,86 +109,127 @@ class Trial:
 
     @classmethod
     def read(
-        cls, reader: HeadReader, examples: Sequence[Example], on_step: Callable[[str], object]
+        cls,
+        reader: HeadReader,
+        examples: Sequence[Example],
+        on_tokens: Callable[[int, int], object],
     ) -> Self:
-        """Read the texts of examples, and their questions; tell `on_step` what is being done.
+        """Read the texts of examples, and their questions.
 
-        The answers must stand in the first 8,000 characters of their texts.
+        The answers must stand in the first 8,000 characters of their texts. `on_tokens` is told how
+        many tokens were read, and how many there are.
         """
-        keys, is_sink, texts = _read_texts(reader, examples, on_step)
-        questions = []
-        for number, example in enumerate(examples):
-            on_step(f"question {number + 1}")
-            questions.append(reader.queries(example.question + _ENDINGS[number % len(_ENDINGS)]))
-        queries = {layer: torch.cat([each[layer] for each in questions], 1) for layer in keys}
-        layer = next(iter(keys))
+        documents = dict.fromkeys(example.document for example in examples)
+        texts = [reader.tokenize(document) for document in documents]
+        prompts = [reader.prompt(example.question) for example in examples]
+        lengths = [len(ids) for ids, _ in texts]
+        progress = _Progress(on_tokens, sum(lengths) + sum(len(ids) for ids, _ in prompts))
+        keys, is_sink = _read_texts(reader, [ids for ids, _ in texts], progress)
+        queries = _read_prompts(reader, prompts, progress)
+        starts = itertools.accumulate(lengths, initial=0)
+        places = {
+            document: (start, offsets)
+            for document, start, (_, offsets) in zip(documents, starts, texts, strict=False)
+        }
         return cls(
             keys,
             is_sink,
             queries,
-            [of_layers[layer].shape[1] for of_layers in questions],
-            [_middle_row(example, *texts[example.document]) for example in examples],
+            [len(ids) - first for ids, first in prompts],
+            [_middle_row(example, *places[example.document]) for example in examples],
             {layer: of_layer.mean(1) for layer, of_layer in queries.items()},
         )
 
-    def num_heads(self, layer: int) -> int:
-        """Return how many query heads a layer has."""
-        return self.means[layer].shape[0]
+    @property
+    def heads(self) -> list[Head]:
+        """All heads that were tried."""
+        return [(layer, head) for layer in self.keys for head in range(len(self.means[layer]))]
 
-    def are_right(self, heads: Sequence[Head]) -> list[bool]:
-        """Let some heads search together; tell of each question whether they find its answer."""
-        retrieved = [self._search(*head) for head in heads]
-        right = []
-        for number, answer in enumerate(self.answers):
-            scores = torch.cat([of_head[number][0] for of_head in retrieved])
-            ids = torch.cat([of_head[number][1] for of_head in retrieved])
-            windows = best_windows(Hits.of_search(ids.numpy(), scores.numpy()), 1, min_distance=1)
-            right.append(bool(windows) and abs(windows[0].peak - answer) <= _NEAR)
-        return right
+    def evidence(self, heads: Sequence[Head]) -> Tensor:
+        """Let heads search for each question: the evidence (Q, W) float32 of each window.
 
-    def _search(self, layer: int, head: int) -> list[tuple[Tensor, Tensor]]:
-        """Search one head's keys for each token of each question: scores and ids, each (T, k)."""
-        queries = self.queries[layer][head] - self.means[layer][head]
-        group_size = self.num_heads(layer) // self.keys[layer].shape[0]
-        keys = self.keys[layer][head // group_size]
+        Windows are runs of 64 rows, each beginning 16 rows after the one before.
+        """
+        return torch.stack([self._evidence(*head) for head in heads]).sum(0)
+
+    def _evidence(self, layer: int, head: int) -> Tensor:
+        queries = self.queries[layer][head] - self.means[layer][head]  # (T, D)
+        group_size = len(self.means[layer]) // self.keys[layer].shape[0]
+        keys = self.keys[layer][head // group_size]  # (N, D)
         best = []
         for batch in torch.split(queries, _BATCH):
-            scores = batch @ keys.T
-            scores[:, self.is_sink] = -torch.inf
-            best.append(scores.topk(min(TOPK, scores.shape[1]), dim=1))
-        scores, ids = map(torch.cat, zip(*best, strict=True))
-        ids[scores == -torch.inf] = -1
-        of_questions = torch.split(scores, self.lengths), torch.split(ids, self.lengths)
-        return list(zip(*of_questions, strict=True))
+            scores = (batch @ keys.T).masked_fill_(self.is_sink, _NOT_FOUND)  # (T', N)
+            scores = pad(scores, (0, -len(keys) % BLOCK), value=_NOT_FOUND)
+            blocks = scores.view(len(batch), -1, BLOCK).amax(-1)  # (T', blocks)
+            k = min(TOPK, -(-blocks.shape[1] // _BLOCKS_PER_HIT))
+            excess = (blocks - blocks.topk(k, dim=1).values[:, -1:]).clamp(min=0)
+            best.append(max_pool1d(excess, min(BLOCKS_PER_WINDOW, excess.shape[1]), stride=1))
+        of_questions = torch.split(torch.cat(best), self.lengths)
+        return torch.stack([of_tokens.sum(0) for of_tokens in of_questions])
+
+    def is_near(self, num_windows: int) -> Tensor:
+        """Tell which windows are around the answer of each question, (Q, W) bool."""
+        middles = torch.arange(num_windows) * BLOCK + BLOCK * BLOCKS_PER_WINDOW // 2
+        return (middles - torch.tensor(self.answers)[:, None]).abs() <= _NEAR
+
+    def deviations(self, evidence: Tensor) -> tuple[Tensor, Tensor]:
+        """Tell how far the evidence around the answers stands above that of all other windows.
+
+        Args:
+            evidence: (Q, W) float32.
+
+        Returns:
+            For each question, in standard deviations of the other windows' evidence, (Q,) float32;
+            and whether the best window is around the answer, (Q,) bool.
+        """
+        is_near = self.is_near(evidence.shape[1])
+        num_others = (~is_near).sum(1).clamp(min=1)
+        of_answer = evidence.masked_fill(~is_near, 0).amax(1)
+        of_others = evidence.masked_fill(is_near, 0)
+        mean = of_others.sum(1) / num_others
+        variance = (of_others**2).sum(1) / num_others - mean**2
+        deviation = variance.clamp(min=1e-12).sqrt()
+        return (of_answer - mean) / deviation, of_answer > of_others.amax(1)
+
+
+class _Progress:
+    """Tells `on_tokens` how many of all tokens were read."""
+
+    def __init__(self, on_tokens: Callable[[int, int], object], total: int) -> None:
+        self._on_tokens, self._num_read, self._total = on_tokens, 0, total
+        self.add(0)
+
+    def add(self, num_tokens: int) -> None:
+        self._num_read += num_tokens
+        self._on_tokens(self._num_read, self._total)
 
 
 def _read_texts(
-    reader: HeadReader, examples: Sequence[Example], on_step: Callable[[str], object]
-) -> tuple[dict[int, Tensor], Tensor, dict[str, tuple[int, np.ndarray]]]:
-    """Return layer -> unit keys (Hkv, N, D) of all texts, which rows are sinks, and the texts.
-
-    Of each text that is its first row, and the characters [start, stop) of its tokens, (T, 2).
-    """
-    parts: dict[int, list[Tensor]] = {layer: [] for layer in reader.model.full_attention_layers}
+    reader: HeadReader, texts: Sequence[list[int]], progress: _Progress
+) -> tuple[dict[int, Tensor], Tensor]:
+    """Return layer -> unit keys (Hkv, N, D) of all texts, and which rows are sinks, (N,)."""
+    keys: dict[int, list[Tensor]] = {layer: [] for layer in reader.model.full_attention_layers}
     sinks: list[np.ndarray] = []
-    texts: dict[str, tuple[int, np.ndarray]] = {}
-    num_rows = 0
-    for text in dict.fromkeys(example.document for example in examples):
-        on_step(f"reading text {len(texts) + 1}")
-        encoded = reader.tokenizer(
-            text[:MAX_CHARACTERS],
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            verbose=False,  # a text may be longer than what the model reads at once
-        )
-        texts[text] = num_rows, np.array(encoded["offset_mapping"])
-        for rows in reader.read(encoded["input_ids"]):
-            for layer, of_layer in parts.items():
-                of_layer.append(rows.keys[layer].float().cpu())
+    for token_ids in texts:
+        for rows in reader.read(token_ids):
+            for layer, of_layer in keys.items():
+                of_layer.append(normalize(rows.keys[layer].float().cpu(), dim=-1))
             sinks.append(rows.sinks)
-            num_rows += len(rows)
-    keys = {layer: normalize(torch.cat(of_layer, 1), dim=-1) for layer, of_layer in parts.items()}
-    return keys, torch.from_numpy(np.concatenate(sinks)), texts
+            progress.add(len(rows))
+    unit_keys = {layer: torch.cat(of_layer, 1) for layer, of_layer in keys.items()}
+    return unit_keys, torch.from_numpy(np.concatenate(sinks))
+
+
+def _read_prompts(
+    reader: HeadReader, prompts: Sequence[tuple[Tensor, int]], progress: _Progress
+) -> dict[int, Tensor]:
+    """Return layer -> unit queries (H, T, D) of what asks in all prompts, one after another."""
+    queries: dict[int, list[Tensor]] = {layer: [] for layer in reader.model.full_attention_layers}
+    for token_ids, first in prompts:
+        for layer, of_prompt in reader.queries(token_ids, first).items():
+            queries[layer].append(of_prompt)
+        progress.add(len(token_ids))
+    return {layer: torch.cat(of_layer, 1) for layer, of_layer in queries.items()}
 
 
 def _middle_row(example: Example, first_row: int, offsets: np.ndarray) -> float:

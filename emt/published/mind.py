@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from emt.attach import attach, check_attention, generating, memory_of
+from emt.attach import attach, generating, memory_of
 from emt.calls import overrides_of, overriding
 from emt.citations.recording import Recording
 from emt.errors import ConfigError
@@ -209,8 +209,10 @@ class ExtendedMind(PreTrainedModel):
         memory = self._remember()
         if not output_retrieved_memory_idx:
             overridden = _overriding(memory, topk, use_external_mind, (), uncertainty)
-            with overridden, generating(self, kwargs):
-                return cast(Any, super()).generate(*args, **kwargs)
+            with overridden, generating(self, kwargs) as generation:
+                outputs = cast(Any, super()).generate(*args, **kwargs)
+                generation.end(outputs)
+                return outputs
         recording, whole = memory.new_recording(), memory.new_recording(whole_prompt=True)
         with _overriding(memory, topk, use_external_mind, (recording, whole), uncertainty):
             if memory.new_turn().config.uncertainty is not None:
@@ -220,6 +222,7 @@ class ExtendedMind(PreTrainedModel):
                 )
             with generating(self, kwargs) as generation:
                 outputs = cast(Any, super()).generate(*args, **kwargs)
+                generation.end(outputs)
         # Forwards that attended to no memories are not recorded: those before the others.
         steps: list[Step] = [{}] * (generation.num_forwards - len(whole)) + list(whole)
         indices = [self._indices(step) for step in steps]
@@ -245,7 +248,6 @@ class ExtendedMind(PreTrainedModel):
         # Within `generate` the memory is made, and cannot be written to.
         memory = self.memory
         memory = memory if overrides_of(memory).generation is not None else self._remember()
-        check_attention(self)
         recordings = (
             [memory.new_recording(whole_prompt=True)] if output_retrieved_memory_idx else []
         )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from emt.config import SETTINGS, MemoryConfig, check_names
+from emt.config import PUBLISHED_METHOD, SETTINGS, MemoryConfig, check_names
 from emt.errors import ConfigError
 from emt.model.positions import max_positions
 
@@ -37,8 +37,9 @@ def memory_config(
 
     Args:
         settings: published names, or those of `MemoryConfig`.
-        defaults: what holds where `settings` say nothing; published names, too. Windows that nobody
-            asked for are at most as long as the model has positions, and strides as windows.
+        defaults: what holds where `settings` say nothing; published names, too. Where they say
+            nothing either, the published method does. Windows that nobody asked for are at most as
+            long as the model has positions, and strides as windows.
         model_config: of the model's text decoder.
 
     Raises:
@@ -53,14 +54,17 @@ def memory_config(
         values[new_name] = _translated(name, value, model_config)
     if values.get("layers") == [] and "use_external_mind_by_layer" in settings:
         values |= {"layers": None, "enabled": False}  # switched off one by one
-    for name, value in defaults.items():
+    for name, value in (*defaults.items(), *PUBLISHED_METHOD.items()):
         values.setdefault(PUBLISHED.get(name, name), value)
     longest = values.get("max_length")
     if "stride" not in values and isinstance(longest, int):
         values["stride"] = min(MemoryConfig.stride, longest)
     config = MemoryConfig.from_dict(values)
     positions = max_positions(model_config)
-    if "max_length" not in settings and positions is not None and config.max_length > positions:
+    longest = config.max_length
+    if isinstance(longest, str) or positions is None or longest <= positions:
+        return config
+    if "max_length" not in settings:
         stride = min(config.stride, positions) if "stride" not in settings else config.stride
         config = config.replace(max_length=max(positions, stride), stride=stride)
     return config

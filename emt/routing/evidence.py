@@ -2,8 +2,9 @@
 
 A query is one token of the prompt in one routing head, and it retrieves some rows. How far a row's
 similarity stands above that of the worst row retrieved is its *excess*: a query that finds the same
-everywhere says little. The evidence of a run of rows is the sum, over queries, of the largest
-excess in the run. So a passage must answer to many of the prompt's words, and none counts twice.
+everywhere says little. The evidence of a run of rows of one document is the sum, over queries, of
+the largest excess in the run. So a passage must answer to many of the prompt's words, and none
+counts twice.
 
 Source: the sum of maxima is that of Khattab and Zaharia, ColBERT (arXiv 2004.12832); the worst
 retrieved similarity stands for those not retrieved as in Santhanam et al., PLAID (arXiv
@@ -13,7 +14,8 @@ retrieved similarity stands for those not retrieved as in Santhanam et al., PLAI
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +26,8 @@ Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
 BLOCK = 16  # rows
-_BLOCKS_PER_WINDOW = 4
+BLOCKS_PER_WINDOW = 4
+_ONE_DOCUMENT = np.zeros(1, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -37,33 +40,46 @@ class Hits:
             numbered by heads, and by tokens within a head.
         excess: (n,) float32, above 0.
         num_queries: tokens times heads.
+        documents: (n,) int64, the first row of the document that each row is in.
     """
 
     rows: Int64Array
     queries: Int64Array
     excess: Float32Array
     num_queries: int
+    documents: Int64Array
 
     @classmethod
-    def of_search(cls, ids: Int64Array, scores: Float32Array) -> Hits:
+    def of_search(
+        cls, ids: Int64Array, scores: Float32Array, first_rows: Int64Array = _ONE_DOCUMENT
+    ) -> Self:
         """Make hits from the results of a search.
 
         Args:
             ids: (N, k) int64 row ids that each query retrieved, best first; -1 for none.
             scores: (N, k) float32 similarities.
+            first_rows: (d,) int64, the first row of each document, ascending.
         """
         is_row = ids >= 0
         lowest = np.where(is_row, scores, np.inf).min(axis=1, initial=np.inf, keepdims=True)
         excess = np.where(is_row, scores - lowest, 0).astype(np.float32)
         queries = np.broadcast_to(np.arange(len(ids))[:, None], ids.shape)
         kept = is_row & (excess > 0)
-        return cls(ids[kept], queries[kept], excess[kept], len(ids))
+        rows = ids[kept]
+        documents = first_rows[np.searchsorted(first_rows, rows, side="right") - 1]
+        return cls(rows, queries[kept], excess[kept], len(ids), documents)
 
     def of_tokens(self, tokens: range, num_tokens: int) -> Hits:
         """Return the hits of some of the `num_tokens` tokens that have queries."""
         token = self.queries % num_tokens
         kept = (token >= tokens.start) & (token < tokens.stop)
-        return Hits(self.rows[kept], self.queries[kept], self.excess[kept], self.num_queries)
+        return replace(
+            self,
+            rows=self.rows[kept],
+            queries=self.queries[kept],
+            excess=self.excess[kept],
+            documents=self.documents[kept],
+        )
 
     @property
     def max_evidence(self) -> float:
@@ -75,50 +91,72 @@ class Hits:
 
 @dataclass(frozen=True)
 class Window:
-    """A run of rows with evidence in it.
+    """A run of rows of one document with evidence in it.
 
     Attributes:
         peak: the retrieved row nearest to the middle of the evidence.
         score: its share of the largest evidence that any passage could have, 0 to 1.
+        document: the first row of the document.
     """
 
     peak: int
     score: float
+    document: int = 0
+
+    def is_near(self, other: Window, distance: int) -> bool:
+        """Tell whether the peaks are in one document, less than so many rows apart."""
+        return self.document == other.document and abs(self.peak - other.peak) < distance
 
 
 def best_windows(hits: Hits, count: int, *, min_distance: int) -> list[Window]:
     """Find the runs of 64 rows with most evidence: at most `count` windows, best first.
 
+    A document of fewer rows is one run: it is not judged by its neighbours.
+
     Args:
         hits: the retrieved rows.
         count: of windows.
-        min_distance: rows that their peaks are apart, at least.
+        min_distance: rows that peaks in one document are apart, at least.
     """
     max_evidence = hits.max_evidence
     if max_evidence <= 0:
         return []
-    blocks, block_of_hit = np.unique(hits.rows // BLOCK, return_inverse=True)
+    places = _places(hits)
+    blocks, block_of_hit = np.unique(places // BLOCK, return_inverse=True)
     of_block, query, best = _largest(block_of_hit, hits.queries, hits.excess, hits.num_queries)
     evidence = _evidence_of_windows(blocks, of_block, query, best, hits.num_queries)
     middles = _middles(blocks, _sums(of_block, best, len(blocks)))
-    peaks = _nearest(np.unique(hits.rows), middles)
+    retrieved, hit = np.unique(places, return_index=True)
+    peaks = hit[_nearest(retrieved, middles)]
     ranked = np.argsort(-evidence, kind="stable")
-    windows = (Window(int(peaks[i]), float(evidence[i]) / max_evidence) for i in ranked)
+    shares = evidence / max_evidence
+    windows = (
+        Window(int(hits.rows[peaks[i]]), float(shares[i]), int(hits.documents[peaks[i]]))
+        for i in ranked
+    )
     return spaced(windows, count, min_distance=min_distance)
 
 
 def spaced(windows: Iterable[Window], count: int, *, min_distance: int) -> list[Window]:
-    """Return the first `count` windows, of some best first, whose peaks are far from better ones.
-
-    Far is at least `min_distance` rows away.
-    """
+    """Return the first `count` windows, of some best first, that are not near better ones."""
     kept: list[Window] = []
     for window in windows:
-        if all(abs(window.peak - other.peak) >= min_distance for other in kept):
+        if not any(window.is_near(other, min_distance) for other in kept):
             kept.append(window)
             if len(kept) == count:
                 break
     return kept
+
+
+def _places(hits: Hits) -> Int64Array:
+    """Return the hits' rows (n,) with documents moved apart, so that no window has rows of two.
+
+    Each document begins with a block, and a window's length behind the one before it.
+    """
+    _, number = np.unique(hits.documents, return_inverse=True)
+    first_blocks = hits.documents // BLOCK + BLOCKS_PER_WINDOW * number
+    places: Int64Array = hits.rows - hits.documents + BLOCK * first_blocks
+    return places
 
 
 def _evidence_of_windows(
@@ -139,8 +177,8 @@ def _evidence_of_windows(
         excess: (p,) float32, the largest of this block and query.
         num_queries: of the prompt.
     """
-    first_blocks = blocks[:, None] - np.arange(_BLOCKS_PER_WINDOW)
-    begins = np.searchsorted(blocks, first_blocks)  # (b, _BLOCKS_PER_WINDOW)
+    first_blocks = blocks[:, None] - np.arange(BLOCKS_PER_WINDOW)
+    begins = np.searchsorted(blocks, first_blocks)  # (b, BLOCKS_PER_WINDOW)
     has_hits = blocks[begins] == first_blocks
     pair, step = np.nonzero(has_hits[of_block])  # each pair counts in the windows that it is in
     of_window, _, largest = _largest(
@@ -150,13 +188,13 @@ def _evidence_of_windows(
 
 
 def _middles(blocks: Int64Array, evidence: Float64Array) -> Float64Array:
-    """Return the middle of the evidence in the window that begins with each block, (b,) rows.
+    """Return the middle of the evidence in the window that begins with each block, (b,).
 
     `blocks` (b,) are those that have hits, ascending, and `evidence` (b,) is of each block alone.
     """
-    in_window = blocks[:, None] + np.arange(_BLOCKS_PER_WINDOW)
+    in_window = blocks[:, None] + np.arange(BLOCKS_PER_WINDOW)
     index = np.searchsorted(blocks, in_window).clip(max=len(blocks) - 1)
-    weight = np.where(blocks[index] == in_window, evidence[index], 0)  # (b, _BLOCKS_PER_WINDOW)
+    weight = np.where(blocks[index] == in_window, evidence[index], 0)  # (b, BLOCKS_PER_WINDOW)
     middles: Float64Array = (weight * (in_window * BLOCK + BLOCK // 2)).sum(axis=1)
     middles /= weight.sum(axis=1)
     return middles
@@ -179,12 +217,12 @@ def _largest(
     return pairs[firsts] // num_queries, pairs[firsts] % num_queries, largest
 
 
-def _nearest(rows: Int64Array, middles: Float64Array) -> Int64Array:
-    """Return the row nearest to each place, of `rows` ascending.
+def _nearest(places: Int64Array, middles: Float64Array) -> Int64Array:
+    """Return which of some places, ascending, is nearest to each middle.
 
-    The middle itself may be a row of the next document, or a removed one, which no query found.
+    The middle itself may be a row that no query found, or that was removed.
     """
-    after = np.searchsorted(rows, middles).clip(max=len(rows) - 1)
+    after = np.searchsorted(places, middles).clip(max=len(places) - 1)
     before = (after - 1).clip(min=0)
-    is_before = np.abs(rows[before] - middles) <= np.abs(rows[after] - middles)
-    return rows[np.where(is_before, before, after)]
+    is_before = np.abs(places[before] - middles) <= np.abs(places[after] - middles)
+    return np.where(is_before, before, after)

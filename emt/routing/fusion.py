@@ -3,34 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from emt.routing.evidence import Window
 
 
-def fuse_rankings(rankings: Sequence[Sequence[Window]], *, min_distance: int) -> list[Window]:
+def fuse_rankings(
+    rankings: Sequence[Sequence[Window]], count: int, *, min_distance: int
+) -> list[Window]:
     """Join several rankings of windows, each best first, into one.
 
-    A window adds 1 / (2 + rank) to the nearest place less than `min_distance` rows away, or begins
-    a new place. Windows of the result have the scores of the first ranking, or 0.
+    A window adds 1 / (2 + rank) to the nearest place of its document less than `min_distance` rows
+    away, or begins a new place. In a ranking whose best window hardly stands above the mean of the
+    others, it adds as much less: where all are nearly alike, their order says little.
+
+    Args:
+        rankings: of at most `count` windows; in one that has fewer, others have a score of 0.
+        count: of windows in a ranking, 2 or more.
+        min_distance: rows that two places of a document are apart.
+
+    Returns:
+        Windows with the scores of the first ranking, or 0.
 
     Source:
         Cormack et al., Reciprocal Rank Fusion (SIGIR 2009), with a smaller constant, for the lists
-        are short.
+        are short. The weights are ours.
     """
     places: list[Window] = []
     fused_scores: list[float] = []
     for number, ranking in enumerate(rankings):
+        others = sum(window.score for window in ranking[1:]) / (count - 1)
         for rank, window in enumerate(ranking):
-            distances = [abs(place.peak - window.peak) for place in places]
-            nearest = min(range(len(places)), key=distances.__getitem__, default=-1)
-            if nearest < 0 or distances[nearest] >= min_distance:
+            near = [i for i, place in enumerate(places) if place.is_near(window, min_distance)]
+            if near:
+                nearest = min(near, key=lambda i: abs(places[i].peak - window.peak))
+            else:
                 nearest = len(places)
-                places.append(Window(window.peak, 0.0))
+                places.append(replace(window, score=0.0))
                 fused_scores.append(0.0)
-            fused_scores[nearest] += 1 / (2 + rank)
+            fused_scores[nearest] += (1 - others / ranking[0].score) / (2 + rank)
             if number == 0:
-                places[nearest] = Window(places[nearest].peak, window.score)
+                places[nearest] = replace(places[nearest], score=window.score)
     order = np.argsort(-np.array(fused_scores), kind="stable")
     return [places[i] for i in order]

@@ -6,8 +6,8 @@ import threading
 from typing import NamedTuple
 
 from emt.routing.head_profile import HeadProfile
+from emt.routing.head_search import HeadSearch
 from emt.routing.relevance import Relevance
-from emt.routing.router import Router
 from memory_backends import MemoryBackend
 
 RELEVANCE = "relevance"  # a store's setting
@@ -47,33 +47,33 @@ class RelevanceStore:
         self._last: _Measured | None = None
         self._lock = threading.Lock()
 
-    def of(self, router: Router, backend: MemoryBackend) -> Relevance | None:
+    def of(self, heads: HeadSearch, backend: MemoryBackend) -> Relevance | None:
         """Return the relevance of a memory; measured, by routing 32 prompts, if it was not yet."""
-        return self._measured(router, backend).relevance
+        return self._measured(heads, backend).relevance
 
-    def keep(self, router: Router, backend: MemoryBackend) -> None:
+    def keep(self, heads: HeadSearch, backend: MemoryBackend) -> None:
         """Keep the relevance of a memory in its store, for all who open it.
 
         Raises:
             StoreError: the store cannot be written.
         """
-        measured = self._measured(router, backend)
+        measured = self._measured(heads, backend)
         if measured.relevance is None:
             return
-        about = {"profile": router.profile.fingerprint, "written": measured.num_written}
+        about = {"profile": heads.profile.fingerprint, "written": measured.num_written}
         value = {**measured.relevance.to_json(), **about}
         if backend.catalog.setting(RELEVANCE) != value:
             backend.set_setting(RELEVANCE, value)
 
-    def _measured(self, router: Router, backend: MemoryBackend) -> _Measured:
-        profile = router.profile
+    def _measured(self, heads: HeadSearch, backend: MemoryBackend) -> _Measured:
+        profile = heads.profile
         with self._lock:
             measured = self._last
             if measured is None or not measured.is_valid(backend, profile):
                 measured = _stored(backend, profile)
             if measured is None or not measured.is_valid(backend, profile):
                 num_rows, num_written = backend.num_searchable(), backend.catalog.num_rows
-                relevance = router.measure_relevance(backend)
+                relevance = heads.measure_relevance(backend)
                 measured = _Measured(backend, profile, num_rows, num_written, relevance)
             self._last = measured
             return measured

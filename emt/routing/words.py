@@ -2,98 +2,128 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+import contextlib
+import itertools
+import threading
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from emt.errors import ConfigError
+from emt.routing.bm25 import BM25
 from emt.routing.evidence import Window, spaced
-from memory_backends import MemoryBackend, Scope, StoredDocument
+from emt.routing.terms import terms_of
+from memory_backends import DocumentError, MemoryBackend, Scope, StoredDocument
+from memory_backends.layout import Int64Array
 
 _LENGTH, _STRIDE = 64, 32  # rows
 
 
-class WordIndex:
-    """The words of all stored text, in runs of 64 rows.
+class _Runs(NamedTuple):
+    """The runs of rows of one document: their middles, counted from its first row, and words."""
 
-    Args:
-        backend: where the documents are.
-        tokenizer: for documents that were written as ids; None leaves them out.
+    middles: list[int]
+    words: list[Int64Array]
 
-    Raises:
-        ConfigError: bm25s is not installed.
 
-    Source:
-        Lù, BM25S (arXiv 2407.03618); its defaults k1 = 1.5, b = 0.75, English stop words left out.
+class _Index(NamedTuple):
+    """The words of a memory as it was after so many changes.
+
+    Attributes:
+        middles: (r,) int64, the row in the middle of each run, ascending.
+        documents: (r,) int64, the first row of the document of each run.
     """
 
-    def __init__(self, backend: MemoryBackend, tokenizer: Any) -> None:
-        self._library = bm25s_for("routing by words", instead=", or set routing to heads")
-        self._backend, self._num_changes = backend, backend.num_changes
-        texts: list[str] = []
-        middles: list[int] = []
-        for name in backend.catalog.document_names():
-            document = backend.catalog.document(name)
-            num_rows = len(document.row_tokens)
-            for start in range(0, max(num_rows - _STRIDE, 1), _STRIDE):
-                stop = min(start + _LENGTH, num_rows)
-                texts.append(_text_of_rows(document, start, stop, tokenizer))
-                middles.append(document.first_row + (start + stop) // 2)
-        self._middles = np.array(middles, dtype=np.int64)
-        self._index = None  # stop words only: nothing to rank by
-        words = self._words(texts)
-        if any(len(ids) for ids in words.ids):
-            self._index = self._library.BM25()
-            self._index.index(words, show_progress=False)
+    backend: MemoryBackend
+    num_changes: int
+    bm25: BM25
+    middles: Int64Array
+    documents: Int64Array
 
-    def is_current(self, backend: MemoryBackend) -> bool:
-        """Tell whether a backend has the documents that were indexed, and no others."""
-        return self._backend is backend and self._num_changes == backend.num_changes
+
+class WordIndex:
+    """The words of all stored text, in runs of 64 rows of one document; threads may share it.
+
+    Args:
+        tokenizer: for documents that were written as ids; None leaves out their words.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._numbers: dict[str, int] = {}  # of words
+        self._documents: dict[int, _Runs] = {}  # by their first row, which is not given out again
+        self._index: _Index | None = None
+        self._lock = threading.Lock()
 
     def windows(
-        self, question: str, count: int, *, min_distance: int, scope: Scope | None = None
+        self,
+        question: str,
+        backend: MemoryBackend,
+        count: int,
+        *,
+        min_distance: int,
+        scope: Scope | None = None,
     ) -> list[Window]:
         """Find the runs of rows with most words of a question, as `best_windows` by evidence.
 
         Returns:
-            Windows, best first; their scores are shares of the best one's BM25 score.
+            Windows, best first; a score is the share of the weight of the question's words.
         """
-        words = self._words([question])
-        if self._index is None or not any(len(ids) for ids in words.ids):
-            return []
-        k = min(8 * count, len(self._middles))
-        mask = None
+        index = self._index_of(backend)
+        words = dict.fromkeys(terms_of(question))
+        scores = index.bm25.scores([self._numbers.get(word) for word in words])
         if scope is not None:
-            mask = np.zeros(len(self._middles), dtype=np.float32)
-            for first, stop in scope.spans:
-                low, high = np.searchsorted(self._middles, (first, stop))
-                mask[low:high] = 1
-        ranked = self._index.retrieve(words, k=k, show_progress=False, weight_mask=mask)
-        best = float(ranked.scores[0, 0])
+            is_inside = np.zeros(len(scores), dtype=bool)
+            for span in scope.spans:
+                first, stop = np.searchsorted(index.middles, span)
+                is_inside[first:stop] = True
+            scores[~is_inside] = 0
+        found = np.flatnonzero(scores)
+        ranked = found[np.argsort(-scores[found], kind="stable")]
         windows = (
-            Window(int(self._middles[int(index)]), float(score) / best)
-            for index, score in zip(ranked.documents[0], ranked.scores[0], strict=True)
-            if score > 0
+            Window(int(index.middles[i]), float(scores[i]), int(index.documents[i])) for i in ranked
         )
         return spaced(windows, count, min_distance=min_distance)
 
-    def _words(self, texts: list[str]) -> Any:
-        return self._library.tokenize(texts, stopwords="en", show_progress=False)
+    def _index_of(self, backend: MemoryBackend) -> _Index:
+        """Return the index of a memory as it is now, for which only new documents are read."""
+        with self._lock:
+            index = self._index
+            if index is None or index.backend is not backend:
+                self._numbers, self._documents = {}, {}
+            elif index.num_changes == backend.num_changes:
+                return index
+            self._index = index = self._indexed(backend)
+            return index
 
+    def _indexed(self, backend: MemoryBackend) -> _Index:
+        num_changes, catalog = backend.num_changes, backend.catalog
+        with catalog.snapshot():
+            names = dict(zip(catalog.first_rows().tolist(), catalog.document_names(), strict=True))
+        known, self._documents = self._documents, {}
+        for first_row, name in names.items():
+            with contextlib.suppress(DocumentError):  # another process has removed it
+                runs = known.get(first_row) or self._runs_of(catalog.document(name))
+                self._documents[first_row] = runs
+        documents = [row for row, runs in self._documents.items() for _ in runs.words]
+        middles = list(itertools.chain(*(runs.middles for runs in self._documents.values())))
+        texts = list(itertools.chain(*(runs.words for runs in self._documents.values())))
+        return _Index(
+            backend,
+            num_changes,
+            BM25.of(texts, len(self._numbers)),
+            np.array(documents, dtype=np.int64) + np.array(middles, dtype=np.int64),
+            np.array(documents, dtype=np.int64),
+        )
 
-def bm25s_for(purpose: str, *, instead: str = "") -> Any:
-    """Import bm25s.
-
-    Raises:
-        ConfigError: bm25s is not installed; names the purpose and what to do instead.
-    """
-    try:
-        return importlib.import_module("bm25s")
-    except ImportError as error:
-        raise ConfigError(
-            f"{purpose} needs bm25s. Install it with `pip install 'emt[experiments]'`{instead}."
-        ) from error
+    def _runs_of(self, document: StoredDocument) -> _Runs:
+        num_rows, runs = len(document.row_tokens), _Runs([], [])
+        for start in range(0, max(num_rows - _STRIDE, 1), _STRIDE):
+            stop = min(start + _LENGTH, num_rows)
+            words = terms_of(_text_of_rows(document, start, stop, self._tokenizer))
+            numbers = [self._numbers.setdefault(word, len(self._numbers)) for word in words]
+            runs.middles.append((start + stop) // 2)
+            runs.words.append(np.array(numbers, dtype=np.int64))
+        return runs
 
 
 def _text_of_rows(document: StoredDocument, start: int, stop: int, tokenizer: Any) -> str:
@@ -101,4 +131,5 @@ def _text_of_rows(document: StoredDocument, start: int, stop: int, tokenizer: An
     if document.text is None or document.offsets is None:
         return "" if tokenizer is None else str(tokenizer.decode(document.token_ids[tokens]))
     spans = document.offsets[tokens]
-    return document.text[int(spans[0, 0]) : int(spans[-1, 1])]
+    stands = spans[spans[:, 1] > spans[:, 0]]  # a special token stands nowhere in the text
+    return document.text[int(stands[0, 0]) : int(stands[-1, 1])] if len(stands) else ""

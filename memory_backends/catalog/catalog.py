@@ -132,13 +132,15 @@ class Catalog(CatalogReader):
         *,
         query_heads: Mapping[int, int] | None = None,
         codec_states: Mapping[int, bytes] | None = None,
+        moved_crc32: Mapping[str, Mapping[int, int]] | None = None,
         replace: bool = False,
     ) -> list[range]:
         """Make documents and their rows visible, in one transaction; return each one's row ids.
 
-        They come in the order of their rows, which are those after `num_rows`. If these are the
-        first, `codec_states` are what the codec learned from them, by layer; `query_heads` are of
-        the layers that get their first samples. A name that is taken is a DocumentError, unless
+        They come in the order of their rows, which are those after `num_rows`. `codec_states` are
+        what the codec has learned now, by layer; then `moved_crc32` has new checksums of the rows
+        of all documents that were there, and an index of these is out of force. `query_heads` are
+        of the layers that get their first samples. A name that is taken is a DocumentError, unless
         its document is to be replaced.
         """
         ids = []
@@ -146,6 +148,10 @@ class Catalog(CatalogReader):
             first = int(schema.read_setting(self.connection, "num_rows"))
             sampled = self.query_samples()
             schema.write_codec_states(self.connection, codec_states or {})
+            for name, row_crc32 in (moved_crc32 or {}).items():
+                write_row_checksums(self.connection, name, row_crc32)
+            if moved_crc32:
+                self.connection.execute("DELETE FROM settings WHERE key = 'index'")
             for new in documents:
                 if replace:
                     delete_document(self.connection, new.document.name)

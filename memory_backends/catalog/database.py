@@ -36,6 +36,18 @@ def connect_to(path: Path | str) -> sqlite3.Connection:
     return connection
 
 
+def file_id(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file or folder from another one of that name; None if there is none.
+
+    While somebody has a file open, no other one gets the same.
+    """
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_dev, status.st_ino
+
+
 @contextlib.contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """Make all changes of a block, or none if it or the disk fails."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from memory_backends.catalog import schema
-from memory_backends.catalog.database import as_store_error
+from memory_backends.catalog.database import as_store_error, file_id
 from memory_backends.catalog.documents import keep_one_set_of_sinks, read_sinks
 from memory_backends.catalog.metadata import Where, check_where, matches, read_metadata
 from memory_backends.catalog.records import COLUMNS, RecordSpan, from_record, unpack_crc32
@@ -52,6 +52,8 @@ class CatalogReader:
         self.connection = connection
         self._lock = threading.RLock()
         self.path = path
+        self._absolute_path = None if path is None else path.absolute()
+        self._file_id = None if path is None else file_id(path)
         weakref.finalize(self, connection.close)
         self.layout = MemoryLayout.from_json(self.setting("layout"))
         self.identity: Mapping[str, Any] = self.setting("identity")
@@ -62,6 +64,12 @@ class CatalogReader:
         self._version = -1
         self.num_rows = 0
         self.refresh()
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the file that was opened still has its name, and no other one."""
+        path = self._absolute_path
+        return path is None or (self._file_id is not None and file_id(path) == self._file_id)
 
     def close(self) -> None:
         """Close the database; the object is of no use afterwards."""
@@ -167,6 +175,11 @@ class CatalogReader:
         with as_store_error(self.path):
             return [(str(name), int(tokens), int(rows)) for name, tokens, rows in records]
 
+    def first_rows(self) -> Int64Array:
+        """Return the first row of every document, in the order of their names, (d,) int64."""
+        records = self._visible("first_row", "ORDER BY first_row")
+        return np.array([first for (first,) in records], dtype=np.int64)
+
     def document_of_rows(self, ids: Iterable[int]) -> dict[int, str]:
         """Return the name of the document that owns each row; rows without one are left out."""
         owners: dict[int, str] = {}
@@ -206,9 +219,14 @@ class CatalogReader:
         return sampled
 
     def codec_state(self, layer_idx: int) -> bytes | None:
-        """Return what the codec learned of a layer; None if there was no document to learn from."""
+        """Return what the codec learned of a layer; None if it has learned nothing yet."""
         with self.snapshot():
             return schema.read_codec_state(self.connection, layer_idx)
+
+    def has_codec_states(self) -> bool:
+        """Tell whether the codec has learned something."""
+        with self.snapshot():
+            return schema.has_codec_states(self.connection)
 
     def searchable_rows(self, sinks: str, scope: Scope | None = None) -> Int64Array:
         """Return the ids that a search may find, ascending, of a scope or of all rows.
@@ -246,7 +264,10 @@ class CatalogReader:
         """Read documents among those that there were when last refreshed."""
         query = f"SELECT {columns} FROM documents WHERE first_row < ? {rest}"
         with self._lock, as_store_error(self.path):
-            return self.connection.execute(query, (self.num_rows, *parameters)).fetchall()
+            try:
+                return self.connection.execute(query, (self.num_rows, *parameters)).fetchall()
+            except UnicodeEncodeError:  # no document has a name that is no UTF-8
+                return []
 
 
 def no_document(name: str) -> DocumentError:

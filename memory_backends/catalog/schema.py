@@ -94,18 +94,23 @@ def write_setting(connection: sqlite3.Connection, key: str, value: Any) -> None:
 
 
 def read_codec_state(connection: sqlite3.Connection, layer_idx: int) -> bytes | None:
-    """Return what the codec learned of a layer; None if there was no document to learn from."""
+    """Return what the codec learned of a layer; None if it has learned nothing of any."""
     query = "SELECT state, crc32 FROM codec_states WHERE layer = ?"
     record = connection.execute(query, (layer_idx,)).fetchone()
     part = f"what the codec learned of layer {layer_idx}"
     if record is None:
-        if connection.execute("SELECT 1 FROM documents LIMIT 1").fetchone() is None:
-            return None
-        raise damaged(part, "it is missing")
+        if has_codec_states(connection):
+            raise damaged(part, "it is missing")
+        return None
     state, crc32 = record
     if not isinstance(state, bytes) or record_crc32((layer_idx, state)) != crc32:
         raise damaged(part)
     return state
+
+
+def has_codec_states(connection: sqlite3.Connection) -> bool:
+    """Tell whether the codec has learned something."""
+    return connection.execute("SELECT 1 FROM codec_states LIMIT 1").fetchone() is not None
 
 
 def write_codec_states(connection: sqlite3.Connection, states: Mapping[int, bytes]) -> None:

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from memory_backends.catalog import Catalog
-from memory_backends.errors import StoreError, reported
+from memory_backends.catalog.database import file_id
+from memory_backends.errors import StoreError, StoreReplacedError, reported
 from memory_backends.faiss import index as faiss_index
 from memory_backends.faiss.calibration import Effort, least_effort
 from memory_backends.faiss.coverage import IndexedHeads, file_name, from_setting
@@ -44,6 +45,7 @@ class Generation:
     num_rows: int  # vectors in each file
     efforts: Mapping[int, list[list[Effort]]]  # layer -> of each of its heads; none uncalibrated
     files: Mapping[str, Mapping[str, int]]  # name -> its size and crc32
+    folder_id: tuple[int, int] | None = None  # of the folder when it was found
 
     @classmethod
     def current(cls, directory: Path, catalog: Catalog) -> Generation | None:
@@ -63,6 +65,7 @@ class Generation:
                     for idx, h in saved["efforts"].items()
                 },
                 saved["files"],
+                file_id(directory / INDEX_FOLDER / saved["generation"]),
             )
             for layer_idx, efforts in generation.efforts.items():
                 if len(efforts) != len(generation.heads.get(layer_idx, ())):
@@ -111,6 +114,7 @@ class Generation:
 
     def read_ids(self, stop: int) -> Int64Array:
         """Read which row each position is, (num_rows,) int64; raise a StoreError if damaged."""
+        self._check_in_place()
         path = self.folder / _IDS
         size = path.stat().st_size if path.is_file() else 0
         if size != 8 * self.num_rows:
@@ -130,6 +134,7 @@ class Generation:
 
         A file that is mapped is not compared with its checksum: that would read all of it.
         """
+        self._check_in_place()
         path = self.folder / file_name(layer_idx, head)
         if not mapped:
             self._check_bytes(path)
@@ -137,6 +142,13 @@ class Generation:
         if mapped and faiss_index.mapped_lists(index) is None:  # a kind that FAISS reads whole
             self._check_bytes(path)
         return index
+
+    def _check_in_place(self) -> None:
+        if file_id(self.folder) not in (self.folder_id, None):
+            raise StoreReplacedError(
+                f"'{self.folder}' was replaced by another one since the store was opened. Open the "
+                "store again (`Memory.refresh` does it)."
+            )
 
     def _check_bytes(self, path: Path) -> None:
         if path.is_file() and _checksum(path) != self.files[path.name]["crc32"]:
@@ -205,7 +217,7 @@ def write_generation(
             if (catalog.setting(_SETTING) or {}).get("generation") != folder.name:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-    written = Generation(folder, option, factory, heads, len(ids), efforts, files)
+    written = Generation(folder, option, factory, heads, len(ids), efforts, files, file_id(folder))
     written.remove_others()
     return written
 

@@ -26,6 +26,8 @@ import numpy as np
 
 from memory_backends.errors import StoreError, refuse_link
 
+CODED, FIRST = "layer", "first"  # how the names of a layer's files begin
+
 _BYTES_AT_ONCE = 2**22
 
 
@@ -152,20 +154,26 @@ class AppendFile:
 class AppendFiles(dict[int, AppendFile]):
     """A folder, made with its first file, with one `AppendFile` a layer. Maps layers to files.
 
-    `record_bytes` are by layer, and `num_records`, how many are committed: 0 for others.
+    `record_bytes` are by layer, and `num_records`, how many are committed: 0 for others. `kind` is
+    how the files' names begin.
     """
 
     def __init__(
-        self, folder: Path, record_bytes: Mapping[int, int], num_records: Mapping[int, int]
+        self,
+        folder: Path,
+        record_bytes: Mapping[int, int],
+        num_records: Mapping[int, int],
+        kind: str = CODED,
     ) -> None:
         super().__init__()
         self.folder = folder
+        self._kind = kind
         for layer_idx, size in record_bytes.items():
             self.add_layer(layer_idx, size, num_records.get(layer_idx, 0))
 
     def add_layer(self, layer_idx: int, record_bytes: int, num_records: int) -> None:
         """Have a file for one more layer; errors as for the class."""
-        path = self.folder / layer_file_name(layer_idx)
+        path = self.folder / layer_file_name(layer_idx, self._kind)
         self[layer_idx] = AppendFile(path, record_bytes, num_records)
 
     def seal(self) -> dict[int, int]:
@@ -197,10 +205,17 @@ class AppendFiles(dict[int, AppendFile]):
         for file in self.values():
             file.close()
 
+    def remove(self) -> None:
+        """Delete the files, which nobody needs any more, where the system lets us."""
+        self.close()
+        for file in self.values():
+            with contextlib.suppress(OSError):
+                file.path.unlink()
 
-def layer_file_name(layer_idx: int) -> str:
+
+def layer_file_name(layer_idx: int, kind: str = CODED) -> str:
     """Return the name of a layer's file."""
-    return f"layer-{layer_idx:03d}.bin"
+    return f"{kind}-{layer_idx:03d}.bin"
 
 
 def sync_path(path: Path) -> None:

@@ -22,8 +22,10 @@ class Flushed(NamedTuple):
 
     # Of each document sealed since the last `show`: layer -> of its records; {} without files.
     row_crc32: Sequence[Mapping[int, int]]
-    # Layer -> what the codec has learned from the store's first rows; {} if these are not they.
+    # Layer -> what the codec has learned; {} if it has not, or had before.
     codec_states: Mapping[int, bytes]
+    # Of documents committed before, which were encoded now: name -> layer -> as in `row_crc32`.
+    moved_crc32: Mapping[str, Mapping[int, int]]
 
 
 class RowStorage(Protocol):

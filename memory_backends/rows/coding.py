@@ -1,8 +1,8 @@
 """How the rows of one store become records: its codec, with what that has learned of each layer.
 
 A *record* is what a layer's file has of one row: its KV heads' parts, one after the other, each as
-the codec makes it. What a codec learns from a store's first rows is committed together with them,
-in one transaction, and never changes; until then it is `new_states`, and can be forgotten.
+the codec makes it. What a codec learns from a store's first rows is committed together with their
+records, in one transaction, and never changes; until then it is `new_states`, and can be forgotten.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class RowCoding:
         layout: the store's own.
         codec_name: of the store.
         read_state: gives a layer's committed state, or None if nothing has been committed yet.
+        has_states: tells whether states have been committed.
         dtype: of the rows that are read and written; None for the store's own. Records are the
             same whatever it is.
 
@@ -44,14 +45,21 @@ class RowCoding:
         layout: MemoryLayout,
         codec_name: str,
         read_state: Callable[[int], bytes | None] = lambda layer_idx: None,
+        has_states: Callable[[], bool] = lambda: False,
         dtype: torch.dtype | None = None,
     ) -> None:
         self._layout = layout
+        self._dtype = dtype
         self._codec = row_codec(codec_name, layout.dtype, dtype)
         self._read_state = read_state
+        self._has_states = has_states
         self._coders: dict[int, LayerCoder] = {}
         self.record_bytes = record_bytes(layout, codec_name)
         self.new_states: dict[int, bytes] = {}
+
+    def exactly(self) -> RowCoding:
+        """Return the coding of the same store's rows as they are."""
+        return RowCoding(self._layout, "exact", dtype=self._dtype)
 
     @property
     def layers_with_state(self) -> list[int]:
@@ -61,7 +69,7 @@ class RowCoding:
     @property
     def must_learn(self) -> bool:
         """Whether rows have to be learned from before any can be encoded."""
-        return self._codec.learns and any(self.coder(idx) is None for idx in self._layout.layers)
+        return self._codec.learns and not self.new_states and not self._has_states()
 
     def learn(self, layer_idx: int, rows: torch.Tensor) -> None:
         """Learn from the first rows of a layer, (n, Hkv, D + Dv)."""

@@ -44,7 +44,7 @@ class RowTensors:
 
     def flush(self) -> Flushed:
         """Do nothing: tensors need no checksums and no codec."""
-        return Flushed([{}] * self._num_documents, {})
+        return Flushed([{}] * self._num_documents, {}, {})
 
     def show(self, num_rows: int, *, anew: bool = False) -> None:
         """Show the first `num_rows` rows, and forget what was appended after them."""

@@ -61,6 +61,7 @@ class Batch:
                 ],
                 query_heads=store.samples.num_heads,
                 codec_states=flushed.codec_states,
+                moved_crc32=flushed.moved_crc32,
                 replace=self._replace,
             )
         finally:  # the catalogue knows whether they are part of the memory, Ctrl-C or not

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from memory_backends.rows.append_files import AppendFile, sync_path
+from memory_backends.rows.append_files import FIRST, AppendFile, sync_path
 from memory_backends.rows.files import FOLDER, RowFiles
 from memory_backends.scope import joined
 from memory_backends.store.store import Store
@@ -34,7 +34,11 @@ def compact(store: Store) -> int:
     assert catalog.path is not None
     folder = catalog.path.parent / FOLDER
     before = _disk_bytes([catalog.path, *folder.glob("*")])
-    for leftover in folder.glob(f"*{PARTIAL}"):
+    leftovers = [
+        *folder.glob(f"*{PARTIAL}"),
+        *(folder.glob(f"{FIRST}-*") if rows.is_learned else ()),
+    ]
+    for leftover in leftovers:
         leftover.unlink()
     live = joined((span.first, span.stop) for span in catalog.record_spans())
     for layer_idx in store.layout.layers:

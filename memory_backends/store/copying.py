@@ -14,7 +14,7 @@ from memory_backends.errors import StoreError
 from memory_backends.rows import files, query_samples
 from memory_backends.rows.append_files import sync_path
 from memory_backends.rows.coding import RowCoding
-from memory_backends.rows.files import ROWS_TO_LEARN, RowFiles
+from memory_backends.rows.files import RowFiles
 from memory_backends.rows.query_samples import QuerySamples
 from memory_backends.store.store import Store
 
@@ -47,13 +47,15 @@ def copy_store(store: Store, directory: Path) -> None:
 
 
 def _coding(store: Store) -> RowCoding:
-    """Return a store's coding, or one that has learned from the first rows in RAM."""
+    """Return a store's coding, or one that has learned from rows in RAM, if there are enough."""
     if isinstance(store.rows, RowFiles):
         return store.rows.coding
     coding = RowCoding(store.layout, store.catalog.row_codec)
     if coding.must_learn and store.catalog.document_sizes():
         spans = [torch.arange(span.first, span.stop) for span in store.catalog.record_spans()]
-        first = torch.cat(spans)[:ROWS_TO_LEARN]
+        first = torch.cat(spans)[: files.ROWS_TO_LEARN]
+        if len(first) < files.ROWS_TO_LEARN:
+            return coding
         for layer_idx, layer in store.layout.layers.items():
             ids = first.expand(layer.num_key_value_heads, -1)
             coding.learn(layer_idx, store.rows.gather(layer_idx, ids).transpose(0, 1).cpu())

@@ -20,7 +20,7 @@ import torch
 
 from memory_backends.catalog import Catalog
 from memory_backends.catalog.database import FILE_NAME as CATALOG_FILE_NAME
-from memory_backends.errors import StoreError, reported
+from memory_backends.errors import StoreError, StoreReplacedError, reported
 from memory_backends.layout import MemoryLayout
 from memory_backends.rows import files as row_files
 from memory_backends.rows import query_samples as queries
@@ -72,6 +72,7 @@ class Store:
         self._device = device
         self._row_codec = row_codec
         self._thread_writes = threading.Lock()
+        self._is_of_before = False
         self.catalog = self._open_catalog()
         try:
             self.rows, self.samples = self._open_files()
@@ -87,6 +88,30 @@ class Store:
         parts = (self.path, self.catalog.path, self.path / LOCK_FILE_NAME)
         return any(not os.access(part, os.W_OK) and part.exists() for part in parts)
 
+    @property
+    def are_coded(self) -> bool:
+        """Whether rows are as the codec makes them: it keeps a store's first ones exactly."""
+        return isinstance(self.rows, RowFiles) and self.rows.is_learned
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether the store was removed, or another one has taken its place."""
+        return self._is_of_before or not self.catalog.is_in_place
+
+    def check_in_place(self) -> None:
+        """Raise a StoreReplacedError if the store is not at its path any more."""
+        if not self.is_replaced:
+            return
+        if self.path is None or has_no_store(self.path):
+            raise StoreReplacedError(
+                f"the store at '{self.path}' was removed since it was opened. Put it back, or open "
+                "another one; save() with a new path writes a copy of what was there."
+            )
+        raise StoreReplacedError(
+            f"the store at '{self.path}' was replaced by another one since it was opened. Open it "
+            "again (`Memory.refresh` does it)."
+        )
+
     def check_idle(self) -> None:
         """Raise a StoreError if a thread is writing."""
         if self._thread_writes.locked():
@@ -100,10 +125,19 @@ class Store:
         return True
 
     def refresh(self) -> bool:
-        """See what is committed by now; tell whether anything may have changed."""
+        """See what is committed by now; tell whether anything may have changed.
+
+        Raises:
+            StoreReplacedError: the store was removed, or another one has taken its place.
+        """
+        self.check_in_place()
         with self.catalog.snapshot():
+            num_rows = self.catalog.num_rows
             if not self.catalog.refresh():
                 return False
+            if self.catalog.num_rows < num_rows:  # ids are not used again: a copy of before
+                self._is_of_before = True
+                self.check_in_place()
             self.show_committed(anew=True)
         return True
 
@@ -153,14 +187,23 @@ class Store:
             if self.path is None or self.catalog.path is None:
                 tensors = RowTensors(self.layout, self._device)
                 return tensors, QuerySamples(self.layout, None, sampled)
+            catalog = self.catalog
             coding = RowCoding(
-                self.catalog.layout,
-                self.catalog.row_codec,
-                self.catalog.codec_state,
+                catalog.layout,
+                catalog.row_codec,
+                catalog.codec_state,
+                catalog.has_codec_states,
                 self.layout.dtype,
             )
-            files = RowFiles(self.layout, self.path, self.catalog.num_rows, coding)
-            return files, QuerySamples(self.layout, self.path, sampled)
+            files = RowFiles(self.layout, self.path, catalog.num_rows, coding, self._spans)
+            samples = QuerySamples(self.layout, self.path, sampled)
+            self.check_in_place()  # else the files may be those of another store
+            return files, samples
+
+    def _spans(self) -> Iterator[tuple[str, int, int]]:
+        """Yield (document, first, stop) of the rows of all documents, ascending."""
+        for span in self.catalog.record_spans():
+            yield span.name, span.first, span.stop
 
     def _make_store(self, path: Path) -> Callable[..., None]:
         """Make the store of the first write; return how to take it away if that write fails."""

@@ -17,8 +17,8 @@ from memory_backends.catalog.database import as_store_error
 from memory_backends.catalog.records import RecordSpan
 from memory_backends.errors import EMTError, StoreError, StoreVersionError, refuse_link
 from memory_backends.rows import files, query_samples
-from memory_backends.rows.append_files import layer_file_name, next_crc32
-from memory_backends.rows.coding import record_bytes
+from memory_backends.rows.append_files import CODED, FIRST, layer_file_name, next_crc32
+from memory_backends.rows.coding import RowCoding, record_bytes
 from memory_backends.store.catalog_check import CatalogCheck
 from memory_backends.store.compaction import PARTIAL
 from memory_backends.store.directory import INDEX_FOLDER, check_directory, check_generation
@@ -100,13 +100,16 @@ class _Reading:
     def row_files(self, spans: list[RecordSpan]) -> Iterator[_File]:
         """Yield the files of rows, with the parts that documents have."""
         self._find_extra_files(files.FOLDER)
-        sizes = record_bytes(self._catalog.layout, self._catalog.row_codec)
+        catalog, codec, kind = self._catalog, self._catalog.row_codec, CODED
+        if RowCoding(catalog.layout, codec, has_states=catalog.has_codec_states).must_learn:
+            codec, kind = "exact", FIRST
+        sizes = record_bytes(catalog.layout, codec)
         for at, (layer_idx, size) in enumerate(sorted(sizes.items())):
             parts = [
                 _Part(f"document '{name}'", first * size, stop * size, row_crc32[at])
                 for name, first, stop, row_crc32 in spans
             ]
-            name = f"{files.FOLDER}/{layer_file_name(layer_idx)}"
+            name = f"{files.FOLDER}/{layer_file_name(layer_idx, kind)}"
             yield from self._opened(name, self._catalog.num_rows * size, parts)
 
     def sample_files(self) -> Iterator[_File]:
@@ -190,7 +193,11 @@ class _Reading:
         yield _File(name, opened, parts)
 
     def _find_extra_files(self, folder: str) -> None:
-        names = {layer_file_name(layer_idx) for layer_idx in self._catalog.layout.layers}
+        names = {
+            layer_file_name(layer_idx, kind)
+            for layer_idx in self._catalog.layout.layers
+            for kind in (CODED, FIRST)
+        }
         if not (self._directory / folder).is_dir():
             return
         for path in sorted((self._directory / folder).iterdir()):

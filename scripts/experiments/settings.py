@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from emt.config import MemoryConfig
+from emt.config import PUBLISHED_METHOD, MemoryConfig
 from emt.errors import ConfigError
 
 FIXED_MEMORY_SETTINGS = ("path", "enabled")  # the experiments set these themselves
@@ -101,11 +101,20 @@ def _ascending(values: list[int]) -> list[int]:
     return values
 
 
+def memory_config(values: Mapping[str, Any]) -> MemoryConfig:
+    """Return the settings of a memory; those of the published method where `values` name none.
+
+    Raises:
+        ConfigError: a setting is unknown or wrong.
+    """
+    return MemoryConfig.from_dict(values, defaults=PUBLISHED_METHOD)
+
+
 def _memory_settings(values: dict[str, Any]) -> dict[str, Any]:
     for name in FIXED_MEMORY_SETTINGS:
         if name in values:
             raise ConfigError(f"'{name}' cannot be set: the experiment sets it. Leave it out.")
-    MemoryConfig.from_dict(values)
+    memory_config(values)
     return values
 
 

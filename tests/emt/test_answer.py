@@ -36,7 +36,7 @@ def test_an_answer_is_what_the_model_generates(remembering):
     answered = answer(model, memory, PROMPT, max_new_tokens=7)
     assert answered.prompt == PROMPT
     assert answered.token_ids == by_hand(model, [1, 5, 9, 33])
-    assert answered.tokens == [memory.tokenizer.decode([token]) for token in answered.token_ids]
+    assert "".join(answered.tokens) == answered.text
     assert answered.text == memory.tokenizer.decode(answered.token_ids, skip_special_tokens=True)
     assert answered.timings["generate_seconds"] > 0
     with memory.recording() as recording:
@@ -133,6 +133,57 @@ def test_prompts_that_cannot_be_answered(prompt, options, message):
     assert answer(model, memory, PROMPT, max_new_tokens=28).token_ids
 
 
+# -- sampling and streaming -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.7}, {"top_p": 0.5}, {"temperature": 2.5, "top_p": 0.9}]
+)
+def test_sampling_is_that_of_generate_from_a_seed(remembering, options):
+    model, memory = remembering
+    drawn = {}
+    for seed in (3, 4):
+        torch.manual_seed(seed)
+        ids = torch.tensor([[1, 5, 9, 33]])
+        output = model.generate(ids, max_new_tokens=7, do_sample=True, **options)
+        drawn[seed] = output[0, 4:].tolist()
+    state = torch.get_rng_state()
+    for seed in (3, 4, 3):
+        answered = answer(model, memory, PROMPT, max_new_tokens=7, seed=seed, **options)
+        assert answered.token_ids == drawn[seed]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert drawn[3] != drawn[4]
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": 0.0, "top_p": 0.5}, {}])
+def test_without_a_temperature_it_is_greedy(remembering, options):
+    model, memory = remembering
+    model.generation_config.do_sample = True
+    model.generation_config.temperature = 9.0
+    expected = by_hand(model, [1, 5, 9, 33])
+    assert answer(model, memory, PROMPT, max_new_tokens=7, seed=1, **options).token_ids == expected
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("temperature", value) for value in (-0.1, float("nan"), float("inf"), "1", True)),
+        *(("top_p", value) for value in (0, 1.01, -1, float("nan"), "0.5")),
+        *(("seed", value) for value in (-1, 2**63, 1.0, "3", True)),
+    ],
+)
+def test_numbers_out_of_range_are_refused(remembering, option, value):
+    with pytest.raises(ConfigError, match=f"^{option} must be .*; got {value!r}.$"):
+        answer(*remembering, PROMPT, **{option: value})
+
+
+def test_the_text_comes_in_pieces(remembering):
+    pieces = []
+    answered = answer(*remembering, PROMPT, max_new_tokens=7, on_text=pieces.append)
+    assert "".join(pieces) == answered.text
+    assert len(pieces) == 7
+
+
 def test_text_needs_a_tokenizer():
     model = build("llama")
     with pytest.raises(MemoryUseError, match="needs a tokenizer"):
@@ -162,5 +213,6 @@ def test_half_a_character_is_shown_as_the_replacement_character():
     memory.write("日本語のテキスト。\U0001f600", document="d")
     answered = answer(model, memory, "é", max_new_tokens=20)
     assert len(answered.tokens) == len(answered.token_ids)
+    assert "".join(answered.tokens).strip() == answered.text
     answered.text.encode()
     json.dumps(answered.to_json(), ensure_ascii=False).encode()

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from emt import MemoryConfig
-from emt.config import SETTINGS
+from emt.config import MODEL_SETTINGS, SETTINGS, ModelConfig
 from emt.config.yaml_form import GROUPS
 from emt.errors import ConfigError
 
@@ -15,16 +15,16 @@ VALUES = {  # setting: its default, another value, and wrong ones
     "enabled": (True, False, [1, 0, None, "yes"]),
     "mode": ("auto", "passage", ["tokens", None, True]),
     "stride": (512, 7, [0, -512, 1.0, None, "512", False]),
-    "max_length": (3072, 9, [0, -1, 3072.0, None, True]),
-    "carry_context": (False, True, [0, "yes"]),
+    "max_length": ("auto", 9, [0, -1, 3072.0, None, True, "long"]),
+    "carry_context": ("auto", True, [0, "yes"]),
     "remove_special_ids": (True, False, [1, None, "true"]),
     "special_ids": (None, (), [[-1], [1.5], 1, "1", [True]]),
-    "topk": (10, 3, [0, -1, 2.0, "3", None, True]),
+    "topk": (4, 3, [0, -1, 2.0, "3", None, True]),
     "uncertainty": (None, {"entropy": 1.0, "topk": 12}, [1.0, True, "1.0", (1.0, 12)]),
     "layers": (None, (0, 2), [[], [-1], [1.0], [True], 1, "0", {0: 1}, ["0"]]),
     "mask_by_sim": (False, True, [1, 0, None, "yes"]),
     "sim_threshold": (0.25, -0.5, [1.01, -1.01, float("nan"), "0.5", None, True]),
-    "routing": ("heads", "both", ["bm25", None, ["heads"]]),
+    "routing": ("both", "heads", ["bm25", None, ["heads"]]),
     "passage_rows": (384, 96, [0, -1, 1.5, "9", None, True]),
     "max_passages": (3, 2, [0, 2.0, None, True]),
     "relevance": (0.5, -1.5, ["0.5", True, float("nan"), float("inf")]),
@@ -33,8 +33,8 @@ VALUES = {  # setting: its default, another value, and wrong ones
     "index": ("auto", "IVF64,Flat", ["", None, 5]),
     "search_recall": (0.95, 0.9, [0.0, 1.5, "0.9", True]),
     "overfetch": (4, 8, [0, 1.5, True]),
-    "sinks": ("all", "one", ["none", None, 4, True]),
-    "row_codec": ("exact", "int4", ["int2", "fp16", None]),
+    "sinks": ("one", "all", ["none", None, 4, True]),
+    "row_codec": ("auto", "int4", ["int2", "fp16", None]),
     "memory_device": (None, "cuda:1", ["", "gpu", "cuda:x", 0, True]),
     "cache_bytes": (None, 2**30, [0, -1, 1e9, True]),
 }
@@ -44,6 +44,23 @@ CHANGED = {name: changed for name, (_, changed, _) in VALUES.items()}
 def test_every_setting_is_tested_here_and_has_its_default():
     assert list(VALUES) == list(SETTINGS)
     assert MemoryConfig().to_dict() == {name: default for name, (default, *_) in VALUES.items()}
+
+
+def test_the_published_method_is_one_call_away():
+    published = {
+        "mode": "token",
+        "max_length": 3072,
+        "carry_context": False,
+        "topk": 10,
+        "sinks": "all",
+        "row_codec": "exact",
+    }
+    assert MemoryConfig.published().to_dict() == {**MemoryConfig().to_dict(), **published}
+    assert MemoryConfig.published(topk=3, mode="auto") == MemoryConfig(
+        **{**published, "topk": 3, "mode": "auto"}
+    )
+    with pytest.raises(ConfigError, match=r"'tokp'.* Did you mean 'topk'"):
+        MemoryConfig.published(tokp=3)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -212,6 +229,42 @@ def test_bad_files_are_refused_by_name(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+# -- the model's group ----------------------------------------------------------------------------
+
+
+def test_a_file_may_say_how_the_model_is_loaded(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("token: {topk: 4}\nmodel: {name: m, device: 'cuda:1', dtype: bfloat16}\n")
+    assert ModelConfig.from_yaml(path) == ModelConfig(name="m", device="cuda:1", dtype="bfloat16")
+    assert MemoryConfig.from_yaml(path) == MemoryConfig(topk=4)
+    path.write_text("topk: 4\nmodel:\n")
+    assert ModelConfig.from_yaml(path) == ModelConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {dtype: float7}", "dtype must be 'auto', .*'float64'; got 'float7'"),
+        ("model: {device: 1}", "device must be .*, or null; got 1"),
+        ("model: {attn_implementation: ''}", "attn_implementation must be "),
+        ("model: {dtyp: auto}", "unknown key 'dtyp' in the group 'model'. Did you mean 'dtype'?"),
+        ("model: {zzz: 1}", "unknown key 'zzz' .* The settings are name, device, dtype, attn_"),
+        ("model: smollm2", "'model' is a group of settings .*; got 'smollm2'"),
+    ],
+)
+def test_wrong_settings_of_a_model_are_refused(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"^config '{re.escape(str(path))}': {message}"):
+        ModelConfig.from_yaml(path)
+
+
+def test_the_models_settings_are_explained_and_apart_from_the_memorys():
+    assert "model" not in {*GROUPS, *SETTINGS}
+    text = " ".join(ModelConfig.__doc__.split())
+    assert all(f"{name}: {each.doc}" in text for name, each in MODEL_SETTINGS.items())
+
+
 # -- topk and uncertainty -----------------------------------------------------------------------
 
 
@@ -237,7 +290,7 @@ def test_a_topk_that_is_said_does_not_grow():
         ({"entropy": True, "topk": 12}, "uncertainty's entropy .* got True"),
         ({"entropy": 1, "topk": 12.0}, "uncertainty's topk .* got 12.0"),
         ({"entropy": 1, "topk": "auto"}, "uncertainty's topk .* got 'auto'"),
-        ({"entropy": 1, "topk": 10}, r"uncertainty's topk \(10\) .* topk \(10\)"),
+        ({"entropy": 1, "topk": 4}, r"uncertainty's topk \(4\) .* topk \(4\)"),
     ],
 )
 def test_uncertainty_is_checked(value, message):

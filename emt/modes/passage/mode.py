@@ -112,7 +112,7 @@ class PassageMode:
         else:
             output, weights = call.compute()
             attended = Attended(output, None, weights)
-        if placed is None or not turn.recordings:
+        if placed is None or not turn.is_recorded:
             return attended
         first = turn.first_recorded(call.query.shape[2])
         rows = shares_of_rows(call, placed.state.rows, first)

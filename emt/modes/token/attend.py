@@ -17,6 +17,7 @@ from emt.config import MemoryConfig
 from emt.model.attention_call import AttentionCall, check_options, chunk_length
 from emt.model.devices import no_autocast
 from emt.modes.token.search import MemorySearch
+from emt.modes.token.users_own import QUERIES_AT_ONCE, attend_with_own_function
 from emt.passage import Retrieved
 from emt.turn import Attended
 
@@ -110,6 +111,7 @@ def _attend(
         if decoded is not None:
             return Attended(decoded.transpose(1, 2), None, None)  # (B, 1, H, Dv)
     step = chunk_length(call, search.topk)
+    step = min(step, QUERIES_AT_ONCE) if call.is_users_own else step
     parts = [
         _attend_chunk(call, search, config, start, min(start + step, num_queries), needs_weights)
         for start in range(0, num_queries, step)
@@ -132,7 +134,8 @@ def _is_plain(call: AttentionCall, config: MemoryConfig) -> bool:
     """Tell whether a decode step does nothing but attend to all it finds."""
     mask = call.attention_mask
     return (
-        call.softcap is None
+        not call.is_users_own
+        and call.softcap is None
         and call.sinks is None
         and not config.mask_by_sim
         and (mask is None or mask.shape[1] == 1)
@@ -189,6 +192,20 @@ def _attend_chunk(
         sinks=call.sinks,
         need_weights=weighed,
     )
+    if call.is_users_own:
+        output = attend_with_own_function(
+            call,
+            query,
+            key,
+            value,
+            memory_keys,
+            memory_values,
+            mask,
+            usable,
+            start=start,
+            is_causal=is_causal,
+        )
+        attended = attended._replace(output=output)
     return attended, Retrieved(call.layer_idx, ids, scores, attended.memory_weights)
 
 

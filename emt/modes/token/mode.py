@@ -44,7 +44,7 @@ class TokenMode:
             call,
             self._search(turn, len(call.query)),
             turn.config,
-            is_recorded=bool(turn.recordings),
+            is_recorded=turn.is_recorded,
             needs_weights=needs_weights,
         )
 

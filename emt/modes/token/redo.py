@@ -144,8 +144,9 @@ class _Redo:
             is_certain = ~is_uncertain.to(keys.device)
             layer.keys[is_certain, :, -1:] = keys[is_certain]
             layer.values[is_certain, :, -1:] = values[is_certain]
+        redone: Turn = self._generation.last_turn
         for recording in turn.recordings:
-            recording.redone(is_uncertain)
+            recording.redone(is_uncertain, turn.chosen, redone.chosen)
 
 
 def _config_of_redo(turn: Turn) -> MemoryConfig | None:

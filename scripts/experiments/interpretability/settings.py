@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 from emt.config import MemoryConfig
 from emt.errors import ConfigError
 from emt.model.loading import DEFAULT_MODEL
-from experiments.settings import MemorySettings, QuestionTemplate, Settings, Text
+from experiments.settings import MemorySettings, QuestionTemplate, Settings, Text, memory_config
 
 
 class InterpretabilitySettings(Settings):
@@ -39,7 +39,7 @@ class InterpretabilitySettings(Settings):
 
     def config(self) -> MemoryConfig:
         """Return the memory's settings."""
-        return MemoryConfig.from_dict(self.memory)
+        return memory_config(self.memory)
 
     def conditions(self) -> dict[str, dict[str, Any]]:
         """Return name -> settings for `Memory.using`, in the order they are asked."""

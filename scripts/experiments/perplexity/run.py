@@ -24,10 +24,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from emt.attach import attach, detach
-from emt.config import MemoryConfig
 from emt.errors import ConfigError
 from emt.ingest.documents import special_ids
-from emt.ingest.windows import check_max_length
+from emt.ingest.windows import Windows, check_max_length
 from emt.memory.memory import Memory
 from emt.model.loading import LoadedModel
 from emt.model.positions import max_positions
@@ -35,6 +34,7 @@ from experiments.forward import nats_of_last
 from experiments.perplexity.growing import GrowingMemory
 from experiments.perplexity.settings import FULL, WINDOW, PerplexitySettings
 from experiments.results import Results
+from experiments.settings import memory_config
 from experiments.texts import LongText, fingerprint, first_ids, read_texts
 
 
@@ -84,7 +84,7 @@ def _check_windows(settings: PerplexitySettings, loaded: LoadedModel) -> None:
         raise ConfigError(
             f"window ({settings.window}) must be at most the model's {positions} positions."
         )
-    check_max_length(config, MemoryConfig.from_dict(settings.memory).max_length)
+    check_max_length(config, Windows.of(memory_config(settings.memory), config).max_length)
 
 
 def _measured(
@@ -100,7 +100,7 @@ def _measured(
     recent = settings.window - len(before)
     older = {n: n - recent if n > settings.window else 0 for n in reached}
     if reached:
-        config = MemoryConfig.from_dict(settings.memory)
+        config = memory_config(settings.memory)
         memory = attach(loaded.model, config, tokenizer=loaded.tokenizer)
         dropped = special_ids(config, loaded.tokenizer, loaded.model.config)
         growing = GrowingMemory(memory, tokens[: older[reached[-1]]], dropped)

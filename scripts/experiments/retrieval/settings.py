@@ -10,7 +10,7 @@ from emt.config import MemoryConfig
 from emt.errors import ConfigError
 from emt.model.loading import DEFAULT_MODEL
 from experiments.retrieval.prompts import Templates
-from experiments.settings import Ascending, MemorySettings, Settings, Text
+from experiments.settings import Ascending, MemorySettings, Settings, Text, memory_config
 
 Kind = Literal["closed_book", "document", "emt", "passage", "rag", "rag_emt", "rag_passage"]
 MODES = {"emt": "token", "rag_emt": "token", "passage": "passage", "rag_passage": "passage"}
@@ -19,7 +19,7 @@ STANDARD: dict[str, dict[str, Any]] = {
     "document": {"kind": "document"},
     "emt_manual": {"kind": "emt", "memory": {"memory_type": "manual"}},
     "emt_vector_db": {"kind": "emt", "memory": {"memory_type": "vector_db"}},
-    "passage": {"kind": "passage", "memory": {"memory_type": "vector_db"}},
+    "passage": {"kind": "passage", "memory": {"memory_type": "vector_db", "routing": "heads"}},
     "rag": {"kind": "rag"},
     "rag_emt": {"kind": "rag_emt", "memory": {"memory_type": "manual"}},
 }
@@ -130,4 +130,4 @@ class RetrievalSettings(Settings):
         if not condition.has_memory:
             return None
         values = {**self.memory, **condition.memory, "mode": MODES[condition.kind]}
-        return MemoryConfig.from_dict(values)
+        return memory_config(values)

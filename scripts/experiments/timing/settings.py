@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 from emt.config import MemoryConfig
 from emt.errors import ConfigError
 from emt.model.loading import DEFAULT_MODEL
-from experiments.settings import Ascending, MemorySettings, Settings, Text
+from experiments.settings import Ascending, MemorySettings, Settings, Text, memory_config
 
 PROMPT = "prompt"
 CACHED = "prompt, cached"
@@ -42,6 +42,6 @@ class TimingSettings(Settings):
     def memory_configs(self) -> dict[str, MemoryConfig]:
         """Return the settings of each memory, by name."""
         return {
-            name: MemoryConfig.from_dict({**self.memory, **changes})
+            name: memory_config({**self.memory, **changes})
             for name, changes in self.memories.items()
         }

@@ -187,6 +187,15 @@ def test_documents_of_ids_are_cited_in_runs_of_tokens():
     assert [c.text for c in one_step(memory, {31: 0.1}).citations()] == [""]
 
 
+def test_documents_of_ids_are_quoted_in_whole_characters():
+    text = "灯台守の猫は、霧の夜になると石段に座って鐘の音を待ちます。" * 3
+    ids = byte_tokenizer()(text).input_ids  # three tokens a character; with <bos> and <eos>
+    _, memory = remembering({"d": ids}, tokenizer=byte_tokenizer(), remove_special_ids=False)
+    _, _, citations = cited_by_each_row(memory, "d")
+    quotes = [citations[min(row + 16, len(ids) - 1)].text for row in range(0, len(ids), 32)]
+    assert "".join(quotes) == text
+
+
 # -- exact quotes -------------------------------------------------------------------------------
 
 SENTENCES = {
@@ -223,7 +232,7 @@ def cited_by_each_row(memory, name):
     assert sorted(row for row, _ in pairs) == [
         row for row in range(num_rows) if row not in document.sink_rows
     ]
-    return document, sorted((c.start, c.end, c.text) for c in citations), dict(pairs)
+    return document, sorted((c.start or 0, c.end or 0, c.text) for c in citations), dict(pairs)
 
 
 @pytest.mark.parametrize("text", SENTENCES, ids=ascii)

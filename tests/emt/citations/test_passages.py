@@ -7,6 +7,7 @@ from emt import HeadProfile
 from emt.answer import answer
 from emt.passage import Passage, Recalled
 from emt.routing.head_profile import ProfiledHead
+from tests.emt.bytes import byte_tokenizer
 from tests.emt.citations.recordings import ALL_LAYERS, document_and_text, recorded
 from tests.emt.citations.recordings import remembering as remembering_documents
 from tests.emt.modes.passage.recalled import left_padded
@@ -104,6 +105,18 @@ def test_documents_of_ids_are_decoded():
     (citation,) = recorded(memory, step, recalled=recalled).citations("passage")
     assert document_and_text([citation]) == [("ids", None, None, "w30 w31 w32")]
     assert citation.attention == 0.5
+
+
+@pytest.mark.parametrize(("first", "stop"), [(10, 20), (11, 12), (12, 14), (0, 1)])
+def test_passages_of_ids_are_quoted_in_whole_characters(first, stop):
+    text = "灯台守の猫は、霧の夜になると石段に座って"
+    ids = byte_tokenizer()(text).input_ids[1:-1]
+    _, memory = remembering_documents({"ids": ids}, tokenizer=byte_tokenizer())
+    step = {2: ([[list(range(first, stop))]], [[[0.5] * (stop - first)]])}
+    recalled = [[Recalled(Passage("ids", first, stop))]]
+    (citation,) = recorded(memory, step, recalled=recalled).citations("passage")
+    start, end = -(-first // 3), -(-stop // 3)  # three bytes a character
+    assert citation.text == text[start:end] or (start == end and citation.text == text[end - 1])
 
 
 # -- real runs ----------------------------------------------------------------------------------

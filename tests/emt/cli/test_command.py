@@ -1,7 +1,9 @@
 """What holds for every subcommand: one line for a mistake, exit codes, Ctrl-C, pipes, processes."""
 
 import contextlib
+import io
 import os
+from pathlib import Path
 
 import pytest
 
@@ -135,6 +137,39 @@ def test_a_reader_that_goes_away_is_no_error(store, capsys):
         main(["info", str(store)])
         pipe.write("more")  # the interpreter flushes stdout once more when it ends
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("arguments", [["info", "{}"], ["info", "{}", "--json"], ["--help"]])
+def test_a_full_disk_behind_stdout_is_one_line(store, capsys, arguments):
+    for buffering in (1, -1):  # by lines, and in blocks
+        with (
+            Path("/dev/full").open("w", buffering) as full,
+            contextlib.redirect_stdout(full),
+            pytest.raises(SystemExit) as ended,
+        ):
+            main([part.format(store) for part in arguments])
+        assert ended.value.code == 2
+        assert capsys.readouterr().err == (
+            "emt: reading or writing failed: No space left on device\n"
+        )
+
+
+def test_streams_that_are_closed_are_null_devices(store, monkeypatch):
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{name}", None)
+    main(["info", str(store)])
+    with pytest.raises(SystemExit):
+        main(["info", f"{store}/nothing"])
+
+
+def test_what_a_stream_cannot_encode_is_escaped(tmp_path, model, monkeypatch):
+    (tmp_path / "\u99c5.txt").write_text("w5 w9")
+    emt("index", tmp_path / "\u99c5.txt", "--store", tmp_path / "new", "--model", model)
+    for encoding, name in (("ascii", b"\\u99c5.txt"), ("utf-8", "\u99c5.txt".encode())):
+        stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr("sys.stdout", stdout)
+        main(["info", str(tmp_path / "new")])
+        assert name in stdout.buffer.getvalue()
 
 
 def test_a_process_of_its_own_prints_nothing_else(tmp_path, model, documents):

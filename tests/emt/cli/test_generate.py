@@ -1,11 +1,14 @@
 """`emt generate`: the library's answer from a store, whole or from some documents, and refusals."""
 
+import contextlib
+import io
 import json
 
 import torch
 import pytest
 
 from emt import MemoryConfig, attach
+from emt.cli import main
 from emt.model.loading import load
 from tests.emt.commands import TEXTS, emt, emt_json, make_model, refused
 
@@ -92,7 +95,8 @@ def test_a_model_that_moved_is_named_by_hand(tmp_path, documents):
     emt("index", documents, "--store", store, "--model", before)
     tokens = generated(store)["token_ids"]
     after = before.rename(tmp_path / "after")
-    refused("generate", "--store", store, PROMPT, message=f"model '{before}' cannot be loaded: ")
+    message = f"there is no model folder '{before}'; it may have been moved. Name it with --model"
+    refused("generate", "--store", store, PROMPT, message=message)
     assert generated(store, "--model", after)["token_ids"] == tokens
 
 
@@ -104,10 +108,136 @@ def test_a_model_that_moved_is_named_by_hand(tmp_path, documents):
         (["w5", "--chat"], "no chat template.* --no-chat"),
         (["w5", "--max-new-tokens", "5000"], "2 tokens and 5000 new ones .* 4096"),
         (["w5", "--documents", "z"], "no document 'z'"),
+        (["w5", "--documents", "z\udce9"], "no document 'z"),
+        (["--documents", "a.txt", PROMPT], f"no prompt, and no document '{PROMPT}' .* before"),
+        (["w5", "--temperature", "-1"], "temperature must be .* got -1.0"),
+        (["w5", "--top-p", "0"], "top_p must be .* got 0.0"),
+        (["w5", "--seed", "-3"], "seed must be .* got -3"),
+        (["w5", "--device", "meta"], "device 'meta' cannot be used"),
+        (["w5", "--dtype", "float7"], "dtype must be 'auto', .* got 'float7'"),
+        (["w5", "--attn-implementation", "warp"], "cannot be loaded: .*warp"),
     ],
 )
 def test_prompts_that_cannot_be_answered(store, arguments, message):
     refused("generate", "--store", store, *arguments, message=message)
+
+
+# -- prompts from standard input ------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("arguments", [[], ["-"], ["--documents", "a.txt", "b.md", "c"]])
+def test_a_prompt_may_come_from_standard_input(store, monkeypatch, arguments):
+    expected = generated(store)
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"\ufeff{PROMPT}\r\n"))
+    answer = emt_json("generate", "--store", store, "--max-new-tokens", 6, *arguments)
+    assert (answer["prompt"], answer["token_ids"]) == (PROMPT, expected["token_ids"])
+
+
+@pytest.mark.parametrize(
+    ("stdin", "message"),
+    [
+        (None, "the prompt is empty"),
+        (io.StringIO("\n"), "the prompt is empty"),
+        (Terminal(PROMPT), "there is no prompt. Give it before the options: .* standard input"),
+        (io.TextIOWrapper(io.BytesIO(b"w5 \xff"), encoding="utf-8"), "the prompt is not UTF-8"),
+    ],
+    ids=["closed", "empty", "a terminal", "not UTF-8"],
+)
+def test_where_no_prompt_comes_from(store, monkeypatch, stdin, message):
+    monkeypatch.setattr("sys.stdin", stdin)
+    refused("generate", "--store", store, message=message)
+
+
+def test_a_prompt_may_have_a_null_character(store, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("w5\0w9"))
+    answer = emt_json("generate", "--store", store, "--max-new-tokens", 1)
+    assert (answer["prompt"], len(answer["token_ids"])) == ("w5\0w9", 1)
+
+
+# -- how it is generated and shown ----------------------------------------------------------------
+
+
+def test_sampling_is_the_librarys(model, store):
+    options = ["--temperature", 3.0, "--top-p", 0.9, "--seed", 7]
+    loaded = load(str(model))
+    memory = attach(loaded.model, MemoryConfig(), tokenizer=loaded.tokenizer)
+    memory.write_all([(name, TEXTS[name]) for name in sorted(TEXTS)])
+    torch.manual_seed(7)
+    ids = torch.tensor([loaded.tokenizer(PROMPT).input_ids])
+    output = loaded.model.generate(
+        ids, max_new_tokens=6, do_sample=True, temperature=3.0, top_p=0.9
+    )
+    assert generated(store, *options)["token_ids"] == output[0, ids.shape[1] :].tolist()
+    assert generated(store, *options)["token_ids"] != generated(store)["token_ids"]
+
+
+class Writes(io.StringIO):
+    """Remembers what was written before each flush."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def flush(self):
+        self.seen.append(self.getvalue())
+
+
+def test_tokens_are_shown_as_they_come(store):
+    text = generated(store)["text"]
+    with contextlib.redirect_stdout(Writes()) as out:
+        main(["generate", "--store", str(store), PROMPT, "--max-new-tokens", "6"])
+    words = text.split(" ")
+    begun = [" ".join(words[:number]) for number in range(1, len(words) + 1)]
+    assert [seen for seen in out.seen if seen and seen != f"{text}\n"] == begun
+
+
+def test_ctrl_c_leaves_what_was_shown(store, monkeypatch):
+    def interrupted(*_, on_text, **__):
+        on_text("w5 \x1b[2J")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("emt.cli.generate.answer", interrupted)
+    done = emt("generate", "--store", store, PROMPT, code=130)
+    assert (done.out, done.err) == ("w5 \\x1b[2J\n", "emt: interrupted.\n")
+
+
+def test_control_characters_do_not_reach_the_terminal(tmp_path, model):
+    records = [{"id": "a\nb\x1b[2J", "text": "w5 \x1b]0;title\x07 w9 \x1b[31mw33 w7 w8"}]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, records)))
+    store = tmp_path / "new"
+    emt("index", tmp_path / "d.jsonl", "--store", store, "--model", model)
+    shown = emt("generate", "--store", store, PROMPT, "--citations", "--max-new-tokens", 3).out
+    assert r"a\nb\x1b[2J 0-" in shown
+    assert r"w5 \x1b]0;title\x07 w9" in shown
+    assert all(character >= " " or character == "\n" for character in shown)
+
+
+def test_rows_that_cannot_be_cited_are_no_unused_memory(tmp_path, model):
+    (tmp_path / "d.txt").write_text("w5 w9")
+    store = tmp_path / "new"
+    emt("index", tmp_path / "d.txt", "--store", store, "--model", model)
+    assert generated(store)["num_retrieved"] > 0
+    shown = emt("generate", "--store", store, PROMPT, "--citations", "--max-new-tokens", 6).out
+    assert "there is nothing to cite: all that was read are attention sinks" in shown
+
+
+def test_a_template_that_takes_no_message_is_passed_over_and_named(tmp_path, documents):
+    model, store = make_model(tmp_path / "model"), tmp_path / "new"
+    (model / "chat_template.jinja").write_text("{{ raise_exception('A tool is expected.') }}")
+    emt("index", documents, "--store", store, "--model", model)
+    plain = emt("generate", "--store", store, PROMPT, "--no-chat")
+    done = emt("generate", "--store", store, PROMPT)
+    assert (done.out, plain.err) == (plain.out, "")
+    assert done.err.startswith(
+        "emt: the prompt is asked as a plain text: this model's chat template does not take a "
+        "user's message: A tool is expected. Use --no-chat"
+    )
+    refused("generate", "--store", store, PROMPT, "--chat", message="this model's chat template")
 
 
 # -- from some documents --------------------------------------------------------------------------

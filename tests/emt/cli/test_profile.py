@@ -11,9 +11,10 @@ import pytest
 from emt import HeadProfile, attach
 from emt.memory import modes as passage_mode
 from emt.model.loading import load
+from emt.profiles.cache import cached_profiles
 from emt.profiles.examples import make_examples, read_examples
 from emt.routing.head_profile import ProfiledHead
-from emt.routing.router import Router
+from emt.routing.head_search import HeadSearch
 from memory_backends.catalog import Catalog
 from tests.emt.bytes import BYTES_VOCAB_SIZE, byte_tokenizer
 from tests.emt.commands import emt, emt_json, refused
@@ -63,7 +64,7 @@ def store(tmp_path, indexed):
 @pytest.fixture
 def all_is_relevant(monkeypatch):
     """Let no prompt be refused: what a model of random weights finds means nothing."""
-    monkeypatch.setattr(Router, "measure_relevance", lambda self, backend: None)
+    monkeypatch.setattr(HeadSearch, "measure_relevance", lambda self, backend: None)
 
 
 @pytest.fixture
@@ -106,8 +107,9 @@ def test_a_profile_of_questions_is_the_librarys(tmp_path, model, data):
     lines = done.out.splitlines()
     ranking = [
         f"{'*' if (layer, head) in {(h.layer, h.head) for h in profile.heads} else ' '} "
-        f"layer {layer:2d}, head {head:2d}  {rate:6.1%}"
-        for (layer, head), rate in expected.hit_rates.items()
+        f"layer {layer:2d}, head {head:2d}  {score.deviations:5.2f} deviations above other places, "
+        f"right for {score.hit_rate:6.1%}"
+        for (layer, head), score in expected.scores.items()
     ]
     assert len(ranking) == 12  # 3 layers of 4 heads
     assert lines[:-2] == ranking
@@ -120,11 +122,32 @@ def test_a_profile_of_questions_is_the_librarys(tmp_path, model, data):
     assert done.err == ""
 
 
-def test_what_is_being_done_is_told_on_a_terminal_only(tmp_path, model, data):
+def test_a_terminal_shows_how_many_tokens_of_how_many_were_read(tmp_path, model, data):
     out = ("--output", tmp_path / "p.json")
     done = emt("profile", "--model", model, "--data", data, *out, terminal=True)
-    assert "reading text 2" in done.err
-    assert "layer 2" in done.err
+    texts = sum(len(TEXTS[name]) for name in ("11.txt", "12.txt"))
+    prompts = sum(
+        len(json.loads(line)["question"]) + 2 for line in data.read_text().splitlines()
+    )  # bytes, and <bos> and <eos>
+    assert f"/{texts + prompts} [" in done.err
+
+
+def test_without_data_and_store_the_texts_of_emt_are_used(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("EMT_CACHE", str(tmp_path / "cache"))
+    done = emt("profile", "--model", model)
+    assert done.err == ""
+    (profile,) = cached_profiles()
+    expected = by_hand(model, None)
+    assert profile.to_json() == expected.profile.to_json()
+    assert (profile.model, profile.source) == (model.name, "texts of emt")
+    (file,) = (tmp_path / "cache" / "profiles").iterdir()
+    assert done.out.endswith(f"kept for all stores of this model, in '{file}'\n")
+
+
+def test_a_profile_of_a_cache_that_cannot_be_written_is_refused(model, data, tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("a file in its place")
+    monkeypatch.setenv("EMT_CACHE", str(tmp_path / "cache"))
+    refused("profile", "--model", model, "--data", data, message="Name --output FILE")
 
 
 def test_a_store_keeps_a_profile_make_examples_its_own_text(kept, model):
@@ -155,8 +178,6 @@ def test_a_store_and_a_file_may_have_different_profiles(tmp_path, store, data):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "Name --data FILE, .*--store DIR"),
-        (["--data", "q.json"], "no place. Name --output FILE"),
         (["--data", "q.json", "--output", "p"], "'q.json' cannot be read"),
         (["--store", "nowhere"], "'nowhere'; there is none"),
     ],
@@ -183,9 +204,9 @@ def test_a_large_store_gets_a_profile_and_indexes_of_its_heads_only(
     done = emt("index", documents, "--store", tmp_path / "store", "--model", model)
     said = done.err.splitlines()[1:]
     assert said[0] == (
-        "emt: no head profile of this model: one is made from the text that was read"
+        "emt: no head profile of this model: one is made, and kept for all its stores"
     )
-    assert re.match(r"emt: head profile: \d heads together find the passage of", said[1])
+    assert re.fullmatch(r"emt: head profile: \d heads", said[1])
     assert len(said) == 2
     described = emt_json("info", tmp_path / "store")
     searched = {(h["layer"], h["head"] // 2) for h in described["profile"]["heads"]}
@@ -202,27 +223,34 @@ def test_a_large_store_gets_a_profile_and_indexes_of_its_heads_only(
     assert emt_json("generate", PROMPT, *options, "--mode", "token")["passages"] == []
 
 
-def test_without_questions_a_large_store_stays_in_token_mode(tmp_path, monkeypatch):
-    monkeypatch.setattr(passage_mode, "LARGE", 10)
-    model = make_word_model(tmp_path / "model")
-    (tmp_path / "d.txt").write_text(" ".join(f"w{number}" for number in range(5, 60)))
+@pytest.mark.parametrize("text", ["谁种了樱桃树？", "x"])
+def test_a_profile_needs_no_text_of_a_kind(tmp_path, model, text):
+    """It is made from texts of emt, whatever the script of the user's, and however short."""
+    (tmp_path / "d.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "c.yaml").write_text("memory_type: vector_db\nmode: passage\n")
     store = tmp_path / "store"
-    done = emt("index", tmp_path / "d.txt", "--store", store, "--model", model)
-    assert re.search(
-        r"\nemt: no head profile could be made: a profile needs at least 4 questions .*; got 0\. "
-        rf".*emt profile --store {store} --data FILE`, read this store with --mode token, as is "
-        r"the default\.\n",
-        done.err,
+    options = ("--store", store, "--model", model, "--config", tmp_path / "c.yaml")
+    done = emt("index", tmp_path / "d.txt", *options)
+    assert "emt: head profile: " in done.err
+    assert emt_json("info", store)["profile"]["source"] == "texts of emt"
+
+
+def test_a_model_that_cannot_have_a_profile_is_told_of(tmp_path):
+    model = build("gemma3_text", sliding_window=16, layer_types=["sliding_attention"] * 3)
+    model.save_pretrained(tmp_path / "model")
+    make_word_model(tmp_path / "words")
+    for file in (tmp_path / "words").glob("*token*"):
+        shutil.copy(file, tmp_path / "model")
+    (tmp_path / "c.yaml").write_text("memory_type: vector_db\nmode: passage\nlayers: [0]\n")
+    (tmp_path / "d.txt").write_text("w5 w6 w7 w8")
+    store = tmp_path / "store"
+    options = ("--store", store, "--model", tmp_path / "model", "--config", tmp_path / "c.yaml")
+    done = emt("index", tmp_path / "d.txt", *options)
+    assert (
+        "\nemt: no head profile could be made: a head profile needs layers that see the whole "
+        "context; this model has none. Passages are found by words only.\n" in done.err
     )
     assert done.out.startswith("1 document added")
-    described = emt_json("info", store)
-    assert described["profile"] is None
-    assert described["index"]["num_heads"] == described["index"]["all_heads"] == 6
-    answer = emt_json("generate", "w7 w8", "--store", store)
-    assert answer["citations"]
-    assert answer["passages"] == []
-    options = ("--store", store, "--mode", "passage")
-    refused("generate", "w7 w8", *options, message="the passage mode needs a head profile")
 
 
 @pytest.mark.parametrize(

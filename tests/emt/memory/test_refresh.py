@@ -1,10 +1,13 @@
 """`Memory.refresh` and `Memory.compact`: what other processes wrote, and space given back."""
 
+import shutil
+import threading
+
 import torch
 import pytest
 
-from emt import MemoryConfig, attach
-from emt.errors import MemoryUseError
+from emt import MemoryConfig, attach, detach
+from emt.errors import MemoryMismatchError, MemoryUseError, StoreError
 from tests.families import build
 
 PROMPT = torch.tensor([[5, 9, 33, 60, 41, 18]])
@@ -17,7 +20,7 @@ def logits(model):
 
 def attached(path, memory_type):
     model = build("llama")
-    return model, attach(model, MemoryConfig(memory_type=memory_type, path=str(path)))
+    return model, attach(model, MemoryConfig(memory_type=memory_type, path=str(path), mode="token"))
 
 
 @pytest.mark.parametrize("memory_type", ["manual", "vector_db"])
@@ -60,3 +63,88 @@ def test_neither_happens_while_the_model_generates(tmp_path, method):
         pytest.raises(MemoryUseError, match=f"cannot {method} while the model is generating"),
     ):
         getattr(memory, method)()
+
+
+def replaced(path, document, tokens):
+    """Remove a store, and put another one in its place."""
+    model, memory = attached(path.with_name("fresh"), "vector_db")
+    memory.write(tokens, document=document)
+    memory.save()
+    detach(model)
+    memory.close()
+    shutil.rmtree(path)
+    path.with_name("fresh").rename(path)
+
+
+@pytest.mark.parametrize("memory_type", ["manual", "vector_db"])
+def test_refresh_opens_a_store_that_has_taken_the_place_of_another(tmp_path, memory_type):
+    path = tmp_path / "store"
+    _, writer = attached(path, "vector_db")
+    writer.write(range(3, 40), document="old")
+    writer.save()
+    model, memory = attached(path, memory_type)
+    before = logits(model)
+    replaced(path, "new", range(50, 90))
+    with pytest.raises(StoreError, match="replaced by another one"):
+        memory.write(range(3, 9), document="more")
+    with memory.using(documents=["old"]):
+        assert torch.equal(logits(model), before)
+        memory.refresh()
+        assert memory.documents == ["new"]
+        plain = logits(model)
+    other, expected = attached(path, memory_type)
+    torch.testing.assert_close(logits(model), logits(other))
+    with expected.using(enabled=False):  # "old" has no rows any more
+        assert torch.equal(plain, logits(other))
+    memory.write(range(3, 9), document="more")
+    expected.refresh()
+    assert expected.documents == memory.documents == ["new", "more"]
+
+
+def test_refresh_keeps_the_rows_of_a_store_that_was_removed(tmp_path):
+    model, memory = attached(tmp_path / "store", "vector_db")
+    memory.write(range(3, 40), document="old")
+    before = logits(model)
+    shutil.rmtree(tmp_path / "store")
+    with pytest.raises(StoreError, match="was removed"):
+        memory.refresh()
+    with pytest.raises(StoreError, match="was removed"):
+        memory.write(range(3, 9), document="more")
+    assert not (tmp_path / "store").exists()
+    assert torch.equal(logits(model), before)
+    memory.save(tmp_path / "copy")
+    memory.open(tmp_path / "copy")
+    torch.testing.assert_close(logits(model), before)
+
+
+def test_refresh_leaves_a_store_of_another_model_alone(tmp_path):
+    path = tmp_path / "store"
+    model, memory = attached(path, "manual")
+    memory.write(range(3, 40), document="old")
+    before = logits(model)
+    shutil.rmtree(path)
+    other = build("gpt2")
+    attach(other, MemoryConfig(path=str(path))).write(range(3, 40), document="gpt2")
+    for _ in range(2):
+        with pytest.raises(MemoryMismatchError, match="another model"):
+            memory.refresh()
+    assert torch.equal(logits(model), before)
+
+
+def test_a_forward_goes_on_with_the_rows_that_it_began_with(tmp_path):
+    path = tmp_path / "store"
+    model, memory = attached(path, "manual")
+    memory.write(range(3, 40), document="old")
+    before = logits(model)
+
+    def refresh(*_):
+        hook.remove()
+        replaced(path, "new", range(50, 90))
+        thread = threading.Thread(target=memory.refresh)
+        thread.start()
+        thread.join()
+
+    hook = model.model.layers[1].register_forward_pre_hook(refresh)
+    assert torch.equal(logits(model), before)
+    assert memory.documents == ["new"]
+    assert not torch.equal(logits(model), before)

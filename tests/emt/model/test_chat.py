@@ -24,11 +24,38 @@ def test_the_template_is_used_if_there_is_one():
         assert prompt_ids(tokenizer, "w5 w9", chat).tolist() == expected
 
 
-@pytest.mark.parametrize("template", [None, "{{ raise_exception('no') }}", "{{ '' }}"])
-def test_without_a_template_for_a_message_alone_it_is_a_plain_text(template):
+EACH = "{% for m in messages %}"
+NO_TEMPLATES = [
+    (None, "tokenizer has no chat template"),
+    ("", "tokenizer has no chat template"),
+    ("{{ raise_exception('no') }}", "chat template does not take a user's message: no"),
+    ("{{ '' }}", "leaves the message out"),
+    ("<bos> w90 w91", "leaves the message out"),
+    (EACH + "{{ m.content }", "does not take a user's message: unexpected '}'"),
+    (
+        EACH + "{{ m.parts[0].name }}{{ m.content }}{% endfor %}",
+        "does not take .* no attribute 'parts'",
+    ),
+    ({"tools": EACH + "{{ m.content }}{% endfor %}", "search": "{{ 1 }}"}, "does not take "),
+    (
+        EACH + "{% if m.content != 'Xylophone.' %}{{ raise_exception('odd') }}{% endif %}"
+        "{{ m.content }}{% endfor %}",
+        "does not take a user's message: odd",
+    ),
+]
+
+
+@pytest.mark.parametrize(("template", "message"), NO_TEMPLATES)
+def test_without_a_template_for_a_message_alone_it_is_a_plain_text(template, message):
     tokenizer = tokenizer_with(template)
     assert in_template(tokenizer, "w5 w9") is None
     assert prompt_ids(tokenizer, "w5 w9").tolist() == PLAIN
-    with pytest.raises(ConfigError, match="no chat template"):
+    with pytest.raises(ConfigError, match=f"{message}.* Use --no-chat"):
         prompt_ids(tokenizer, "w5 w9", chat=True)
     assert last_message(PLAIN, tokenizer) is None
+
+
+def test_a_template_may_want_contents_in_parts():
+    part = "{% for c in m.content %}{{ c.text }}{% endfor %}"
+    tokenizer = tokenizer_with(f"{EACH}<bos> w90 {part} w91 {{% endfor %}}")
+    assert prompt_ids(tokenizer, "w5 w9").tolist() == CHAT

@@ -31,6 +31,32 @@ def test_a_folder_gives_its_model_and_is_found_again(folder, monkeypatch):
     assert loaded.tokenizer("w5 w9").input_ids == [1, 5, 9]
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
+def test_a_model_is_loaded_as_asked(folder, dtype):
+    loaded = load(str(folder), device="cpu", dtype=dtype, attn_implementation="eager")
+    assert (loaded.model.dtype, loaded.model.device) == (torch.bfloat16, torch.device("cpu"))
+    assert loaded.model.config._attn_implementation == "eager"
+    for name, value in build("llama").state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], value.bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"dtype": "float7"}, "dtype must be 'auto', 'float16', .* got 'float7'"),
+        ({"dtype": torch.int8}, "dtype must be .* got 'int8'"),
+        ({"device": "gpu"}, "device 'gpu' cannot be used: "),
+        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used: "),
+        ({"device": "meta"}, "device 'meta' cannot be used: "),
+        ({"attn_implementation": "warp"}, "model '.*' cannot be loaded: .*warp"),
+        ({"attn_implementation": "flash_attention_2"}, "model '.*' cannot be loaded: "),
+    ],
+)
+def test_what_a_model_cannot_be_loaded_as_is_one_short_line(folder, how, message):
+    with pytest.raises(ConfigError, match=f"^{message}[^\n]*$"):
+        load(str(folder), **how)
+
+
 def no_weights(folder):
     (folder / "model.safetensors").unlink()
 
@@ -96,11 +122,21 @@ def test_a_damaged_folder_is_one_short_line(folder, damage, message):
     assert len(text) < 400 + len(str(folder))
 
 
-@pytest.mark.parametrize("name", ["nobody/nothing", "a/b/c", "./nothing", ""])
-def test_what_is_not_there_is_one_line(name, monkeypatch):
+@pytest.mark.parametrize("name", ["nobody/nothing", "nothing"])
+def test_a_hub_name_that_is_not_there_is_one_line(name, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match=f"^model '{name}' cannot be loaded: [^\n]*$"):
         load(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b/c", "./nothing", "../nothing", "/no/thing", "~nobody/m", "", "m/" * 999, "a\0b"]
+)
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(name):
+    message = f"there is no model folder '{name}'; it may have been moved. Name it with --model."
+    with pytest.raises(ConfigError) as caught:
+        load(name)
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(
@@ -119,6 +155,13 @@ def test_gguf_files_that_are_not_there_or_damaged(tmp_path, data, message):
     with pytest.raises(ConfigError) as caught:
         load(str(path))
     assert str(caught.value).startswith(message.format(path))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "m.GGUF"])
+def test_other_files_are_no_models(tmp_path, name):
+    (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(ConfigError, match=f"{name}' is a file whose name does not end in .gguf"):
+        load(str(tmp_path / name))
 
 
 def test_the_default_model_says_how_to_install_it(monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 
 from emt.errors import ConfigError
 from emt.profiles.examples import Example, make_examples, read_examples
+from tests.timing import is_linear
 
 
 def test_questions_from_files(tmp_path):
@@ -69,3 +70,45 @@ def test_made_questions_leave_the_answer_out():
     assert "castle above river built" in first.question
     assert second.question.startswith("Which number")
     assert make_examples([text]) == [first, second]
+
+
+OTHER_SCRIPTS = {
+    "russian": ("Вдоль всего канала садовник Лаптев посадил вишнёвые деревья. Да.", "Лаптев"),
+    "greek": ("Δίπλα στο κανάλι ο κηπουρός Λεβέντης φύτεψε πολλές κερασιές; Ναι.", "Λεβέντης"),
+    "arabic": ("زرع البستاني وائل أشجار الكرز على طول القناة. نعم.", "البستاني"),
+    "hindi": ("माली विष्णुदास ने नहर के किनारे चेरी के पेड़ लगाए। हाँ।", "विष्णुदास"),
+    "korean": ("정원사 최영호는 운하를 따라 심었다. 네.", "최영호는"),
+    "chinese": ("园丁沿着整条运河种了很多棵樱桃树。", "桃树"),
+    "numbers": ("运河在1688年开通，园丁沿着整条运河种了樱桃树。", "1688"),
+    "japanese": ("運河に沿って庭師の佐藤が桜の木を植えました。", "佐藤"),
+    "thai": ("ชาวสวนวิชัยปลูกต้นเชอร์รี่ริมคลองใหญ่ในเมือง", None),
+    "khmer": ("អ្នកថែសួនដាំដើមឈើនៅតាមប្រឡាយធំក្នុងទីក្រុង។", None),
+}
+
+
+@pytest.mark.parametrize("script", OTHER_SCRIPTS)
+def test_questions_are_made_in_every_script(script):
+    text, answer = OTHER_SCRIPTS[script]
+    (example,) = make_examples([text])
+    left_out = text[example.start : example.end]
+    assert answer in (left_out, None)
+    words = example.question.partition(": ")[2].removesuffix("?").split()
+    assert len(words) >= 4
+    assert left_out not in words
+    assert all(word in text for word in words)
+
+
+def test_a_question_of_a_long_sentence_has_the_words_near_the_answer():
+    words = [f"word{chr(97 + at // 26)}{chr(97 + at % 26)}" for at in range(60)]
+    words[30] = "Conrad"
+    (example,) = make_examples([" ".join(words)])
+    assert example.question == f"Which name is it: {' '.join(words[18:30] + words[31:43])}?"
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["abcdefg", "amber basin ", "Abcd Efgh ", "漢", "กำ", "अ. ", "A'b-", "12", "🇫"],
+    ids=ascii,
+)
+def test_time_is_linear(unit):
+    assert is_linear(lambda size: make_examples([(unit * size)[:size]]), 3_000)

@@ -45,18 +45,21 @@ def world():
 
 
 def test_a_profile_is_made_and_fits():
-    model, steps = build("llama"), []
+    model, read = build("llama"), []
     memory = memory_of(model)
-    ranked = memory.rank_heads(examples(), name="tiny", source="words", on_step=steps.append)
+    ranked = memory.rank_heads(
+        examples(), name="tiny", source="words", on_tokens=lambda *counts: read.append(counts)
+    )
     profile, attached = ranked.profile, attached_model(memory)
     profile.check(attached.query_heads, attached.layout)
     assert profile.sketch.to_json() == attached.identity["sketch"]
     assert (profile.model, profile.source) == ("tiny", "words")
     assert 0 <= ranked.agreement <= 1
     assert (ranked.num_questions, ranked.num_rows) == (16, 4 * 120)
-    assert steps[:2] == ["reading text 1", "reading text 2"]
-    assert steps[4:6] == ["question 1", "question 2"]
-    assert steps[20:] == ["layer 0", "layer 1", "layer 2"]
+    total = 4 * 120 + 16 * 8  # words of the texts, and of the questions with <bos>
+    assert (read[0], read[-1]) == ((0, total), (total, total))
+    assert [num_read for num_read, _ in read] == sorted({num_read for num_read, _ in read})
+    assert {num_tokens for _, num_tokens in read} == {total}
     assert len(memory) == 0  # nothing is written
     memory.write(torch.arange(3, 60), document="d")
     memory.keep_profile(profile)
@@ -66,16 +69,16 @@ def test_a_profile_is_made_and_fits():
 
 def test_the_best_heads_are_chosen_one_of_each_layer_first(world):
     ranked = ranked_by(world[1], examples())
-    rates = list(ranked.hit_rates.values())
-    assert len(rates) == 12
-    assert rates == sorted(rates, reverse=True)
-    good = [head for head, rate in ranked.hit_rates.items() if rate >= rates[0] / 4 > 0]
+    deviations = [score.deviations for score in ranked.scores.values()]
+    assert len(deviations) == 12
+    assert deviations == sorted(deviations, reverse=True)
+    good = [head for head in ranked.scores if ranked.scores[head].deviations >= deviations[0] / 4]
     of_layer = {layer: (layer, head) for layer, head in reversed(good)}
     chosen = [(head.layer, head.head) for head in ranked.profile.heads]
     assert set(of_layer.values()) <= set(chosen)
     assert len(chosen) == min(5, len(good)) > len(of_layer) > 1
     assert chosen == [head for head in good if head in chosen]
-    hit_rates = [ranked.hit_rates[head] for head in chosen]
+    hit_rates = [ranked.scores[head].hit_rate for head in chosen]
     assert [head.hit_rate for head in ranked.profile.heads] == hit_rates
 
 
@@ -85,7 +88,7 @@ def test_it_is_the_same_each_time(world):
         for seed in (0, 0, 1)
     )
     assert first.profile.to_json() == second.profile.to_json()
-    assert first.hit_rates == second.hit_rates
+    assert first.scores == second.scores
     assert first.num_questions == 12
     assert other.profile.to_json() != first.profile.to_json()
 
@@ -93,7 +96,7 @@ def test_it_is_the_same_each_time(world):
 def test_only_full_attention_layers_route():
     model = build("gemma3_text", sliding_window=16)
     ranked = ranked_by(memory_of(model), examples())
-    assert {layer for layer, _ in ranked.hit_rates} == {1}
+    assert {layer for layer, _ in ranked.scores} == {1}
 
 
 def test_a_head_that_copies_is_chosen():
@@ -104,9 +107,11 @@ def test_a_head_that_copies_is_chosen():
         projection = torch.randn(16, 64, generator=torch.Generator().manual_seed(1))
         layer.q_proj.weight[16:32] = projection
         layer.k_proj.weight[:16] = projection
-    best = ranked_by(memory_of(model), examples()).profile.heads[0]
-    assert (best.layer, best.head) == (0, 1)
-    assert best.hit_rate > 0.6
+    ranked = ranked_by(memory_of(model), examples())
+    (best, of_best), (_, of_second) = list(ranked.scores.items())[:2]
+    assert best == (0, 1)
+    assert of_best.deviations > 1.3 * of_second.deviations
+    assert of_best.hit_rate >= 0.5
 
 
 @pytest.mark.parametrize(

@@ -103,3 +103,31 @@ def test_the_peak_is_a_row_that_was_retrieved():
     ids = np.array([[1600, 9000], [1601, 9001]])
     scores = np.array([[0.5, 0.1], [0.5, 0.1]], dtype=np.float32)
     assert best_windows(Hits.of_search(ids, scores), 1, min_distance=1)[0].peak == 1601
+
+
+def test_evidence_is_of_one_document():
+    """Two documents of eight rows side by side: neither has what the other one has."""
+    ids = np.array([[100, 9000], [107, 9001], [108, 9002]])
+    scores = np.array([[0.9, 0.1], [0.5, 0.1], [0.8, 0.1]], dtype=np.float32)
+    together = best_windows(Hits.of_search(ids, scores), 2, min_distance=64)
+    assert [window.score for window in together] == [1.0]
+    hits = Hits.of_search(ids, scores, np.array([0, 100, 108, 116]))
+    assert hits.documents.tolist() == [100, 100, 108]
+    apart = best_windows(hits, 2, min_distance=64)
+    assert [(window.document, window.peak) for window in apart] == [(100, 107), (108, 108)]
+    assert [window.score for window in apart] == pytest.approx([1.2 / 1.9, 0.7 / 1.9])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_each_short_document_is_one_window(seed):
+    ids, scores = random_hits(seed)
+    excess = dense(ids, scores, 900)
+    first_rows = np.unique(np.random.default_rng(seed).integers(0, 900, 60))
+    first_rows = np.unique(np.append(first_rows, np.arange(0, 900, 60)))
+    hits = Hits.of_search(ids, scores, first_rows)
+    for window in best_windows(hits, 1000, min_distance=64):
+        stop = first_rows[first_rows > window.document].min(initial=900)
+        evidence = excess[:, window.document : stop].max(axis=1).sum()
+        assert window.score == pytest.approx(evidence / hits.max_evidence, rel=1e-5)
+        assert window.document <= window.peak < stop
+        assert window.peak in hits.rows

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import torch
 import numpy as np
@@ -10,10 +11,10 @@ import pytest
 from tokenizers import Regex, normalizers
 
 from emt.model.chat import prompt_ids
-from emt.routing.evidence import Hits, best_windows
+from emt.routing.evidence import best_windows
 from emt.routing.probes import PROBES
 from emt.routing.relevance import Relevance, expected_maximum, measure_relevance, token_runs
-from tests.emt.routing.worlds import asked, build, router_of, routing, tokens
+from tests.emt.routing.worlds import asked, build, heads_of, router_of, routing, tokens
 from tests.emt.words import word_tokenizer
 
 
@@ -84,11 +85,17 @@ def test_a_question_among_other_words_counts(world, question_first):
     prompt = torch.cat(parts if question_first else parts[::-1])
     line = Relevance(237, -1.0, -0.3, 0.5)
     routed = router.route(prompt, memory.backend, memory.config, relevance=line)
-    hits = router.hits(prompt, range(len(prompt)), memory.backend)
+    hits = heads_of(memory).hits(prompt, range(len(prompt)), memory.backend)
     deviations = []
     for run in token_runs(len(prompt)):
         kept = np.isin(hits.queries % len(prompt), run)
-        part = Hits(hits.rows[kept], hits.queries[kept], hits.excess[kept], hits.num_queries)
+        part = replace(
+            hits,
+            rows=hits.rows[kept],
+            queries=hits.queries[kept],
+            excess=hits.excess[kept],
+            documents=hits.documents[kept],
+        )
         (best,) = best_windows(part, 1, min_distance=1)
         deviations.append(line.of(best.score, len(run)))
     expected = max(deviations) - expected_maximum(len(deviations))
@@ -99,7 +106,7 @@ def test_it_is_measured_in_the_whole_memory_whatever_is_read_now(world):
     _, memory = world
     with memory.using(documents=["one"]):
         scoped = memory.route(asked(0))
-    relevance = router_of(memory).measure_relevance(memory.backend)
+    relevance = heads_of(memory).measure_relevance(memory.backend)
     num_tokens = scoped.question.stop - scoped.question.first
     assert scoped.relevance == pytest.approx(relevance.of(scoped.score, num_tokens))
     assert relevance.num_rows == 237
@@ -114,8 +121,8 @@ def test_a_template_that_does_not_take_a_prompt_leaves_it_plain(world, template)
     tokenizer.chat_template = template
     assert prompt_ids(tokenizer, "w5 w6").tolist() == word_tokenizer()("w5 w6")["input_ids"]
     memory = routing(model, tokenizer=tokenizer)
-    measured = router_of(memory).measure_relevance(memory.backend)
-    assert measured == router_of(plain).measure_relevance(plain.backend)
+    measured = heads_of(memory).measure_relevance(memory.backend)
+    assert measured == heads_of(plain).measure_relevance(plain.backend)
 
 
 def test_probes_without_tokens_decide_nothing():
@@ -123,5 +130,5 @@ def test_probes_without_tokens_decide_nothing():
     tokenizer.backend_tokenizer.post_processor = None
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace(Regex("."), "")
     memory = routing(model, tokenizer=tokenizer)
-    assert router_of(memory).measure_relevance(memory.backend) is None
+    assert heads_of(memory).measure_relevance(memory.backend) is None
     assert memory.route(asked(1)).passages

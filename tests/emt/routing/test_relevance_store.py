@@ -8,11 +8,11 @@ import pytest
 
 from emt import detach
 from emt.errors import MemoryUseError
+from emt.routing.head_search import HeadSearch
 from emt.routing.relevance import Relevance
 from emt.routing.relevance_store import RELEVANCE, RelevanceStore
-from emt.routing.router import Router
 from memory_backends import MemoryBackend
-from tests.emt.routing.worlds import BACKENDS, asked, build, chosen, document, router_of, routing
+from tests.emt.routing.worlds import BACKENDS, asked, build, chosen, document, heads_of, routing
 from tests.emt.words import word_tokenizer
 from tests.families import let_go_of_models
 
@@ -32,7 +32,7 @@ def measurements(monkeypatch):
         calls.append(backend.num_searchable())
         return Relevance(calls[-1], -1.0, 0.0, 0.5)
 
-    monkeypatch.setattr(Router, "measure_relevance", measure_relevance)
+    monkeypatch.setattr(HeadSearch, "measure_relevance", measure_relevance)
     return calls
 
 
@@ -77,10 +77,10 @@ def test_a_store_keeps_it_for_others(measurements, tmp_path):
     assert measurements == [237]
     kept = memory.backend.catalog.setting(RELEVANCE)
     assert kept["num_rows"] == 237
-    router = router_of(memory)
+    heads = heads_of(memory)
     memory.close()
     backend = MemoryBackend.open(tmp_path / "store")
-    relevance = RelevanceStore().of(router, backend).to_json()
+    relevance = RelevanceStore().of(heads, backend).to_json()
     assert relevance == {key: kept[key] for key in kept if key not in ("profile", "written")}
     assert measurements == [237]
     others = (
@@ -94,7 +94,7 @@ def test_a_store_keeps_it_for_others(measurements, tmp_path):
     )
     for other in others:
         backend.set_setting(RELEVANCE, other)
-        RelevanceStore().of(router, backend)
+        RelevanceStore().of(heads, backend)
     assert measurements == [237] * (1 + len(others))
     backend.close()
 
@@ -108,7 +108,7 @@ def test_in_a_memory_of_a_few_rows_every_prompt_is_relevant(memory_type):
     assert routed.passages
     assert routed.relevance is None
     memory.write(document(2)[:1], document="three")
-    assert router_of(memory).measure_relevance(memory.backend) is not None
+    assert heads_of(memory).measure_relevance(memory.backend) is not None
 
 
 def test_a_model_in_training_mode_decides_nothing(tmp_path):

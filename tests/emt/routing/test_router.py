@@ -6,10 +6,23 @@ import torch
 import numpy as np
 import pytest
 
+from emt import MemoryConfig, attach
 from emt.routing.evidence import best_windows
+from emt.routing.head_search import TOPK
 from emt.routing.relevance import Relevance
-from emt.routing.router import TOPK
-from tests.emt.routing.worlds import BACKENDS, NAMES, asked, build, router_of, routing
+from tests.emt.routing.worlds import (
+    BACKENDS,
+    NAMES,
+    ROWS,
+    asked,
+    build,
+    chosen,
+    document,
+    heads_of,
+    profile_of,
+    routing,
+)
+from tests.emt.words import word_tokenizer
 
 HEADS = ((0, 1), (0, 0), (2, 3), (1, 2))
 
@@ -43,9 +56,8 @@ def test_hits_are_those_of_brute_force(world, names):
     model, memory = world
     profile, prompt = memory.profile, asked(1)
     scope = None if names is None else memory.backend.catalog.scope(names)
-    router = router_of(memory)
     query_tokens = list(range(2, len(prompt)))
-    hits = router.hits(prompt, query_tokens, memory.backend, scope=scope)
+    hits = heads_of(memory).hits(prompt, query_tokens, memory.backend, scope=scope)
     documents = [memory.backend.catalog.document(name) for name in names or NAMES]
     allowed = np.concatenate(
         [part.first_row + np.arange(len(part.row_tokens)) for part in documents]
@@ -67,8 +79,8 @@ def test_hits_are_those_of_brute_force(world, names):
 
 def test_passages_are_around_the_best_windows(world):
     _, memory = world
-    router, prompt = router_of(memory), asked(1)
-    hits = router.hits(prompt, range(len(prompt)), memory.backend)
+    prompt = asked(1)
+    hits = heads_of(memory).hits(prompt, range(len(prompt)), memory.backend)
     (best,) = best_windows(hits, 1, min_distance=1)
     with memory.using(relevance=None):
         routed = memory.route(prompt)
@@ -92,3 +104,40 @@ def test_of_a_prompt_too_little_above_probes_no_passage_is_recalled():
         assert routed.passages == passages
         assert routed.score == free.score
         assert routed.relevance == (None if minimum is None else pytest.approx(2, abs=1e-5))
+
+
+@pytest.mark.parametrize("memory_type", BACKENDS)
+def test_words_route_until_there_is_a_profile(memory_type, tmp_path):
+    model = build("llama")
+    options = {"path": tmp_path / "store", **BACKENDS[memory_type]}
+    config = MemoryConfig(
+        mode="passage",
+        routing="both",
+        memory_type=memory_type,
+        remove_special_ids=False,
+        passage_rows=ROWS,
+        **options,
+    )
+    memory = attach(model, config, tokenizer=word_tokenizer())
+    for number, name in enumerate(NAMES):
+        memory.write(document(number), document=name)
+    memory.save()
+    index = memory.backend.catalog.setting("index")
+    assert index is None or index["heads"] == {}
+    assert memory.backend.catalog.setting("relevance") is None
+    for number, name in enumerate(NAMES):
+        prompt = document(number)[20:30]
+        routed = memory.route(prompt)
+        assert routed.passages[0].passage.document == name
+        assert routed.passages[0].score == pytest.approx(routed.score, abs=1e-4)
+        assert routed.relevance is None
+        with memory.using(routing="words"):
+            assert memory.route(prompt) == routed
+    recalled = chosen(model, [asked(1)])
+    with memory.using(enabled=False):
+        assert chosen(model, [asked(1)]) != recalled
+    memory.keep_profile(profile_of(build("llama")))
+    memory.save()
+    assert memory.route(asked(1)).relevance is not None
+    index = memory.backend.catalog.setting("index")
+    assert index is None or index["heads"] == {"0": [0], "2": [1]}

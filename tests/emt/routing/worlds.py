@@ -4,6 +4,7 @@ import torch
 
 from emt import MemoryConfig, attach, detach
 from emt.routing.head_profile import HeadProfile, ProfiledHead
+from emt.routing.head_search import HeadSearch
 from emt.routing.router import Router
 from tests.emt.modes.generation import GREEDY, NEW, chosen
 from tests.emt.modes.passage.recalled import BACKENDS, left_padded, tokens
@@ -20,8 +21,12 @@ def attached_model(memory):
 
 def router_of(memory):
     """Return a router with the memory's head profile."""
-    profile = memory.profile
-    return Router(attached_model(memory), profile, memory.tokenizer)
+    return Router(attached_model(memory), memory.profile, memory.tokenizer)
+
+
+def heads_of(memory):
+    """Return what searches with the memory's head profile."""
+    return HeadSearch(attached_model(memory), memory.profile, memory.tokenizer)
 
 
 def profile_of(model, heads=HEADS):

@@ -19,8 +19,8 @@ from tests.emt.routing.worlds import (
     asked,
     chosen,
     document,
+    heads_of,
     profile_of,
-    router_of,
     routing,
 )
 from tests.emt.words import word_tokenizer
@@ -36,6 +36,7 @@ def world(tmp_path, memory_type):
     model = build("llama")
     path = str(tmp_path / "store")
     memory = routing(model, memory_type, tokenizer=word_tokenizer(), path=path)
+    memory.backend.index_heads(None)
     memory.backend.save()
     return model, memory
 
@@ -154,7 +155,7 @@ def test_a_deleted_model_is_collected_while_its_memory_is_kept(model_type, memor
         used = chosen(model, [asked(1)])
     with memory.recalling([Passage("one", 0, 8)]):
         assert chosen(model, [asked(1)]) != used
-    angles, router = memory._attached("test").angles, router_of(memory)
+    angles, heads = memory._attached("test").angles, heads_of(memory)
     decoder = weakref.ref(model.base_model)
     del model
     let_go_of_models()
@@ -164,9 +165,7 @@ def test_a_deleted_model_is_collected_while_its_memory_is_kept(model_type, memor
     with pytest.raises(MemoryUseError, match=gone.format("route")):
         memory.route(asked(1))
     with pytest.raises(MemoryUseError, match=gone.format("route")):
-        router.measure_relevance(memory.backend)
-    with pytest.raises(MemoryUseError, match=gone.format("route")):
-        _ = router.is_training
+        heads.measure_relevance(memory.backend)
     refused = pytest.raises(MemoryUseError, match=gone.format("recall"))
     with refused, memory.recalling([Passage("one", 0, 8)]):
         pass

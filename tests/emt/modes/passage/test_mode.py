@@ -232,8 +232,14 @@ def test_a_model_without_a_profile_says_so():
     model = build("llama")
     memory = attach(model, MemoryConfig(mode="passage", remove_special_ids=False))
     memory.write(document(0), document="one")
-    with pytest.raises(ConfigError, match=r"needs a head profile .*`emt profile"):
-        model(asked(0)[None])
+    missing = {
+        "heads": r"needs a head profile .*`emt profile",
+        "words": r"no tokenizer, and no profile",
+        "both": r"no tokenizer, and no profile",
+    }
+    for kind, message in missing.items():
+        with memory.using(routing=kind), pytest.raises(ConfigError, match=message):
+            model(asked(0)[None])
     with memory.using(mode="token"):
         model(asked(0)[None])
 

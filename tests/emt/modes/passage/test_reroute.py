@@ -112,14 +112,14 @@ def test_the_question_and_what_was_generated_ask():
     model = build("llama")
     memory = routing(model)
     prompt, answer = tokens(90, 8), tokens(50, 9)
-    router = memory._modes.routing.router(memory.config, memory.backend)
-    own, seen = router.hits, []
+    heads = memory._modes.routing.router(memory.config, memory.backend).heads(memory.config)
+    own, seen = heads.hits, []
 
     def hits(token_ids, asking, backend, **options):
         seen.append(list(asking))
         return own(token_ids, asking, backend, **options)
 
-    router.hits = hits
+    heads.hits = hits
     both = torch.cat([prompt, answer])
     for count in (0, 1, 50):
         memory._modes.routing.route(memory.new_turn(), [both[: 90 + count]], num_generated=count)

@@ -1,0 +1,113 @@
+"""`HeadSearch`: what a prompt's queries retrieve, in the retrieval heads of a model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from emt.model.attached import AttachedModel
+from emt.model.chat import prompt_ids
+from emt.routing.evidence import Hits, best_windows
+from emt.routing.head_profile import HeadProfile
+from emt.routing.probes import PROBES
+from emt.routing.queries import unit_queries
+from emt.routing.question import question_of
+from emt.routing.relevance import Relevance, measure_relevance
+from memory_backends import MemoryBackend, Scope
+from memory_backends.layout import Int64Array
+
+TOPK = 64  # rows that each query retrieves
+_logger = logging.getLogger(__name__)
+
+
+class HeadSearch:
+    """Searches memories with a model's retrieval heads.
+
+    Args:
+        model: the attached model.
+        profile: its retrieval heads.
+        tokenizer: to read probes; None if there is none.
+    """
+
+    def __init__(
+        self,
+        model: AttachedModel,
+        profile: HeadProfile,
+        tokenizer: PreTrainedTokenizerBase | None,
+    ) -> None:
+        self.profile = profile
+        self._model, self._tokenizer = model, tokenizer
+        self._documents: tuple[MemoryBackend, int, Int64Array] | None = None
+
+    def hits(
+        self,
+        token_ids: Tensor,
+        tokens: Sequence[int],
+        backend: MemoryBackend,
+        *,
+        scope: Scope | None = None,
+    ) -> Hits:
+        """Search for each of some tokens in each of the profile's heads.
+
+        Args:
+            token_ids: (T,) int64, the prompt.
+            tokens: which of the T tokens have queries, ascending.
+            backend: where the memories are, of which only `scope` is searched.
+        """
+        profile, prompt = self.profile, token_ids[: tokens[-1] + 1]
+        of_layers = unit_queries(self._model, prompt, profile.layers, distance=profile.distance)
+        k = min(TOPK, backend.num_searchable(scope))
+        ids, scores = [], []
+        groups = profile.groups(self._model.query_heads, backend.layout)
+        for (layer_idx, kv_head), group in groups.items():
+            queries = torch.cat(
+                [of_layers[layer_idx][head, tokens] - mean for head, mean in group]
+            )  # (G' * T', D): G' profiled heads share the KV head
+            lengths = queries.norm(dim=-1, keepdim=True).numpy()
+            hits = backend.search(layer_idx, queries[None], k, heads=[kv_head], scope=scope)
+            ids.append(hits.ids[0].cpu().numpy())
+            scores.append(hits.scores[0].float().cpu().numpy() * lengths)
+        first_rows = self._first_rows(backend)
+        return Hits.of_search(np.concatenate(ids), np.concatenate(scores), first_rows)
+
+    def measure_relevance(self, backend: MemoryBackend) -> Relevance | None:
+        """Find out which scores prompts about nothing in particular have in a memory.
+
+        Returns:
+            None if they have too little evidence, or if there is no tokenizer to read them; or if
+            the memory is so small that any query retrieves half of it, and evidence is all in one
+            place whatever the prompt.
+        """
+        tokenizer, num_rows = self._tokenizer, backend.num_searchable()
+        if tokenizer is None or num_rows < 2 * TOPK:
+            return None
+        _logger.info(
+            "to tell which prompts are about this memory, %d that are not are routed in its %d "
+            "rows. save() keeps the result in the store. To avoid it, set relevance to None, or "
+            "mode to token.",
+            len(PROBES),
+            num_rows,
+        )
+
+        def route_probe(prompt: str) -> tuple[float, int]:
+            token_ids = prompt_ids(tokenizer, prompt)
+            question = question_of(token_ids, tokenizer)
+            tokens = range(question.first, question.stop)
+            if not tokens:
+                return 0.0, 0
+            windows = best_windows(self.hits(token_ids, tokens, backend), 1, min_distance=1)
+            return windows[0].score if windows else 0.0, len(tokens)
+
+        return measure_relevance(route_probe, num_rows)
+
+    def _first_rows(self, backend: MemoryBackend) -> Int64Array:
+        """Return the first row of each document, read again when documents came or went."""
+        documents, num_changes = self._documents, backend.num_changes
+        if documents is None or documents[0] is not backend or documents[1] != num_changes:
+            self._documents = documents = backend, num_changes, backend.catalog.first_rows()
+        return documents[2]
