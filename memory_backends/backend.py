@@ -58,7 +58,7 @@ class MemoryBackend:
             those of the first document that has some.
         row_codec: how a new store keeps rows: "exact", "float16", "bfloat16", "int8" or "int4".
             A store that is opened keeps the codec it has. Rows that are not in files are exact, and
-            so are those of a store with fewer than 2,048, too few for "int8" and "int4" to learn.
+            so are those of a store with fewer than 512, too few for "int8" and "int4" to learn.
         **options: of the searcher: see `ManualOptions` and `FaissOptions`.
 
     Attributes:

@@ -14,7 +14,7 @@ from memory_backends.rows.base import Flushed, gather_heads, interleave, take_he
 from memory_backends.rows.coding import RowCoding
 
 FOLDER = "rows"
-ROWS_TO_LEARN = 2048  # what a codec learns from; a store with fewer rows keeps them exactly
+ROWS_TO_LEARN = 512  # what a codec learns from; a store with fewer rows keeps them exactly
 
 # Yields (document, first, stop) of committed rows, ascending: those that are worth encoding.
 Spans = Callable[[], Iterable[tuple[str, int, int]]]
