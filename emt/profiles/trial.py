@@ -34,6 +34,7 @@ MAX_CHARACTERS = 8000  # of a text
 _NEAR = 48  # rows between the middle of a window and the answer, at most
 _BLOCKS_PER_HIT = 4  # a query retrieves a quarter of all blocks of rows, at most 64 blocks
 _BATCH = 256  # queries searched at once
+_MIN_DEVIATION = 0.05  # of the best window's evidence
 _NOT_FOUND = -4.0  # below all similarities
 
 
@@ -188,7 +189,8 @@ class Trial:
         of_others = evidence.masked_fill(is_near, 0)
         mean = of_others.sum(1) / num_others
         variance = (of_others**2).sum(1) / num_others - mean**2
-        deviation = variance.clamp(min=1e-12).sqrt()
+        least = _MIN_DEVIATION * evidence.amax(1).clamp(min=1e-6)  # where others hardly differ
+        deviation = variance.clamp(min=0).sqrt().maximum(least)
         return (of_answer - mean) / deviation, of_answer > of_others.amax(1)
 
 

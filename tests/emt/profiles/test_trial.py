@@ -74,6 +74,16 @@ def test_deviations_of_the_answer_from_other_places():
     assert is_first.tolist() == [True, False]
 
 
+def test_one_question_counts_for_20_deviations_at_most():
+    evidence = torch.zeros(2, 10)
+    evidence[:, 0] = 4
+    deviations, is_first = trial_of().deviations(evidence)
+    assert deviations[0] == pytest.approx(20)  # nothing else was found
+    assert is_first.tolist() == [True, False]
+    nothing, _ = trial_of().deviations(torch.zeros(2, 10))
+    assert nothing.tolist() == [0, 0]
+
+
 def test_texts_shorter_than_a_window():
     trial = trial_of(num_rows=20, answers=(8.0, 12.0))
     evidence = trial.evidence([(0, 0)])
