@@ -77,7 +77,9 @@ def test_a_decode_step_runs_the_files_of_its_walk(tmp_path: Path) -> None:
     make_model(tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
-    config = MemoryConfig(memory_type="vector_db", path=str(tmp_path / "store"), mode="token")
+    config = MemoryConfig.published(
+        memory_type="vector_db", path=str(tmp_path / "store"), mode="token"
+    )
     memory = attach(model, config, tokenizer=tokenizer)
     memory.write(TEXTS["a.txt"], document="a")
     inputs = tokenizer("w22 w23", return_tensors="pt").input_ids

@@ -76,12 +76,12 @@ def verdict_on(family: str) -> Verdict:
 def attach_everywhere(model: PreTrainedModel) -> emt.Memory:
     """Attach; where all layers have a window, ask for them."""
     try:
-        return emt.attach(model, emt.MemoryConfig(memory_type="manual"))
+        return emt.attach(model, emt.MemoryConfig.published(memory_type="manual"))
     except ConfigError:
         config = model.config.get_text_config()
         types = getattr(config, "layer_types", None) or [""] * config.num_hidden_layers
         layers = [idx for idx, kind in enumerate(types) if "linear" not in kind]
-        return emt.attach(model, emt.MemoryConfig(memory_type="manual", layers=layers))
+        return emt.attach(model, emt.MemoryConfig.published(memory_type="manual", layers=layers))
 
 
 def _tried(family: str, model: PreTrainedModel, memory: emt.Memory) -> Verdict:

@@ -20,7 +20,7 @@ PROMPT = "w5 w9 w33"
 @pytest.fixture
 def remembering():
     model = build("llama")
-    memory = attach(model, MemoryConfig(topk=4), tokenizer=word_tokenizer())
+    memory = attach(model, MemoryConfig.published(topk=4), tokenizer=word_tokenizer())
     memory.write(TEXT, document="d")
     return model, memory
 

@@ -35,7 +35,7 @@ def test_without_rows_and_after_detach_it_is_the_stock_model_bit_for_bit(family,
     model = family.build(attn_implementation=implementation)
     selected = model.config._attn_implementation
     stock = outputs(model)
-    memory = attach(model, MemoryConfig(topk=4))
+    memory = attach(model, MemoryConfig.published(topk=4))
     assert same(outputs(model), stock)
     memory.write(DOCUMENT, document="d")
     assert not torch.equal(outputs(model)[0], stock[0])
@@ -91,7 +91,7 @@ def test_state_dict_and_saved_files_are_untouched(tmp_path):
 
 def test_attaching_twice_and_detaching_twice_are_refused():
     model = build("llama")
-    memory = attach(model, MemoryConfig(topk=4))
+    memory = attach(model, MemoryConfig.published(topk=4))
     memory.write(DOCUMENT, document="d")
     before = outputs(model)
     for again in (model, model.model):
@@ -119,7 +119,10 @@ def test_a_memory_outlives_detach_but_neither_writes_nor_opens():
 def test_two_models_do_not_meet():
     one, two, plain = build("llama"), build("llama"), build("llama")
     stock = outputs(plain)
-    first, second = attach(one, MemoryConfig(topk=4)), attach(two, MemoryConfig(topk=4))
+    first, second = (
+        attach(one, MemoryConfig.published(topk=4)),
+        attach(two, MemoryConfig.published(topk=4)),
+    )
     first.write(DOCUMENT, document="d")
     with_first = outputs(one)
     assert not same(with_first, stock)
@@ -142,9 +145,9 @@ def test_models_that_share_one_config_object_do_not_meet():
     one, two, plain = models
     assert one.config is two.config
     stock = outputs(plain)
-    attach(one, MemoryConfig(topk=4)).write(DOCUMENT, document="d")
+    attach(one, MemoryConfig.published(topk=4)).write(DOCUMENT, document="d")
     with_memory = outputs(one)
-    memory = attach(two, MemoryConfig(topk=4))
+    memory = attach(two, MemoryConfig.published(topk=4))
     assert same(outputs(two), stock)
     detach(one)
     memory.write(DOCUMENT, document="d")
@@ -160,14 +163,14 @@ def test_models_that_share_one_config_object_do_not_meet():
 def test_a_deep_copy_is_a_plain_model(implementation):
     model = build("llama", attn_implementation=implementation)
     stock = outputs(model)
-    memory = attach(model, MemoryConfig(topk=4))
+    memory = attach(model, MemoryConfig.published(topk=4))
     memory.write(DOCUMENT, document="d")
     with_memory = outputs(model)
     twin = copy.deepcopy(model)
     assert same(outputs(twin), stock)
     with pytest.raises(MemoryUseError, match="no memory to detach"):
         detach(twin)
-    attach(twin, MemoryConfig(topk=4)).write(DOCUMENT, document="d")
+    attach(twin, MemoryConfig.published(topk=4)).write(DOCUMENT, document="d")
     assert same(outputs(twin), with_memory)
     detach(twin)
     assert twin.config._attn_implementation == implementation
@@ -198,8 +201,8 @@ def test_a_failed_attach_leaves_the_model_as_it_was(tmp_path):
     stock = outputs(model)
     (tmp_path / "file").write_text("not a store")
     for config, error in (
-        (MemoryConfig(layers=[3]), ConfigError),
-        (MemoryConfig(path=tmp_path / "file"), StoreError),
+        (MemoryConfig.published(layers=[3]), ConfigError),
+        (MemoryConfig.published(path=tmp_path / "file"), StoreError),
     ):
         with pytest.raises(error):
             attach(model, config)
@@ -243,7 +246,7 @@ def test_models_of_sliding_windows_only_must_be_asked():
     model = build("mistral", sliding_window=4)
     with pytest.raises(ConfigError, match="all layers of this mistral have a sliding window"):
         attach(model)
-    attach(model, MemoryConfig(layers=[2])).write(DOCUMENT, document="d")
+    attach(model, MemoryConfig.published(layers=[2])).write(DOCUMENT, document="d")
     assert outputs(model)[0].isfinite().all()
 
 

@@ -68,7 +68,7 @@ def error(adapted, expected, ids=PROMPT):
 
 
 def remembering(model, **settings):
-    memory = attach(model, MemoryConfig(topk=4, **settings))
+    memory = attach(model, MemoryConfig.published(topk=4, **settings))
     memory.write(DOCUMENT, document="d")
     return memory
 
@@ -132,8 +132,8 @@ def test_an_adapter_that_comes_later_reads_the_memory_and_may_not_write_to_it(tm
         memory.write(DOCUMENT[:9], document="e")
     detach(adapted)
     with pytest.raises(MemoryMismatchError, match="weights: the memory has"):
-        attach(adapted, MemoryConfig(path=str(tmp_path / "store")))
-    opened = attach(adapted.unload(), MemoryConfig(path=str(tmp_path / "store")))
+        attach(adapted, MemoryConfig.published(path=str(tmp_path / "store")))
+    opened = attach(adapted.unload(), MemoryConfig.published(path=str(tmp_path / "store")))
     assert opened.documents == ["d", "e"]
 
 
@@ -218,7 +218,9 @@ def test_an_adapter_loaded_from_a_folder_opens_the_store_it_wrote(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         again = peft.PeftModel.from_pretrained(build("llama"), tmp_path / "adapter").eval()
-    attach(again, MemoryConfig(topk=4, path=str(tmp_path / "store"), memory_type="vector_db"))
+    attach(
+        again, MemoryConfig.published(topk=4, path=str(tmp_path / "store"), memory_type="vector_db")
+    )
     assert again.generate(input_ids=PROMPT, **GREEDY).tolist() == expected
 
 

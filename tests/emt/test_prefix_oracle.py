@@ -11,7 +11,7 @@ BATCHES = {"one": (12,), "left-padded": (12, 5, 9)}
 
 
 def config(memory_type, **settings):
-    return MemoryConfig(memory_type=memory_type, **BACKENDS[memory_type], **settings)
+    return MemoryConfig.published(memory_type=memory_type, **BACKENDS[memory_type], **settings)
 
 
 @pytest.mark.parametrize("memory_type", BACKENDS)

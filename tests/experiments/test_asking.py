@@ -31,7 +31,7 @@ def test_the_standard_conditions_by_name():
     assert kinds["emt_manual"] == kinds["emt_vector_db"] == "emt"
     chunked = [name for name, condition in made.conditions.items() if condition.has_chunks]
     assert chunked == ["rag", "rag_emt"]
-    published = MemoryConfig(memory_type="vector_db", mode="token", topk=7)
+    published = MemoryConfig.published(memory_type="vector_db", mode="token", topk=7)
     assert made.config_of("emt_vector_db") == published
     assert made.config_of("passage") == published.replace(mode="passage")
     assert made.config_of("rag_emt") == published.replace(memory_type="manual")
@@ -45,7 +45,9 @@ def test_a_condition_of_one_s_own_changes_the_memory():
         "emt_vector_db": {"kind": "emt", "memory": {"memory_type": "vector_db", "index": "Flat"}},
     }
     made = settings(named, memory={"topk": 7, "stride": 64})
-    assert made.config_of("small") == MemoryConfig(mode="token", topk=4, sinks="one", stride=64)
+    assert made.config_of("small") == MemoryConfig.published(
+        mode="token", topk=4, sinks="one", stride=64
+    )
     assert made.config_of("emt_vector_db").index == "Flat"
 
 
@@ -138,7 +140,7 @@ def test_a_store_is_brought_up_to_date(tmp_path):
     responder = tiny(max_new_tokens=2)
     for names in (["a", "b"], ["b", "c"]):
         shelf = Shelf([(name, f"text of {name}") for name in names], tmp_path, responder)
-        with shelf.remembered(responder, MemoryConfig()) as memory:
+        with shelf.remembered(responder, MemoryConfig.published()) as memory:
             assert [name for name in memory.documents if name in names] == names
             others = [name for name in memory.documents if name not in names]
             assert memory.new_turn().scopes == (

@@ -64,7 +64,7 @@ def test_log_probabilities_are_those_of_the_answer_given_the_prompt(
 ):
     results = run(settings_of(items), loaded, tmp_path)
     prompt, answer = prompt_of(loaded), [80, 81]
-    memory = attach(loaded.model, MemoryConfig(), tokenizer=loaded.tokenizer)
+    memory = attach(loaded.model, MemoryConfig.published(), tokenizer=loaded.tokenizer)
     memory.write(ITEM["context"], document="d")
     cache, tokens, total = DynamicCache(config=loaded.model.config), [*prompt, *answer], 0.0
     with torch.no_grad():
@@ -85,7 +85,7 @@ def test_answers_are_those_of_generate_and_rows_are_counted(loaded, items, tmp_p
     assert list(results.items) == [
         f"{item}/{name}" for item in "abc" for name in ("topk 2", "topk 9", "always")
     ]
-    memory = attach(loaded.model, MemoryConfig(), tokenizer=loaded.tokenizer)
+    memory = attach(loaded.model, MemoryConfig.published(), tokenizer=loaded.tokenizer)
     memory.write(ITEM["context"], document="d")
     prompt = torch.tensor([prompt_of(loaded)])
     for name, options in settings_of(items).conditions().items():
@@ -122,7 +122,7 @@ def test_a_run_goes_on_and_refuses_other_settings(loaded, items, tmp_path):
 
 
 def test_attention_mass_is_the_sum_of_the_weights_over_rows(loaded):
-    memory = attach(loaded.model, MemoryConfig(topk=9), tokenizer=loaded.tokenizer)
+    memory = attach(loaded.model, MemoryConfig.published(topk=9), tokenizer=loaded.tokenizer)
     memory.write(ITEM["context"], document="d")
     prompt = torch.tensor([[5, 9, 33]])
     with memory.recording() as recording:

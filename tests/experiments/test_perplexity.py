@@ -75,7 +75,7 @@ def test_a_memory_that_grew_is_one_written_at_once(data, tmp_path, memory_type, 
     items = run(asked, tmp_path).items
     model = tiny().model
     for length, topk in ((40, 2), (60, 2), (60, 5)):
-        config = MemoryConfig(**changes, topk=topk, special_ids=[1])
+        config = MemoryConfig.published(**changes, topk=topk, special_ids=[1])
         attach(model, config).write(whole(length - 23), document="before")
         expected = nats_one_by_one(model, window(length), 6)
         detach(model)
@@ -89,7 +89,7 @@ def test_one_set_of_sinks_is_that_of_the_first_window(data, tmp_path):
     changes = {"stride": 8, "max_length": 8, "sinks": "one"}  # windows without left context
     items = run(settings(data, lengths=[60], memory=changes), tmp_path).items
     model, before = tiny().model, whole(37)
-    memory = attach(model, MemoryConfig(**changes, topk=3, special_ids=[1]))
+    memory = attach(model, MemoryConfig.published(**changes, topk=3, special_ids=[1]))
     for start in range(0, 37, 8):
         memory.write(before[start : start + 8], document=str(start))
     expected = nats_one_by_one(model, window(60), 6)
@@ -224,7 +224,7 @@ IDS = torch.cat([BOS, random_ids(60, 4)])
 @pytest.mark.parametrize("carry_context", [False, True])
 def test_a_growing_memory_has_the_rows_of_one_written_at_once(carry_context):
     changes = {"stride": 8, "max_length": 24}
-    config = MemoryConfig(**changes, carry_context=carry_context, special_ids=[1])
+    config = MemoryConfig.published(**changes, carry_context=carry_context, special_ids=[1])
     loaded, other = tiny(), tiny()
     memory, expected = attach(loaded.model, config), attach(other.model, config)
     expected.write(IDS[:53], document="at once")

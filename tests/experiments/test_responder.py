@@ -48,7 +48,7 @@ def test_text_and_log_probs_are_those_of_plain_calls(model_type):
 def test_an_attached_memory_is_read_by_text_and_candidates():
     responder = tiny(max_new_tokens=8)
     before = responder.respond(MESSAGE, ["Anna"])
-    memory = attach(responder.model, MemoryConfig(topk=3), tokenizer=responder.tokenizer)
+    memory = attach(responder.model, MemoryConfig.published(topk=3), tokenizer=responder.tokenizer)
     memory.write("Anna wrote it, and Bert read it aloud.", document="a")
     said = responder.respond(MESSAGE, ["Anna"])
     expected = mean_log_prob(responder.model, ids_of(PROMPT), ids_of(" Anna")[1:])
@@ -62,7 +62,7 @@ def test_an_attached_memory_is_read_by_text_and_candidates():
 def test_uncertain_steps_are_redone_as_in_generate(model_type):
     responder = tiny(model_type, max_new_tokens=8)
     active = {"entropy": 0.0, "topk": 20}
-    config = MemoryConfig(topk=1, uncertainty=active)
+    config = MemoryConfig.published(topk=1, uncertainty=active)
     memory = attach(responder.model, config, tokenizer=responder.tokenizer)
     memory.write("Anna wrote it, and Bert read it aloud to all of them.", document="a")
     prompt, answer = ids_of(PROMPT), ids_of(" Anna")[1:]

@@ -27,7 +27,7 @@ def world(tmp_path):
     model = build("llama")
     profile_of(model).write(tmp_path / "heads.json")
     store = tmp_path / "store"
-    memory = attach(model, MemoryConfig(path=str(store)), tokenizer=word_tokenizer())
+    memory = attach(model, MemoryConfig.published(path=str(store)), tokenizer=word_tokenizer())
     memory.write_all(list(TEXTS.items()))
     detach(model)
     memory.close()
@@ -68,7 +68,7 @@ def test_each_question_is_routed_as_the_passage_mode_does(world):
     assert results.header["settings"]["questions"] == 6
     assert results.header["settings"]["left_out"] == 1
     assert len(results.items) == 6
-    config = MemoryConfig(
+    config = MemoryConfig.published(
         mode="passage",
         memory_type="vector_db",
         path=settings().store,

@@ -82,7 +82,7 @@ def test_prompt_and_cached_give_the_same_tokens(model_type, options):
 
 @pytest.mark.parametrize("memory_type", ["manual", "vector_db"])
 def test_remembered_gives_the_tokens_of_a_memory_written_by_hand(memory_type):
-    loaded, config = tiny(), MemoryConfig(**WINDOWS, topk=4)
+    loaded, config = tiny(), MemoryConfig.published(**WINDOWS, topk=4)
     without = answer(loaded.model, QUERIES[0], 8)
     attach(loaded.model, config, tokenizer=loaded.tokenizer).write(DOCUMENT, document="by hand")
     expected = [greedy_by_generate(loaded.model, query, 8) for query in QUERIES]
@@ -99,7 +99,7 @@ def test_a_memory_that_cannot_be_written_is_detached():
     loaded = tiny()
     with (
         pytest.raises(ValueError, match="token ids"),
-        remembered(loaded, 1, MemoryConfig(), DOCUMENT + 90),
+        remembered(loaded, 1, MemoryConfig.published(), DOCUMENT + 90),
     ):
         pass
     assert memory_of(loaded.model) is None

@@ -53,7 +53,7 @@ def gemma3(load_kept, tmp_path_factory):
 def store(smollm2, tmp_path_factory):
     """Return a store of the demo's documents, written with `vector_db` and an exact index."""
     path = tmp_path_factory.mktemp("model") / "store"
-    config = MemoryConfig(memory_type="vector_db", path=path, **SETTINGS)
+    config = MemoryConfig.published(memory_type="vector_db", path=path, **SETTINGS)
     memory = attach(smollm2.model, config, tokenizer=smollm2.tokenizer)
     documents = sorted((DEMO / "documents").glob("*.txt"))
     memory.write_all((file.name, file.read_text(encoding="utf-8")) for file in documents)

@@ -33,7 +33,7 @@ def main():
     torch.set_num_threads(1)
     with quiet():
         loaded = load()
-    config = MemoryConfig(memory_type="vector_db", path=sys.argv[1], **SETTINGS)
+    config = MemoryConfig.published(memory_type="vector_db", path=sys.argv[1], **SETTINGS)
     memory = attach(loaded.model, config, tokenizer=loaded.tokenizer)
     tokens = continuations(loaded.model, loaded.tokenizer, json.load(sys.stdin), int(sys.argv[2]))
     json.dump(

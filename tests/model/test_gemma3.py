@@ -138,7 +138,7 @@ def test_sliding_layers_read_no_memories(gemma3, store):
 
 
 def attached(gemma3, store, memory_type="manual"):
-    config = MemoryConfig(memory_type=memory_type, path=str(store), index="Flat")
+    config = MemoryConfig.published(memory_type=memory_type, path=str(store), index="Flat")
     return attach(gemma3.model, config, tokenizer=gemma3.tokenizer)
 
 

@@ -62,7 +62,7 @@ def test_a_store_of_either_dtype_routes_a_question_to_the_same_passages(
     caplog.set_level(logging.WARNING)
     for writer, path in ((smollm2.model, tmp_path / "single"), (half, tmp_path / "half")):
         for model in (writer, *({smollm2.model, half} - {writer})):
-            config = MemoryConfig(mode="passage", path=path)
+            config = MemoryConfig.published(mode="passage", path=path)
             memory = attach(model, config, tokenizer=smollm2.tokenizer)
             memory.write_all(DOCUMENTS.items())
             passages = memory.route(QUESTION).passages

@@ -35,7 +35,7 @@ def attached(smollm2):
     """Return a function that attaches the shared model; it is detached at the end."""
 
     def make(**settings):
-        config = MemoryConfig(**{**SETTINGS, **settings})
+        config = MemoryConfig.published(**{**SETTINGS, **settings})
         return attach(smollm2.model, config, tokenizer=smollm2.tokenizer)
 
     yield make
@@ -111,7 +111,9 @@ def test_both_backends_give_the_same_tokens_in_half_precision(
     model = copy.deepcopy(smollm2.model).to(dtype)
     found = []
     for memory_type in ("vector_db", "manual"):
-        config = MemoryConfig(memory_type=memory_type, path=tmp_path / "store", **SETTINGS)
+        config = MemoryConfig.published(
+            memory_type=memory_type, path=tmp_path / "store", **SETTINGS
+        )
         memory = attach(model, config, tokenizer=smollm2.tokenizer)
         if not memory.documents:
             names = ("beans.txt", "whale.txt")

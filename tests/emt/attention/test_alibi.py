@@ -80,7 +80,7 @@ def test_against_float64(
         num_queries=num_queries, mask=mask_of(mask, num_queries), scaling=SCALING
     )
     call = AttentionCall(**{**vars(plain), "alibi": alibi_of(frame, distance)})
-    attended = attend(call, made, MemoryConfig(topk=ROWS), is_recorded=recorded)
+    attended = attend(call, made, MemoryConfig.published(topk=ROWS), is_recorded=recorded)
     assert (attended[1] is None) == (num_queries == 1 and not recorded and distance is None)
     found = attended[0].transpose(1, 2).numpy()
     wanted = expected(call, rows, distance or (lambda row: 1))
@@ -98,7 +98,7 @@ def test_no_mask_is_causal(num_queries):
         attend(
             AttentionCall(**{**vars(call), "alibi": alibi, "attention_mask": each}),
             made,
-            MemoryConfig(topk=4),
+            MemoryConfig.published(topk=4),
             is_recorded=False,
         )[0]
         for each in (None, mask)

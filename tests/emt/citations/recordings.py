@@ -16,7 +16,7 @@ def remembering(documents, model_type="llama", tokenizer=None, **settings):
     tokenizer = tokenizer or word_tokenizer()
     vocab_size = BYTES_VOCAB_SIZE if tokenizer.vocab_size == BYTES_VOCAB_SIZE else 97
     model = build(model_type, vocab_size=vocab_size, attn_implementation="eager")
-    memory = attach(model, MemoryConfig(**settings), tokenizer=tokenizer)
+    memory = attach(model, MemoryConfig.published(**settings), tokenizer=tokenizer)
     for name, source in documents.items():
         memory.write(source, document=name)
     return model, memory

@@ -14,7 +14,7 @@ NEW = 6
 @pytest.fixture
 def remembering():
     model = build("llama")
-    memory = attach(model, MemoryConfig(topk=4, layers=[0, 2]))
+    memory = attach(model, MemoryConfig.published(topk=4, layers=[0, 2]))
     memory.write(list(range(10, 60)), document="d")
     return model, memory
 

@@ -51,7 +51,7 @@ def generated(store, *options):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_the_answer_is_the_librarys(model, store, options, settings):
-    expected, recording = of_library(model, MemoryConfig(), **settings)
+    expected, recording = of_library(model, MemoryConfig.published(), **settings)
     answer = generated(store, *options)
     assert answer["token_ids"] == expected
     assert answer["prompt"] == PROMPT
@@ -83,7 +83,7 @@ def test_only_memory_type_changes_from_one_backend_to_the_other(tmp_path, model,
     emt("index", documents, "--store", store, "--model", model, "--config", config)
     assert not (store / "index").exists()
     manual = generated(store)
-    assert manual["token_ids"] == of_library(model, MemoryConfig(topk=4))[0]
+    assert manual["token_ids"] == of_library(model, MemoryConfig.published(topk=4))[0]
     config.write_text("memory_type: vector_db\ntopk: 4\nindex: Flat\n")
     vector_db = generated(store, "--config", config)
     assert vector_db["token_ids"] == manual["token_ids"]
@@ -165,7 +165,7 @@ def test_a_prompt_may_have_a_null_character(store, monkeypatch):
 def test_sampling_is_the_librarys(model, store):
     options = ["--temperature", 3.0, "--top-p", 0.9, "--seed", 7]
     loaded = load(str(model))
-    memory = attach(loaded.model, MemoryConfig(), tokenizer=loaded.tokenizer)
+    memory = attach(loaded.model, MemoryConfig.published(), tokenizer=loaded.tokenizer)
     memory.write_all([(name, TEXTS[name]) for name in sorted(TEXTS)])
     torch.manual_seed(7)
     ids = torch.tensor([loaded.tokenizer(PROMPT).input_ids])
@@ -274,7 +274,7 @@ def scoped(tmp_path_factory, model):
 )
 def test_only_what_is_asked_for_is_read(model, scoped, options, names):
     answer = generated(scoped, *options.split())
-    config = MemoryConfig(memory_type="vector_db")
+    config = MemoryConfig.published(memory_type="vector_db")
     assert answer["token_ids"] == of_library(model, config, names)[0]
     assert {citation["document"] for citation in answer["citations"]} <= set(names)
     assert bool(answer["citations"]) == bool(names)

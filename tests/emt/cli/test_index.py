@@ -83,7 +83,7 @@ def test_the_settings_of_a_store_are_kept_until_changed(tmp_path, model, documen
     yaml.write_text("memory_type: vector_db\ntopk: 3\nsinks: one\npath: other\n")
     emt("index", documents, "--store", store, "--model", model, "--config", yaml)
     assert not (tmp_path / "other").exists()
-    config = MemoryConfig(memory_type="vector_db", topk=3, sinks="one")
+    config = MemoryConfig.published(memory_type="vector_db", topk=3, sinks="one")
     kept = emt_json("info", store)["config"]
     assert kept == {key: value for key, value in config.to_dict().items() if key != "path"}
     assert generated(store)["token_ids"] == of_library(model, config)[0]

@@ -42,7 +42,7 @@ def test_info_describes_a_store(model, store):
 
 def test_info_tells_the_codec_and_what_a_token_takes(tmp_path, model, documents):
     config, store = tmp_path / "config.yaml", tmp_path / "new"
-    MemoryConfig(memory_type="vector_db", row_codec="int4").to_yaml(config)
+    MemoryConfig.published(memory_type="vector_db", row_codec="int4").to_yaml(config)
     emt("index", documents, "--store", store, "--model", model, "--config", config)
     per_row = 3 * 2 * 32 // 2  # layers, heads, key and value at half a byte
     assert f"({per_row:,} bytes a token, int4), index" in emt("info", store).out

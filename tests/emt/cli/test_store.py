@@ -41,7 +41,7 @@ def test_remove_keeps_everything_else(model, store):
     assert (after["config"], after["model"]) == (before["config"], before["model"])
     answer = generated(store)
     assert "b.md" not in json.dumps(answer)
-    expected, _ = of_library(model, MemoryConfig(), sorted(set(TEXTS) - {"b.md"}))
+    expected, _ = of_library(model, MemoryConfig.published(), sorted(set(TEXTS) - {"b.md"}))
     assert answer["token_ids"] == expected
 
 

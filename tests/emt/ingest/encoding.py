@@ -29,7 +29,7 @@ def families(*, carrying=False):
 
 
 def row_reader(model, drop_ids=()):
-    attached = attach(model, MemoryConfig(layers=[0]))._attached("test")
+    attached = attach(model, MemoryConfig.published(layers=[0]))._attached("test")
     return RowReader(attached.decoder(), attached.unrotations, drop_ids)
 
 

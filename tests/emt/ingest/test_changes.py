@@ -22,7 +22,7 @@ def forwards(monkeypatch):
 def remembering(tmp_path=None, **settings):
     model = build("llama")
     path = None if tmp_path is None else tmp_path / "store"
-    config = MemoryConfig(stride=8, max_length=24, path=path, **settings)
+    config = MemoryConfig.published(stride=8, max_length=24, path=path, **settings)
     return model, attach(model, config, tokenizer=word_tokenizer())
 
 

@@ -63,4 +63,4 @@ def test_halves_of_surrogate_pairs_are_refused():
 def test_special_ids(settings, has_tokenizer, expected):
     config = build("llama", eos_token_id=[7, 8]).config
     tokenizer = byte_tokenizer() if has_tokenizer else None
-    assert special_ids(MemoryConfig(**settings), tokenizer, config) == expected
+    assert special_ids(MemoryConfig.published(**settings), tokenizer, config) == expected

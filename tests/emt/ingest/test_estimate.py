@@ -49,7 +49,7 @@ def corpus(tmp_path):
 def test_estimates_are_what_is_written(tmp_path, corpus, model_type, memory_type, settings):
     model = build(model_type, vocab_size=BYTES_VOCAB_SIZE)
     store = tmp_path / "store"
-    config = MemoryConfig(memory_type=memory_type, path=store, **settings)
+    config = MemoryConfig.published(memory_type=memory_type, path=store, **settings)
     memory = attach(model, config, tokenizer=byte_tokenizer())
     expected = estimated(memory, corpus)
     assert not store.exists()
@@ -76,7 +76,9 @@ def test_estimates_are_what_is_written(tmp_path, corpus, model_type, memory_type
 def test_work_is_that_of_the_forwards_that_are_run(num_tokens, stride, max_length, carry_context):
     """Count multiply-adds of the model's own products, and of its attention, while it encodes."""
     model = build("llama", vocab_size=BYTES_VOCAB_SIZE)
-    config = MemoryConfig(stride=stride, max_length=max_length, carry_context=carry_context)
+    config = MemoryConfig.published(
+        stride=stride, max_length=max_length, carry_context=carry_context
+    )
     memory = attach(model, config, tokenizer=byte_tokenizer())
     counted = dict.fromkeys(("products", "attention"), 0)
 
@@ -111,7 +113,7 @@ def seconds_of(folder, monkeypatch, length, **options):
     (folder / "d.txt").write_text("x" * (length - 2))  # <bos> and <eos> are two more
     model = build("llama", vocab_size=BYTES_VOCAB_SIZE)
     windows = {"stride": 100, "max_length": 400, "carry_context": True}
-    config = MemoryConfig(memory_type="vector_db", index="Flat", **windows)
+    config = MemoryConfig.published(memory_type="vector_db", index="Flat", **windows)
     memory = attach(model, config, tokenizer=byte_tokenizer())
     reader, attached = memory.encoder.row_reader(), memory.encoder.model
     work = Work(reader, attached.query_heads, attached.layout)
@@ -162,7 +164,9 @@ def test_lists_take_time_to_make(tmp_path, monkeypatch):
 def test_models_of_few_positions_are_timed_within_them(tmp_path):
     (tmp_path / "d.txt").write_text("w5 w6 w7")
     model = build("gpt2", n_positions=16)
-    memory = attach(model, MemoryConfig(stride=16, max_length=16), tokenizer=word_tokenizer())
+    memory = attach(
+        model, MemoryConfig.published(stride=16, max_length=16), tokenizer=word_tokenizer()
+    )
     expected = estimated(memory, Corpus([tmp_path]))
     assert (expected.tokens, expected.rows) == (4, 3)
     assert expected.seconds > 0
@@ -195,7 +199,7 @@ def test_what_cannot_be_written_is_found_before_the_start(tmp_path, text, settin
     (tmp_path / "a.txt").write_text("w5 w6")
     (tmp_path / "b.txt").write_text(text)
     model = build("llama", max_position_embeddings=32, vocab_size=96)
-    config = MemoryConfig(**{"stride": 20, "max_length": 40, **settings})
+    config = MemoryConfig.published(**{"stride": 20, "max_length": 40, **settings})
     memory = attach(model, config, tokenizer=word_tokenizer())
     with pytest.raises(error, match=message):
         estimated(memory, Corpus([tmp_path]))

@@ -35,14 +35,14 @@ def test_windows_against_a_slow_enumeration(stride):
 
 
 def test_windows_at_the_published_settings():
-    windows = Windows.of(MemoryConfig())
+    windows = Windows.of(MemoryConfig.published())
     assert windows == Windows(512, 3072)
     assert list(windows.cut(4000)) == [
         Window(0, 3072, 0),
         Window(512, 3584, 3072),
         Window(1024, 4000, 3584),
     ]
-    assert Windows.of(MemoryConfig(carry_context=True)).tokens_run(4000) == 4000
+    assert Windows.of(MemoryConfig.published(carry_context=True)).tokens_run(4000) == 4000
 
 
 def test_windows_longer_than_the_model_are_refused():

@@ -39,7 +39,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("harness")
     make_model(folder / "model")
     loaded = load(str(folder / "model"))
-    config = MemoryConfig(memory_type="vector_db", path=str(folder / "store"))
+    config = MemoryConfig.published(memory_type="vector_db", path=str(folder / "store"))
     memory = attach(loaded.model, config, tokenizer=loaded.tokenizer)
     memory.write_all(TEXTS.items())
     return Place(str(folder / "model"), str(folder / "store"))
@@ -68,7 +68,7 @@ def direct(place):
     def make(remembers):
         loaded = load(place.model)
         if remembers:
-            config = MemoryConfig(memory_type="vector_db", path=place.store, topk=TOPK)
+            config = MemoryConfig.published(memory_type="vector_db", path=place.store, topk=TOPK)
             attach(loaded.model, config, tokenizer=loaded.tokenizer)
         return loaded.model, loaded.tokenizer
 
@@ -273,7 +273,7 @@ def test_a_token_for_padding_does_not_make_another_model(place, language_model, 
     loaded.tokenizer.pad_token = loaded.tokenizer.eos_token = None
     loaded.tokenizer.save_pretrained(tmp_path / "model")
     loaded = load(str(tmp_path / "model"))
-    config = MemoryConfig(memory_type="vector_db", path=str(tmp_path / "store"))
+    config = MemoryConfig.published(memory_type="vector_db", path=str(tmp_path / "store"))
     memory = attach(loaded.model, config, tokenizer=loaded.tokenizer)
     memory.write_all(TEXTS.items())
     lm = language_model(3, pretrained=str(tmp_path / "model"), store=str(tmp_path / "store"))

@@ -36,7 +36,7 @@ def ranked(monkeypatch):
 def remembering(path, dtype=torch.float32, **settings):
     options = {"mode": "passage", "path": path, "memory_type": "manual", **settings}
     memory = attach(
-        build("llama", dtype=dtype), MemoryConfig(**options), tokenizer=word_tokenizer()
+        build("llama", dtype=dtype), MemoryConfig.published(**options), tokenizer=word_tokenizer()
     )
     memory.write(DOCUMENT, document="d", replace=True)
     return memory

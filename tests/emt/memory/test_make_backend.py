@@ -27,7 +27,7 @@ def test_a_registered_searcher_serves_a_memory():
     document, prompt = torch.arange(3, 60), torch.arange(5, 12)[None]
     for memory_type in ("manual", "counting"):
         model = build("llama")
-        config = MemoryConfig(memory_type=memory_type, topk=4, remove_special_ids=False)
+        config = MemoryConfig.published(memory_type=memory_type, topk=4, remove_special_ids=False)
         attach(model, config).write(document, document="d")
         logits.append(model(prompt).logits)
     assert torch.equal(logits[0], logits[1])

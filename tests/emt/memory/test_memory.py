@@ -142,7 +142,7 @@ def test_a_tokenizer_of_another_model_is_refused():
 )
 def test_special_ids_have_no_row(model, settings, tokenizer, kept):
     memory = attach(
-        model, MemoryConfig(**settings), tokenizer=word_tokenizer() if tokenizer else None
+        model, MemoryConfig.published(**settings), tokenizer=word_tokenizer() if tokenizer else None
     )
     memory.write([1, 5, 6, 2, 7], document="d")
     assert memory.backend.catalog.document("d").row_tokens.tolist() == kept
@@ -157,7 +157,9 @@ def test_lists_of_eos_ids_are_special(model):
 
 
 def test_write_all_stops_at_the_first_error_and_keeps_what_was_before(model):
-    memory = attach(model, MemoryConfig(stride=2, max_length=4), tokenizer=word_tokenizer())
+    memory = attach(
+        model, MemoryConfig.published(stride=2, max_length=4), tokenizer=word_tokenizer()
+    )
     rows = []
     with pytest.raises(DocumentError, match="'b' is empty"):
         memory.write_all([("a", TEXT), ("b", " "), ("c", TEXT)], on_rows=rows.append)
@@ -174,7 +176,7 @@ def test_write_all_stops_at_the_first_error_and_keeps_what_was_before(model):
 @pytest.mark.parametrize("how", ["remove", "clear"])
 def test_an_emptied_memory_is_the_plain_model_bit_for_bit(model, memory_type, how):
     plain = logits(model)
-    memory = attach(model, MemoryConfig(memory_type=memory_type))
+    memory = attach(model, MemoryConfig.published(memory_type=memory_type))
     memory.write(list(range(5, 40)), document="a")
     memory.write(list(range(40, 80)), document="b")
     assert not torch.equal(logits(model), plain)
@@ -188,7 +190,7 @@ def test_an_emptied_memory_is_the_plain_model_bit_for_bit(model, memory_type, ho
 
 
 def test_removing_leaves_the_others_and_their_ids(model):
-    memory = attach(model, MemoryConfig(topk=5))
+    memory = attach(model, MemoryConfig.published(topk=5))
     memory.write(list(range(40, 80)), document="b")
     only_b = logits(model)
     memory.clear()
@@ -219,18 +221,18 @@ def test_unknown_documents_remove_nothing(model):
 @pytest.mark.parametrize("reader", ["manual", "vector_db"])
 @pytest.mark.parametrize("writer", ["manual", "vector_db"])
 def test_a_saved_memory_is_opened_by_either_backend(model, tmp_path, writer, reader):
-    memory = attach(model, MemoryConfig(memory_type=writer, topk=4, index="Flat"))
+    memory = attach(model, MemoryConfig.published(memory_type=writer, topk=4, index="Flat"))
     memory.write(list(range(5, 60)), document="d")
     expected = logits(model)
     memory.save(tmp_path / "store")
     again = build("llama")
-    opened = attach(again, MemoryConfig(memory_type=reader, topk=4, index="Flat"))
+    opened = attach(again, MemoryConfig.published(memory_type=reader, topk=4, index="Flat"))
     opened.open(tmp_path / "store")
     assert (opened.documents, len(opened)) == (["d"], 55)
     assert opened.config.path == str(tmp_path / "store")
     torch.testing.assert_close(logits(again), expected, atol=1e-5, rtol=0)
     by_path = build("llama")
-    attach(by_path, MemoryConfig(memory_type=reader, path=tmp_path / "store", topk=4))
+    attach(by_path, MemoryConfig.published(memory_type=reader, path=tmp_path / "store", topk=4))
     torch.testing.assert_close(logits(by_path), expected, atol=1e-5, rtol=0)
 
 
@@ -240,7 +242,7 @@ def test_a_new_store_takes_the_codec_and_an_old_one_keeps_it(model, tmp_path, me
     expected = {}
     for codec in ("exact", "bfloat16", "int8"):
         other = build("llama")
-        config = MemoryConfig(path=tmp_path / codec, row_codec=codec, **settings)
+        config = MemoryConfig.published(path=tmp_path / codec, row_codec=codec, **settings)
         memory = attach(other, config)
         memory.write(list(range(5, 60)), document="d")
         assert memory.backend.catalog.row_codec == codec
@@ -249,7 +251,7 @@ def test_a_new_store_takes_the_codec_and_an_old_one_keeps_it(model, tmp_path, me
         assert codec == "exact" or not torch.equal(expected[codec], expected["exact"])
     for codec, before in expected.items():
         again = build("llama")
-        memory = attach(again, MemoryConfig(row_codec="int4", **settings))
+        memory = attach(again, MemoryConfig.published(row_codec="int4", **settings))
         memory.open(tmp_path / codec)
         assert memory.backend.catalog.row_codec == codec
         torch.testing.assert_close(logits(again), before, atol=1e-6, rtol=0)
@@ -280,7 +282,7 @@ def test_a_store_of_another_model_is_refused(model, tmp_path):
     with pytest.raises(
         MemoryMismatchError, match="num_key_value_heads: the memory has 2"
     ) as caught:
-        attach(other, MemoryConfig(path=tmp_path / "store"))
+        attach(other, MemoryConfig.published(path=tmp_path / "store"))
     assert "weights" in str(caught.value)
     assert other.config._attn_implementation == "sdpa"
 
@@ -354,7 +356,7 @@ def test_using_refuses_what_it_cannot_change(model, settings, message):
 
 @pytest.mark.parametrize("memory_type", ["manual", "vector_db"])
 def test_topk_above_the_rows_means_all_rows(model, memory_type):
-    memory = attach(model, MemoryConfig(memory_type=memory_type, topk=7))
+    memory = attach(model, MemoryConfig.published(memory_type=memory_type, topk=7))
     memory.write(list(range(5, 12)), document="d")
     expected = logits(model)
     with memory.using(topk=500), memory.recording() as recorded:
@@ -365,7 +367,7 @@ def test_topk_above_the_rows_means_all_rows(model, memory_type):
 
 
 def test_mask_by_sim_above_every_cosine_is_the_plain_model(model):
-    memory = attach(model, MemoryConfig(mask_by_sim=True, sim_threshold=1.0))
+    memory = attach(model, MemoryConfig.published(mask_by_sim=True, sim_threshold=1.0))
     memory.write(list(range(5, 60)), document="d")
     found = logits(model)
     with memory.using(enabled=False):
@@ -375,7 +377,7 @@ def test_mask_by_sim_above_every_cosine_is_the_plain_model(model):
 
 
 def test_one_set_of_sinks(model):
-    memory = attach(model, MemoryConfig(sinks="one", topk=100))
+    memory = attach(model, MemoryConfig.published(sinks="one", topk=100))
     memory.write(list(range(5, 25)), document="a")
     memory.write(list(range(25, 45)), document="b")
     with memory.recording() as recorded:
@@ -387,7 +389,7 @@ def test_one_set_of_sinks(model):
 
 def test_a_memory_can_be_off_from_the_start(model):
     plain = logits(model)
-    memory = attach(model, MemoryConfig(enabled=False))
+    memory = attach(model, MemoryConfig.published(enabled=False))
     memory.write([5, 6, 7], document="d")
     assert torch.equal(logits(model), plain)
     with memory.using(enabled=True):
@@ -395,7 +397,7 @@ def test_a_memory_can_be_off_from_the_start(model):
 
 
 def test_using_blocks_may_overlap_and_each_takes_back_its_own(model):
-    memory = attach(model, MemoryConfig(topk=10))
+    memory = attach(model, MemoryConfig.published(topk=10))
     memory.write(list(range(5, 60)), document="d")
     off, few = memory.using(enabled=False), memory.using(topk=3)
     plain = logits(model)
@@ -412,24 +414,24 @@ def test_using_blocks_may_overlap_and_each_takes_back_its_own(model):
 def test_a_device_without_memories_is_refused(model):
     for device in ("meta", "cuda:77"):
         with pytest.raises(MemoryMismatchError, match=f"such as 'cpu'; got '{device}'"):
-            attach(model, MemoryConfig(memory_device=device))
+            attach(model, MemoryConfig.published(memory_device=device))
 
 
 def test_a_gpu_for_a_vector_db_needs_a_faiss_that_has_it(model, monkeypatch):
     monkeypatch.delattr("faiss.StandardGpuResources", raising=False)
     with pytest.raises(IndexFactoryError, match=r"'cuda:0' needs FAISS with GPU support; .* none"):
-        attach(model, MemoryConfig(memory_type="vector_db", memory_device="cuda:0"))
+        attach(model, MemoryConfig.published(memory_type="vector_db", memory_device="cuda:0"))
 
 
 def test_every_weight_is_in_the_fingerprint(tmp_path):
     model = build("llama")
-    memory = attach(model, MemoryConfig(path=str(tmp_path / "m")))
+    memory = attach(model, MemoryConfig.published(path=str(tmp_path / "m")))
     memory.write(list(range(5, 60)), document="d")
     for name, _ in model.named_parameters():
         other = build("llama")
         other.get_parameter(name).data.mul_(-3)
         with pytest.raises(MemoryMismatchError, match="weights: the memory has"):
-            attach(other, MemoryConfig(path=str(tmp_path / "m")))
+            attach(other, MemoryConfig.published(path=str(tmp_path / "m")))
 
 
 @pytest.mark.parametrize("memory_type", ["manual", "vector_db"])
@@ -437,7 +439,9 @@ def test_every_weight_is_in_the_fingerprint(tmp_path):
 def test_a_forward_goes_on_as_the_plain_model_when_its_rows_are_let_go_of(
     model, tmp_path, action, memory_type
 ):
-    memory = attach(model, MemoryConfig(path=str(tmp_path / "m"), memory_type=memory_type))
+    memory = attach(
+        model, MemoryConfig.published(path=str(tmp_path / "m"), memory_type=memory_type)
+    )
     memory.write(range(10, 50), document="d")
     memory.save(tmp_path / "other")
     with memory.using(layers=[0]):

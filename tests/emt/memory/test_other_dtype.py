@@ -24,7 +24,7 @@ GREEDY = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
 def remembering(model, path=None, memory_type="manual", **settings):
     options = {"topk": 4, "sinks": "all", "remove_special_ids": False, "mode": "token"}
     options |= BACKENDS[memory_type] | settings
-    return attach(model, MemoryConfig(path=path, memory_type=memory_type, **options))
+    return attach(model, MemoryConfig.published(path=path, memory_type=memory_type, **options))
 
 
 def written_by(dtype, path, memory_type="manual"):

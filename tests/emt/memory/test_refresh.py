@@ -20,7 +20,9 @@ def logits(model):
 
 def attached(path, memory_type):
     model = build("llama")
-    return model, attach(model, MemoryConfig(memory_type=memory_type, path=str(path), mode="token"))
+    return model, attach(
+        model, MemoryConfig.published(memory_type=memory_type, path=str(path), mode="token")
+    )
 
 
 @pytest.mark.parametrize("memory_type", ["manual", "vector_db"])
@@ -124,7 +126,7 @@ def test_refresh_leaves_a_store_of_another_model_alone(tmp_path):
     before = logits(model)
     shutil.rmtree(path)
     other = build("gpt2")
-    attach(other, MemoryConfig(path=str(path))).write(range(3, 40), document="gpt2")
+    attach(other, MemoryConfig.published(path=str(path))).write(range(3, 40), document="gpt2")
     for _ in range(2):
         with pytest.raises(MemoryMismatchError, match="another model"):
             memory.refresh()

@@ -37,7 +37,7 @@ def texts():
 def remembering(names="abcd", *, model=None, **settings):
     """Return a model and its memory of some documents; "d" without metadata."""
     model = model or build("llama")
-    memory = attach(model, MemoryConfig(**settings), tokenizer=word_tokenizer())
+    memory = attach(model, MemoryConfig.published(**settings), tokenizer=word_tokenizer())
     for name in names:
         memory.write(texts()[name], document=name, metadata=KNOWN[name])
     return model, memory

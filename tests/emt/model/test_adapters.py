@@ -94,7 +94,7 @@ def test_attention_without_memories_is_the_familys_own_bit_for_bit(family, imple
     model = family.build(attn_implementation=implementation)
     stock = outputs(model)
     selected = model.config._attn_implementation
-    memory = attach(model, MemoryConfig(topk=4))
+    memory = attach(model, MemoryConfig.published(topk=4))
     assert model.config._attn_implementation == selected
     modules = attention_modules(model)
     assert all("forward" in vars(module) for module in modules)
@@ -181,7 +181,7 @@ def test_half_precision_is_near_float32(family, tmp_path):
         # Not model.to(dtype): loading leaves tables of cosines in float32.
         model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype).eval()
         stock = outputs(model)
-        memory = attach(model, MemoryConfig(topk=100))
+        memory = attach(model, MemoryConfig.published(topk=100))
         assert same(outputs(model), stock)
         assert memory.backend.layout.dtype == dtype
         memory.write(DOCUMENT, document="d")
@@ -202,7 +202,7 @@ def test_adapters_run_only_where_somebody_listens(monkeypatch):
     family = ADAPTED[0]
     model = family.build()
     stock = outputs(model)
-    attach(model, MemoryConfig(topk=4)).write(DOCUMENT, document="d")
+    attach(model, MemoryConfig.published(topk=4)).write(DOCUMENT, document="d")
     with_memory = outputs(model)
     twin = copy.deepcopy(model)
     saved = io.BytesIO()
@@ -222,7 +222,7 @@ def test_adapters_run_only_where_somebody_listens(monkeypatch):
             model(IDS)
     with pytest.raises(MemoryUseError, match="no memory to detach"):
         detach(twin)
-    attach(twin, MemoryConfig(topk=4)).write(DOCUMENT, document="d")
+    attach(twin, MemoryConfig.published(topk=4)).write(DOCUMENT, document="d")
     assert same(outputs(twin), with_memory)
     detach(twin)
     assert same(outputs(twin), stock)
@@ -251,7 +251,7 @@ class Counting(ModelHook):
 def test_hooks_of_accelerate_still_run(family, added, removed):
     model = family.build()
     stock = outputs(model)
-    attach(model, MemoryConfig(topk=4)).write(DOCUMENT, document="d")
+    attach(model, MemoryConfig.published(topk=4)).write(DOCUMENT, document="d")
     with_memory = outputs(model)
     modules = attention_modules(model)
     detach(model)
@@ -264,7 +264,7 @@ def test_hooks_of_accelerate_still_run(family, added, removed):
     if added == "before attach":
         add()
         before = [dict(vars(module)) for module in modules]
-    memory = attach(model, MemoryConfig(topk=4))
+    memory = attach(model, MemoryConfig.published(topk=4))
     memory.write(DOCUMENT, document="d")
     if added == "after attach":
         add()
@@ -329,7 +329,7 @@ def test_other_classes_than_the_adapters_own_are_refused(change, monkeypatch):
 def test_a_failed_attach_takes_its_adapters_out():
     model = ADAPTED[0].build()
     with pytest.raises(ValueError, match="0 to 2"):
-        attach(model, MemoryConfig(layers=[3]))
+        attach(model, MemoryConfig.published(layers=[3]))
     assert not any("forward" in vars(module) for module in model.modules())
 
 

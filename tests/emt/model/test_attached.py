@@ -51,7 +51,7 @@ def test_a_model_that_is_gone_is_named_with_what_it_was_needed_for():
 
 def test_reading_layers_are_those_with_full_attention_or_those_asked_for():
     attached = attach(build("gemma3_text"))._attached("test")  # its second layer sees everything
-    assert reading_layers(attached, MemoryConfig()) == {1}
-    assert reading_layers(attached, MemoryConfig(layers=[0, 2])) == {0, 2}
+    assert reading_layers(attached, MemoryConfig.published()) == {1}
+    assert reading_layers(attached, MemoryConfig.published(layers=[0, 2])) == {0, 2}
     with pytest.raises(ConfigError, match="0 to 2; got 3"):
-        reading_layers(attached, MemoryConfig(layers=[1, 3]))
+        reading_layers(attached, MemoryConfig.published(layers=[1, 3]))

@@ -93,7 +93,7 @@ def test_placed_and_plain_models_share_a_store_and_its_tokens(
     model_type, place, memory_type, tmp_path
 ):
     def config(name):
-        return MemoryConfig(memory_type=memory_type, topk=4, path=str(tmp_path / name))
+        return MemoryConfig.published(memory_type=memory_type, topk=4, path=str(tmp_path / name))
 
     tokenizer = word_tokenizer()
     plain, model = build(model_type), PLACES[place](build(model_type), tmp_path)
@@ -128,7 +128,7 @@ def test_placed_and_plain_models_share_a_store_and_its_tokens(
 
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 def test_another_model_is_refused_wherever_its_weights_are(place, tmp_path):
-    config = MemoryConfig(path=str(tmp_path / "store"))
+    config = MemoryConfig.published(path=str(tmp_path / "store"))
     attach(build("llama"), config).write([5, 9, 33], document="d")
     other = build("llama")
     with torch.no_grad():

@@ -108,7 +108,7 @@ def assert_close(found, expected):
 
 
 def attached(model, **settings):
-    memory = attach(model, MemoryConfig(**{"topk": 4, "mode": "token", **settings}))
+    memory = attach(model, MemoryConfig.published(**{"topk": 4, "mode": "token", **settings}))
     memory.write(DOCUMENT, document="d")
     return memory
 
@@ -119,7 +119,7 @@ def test_a_function_of_the_users_own_computes_local_attention_and_memories(name)
     own = outputs(model)
     assert_close(own, outputs(same))
     assert (own[-1] - outputs(build("llama"))[-1]).abs().max() > 1e-2
-    memory = attach(model, MemoryConfig(topk=4, mode="token"))
+    memory = attach(model, MemoryConfig.published(topk=4, mode="token"))
     for one, other in zip(outputs(model), own, strict=True):
         assert torch.equal(one, other)
     memory.write(DOCUMENT, document="d")

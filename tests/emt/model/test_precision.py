@@ -25,7 +25,9 @@ def ids(length, seed=3):
 
 
 def remembering(model, memory_type="manual", **settings):
-    config = MemoryConfig(memory_type=memory_type, topk=TOPK, **BACKENDS[memory_type], **settings)
+    config = MemoryConfig.published(
+        memory_type=memory_type, topk=TOPK, **BACKENDS[memory_type], **settings
+    )
     memory = attach(model, config)
     memory.write(ids(NUM_ROWS), document="d")
     return memory
@@ -121,7 +123,7 @@ def test_a_store_keeps_every_bit_in_the_models_dtype(model_type, dtype, tmp_path
     expected = remembering(build(model_type, dtype=dtype))
     opened = attach(
         build(model_type, dtype=dtype),
-        MemoryConfig(memory_type="vector_db", index="Flat", path=str(tmp_path / "store")),
+        MemoryConfig.published(memory_type="vector_db", index="Flat", path=str(tmp_path / "store")),
     )
     for layer_idx, layer in memory.backend.layout.layers.items():
         rows = torch.arange(NUM_ROWS).expand(layer.num_key_value_heads, -1)
@@ -136,11 +138,13 @@ def test_another_dtype_of_the_same_model_is_another_model(dtype, tmp_path):
     remembering(build("llama", dtype=torch.bfloat16), path=str(tmp_path / "store"))
     model = build("llama", dtype=dtype)
     if dtype == torch.bfloat16:
-        assert attach(model, MemoryConfig(path=str(tmp_path / "store"))).documents == ["d"]
+        assert attach(model, MemoryConfig.published(path=str(tmp_path / "store"))).documents == [
+            "d"
+        ]
         return
     name = str(dtype).removeprefix("torch.")
     with pytest.raises(MemoryMismatchError, match=f"bfloat16.*{name}"):
-        attach(model, MemoryConfig(path=str(tmp_path / "store")))
+        attach(model, MemoryConfig.published(path=str(tmp_path / "store")))
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ def test_the_settings_come_before_the_store_and_that_before_the_models(
 ):
     _, memory, profile = world
     model, backend = attached_model(memory), memory.backend
-    config = MemoryConfig()
+    config = MemoryConfig.published()
     assert ProfileChoice(model).find(config, backend) is None
     with pytest.raises(ConfigError, match=r"needs a head profile .* memory\.make_profile\(\)"):
         ProfileChoice(model).required(config, backend)
@@ -56,7 +56,7 @@ def test_the_settings_come_before_the_store_and_that_before_the_models(
     assert profiles.required(config, backend) is kept
     given = profile_of(build("llama"), ((2, 0),))
     given.write(tmp_path / "p.json")
-    config = MemoryConfig(profile=tmp_path / "p.json")
+    config = MemoryConfig.published(profile=tmp_path / "p.json")
     assert profiles.required(config, backend).to_json() == given.to_json()
 
 
@@ -75,7 +75,7 @@ def test_a_profile_of_a_model_of_another_shape_is_refused(world):
     data["heads"][0]["layer"] = 7
     memory.backend.set_setting(PROFILE, data)
     with pytest.raises(ConfigError, match="names layer 7"):
-        ProfileChoice(attached_model(memory)).find(MemoryConfig(), memory.backend)
+        ProfileChoice(attached_model(memory)).find(MemoryConfig.published(), memory.backend)
 
 
 def test_a_cached_profile_that_does_not_fit_is_left_out(world, caplog):
@@ -86,7 +86,10 @@ def test_a_cached_profile_that_does_not_fit_is_left_out(world, caplog):
     path.write_text(json.dumps(data))
     caplog.set_level(logging.WARNING)
     for _ in range(2):
-        assert ProfileChoice(attached_model(memory)).find(MemoryConfig(), memory.backend) is None
+        assert (
+            ProfileChoice(attached_model(memory)).find(MemoryConfig.published(), memory.backend)
+            is None
+        )
     assert "names layer 7" in caplog.text
     assert len(caplog.records) == 1
 
@@ -96,7 +99,9 @@ def test_a_stores_profile_of_an_older_version_is_left_out(world, caplog):
     old = {**profile.to_json(), "version": 1, "weights": "43dd91d5e4b83f6b"}
     memory.backend.set_setting(PROFILE, old)
     caplog.set_level(logging.WARNING)
-    assert ProfileChoice(attached_model(memory)).find(MemoryConfig(), memory.backend) is None
+    assert (
+        ProfileChoice(attached_model(memory)).find(MemoryConfig.published(), memory.backend) is None
+    )
     assert "older version" in caplog.text
     memory.keep_profile(profile)
     assert memory.profile.to_json() == profile.to_json()
@@ -161,7 +166,7 @@ def test_the_same_model_in_another_dtype_has_the_newest_profile(world):
 def test_a_store_keeps_its_profile(tmp_path):
     model = build("llama")
     profile = profile_of(model)
-    memory = attach(model, MemoryConfig(path=tmp_path / "m"))
+    memory = attach(model, MemoryConfig.published(path=tmp_path / "m"))
     memory.write(list(range(3, 30)), document="d")
     memory.keep_profile(profile)
     memory.close()

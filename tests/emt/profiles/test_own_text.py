@@ -28,7 +28,7 @@ TEXTS = {
 
 def reading_passages(path):
     model = build("llama", vocab_size=BYTES_VOCAB_SIZE)
-    config = MemoryConfig(mode="passage", path=str(path))
+    config = MemoryConfig.published(mode="passage", path=str(path))
     return model, attach(model, config, tokenizer=byte_tokenizer())
 
 

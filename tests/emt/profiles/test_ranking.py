@@ -27,7 +27,7 @@ def examples(count=4, each=4):
 
 
 def memory_of(model, **settings):
-    return attach(model, MemoryConfig(**settings), tokenizer=word_tokenizer())
+    return attach(model, MemoryConfig.published(**settings), tokenizer=word_tokenizer())
 
 
 def ranked_by(memory, questions, **options):

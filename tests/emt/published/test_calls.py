@@ -153,7 +153,7 @@ def test_a_model_survives_pickling(kind):
 
 
 def test_a_memory_attached_by_hand_is_the_models(model):
-    memory = emt.attach(model, MemoryConfig(topk=3))
+    memory = emt.attach(model, MemoryConfig.published(topk=3))
     assert model.memory is memory
     generate(model)
     model.memory_ids = list(range(90, 150))

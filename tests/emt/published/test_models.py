@@ -85,13 +85,13 @@ def test_published_defaults():
     assert (config.vocab_size, config.max_seq_len) == (50432, 77)
     assert llama(special_ids=None).config.rms_norm_eps == 1e-5
     found = emt.ExtendedLlamaForCausalLM.from_pretrained(LLAMA).memory.config
-    assert found == MemoryConfig(special_ids=(0, 1, 2), max_length=512)
+    assert found == MemoryConfig.published(special_ids=(0, 1, 2), max_length=512)
     found = emt.ExtendedMptForCausalLM.from_pretrained(REFERENCE / "mpt").memory.config
-    assert found == MemoryConfig(
+    assert found == MemoryConfig.published(
         mask_by_sim=True, remove_special_ids=False, special_ids=(0, 50278), max_length=512
     )
     found = emt.ExtendedMindForCausalLM.from_pretrained(LLAMA).memory.config
-    assert found == MemoryConfig(max_length=512)
+    assert found == MemoryConfig.published(max_length=512)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_any_family(kind, tmp_path):
         tmp_path / "stock", external_memories=MEMORY, memory_type="vector_db", index="Flat", topk=3
     )
     attached = AutoModelForCausalLM.from_pretrained(tmp_path / "stock")
-    memory = emt.attach(attached, MemoryConfig(topk=3))
+    memory = emt.attach(attached, MemoryConfig.published(topk=3))
     memory.write(MEMORY, document="d")
     assert isinstance(model, type(attached))
     torch.testing.assert_close(logits(model), logits(attached), atol=1e-5, rtol=0)
@@ -329,7 +329,7 @@ def test_what_extended_mind_saves_is_a_stock_checkpoint(tmp_path):
 
 def test_stock_and_extended_models_share_a_store(tmp_path):
     memory = emt.attach(
-        LlamaForCausalLM.from_pretrained(LLAMA), MemoryConfig(path=str(tmp_path / "m"))
+        LlamaForCausalLM.from_pretrained(LLAMA), MemoryConfig.published(path=str(tmp_path / "m"))
     )
     memory.write(MEMORY, document="d")
     model = llama(external_memories=None, path=tmp_path / "m")
@@ -503,7 +503,7 @@ def test_typing_errors_in_generate_are_still_found(model):
 
 def test_beams_are_those_of_the_attached_model(model):
     attached = LlamaForCausalLM.from_pretrained(LLAMA)
-    memory = emt.attach(attached, MemoryConfig(topk=3))
+    memory = emt.attach(attached, MemoryConfig.published(topk=3))
     memory.write(MEMORY, document="d")
     options = {"max_new_tokens": 5, "num_beams": 3, "do_sample": False}
     assert torch.equal(model.generate(PROMPT, **options), attached.generate(PROMPT, **options))

@@ -110,7 +110,7 @@ def test_of_a_prompt_too_little_above_probes_no_passage_is_recalled():
 def test_words_route_until_there_is_a_profile(memory_type, tmp_path):
     model = build("llama")
     options = {"path": tmp_path / "store", **BACKENDS[memory_type]}
-    config = MemoryConfig(
+    config = MemoryConfig.published(
         mode="passage",
         routing="both",
         memory_type=memory_type,

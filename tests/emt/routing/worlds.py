@@ -71,7 +71,9 @@ def routing(
         **BACKENDS[memory_type],
         **settings,
     }
-    memory = attach(model, MemoryConfig(memory_type=memory_type, **options), tokenizer=tokenizer)
+    memory = attach(
+        model, MemoryConfig.published(memory_type=memory_type, **options), tokenizer=tokenizer
+    )
     for number, name in enumerate(NAMES):
         memory.write(document(number), document=name)
     memory.keep_profile(profile)

@@ -45,7 +45,7 @@ def tokens(count, seed):
 
 def remembering(model, document, memory_type="manual", **settings):
     options = {"remove_special_ids": False, "layers": [0], **BACKENDS[memory_type], **settings}
-    memory = attach(model, MemoryConfig(memory_type=memory_type, **options))
+    memory = attach(model, MemoryConfig.published(memory_type=memory_type, **options))
     memory.write(document, document="d")
     return memory
 

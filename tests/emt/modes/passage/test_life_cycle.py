@@ -73,7 +73,7 @@ def test_a_copy_of_a_store_that_cannot_be_written(world, tmp_path, monkeypatch):
 
 def test_no_profile_is_made_that_cannot_be_kept(tmp_path, monkeypatch):
     settings = {"mode": "passage", "path": str(tmp_path / "store")}
-    memory = attach(build("llama"), MemoryConfig(**settings), tokenizer=word_tokenizer())
+    memory = attach(build("llama"), MemoryConfig.published(**settings), tokenizer=word_tokenizer())
     memory.write(document(0), document="one")
     made = []
 

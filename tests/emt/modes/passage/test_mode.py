@@ -112,7 +112,7 @@ def test_an_empty_memory_is_the_plain_model():
     profile = profile_of(model)
     prompt = asked(0)[None]
     plain = model(prompt).logits
-    memory = attach(model, MemoryConfig(mode="passage"))
+    memory = attach(model, MemoryConfig.published(mode="passage"))
     assert torch.equal(model(prompt).logits, plain)
     memory.keep_profile(profile)
     assert memory.route(prompt[0]).passages == ()
@@ -230,7 +230,7 @@ def test_a_block_retrieves_single_memories_where_it_says_so():
 @torch.no_grad()
 def test_a_model_without_a_profile_says_so():
     model = build("llama")
-    memory = attach(model, MemoryConfig(mode="passage", remove_special_ids=False))
+    memory = attach(model, MemoryConfig.published(mode="passage", remove_special_ids=False))
     memory.write(document(0), document="one")
     missing = {
         "heads": r"needs a head profile .*`emt profile",
@@ -250,7 +250,7 @@ def test_a_bad_profile_leaves_the_model_as_it_was(tmp_path):
     profile = profile_of(build("llama", hidden_size=32))
     profile.write(tmp_path / "p.json")
     plain = model(asked(0)[None]).logits
-    settings = MemoryConfig(
+    settings = MemoryConfig.published(
         mode="passage", profile=tmp_path / "p.json", memory_type="vector_db", path=tmp_path / "m"
     )
     with pytest.raises(ConfigError, match="dims"):
@@ -280,7 +280,9 @@ def test_long_prompts_leave_room_for_the_answer():
     profile = profile_of(model)
     memory = attach(
         model,
-        MemoryConfig(mode="passage", max_length=64, stride=64, passage_rows=40, max_passages=30),
+        MemoryConfig.published(
+            mode="passage", max_length=64, stride=64, passage_rows=40, max_passages=30
+        ),
     )
     memory.write(document(0)[:60], document="one")
     memory.keep_profile(profile)
@@ -326,7 +328,10 @@ def test_closing_and_opening(tmp_path):
     assert torch.equal(model(prompt).logits, found)
     detach(model)
     memory = attach(
-        model, MemoryConfig(path=tmp_path / "m", mode="passage", passage_rows=24, max_passages=2)
+        model,
+        MemoryConfig.published(
+            path=tmp_path / "m", mode="passage", passage_rows=24, max_passages=2
+        ),
     )
     assert torch.equal(model(prompt).logits, found)
 
@@ -336,7 +341,7 @@ def test_closing_and_opening(tmp_path):
 def test_auto_is_passage_for_large_memories(memory_type, tmp_path, monkeypatch):
     model, reader = build("llama"), build("llama")
     profile, prompt = profile_of(model), asked(0)[None]
-    config = MemoryConfig(
+    config = MemoryConfig.published(
         memory_type=memory_type,
         path=tmp_path / "m",
         remove_special_ids=False,
@@ -374,7 +379,9 @@ def test_only_the_routing_heads_are_indexed(tmp_path):
     files = sorted(file.name for file in (tmp_path / "m").rglob("*.faiss"))
     assert files == ["layer-000-head-000.faiss", "layer-002-head-001.faiss"]
     detach(model)
-    memory = attach(model, MemoryConfig(path=str(tmp_path / "m"), memory_type="vector_db"))
+    memory = attach(
+        model, MemoryConfig.published(path=str(tmp_path / "m"), memory_type="vector_db")
+    )
     memory.save()
     assert len(list((tmp_path / "m").rglob("*.faiss"))) == 6
 

@@ -82,7 +82,7 @@ def test_against_brute_force(memory_type, chunk_bytes, options, monkeypatch):
     monkeypatch.setattr("emt.model.attention_call._CHUNK_BYTES", chunk_bytes)
     made, rows = backend(memory_type)
     call = attention_call(mask=mask_of(padded), **options)
-    found = attend(call, made, MemoryConfig(topk=4))
+    found = attend(call, made, MemoryConfig.published(topk=4))
     assert_as_brute_force(
         call,
         rows,
@@ -101,7 +101,7 @@ def test_topk_above_the_rows_takes_them_all(memory_type, chunk_bytes, monkeypatc
     monkeypatch.setattr("emt.model.attention_call._CHUNK_BYTES", chunk_bytes)
     made, rows = backend(memory_type, num_rows=3)
     call = attention_call(mask=mask_of(padded), scaling=0.3)
-    found = attend(call, made, MemoryConfig(topk=50))
+    found = attend(call, made, MemoryConfig.published(topk=50))
     assert found[1].ids.shape[-1] == 3
     assert_as_brute_force(call, rows, found, visible=padded, topk=3, scaling=0.3)
 
@@ -113,7 +113,7 @@ def test_attention_weights_are_the_whole_softmax(visible, chunk_bytes, monkeypat
     made, rows = backend("manual")
     call = attention_call(mask=None if visible is None else mask_of(visible), scaling=0.3)
     num_keys = call.key.shape[2]
-    found = attend(call, made, MemoryConfig(topk=4), needs_weights=True)
+    found = attend(call, made, MemoryConfig.published(topk=4), needs_weights=True)
     assert found.weights.shape == (B, H, Q, Q * 4 + num_keys)
     np.testing.assert_allclose(found.weights.sum(-1).numpy(), 1, atol=1e-6)
     group = H // call.value.shape[1]
@@ -125,7 +125,7 @@ def test_attention_weights_are_the_whole_softmax(visible, chunk_bytes, monkeypat
         values = rows["memory_value"][h // group][ids]
         output = memories[q * 4 : (q + 1) * 4] @ values + local @ call.value[b, h // group]
         np.testing.assert_allclose(output.numpy(), found.output[b, q, h].numpy(), atol=2e-6)
-    without = attend(call, made, MemoryConfig(topk=4))
+    without = attend(call, made, MemoryConfig.published(topk=4))
     assert without.weights is None
     np.testing.assert_allclose(found.output.numpy(), without.output.numpy(), atol=2e-6)
 
@@ -134,7 +134,7 @@ def test_attention_weights_are_the_whole_softmax(visible, chunk_bytes, monkeypat
 def test_mask_by_sim_leaves_out_what_is_not_similar(threshold):
     made, rows = backend("manual")
     call = attention_call(mask=mask_of(padded), scaling=0.3)
-    config = MemoryConfig(topk=6, mask_by_sim=True, sim_threshold=threshold)
+    config = MemoryConfig.published(topk=6, mask_by_sim=True, sim_threshold=threshold)
     found = attend(call, made, config)
     assert_as_brute_force(
         call, rows, found, visible=padded, topk=6, scaling=0.3, threshold=threshold
@@ -146,7 +146,7 @@ def test_no_mask_is_causal_from_the_first_key(chunk_bytes, monkeypatch):
     monkeypatch.setattr("emt.model.attention_call._CHUNK_BYTES", chunk_bytes)
     made, rows = backend("manual")
     call = attention_call(scaling=0.3)
-    found = attend(call, made, MemoryConfig(topk=4))
+    found = attend(call, made, MemoryConfig.published(topk=4))
     assert_as_brute_force(call, rows, found, visible=lambda b, q, s: s <= q, topk=4, scaling=0.3)
 
 
@@ -155,7 +155,7 @@ def test_no_mask_is_all_keys_for_one_query_or_without_causality(num_queries):
     made, rows = backend("manual")
     options = {} if num_queries == 1 else {"is_causal": False}
     call = attention_call(num_queries=num_queries, scaling=0.3, **options)
-    found = attend(call, made, MemoryConfig(topk=4))
+    found = attend(call, made, MemoryConfig.published(topk=4))
     assert_as_brute_force(call, rows, found, visible=lambda b, q, s: True, topk=4, scaling=0.3)
 
 
@@ -163,7 +163,7 @@ def test_masks_longer_than_the_keys_are_cut():
     made, rows = backend("manual")
     mask = torch.cat([mask_of(padded), torch.ones(B, 1, Q, 5, dtype=torch.bool)], dim=-1)
     call = attention_call(mask=mask, scaling=0.3)
-    found = attend(call, made, MemoryConfig(topk=4))
+    found = attend(call, made, MemoryConfig.published(topk=4))
     assert_as_brute_force(call, rows, found, visible=padded, topk=4, scaling=0.3)
 
 
@@ -172,7 +172,7 @@ def test_calls_that_do_more_than_attend_are_refused(option):
     made, _ = backend("manual")
     call = attention_call(**{option: torch.zeros(1)})
     with pytest.raises(UnsupportedModelError, match=rf"'{option}' \(layer {LAYER}\)"):
-        attend(call, made, MemoryConfig())
+        attend(call, made, MemoryConfig.published())
 
 
 @torch.no_grad()
@@ -182,7 +182,7 @@ def test_a_whole_one_layer_model_against_brute_force(model_type, memory_type):
     """Ids, scores, weights and logits of a left-padded batch, from the model's own projections."""
     layer_types = {"layer_types": ["full_attention"]} if model_type == "gpt_oss" else {}
     model = build(model_type, num_hidden_layers=1, **layer_types)
-    memory = attach(model, MemoryConfig(memory_type=memory_type, index="Flat", topk=5))
+    memory = attach(model, MemoryConfig.published(memory_type=memory_type, index="Flat", topk=5))
     distinct = torch.randperm(VOCAB_SIZE - 3)[:50] + 3  # in one layer, equal tokens are equal rows
     memory.write(distinct, document="d")
     input_ids = torch.randint(3, VOCAB_SIZE, (2, 8))

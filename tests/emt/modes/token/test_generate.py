@@ -31,7 +31,7 @@ FAMILIES = ["llama", "gemma2", "gpt_oss", "gpt_neox", "gpt2"]
 def remembering(model: Any = "llama", memory_type: str = "manual", **settings: Any) -> Any:
     """Return a model and its memory of 80 tokens."""
     model = build(model) if isinstance(model, str) else model
-    config = MemoryConfig(
+    config = MemoryConfig.published(
         **{"topk": 4, "memory_type": memory_type, **BACKENDS[memory_type], **settings}
     )
     memory = attach(model, config, tokenizer=word_tokenizer())

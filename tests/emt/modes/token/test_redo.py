@@ -34,7 +34,7 @@ FAMILIES = {
 
 def remembering(model_type="llama", *, num_rows=80, **settings):
     model = build(model_type, **FAMILIES[model_type])
-    memory = attach(model, MemoryConfig(topk=LOW, **settings))
+    memory = attach(model, MemoryConfig.published(topk=LOW, **settings))
     memory.write(torch.randint(3, VOCAB_SIZE, (num_rows,)), document="d")
     return model, memory
 
@@ -307,7 +307,7 @@ def test_the_published_interface_takes_it_for_one_call():
         ExtendedLlamaConfig(**stock.config.to_dict()), external_memories=ids, topk=LOW
     ).eval()
     model.load_state_dict(stock.state_dict())
-    memory = attach(stock, MemoryConfig(topk=LOW, special_ids=(0, 1, 2)))
+    memory = attach(stock, MemoryConfig.published(topk=LOW, special_ids=(0, 1, 2)))
     memory.write(ids, document="d")
     with memory.using(uncertainty={"entropy": 0, "topk": HIGH}):
         expected = stock.generate(PROMPT, **GREEDY).tolist()
