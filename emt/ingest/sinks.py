@@ -68,8 +68,10 @@ class SinkFinder:
         num_heads, num_rows, dim = len(query), *key.shape[1:]
         is_first = not self._num_rows
         if is_first:
-            sample = torch.linspace(0, num_rows - 1, min(NUM_QUERIES, num_rows)).long()
-            sampled = query[:, sample.to(query.device)].float() * scaling  # (H, s, D)
+            first = min(1, num_rows - 1)  # the first token has seen nothing; it asks otherwise
+            count = min(NUM_QUERIES, num_rows - first)
+            sample = torch.linspace(first, num_rows - 1, count).long().to(query.device)
+            sampled = query[:, sample].float() * scaling  # (H, s, D)
             self._queries[idx] = sampled.reshape(len(key), -1, dim)
         logits = self._queries[idx] @ key.transpose(1, 2)  # (Hkv, G * s, n)
         if is_first:

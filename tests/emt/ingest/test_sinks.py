@@ -29,7 +29,7 @@ def made_up(num_rows, sinks, *, strength=6.0, heads=(2, 4), seed=0):
 def by_loops(first, rows, queries):
     """Return which of a window's rows are sinks, from the keys of the first window and its own."""
     num_first, num_rows = first[0].shape[1], rows[0].shape[1]
-    sample = np.linspace(0, num_first - 1, min(NUM_QUERIES, num_first)).astype(int)
+    sample = np.linspace(1, num_first - 1, min(NUM_QUERIES, num_first - 1)).astype(int)
     result = []
     for row in range(num_rows):
         of_queries = []
