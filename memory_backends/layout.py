@@ -95,7 +95,7 @@ class Rows:
         keys: layer -> (Hkv, n, head_dim), at position 0 (before RoPE), KV heads not repeated.
         values: layer -> (Hkv, n, value_head_dim).
         tokens: (n,) int32, each row's token: an index into its document's `token_ids`.
-        sinks: (n,) bool, rows that are attention sinks: the first of a window without left context.
+        sinks: (n,) bool, rows that are attention sinks: attended to whatever is asked.
         queries: layer -> (H, n, head_dim), the same tokens' queries as the model compares them with
             keys, all query heads; empty if not known. A store keeps a sample of them to find out
             how hard its index must search.

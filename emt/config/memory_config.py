@@ -221,9 +221,9 @@ class MemoryConfig:
     )
     sinks: Literal["all", "one"] = setting(
         "one",
-        "Which attention sinks (the first rows of a window without left context) are found. 'all' "
-        "for every row, as published; 'one' for those of the first document only, since the sinks "
-        "of many documents hijack retrieval.",
+        "Which attention sinks (rows that are attended to whatever is asked, as measured when a "
+        "document is read) are found. 'all' for every row, as published; 'one' for those of the "
+        "first document only, since the sinks of many documents hijack retrieval.",
         group="search",
         as_published="all",
     )

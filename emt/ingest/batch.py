@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from emt.ingest.rows import RowReader
+from emt.ingest.sinks import SinkFinder
 from memory_backends import Document, Rows
 
 BATCH_TOKENS = 4096
@@ -89,6 +90,6 @@ def encode_batch(reader: RowReader, token_ids: Sequence[Tensor]) -> list[Rows]:
     padded = torch.nn.utils.rnn.pad_sequence(list(token_ids), batch_first=True)  # (B, T)
     states = reader.forward(padded)
     return [
-        reader.rows(states, ids, first_token=0, num_before=0, sequence=sequence)
+        reader.rows(states, ids, sinks=SinkFinder(), sequence=sequence)
         for sequence, ids in enumerate(token_ids)
     ]

@@ -1,6 +1,6 @@
 """Carried context: each token of a document is run once, after rows of the tokens before it.
 
-A window of new tokens attends to a context: the document's first `SINK_ROWS` rows and its last
+A window of new tokens attends to a context: the document's first `FIRST_ROWS` rows and its last
 ones, as many as `max_length` leaves room for. The context is placed anew for every window: its keys
 are rotated to positions 0, 1, 2, ... and the new tokens follow, so no position is beyond
 `max_length`. A document of up to `max_length` tokens is one plain forward. Keys of models that add
@@ -22,11 +22,13 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from emt.errors import ConfigError, UnsupportedModelError
-from emt.ingest.rows import SINK_ROWS, LayerStates, RowReader
+from emt.ingest.rows import LayerStates, RowReader
+from emt.ingest.sinks import SinkFinder
 from emt.ingest.windows import Windows
 from emt.model.rope import PositionEmbeddings, Unrotation
 from memory_backends import Rows
 
+FIRST_ROWS = 4  # kept of every document: nearly all heads park their attention on one of them
 _TOLERANCE = 1e-2  # between cosines of equal positions, in any dtype; others differ far more
 
 
@@ -37,10 +39,10 @@ def check_carry(config: PreTrainedConfig, windows: Windows) -> None:
         ConfigError: a window of `stride` tokens leaves no room for sinks and one row more.
         UnsupportedModelError: a layer keeps something else between tokens than keys and values.
     """
-    if windows.max_length - windows.stride <= SINK_ROWS:
+    if windows.max_length - windows.stride <= FIRST_ROWS:
         raise ConfigError(
             f"with carry_context, max_length ({windows.max_length}) must be at least stride "
-            f"({windows.stride}) + {SINK_ROWS + 1}, so that there is context to carry. Lower "
+            f"({windows.stride}) + {FIRST_ROWS + 1}, so that there is context to carry. Lower "
             "stride, or set carry_context to false."
         )
     other = [
@@ -89,22 +91,22 @@ def encode_carrying(
     """
     config, num_tokens, stop = reader.decoder.config, len(token_ids), 0
     first_length = first_length or windows.max_length
-    context = _Context(reader.unrotations)
+    context, sinks = _Context(reader.unrotations), SinkFinder()
     if num_tokens > first_length:
         check_carry(config, windows)
     while stop < num_tokens:
         start, stop = stop, min(stop + (windows.stride if stop else first_length), num_tokens)
         new = token_ids[start:stop]
         if stop - start == num_tokens:  # all of it fits into the first window
-            yield reader.rows(reader.forward(new[None]), new, first_token=0, num_before=0)
+            yield reader.rows(reader.forward(new[None]), new, sinks=sinks)
             return
         context.make_room(windows.max_length - len(new))
-        num_before, cache = len(context), context.cache(reader.decoder)
+        cache = context.cache(reader.decoder)
         states = reader.forward(new[None], past_key_values=cache, use_cache=True)
         if not start:
             _check_cache(config, cache, states)
         del cache
-        rows = reader.rows(states, new, first_token=start, num_before=num_before)
+        rows = reader.rows(states, new, sinks=sinks, first_token=start)
         if stop < num_tokens:
             context.add(states)
         del states  # before the next ones are made
@@ -154,8 +156,8 @@ class _Context:
             return
         for part in (self.keys, self.values):
             for idx, tensor in part.items():
-                recent = tensor[:, :, SINK_ROWS - num_rows :]
-                part[idx] = torch.cat([tensor[:, :, :SINK_ROWS], recent], dim=2)
+                recent = tensor[:, :, FIRST_ROWS - num_rows :]
+                part[idx] = torch.cat([tensor[:, :, :FIRST_ROWS], recent], dim=2)
 
     def cache(self, decoder: PreTrainedModel) -> DynamicCache:
         """Return the cache that the model would have after reading just this context."""

@@ -16,6 +16,7 @@ from emt.ingest.batch import encode_group, groups
 from emt.ingest.carry import can_carry, check_carry, encode_carrying, rotates_alike
 from emt.ingest.documents import Source, special_ids, to_document
 from emt.ingest.rows import RowReader
+from emt.ingest.sinks import SinkFinder
 from emt.ingest.windows import Windows, check_max_length
 from emt.model.attached import AttachedModel
 from emt.model.identity import weights_fingerprint
@@ -125,11 +126,11 @@ def encode(reader: RowReader, token_ids: Tensor, windows: Windows) -> Iterator[R
             yield first
             yield from carried
             return
+    sinks = SinkFinder()
     for start, stop, keep_from in windows.cut(len(token_ids)):
-        num_before = keep_from - start
-        states = reader.forward(token_ids[None, start:stop], skip=num_before)
+        states = reader.forward(token_ids[None, start:stop], skip=keep_from - start)
         kept = token_ids[keep_from:stop]
-        yield reader.rows(states, kept, first_token=keep_from, num_before=num_before)
+        yield reader.rows(states, kept, sinks=sinks, first_token=keep_from)
 
 
 def encode_all(

@@ -11,13 +11,12 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from emt.ingest.sinks import SinkFinder
 from emt.model.devices import input_device, no_autocast
 from emt.model.rope import PositionEmbeddings, Unrotation, as_cos_sin
 from emt.model.watch import watching
 from memory_backends import Rows
 from memory_backends.layout import Int32Array
-
-SINK_ROWS = 4  # the first tokens a model sees; most heads park their attention there
 
 
 class LayerStates(NamedTuple):
@@ -29,12 +28,14 @@ class LayerStates(NamedTuple):
         queries: layer -> (B, H, n, D), after norms and RoPE.
         embeddings: layer -> cos and sin of the tokens' positions, each (B or 1, n, rotary dims);
             only of layers that rotate their keys.
+        scaling: layer -> the factor of its attention logits.
     """
 
     keys: dict[int, Tensor]
     values: dict[int, Tensor]
     queries: dict[int, Tensor]
     embeddings: dict[int, PositionEmbeddings]
+    scaling: dict[int, float]
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class RowReader:
         device = input_device(self.decoder)
         with watching(self.decoder) as seen, no_autocast(device):
             self.decoder(input_ids=input_ids.to(device), **{"use_cache": False, **options})
-        states = LayerStates({}, {}, {}, {})
+        states = LayerStates({}, {}, {}, {}, {})
         last = slice(skip - input_ids.shape[1], None)  # keys of a cache come before them
         for call in seen.calls:
             layer_idx = call.layer_idx
@@ -80,6 +81,7 @@ class RowReader:
             states.keys[layer_idx] = key
             states.values[layer_idx] = call.value[:, :, last]
             states.queries[layer_idx] = call.query[:, :, last]
+            states.scaling[layer_idx] = call.scaling
         return states
 
     def rows(
@@ -87,8 +89,8 @@ class RowReader:
         states: LayerStates,
         token_ids: Tensor,
         *,
-        first_token: int,
-        num_before: int,
+        sinks: SinkFinder,
+        first_token: int = 0,
         sequence: int = 0,
     ) -> Rows:
         """Return the rows of tokens; views of the states, unless a token in between is dropped.
@@ -96,8 +98,8 @@ class RowReader:
         Args:
             states: of at least these n tokens.
             token_ids: (n,) int64.
+            sinks: of their document, which has seen the windows before this one.
             first_token: the place of the first of them in its document.
-            num_before: how many tokens the first of them could attend to.
             sequence: which of the B sequences.
         """
         is_kept = np.isin(token_ids.cpu().numpy(), sorted(self.drop_ids), invert=True)
@@ -106,8 +108,8 @@ class RowReader:
             {idx: _select(tensor[sequence], kept) for idx, tensor in part.items()}
             for part in (states.keys, states.values, states.queries)
         )
-        sinks = kept + num_before < SINK_ROWS
-        return Rows(keys, values, kept + np.int32(first_token), sinks, queries)
+        is_sink = sinks.find(keys, queries, states.scaling)
+        return Rows(keys, values, kept + np.int32(first_token), is_sink, queries)
 
 
 def _select(tensor: Tensor, kept: Int32Array) -> Tensor:

@@ -129,3 +129,15 @@ def test_both_backends_give_the_same_tokens_in_half_precision(
     assert found[0] == found[1]
     without = continuations(model, smollm2.tokenizer, prompts, num_tokens)
     assert all(one != other for one, other in zip(found[0], without, strict=False))
+
+
+def test_sinks_are_the_first_token_and_words_that_say_little(smollm2, attached):
+    memory, text = attached(), (DEMO / "documents" / "beans.txt").read_text()
+    memory.write(text[:1500], document="beans")
+    document = memory.backend.catalog.document("beans")
+    tokens = document.token_ids[document.row_tokens[document.sink_rows]].tolist()
+    first, *others = [smollm2.tokenizer.decode([token]) for token in tokens]
+    assert document.sink_rows[:2].tolist() == [0, 1]
+    assert first == "From"
+    assert set(others) == {" the", "."}
+    assert len(others) < 15  # of 365 rows

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from emt.errors import ConfigError, DocumentError
-from emt.ingest.rows import SINK_ROWS
+from emt.ingest.carry import FIRST_ROWS
 from emt.passage import Passage, are_among
 from memory_backends import MemoryBackend
 from memory_backends.layout import Int64Array, StoredDocument
@@ -81,7 +81,7 @@ def locate(
         backend: where the rows are.
         prompts: the passages of each prompt, in the order they are put.
         places: of each prompt, the token its passages are put before, padding not counted.
-        sinks: whether the first passage is put after the attention sinks of its document, if it
+        sinks: whether the first passage is put after the first rows of its document, if it
             does not begin with them; None where it is put before a prompt's first token, without
             those that another passage has.
 
@@ -120,13 +120,16 @@ def locate(
 def _sinks_before(
     passage: Passage, document: StoredDocument, others: Sequence[Passage], stored_rows: Int64Array
 ) -> list[int]:
-    """Return the ids of a document's attention sinks that stand before a passage of it."""
-    sinks = [
+    """Return the ids of the rows of a document's first tokens that stand before a passage of it.
+
+    One of them, mostly the first, gets nearly all of the attention that goes to sinks.
+    """
+    first_rows = [
         row
-        for row in document.sink_rows[:SINK_ROWS].tolist()
+        for row in np.flatnonzero(document.row_tokens < FIRST_ROWS).tolist()
         if row < passage.first and not any(_has(other, passage.document, row) for other in others)
     ]
-    ids = document.first_row + np.array(sinks, dtype=np.int64)
+    ids = document.first_row + np.array(first_rows, dtype=np.int64)
     kept: list[int] = ids[are_among(ids, stored_rows)].tolist()
     return kept
 

@@ -5,6 +5,7 @@ import torch
 from emt import MemoryConfig, attach
 from emt.passage import Retrieved
 from tests.emt.bytes import BYTES_VOCAB_SIZE
+from tests.emt.marked_sinks import first_rows_are_sinks
 from tests.emt.words import word_tokenizer
 from tests.families import build
 
@@ -12,13 +13,17 @@ ALL_LAYERS = range(3)
 
 
 def remembering(documents, model_type="llama", tokenizer=None, **settings):
-    """Attach a fresh model of three layers and write documents; a <bos> has no row."""
+    """Attach a fresh model of three layers and write documents.
+
+    A <bos> has no row; the first three rows of a document are attention sinks.
+    """
     tokenizer = tokenizer or word_tokenizer()
     vocab_size = BYTES_VOCAB_SIZE if tokenizer.vocab_size == BYTES_VOCAB_SIZE else 97
     model = build(model_type, vocab_size=vocab_size, attn_implementation="eager")
     memory = attach(model, MemoryConfig.published(**settings), tokenizer=tokenizer)
-    for name, source in documents.items():
-        memory.write(source, document=name)
+    with first_rows_are_sinks(3):
+        for name, source in documents.items():
+            memory.write(source, document=name)
     return model, memory
 
 

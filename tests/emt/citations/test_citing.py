@@ -24,7 +24,7 @@ PARTS = ("ids", "scores", "weights")
 
 
 def test_shares_of_known_weights():
-    # the first four tokens are attention sinks: rows 0 to 2 after <bos>, and rows 8 to 11
+    # rows 0 to 2 and 8 to 10 are attention sinks
     _, memory = remembering({"a": "w3 w4 w5 w6 w7 w8\nw9 w10", "b": [11, 12, 13, 14, 15, 16]})
     recording = recorded(
         memory,

@@ -14,7 +14,7 @@ from tests.emt.modes.passage.recalled import left_padded
 
 PROMPTS = [torch.tensor(ids) for ids in ([1, 5, 9, 33], [1, 60], [1, 8, 71])]
 GREEDY = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
-# 40 words in lines of 5; of the first document, rows 0 to 2 are attention sinks (<bos> has no row)
+# 40 words in lines of 5; of the first document, rows 0 to 2 are attention sinks
 LINES = [" ".join(f"w{n}" for n in range(first, first + 5)) for first in range(10, 50, 5)]
 DOCUMENTS = {"a": "\n".join(LINES), "b": "\n".join(reversed(LINES))}
 

@@ -5,8 +5,7 @@ import pytest
 from transformers import DynamicCache
 
 from emt.errors import ConfigError, UnsupportedModelError
-from emt.ingest.carry import check_carry, encode_carrying
-from emt.ingest.rows import SINK_ROWS
+from emt.ingest.carry import FIRST_ROWS, check_carry, encode_carrying
 from emt.ingest.windows import Windows
 from tests.emt.ingest.encoding import (
     SLIDING,
@@ -68,7 +67,7 @@ def streaming_llm(model, token_ids, stride, max_length):
         room = max_length - (stop - start)
         context = list(range(start))
         if len(context) > room:
-            context = context[:SINK_ROWS] + context[len(context) - (room - SINK_ROWS) :]
+            context = context[:FIRST_ROWS] + context[len(context) - (room - FIRST_ROWS) :]
         cache = DynamicCache()
         for idx in range(len(model.model.layers)):
             if context:
@@ -97,13 +96,12 @@ def test_evicted_context_is_streaming_llm(stride, max_length):
     reader = row_reader(model)
     runs = list(encode_carrying(reader, token_ids, Windows(stride, max_length)))
     assert [len(run) for run in runs][:2] == [max_length, stride]
-    tokens, sinks, tensors = joined(runs)
+    tokens, tensors = joined(runs)
     assert tokens == list(range(50))
-    assert sinks == [token < SINK_ROWS for token in range(50)]
     for idx in range(3):
         torch.testing.assert_close(tensors["keys", idx], keys[idx], atol=2e-5, rtol=1e-5)
         torch.testing.assert_close(tensors["values", idx], values[idx], atol=2e-5, rtol=1e-5)
-    whole = in_one_forward(reader, token_ids)[2]
+    whole = in_one_forward(reader, token_ids)[1]
     assert (tensors["values", 2] - whole["values", 2]).abs().max() > 1e-3
 
 
@@ -115,10 +113,10 @@ def test_evicted_context_is_placed_where_a_text_without_it_would_be(family):
     assert [len(run) for run in runs] == [24, 8, 8, 7]
     assert_same_rows(joined(runs[:1]), in_one_forward(reader, token_ids[:24]), 0)
     for run, start, recent in zip(runs[1:], (24, 32, 40), (12, 20, 27), strict=True):
-        chosen = [*range(SINK_ROWS), *range(recent, start + len(run))]
+        chosen = [*range(FIRST_ROWS), *range(recent, start + len(run))]
         assert len(chosen) == 24
-        expected = in_one_forward(reader, token_ids[chosen])[2]
-        for (part, idx), tensor in joined([run])[2].items():
+        expected = in_one_forward(reader, token_ids[chosen])[1]
+        for (part, idx), tensor in joined([run])[1].items():
             if family.model_type == "gpt2":  # keys keep the positions they were read at
                 assert torch.isfinite(tensor).all()
             elif idx < 2:

@@ -8,7 +8,6 @@ from transformers import DynamicCache
 from emt import attach
 from emt.ingest import batch
 from emt.ingest.encoder import encode, encode_all
-from emt.ingest.rows import SINK_ROWS
 from emt.ingest.windows import Windows
 from memory_backends import Document
 from tests.emt.ingest.encoding import (
@@ -58,7 +57,6 @@ def test_rows_are_the_stock_models_cache_turned_back(stride, max_length):
         stock(token_ids[read][None], past_key_values=cache)
         kept = [token - read[0] for token in new]
         assert run.tokens.tolist() == new
-        assert run.sinks.tolist() == [position < SINK_ROWS for position in kept]
         for idx, layer in enumerate(cache.layers):
             expected = unrotated(layer.keys[0], theta)[:, kept]
             torch.testing.assert_close(run.keys[idx], expected, atol=5e-6, rtol=0)
@@ -69,10 +67,9 @@ def test_dropped_ids_leave_no_row_but_were_attended_to():
     model, token_ids = build("llama"), torch.tensor([1, 50, 51, 2, 52, 1])
     kept = row_reader(model, {1, 2})
     everything = type(kept)(kept.decoder, kept.unrotations)
-    tokens, sinks, tensors = in_one_forward(kept, token_ids)
+    tokens, tensors = in_one_forward(kept, token_ids)
     assert tokens == [1, 2, 4]
-    assert sinks == [True, True, False]
-    for name, tensor in in_one_forward(everything, token_ids)[2].items():
+    for name, tensor in in_one_forward(everything, token_ids)[1].items():
         assert torch.equal(tensors[name], tensor[:, [1, 2, 4]])
 
 

@@ -12,6 +12,7 @@ from emt.errors import (
     StoreError,
 )
 from emt.ingest.changes import Written
+from tests.emt.marked_sinks import first_rows_are_sinks
 from tests.emt.words import word_tokenizer
 from tests.families import VOCAB_SIZE, build
 
@@ -378,8 +379,9 @@ def test_mask_by_sim_above_every_cosine_is_the_plain_model(model):
 
 def test_one_set_of_sinks(model):
     memory = attach(model, MemoryConfig.published(sinks="one", topk=100))
-    memory.write(list(range(5, 25)), document="a")
-    memory.write(list(range(25, 45)), document="b")
+    with first_rows_are_sinks(4):
+        memory.write(list(range(5, 25)), document="a")
+        memory.write(list(range(25, 45)), document="b")
     with memory.recording() as recorded:
         logits(model)
     found = {int(i) for layer in recorded[0].values() for i in layer.ids.unique()}
