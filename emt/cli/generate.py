@@ -19,8 +19,8 @@ from emt.model.chat import in_template
 
 _SETTINGS = ("enabled", "mode", "topk", "uncertainty")  # of `Memory.using`
 _UNCITED = (
-    "Memory was used, but there is nothing to cite: all that was read are attention sinks, the "
-    "first rows of documents."
+    "Memory was used, but there is nothing to cite: all that was read are attention sinks, rows "
+    "that are attended to whatever is asked."
 )
 
 
