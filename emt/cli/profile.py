@@ -111,7 +111,8 @@ def _progress() -> Iterator[Callable[[int, int], object]]:
     with tqdm(unit="tok", disable=None, leave=False) as bar:
 
         def show(num_read: int, total: int) -> None:
-            bar.total = total
+            if bar.total != total:  # shown at once, however soon all are read
+                bar.reset(total)
             bar.update(num_read - bar.n)
 
         yield show
