@@ -15,6 +15,12 @@ import pytest
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Let fixtures of many tests, which are made before a test's own, compute as tests do."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _cache_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep the user's cache directory out of the tests, those in other processes included."""
     os.environ["EMT_CACHE"] = str(tmp_path_factory.mktemp("cache"))

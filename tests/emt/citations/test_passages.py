@@ -27,8 +27,8 @@ def remembering(model_type="llama", **settings):
 def routing(tmp_path):
     """Settings with a profile of two heads of the tiny model, chosen for nothing."""
     heads = tuple(ProfiledHead(layer, head, 1.0) for layer, head in ((1, 0), (2, 3)))
-    HeadProfile("tiny", "none", heads, torch.zeros(2, 16), 8).write(tmp_path / "p.json")
-    return {"profile": str(tmp_path / "p.json"), "passage_rows": 12, "relevance": None}
+    HeadProfile("tiny", None, heads, torch.zeros(2, 16), 8).write(tmp_path / "p.json")
+    return {"profile": str(tmp_path / "p.json"), "passage_rows": 24, "relevance": None}
 
 
 # -- by hand ------------------------------------------------------------------------------------

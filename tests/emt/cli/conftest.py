@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from memory_backends import MemoryBackend
 from memory_backends.catalog import Catalog
 from tests.emt.commands import emt, make_documents, make_model
 
@@ -37,6 +38,14 @@ def store(tmp_path, indexed):
             "files",
             {file.replace(str(indexed), str(tmp_path)): names for file, names in files.items()},
         )
+    return store
+
+
+@pytest.fixture
+def store_of_all_heads(store):
+    """The store with indexes of all heads, not of those of the head profile only."""
+    with contextlib.closing(MemoryBackend.open(store, "vector_db")) as backend:
+        backend.rebuild()
     return store
 
 

@@ -181,8 +181,10 @@ def test_a_process_of_its_own_prints_nothing_else(tmp_path, model, documents):
         ("generate", "--chat", *options),
         code=2,
     )
-    estimated, refused_chat = done.err.splitlines()
+    estimated, making, made, refused_chat = done.err.splitlines()
     assert estimated.startswith("3 documents, ")
+    assert making.startswith("emt: no head profile of this model: one is made")
+    assert made.startswith("emt: head profile: ")
     assert refused_chat.startswith("emt: this model's tokenizer has no chat template")
     indexed, text = done.out.splitlines()
     assert indexed.startswith("3 documents added; ")

@@ -9,8 +9,10 @@ import pytest
 
 from emt import MemoryConfig, attach
 from emt.cli import main
+from emt.config.memory_config import PUBLISHED_METHOD
 from emt.model.loading import load
-from tests.emt.commands import TEXTS, emt, emt_json, make_model, refused
+from tests.emt.commands import ROOT, TEXTS, emt, emt_json, make_model, refused
+from tests.emt.marked_sinks import first_rows_are_sinks
 
 PROMPT = "w5 w9 w33"
 METADATA = {
@@ -20,14 +22,21 @@ METADATA = {
 }
 
 
-def of_library(model, config, names=TEXTS, **settings):
-    """Return what the library generates from some of the documents, and its recording."""
+def written_by_library(model, folder, names=TEXTS, **settings):
+    """Write some of the documents, searched exactly; return the model and its memory."""
     loaded = load(str(model))
+    config = MemoryConfig(path=str(folder / "library"), **settings)
     memory = attach(loaded.model, config, tokenizer=loaded.tokenizer)
     memory.write_all([(name, TEXTS[name]) for name in sorted(names)])
-    ids = torch.tensor([loaded.tokenizer(PROMPT).input_ids])
-    with memory.using(**settings), memory.recording() as recording:
-        output = loaded.model.generate(ids, max_new_tokens=6, do_sample=False)
+    return loaded.model, memory
+
+
+def of_library(model, folder, names=TEXTS, sampling=None, **settings):
+    """Return what the library generates from some of the documents, and its recording."""
+    attached, memory = written_by_library(model, folder, names, **settings)
+    ids = torch.tensor([memory.tokenizer(PROMPT).input_ids])
+    with memory.recording() as recording:
+        output = attached.generate(ids, max_new_tokens=6, **sampling or {"do_sample": False})
     return output[0, ids.shape[1] :].tolist(), recording
 
 
@@ -38,53 +47,91 @@ def generated(store, *options):
 @pytest.mark.parametrize(
     ("options", "settings"),
     [
-        ([], {}),
-        (["--topk", "2"], {"topk": 2}),
-        (["--topk", "auto"], {"topk": 4}),
+        ("", {}),
+        ("--mode token", {"mode": "token"}),
+        ("--mode token --topk 2", {"mode": "token", "topk": 2}),
         (
-            ["--topk", "2", "--uncertainty", "0:12"],
-            {"topk": 2, "uncertainty": {"entropy": 0, "topk": 12}},
+            "--mode token --topk 2 --uncertainty 0:12",
+            {"mode": "token", "topk": 2, "uncertainty": {"entropy": 0, "topk": 12}},
         ),
-        (["--no-memory"], {"enabled": False}),
-        (["--no-chat"], {}),
+        ("--no-memory", {"enabled": False}),
+        ("--no-chat", {}),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_the_answer_is_the_librarys(model, store, options, settings):
-    expected, recording = of_library(model, MemoryConfig.published(), **settings)
-    answer = generated(store, *options)
+def test_the_answer_is_the_librarys(tmp_path, model, store, options, settings):
+    expected, recording = of_library(model, tmp_path, **settings)
+    answer = generated(store, *options.split())
     assert answer["token_ids"] == expected
     assert answer["prompt"] == PROMPT
     assert [token["id"] for token in answer["tokens"]] == expected
     citations = recording.citations()
     assert [c["text"] for c in answer["citations"]] == [c.text for c in citations]
     assert [c["share"] for c in answer["citations"]] == pytest.approx([c.share for c in citations])
+    passages = recording.citations("passage", top=None)
+    assert bool(passages) == (not {"mode", "enabled"} & set(settings))
+    assert [p["text"] for p in answer["passages"]] == [p.text for p in passages]
+    for key in ("score", "attention"):
+        values = [getattr(passage, key) for passage in passages]
+        assert [p[key] for p in answer["passages"]] == pytest.approx(values)
     assert set(answer["timings"]) == {"open_seconds", "generate_seconds", "tokens_per_second"}
 
 
-def test_the_text_and_its_sources_are_printed(store):
+def test_an_option_takes_the_place_of_a_setting(tmp_path, model, store):
+    config = tmp_path / "c.yaml"
+    config.write_text("mode: token\ntopk: 2\n")
+    of_file = generated(store, "--config", config)
+    assert of_file["token_ids"] == of_library(model, tmp_path / "2", mode="token", topk=2)[0]
+    of_option = generated(store, "--config", config, "--topk", "auto")  # 4 of so few rows
+    assert of_option["token_ids"] == of_library(model, tmp_path / "4", mode="token", topk=4)[0]
+    assert of_option["token_ids"] != of_file["token_ids"]
+
+
+def test_the_published_method_is_a_config_file(tmp_path, model, documents):
+    store, config = tmp_path / "new", ROOT / "configs" / "published.yaml"
+    emt("index", documents, "--store", store, "--model", model, "--config", config)
+    expected, recording = of_library(model, tmp_path, **PUBLISHED_METHOD)
     answer = generated(store)
-    plain = emt("generate", "--store", store, PROMPT, "--max-new-tokens", 6)
+    assert answer["token_ids"] == expected
+    assert [c["text"] for c in answer["citations"]] == [c.text for c in recording.citations()]
+    assert answer["num_retrieved"] == recording.num_retrieved
+
+
+@pytest.mark.parametrize("mode", ["auto", "token"])
+def test_the_text_and_its_sources_are_printed(store, mode):
+    options = ("--mode", mode)
+    answer = generated(store, *options)
+    plain = emt("generate", "--store", store, PROMPT, "--max-new-tokens", 6, *options)
     assert (plain.out, plain.err) == (answer["text"] + "\n", "")
-    cited = emt("generate", "--store", store, PROMPT, "--max-new-tokens", 6, "--citations")
+    options = (*options, "--citations")
+    cited = emt("generate", "--store", store, PROMPT, "--max-new-tokens", 6, *options)
     lines = [answer["text"], ""]
     for rank, citation in enumerate(answer["citations"], start=1):
         where = f"{citation['document']} {citation['start']}-{citation['end']}"
         lines.append(f"[{rank}] {citation['share']:5.1%}  {where}")
         lines.append(f"      {' '.join(citation['text'].split())}")
+    passages = answer["passages"]
+    assert len(passages) == (0 if mode == "token" else 3)
+    if passages:
+        lines += ["", "3 passages recalled:"]
+    for passage in passages:
+        start, end = passage["start"], passage["end"]
+        assert TEXTS[passage["document"]][start:end] == passage["text"]
+        received = f"{passage['attention']:.1%} of the attention, score {passage['score']:.2f}"
+        lines.append(f"      {passage['document']} {start}-{end}: {received}")
     assert cited.out.splitlines() == lines
     without = emt("generate", "--store", store, PROMPT, "--citations", "--no-memory")
     assert without.out.endswith("\n\nNo memory was used.\n")
 
 
-def test_only_memory_type_changes_from_one_backend_to_the_other(tmp_path, model, documents):
+@pytest.mark.parametrize("mode", ["auto", "token"])
+def test_only_memory_type_changes_from_one_backend_to_the_other(tmp_path, model, documents, mode):
     store, config = tmp_path / "new", tmp_path / "c.yaml"
-    config.write_text("memory_type: manual\ntopk: 4\nindex: Flat\n")
+    config.write_text(f"memory_type: manual\nmode: {mode}\nindex: Flat\n")
     emt("index", documents, "--store", store, "--model", model, "--config", config)
     assert not (store / "index").exists()
     manual = generated(store)
-    assert manual["token_ids"] == of_library(model, MemoryConfig.published(topk=4))[0]
-    config.write_text("memory_type: vector_db\ntopk: 4\nindex: Flat\n")
+    assert manual["token_ids"] == of_library(model, tmp_path, mode=mode)[0]
+    config.write_text(f"memory_type: vector_db\nmode: {mode}\nindex: Flat\n")
     vector_db = generated(store, "--config", config)
     assert vector_db["token_ids"] == manual["token_ids"]
     assert [c["text"] for c in vector_db["citations"]] == [c["text"] for c in manual["citations"]]
@@ -162,17 +209,12 @@ def test_a_prompt_may_have_a_null_character(store, monkeypatch):
 # -- how it is generated and shown ----------------------------------------------------------------
 
 
-def test_sampling_is_the_librarys(model, store):
+def test_sampling_is_the_librarys(tmp_path, model, store):
     options = ["--temperature", 3.0, "--top-p", 0.9, "--seed", 7]
-    loaded = load(str(model))
-    memory = attach(loaded.model, MemoryConfig.published(), tokenizer=loaded.tokenizer)
-    memory.write_all([(name, TEXTS[name]) for name in sorted(TEXTS)])
+    sampling = {"do_sample": True, "temperature": 3.0, "top_p": 0.9}
     torch.manual_seed(7)
-    ids = torch.tensor([loaded.tokenizer(PROMPT).input_ids])
-    output = loaded.model.generate(
-        ids, max_new_tokens=6, do_sample=True, temperature=3.0, top_p=0.9
-    )
-    assert generated(store, *options)["token_ids"] == output[0, ids.shape[1] :].tolist()
+    expected, _ = of_library(model, tmp_path, sampling=sampling)
+    assert generated(store, *options)["token_ids"] == expected
     assert generated(store, *options)["token_ids"] != generated(store)["token_ids"]
 
 
@@ -217,13 +259,16 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path, model):
     assert all(character >= " " or character == "\n" for character in shown)
 
 
-def test_rows_that_cannot_be_cited_are_no_unused_memory(tmp_path, model):
+@pytest.mark.parametrize("mode", ["auto", "token"])
+def test_rows_that_cannot_be_cited_are_no_unused_memory(tmp_path, model, mode):
     (tmp_path / "d.txt").write_text("w5 w9")
     store = tmp_path / "new"
-    emt("index", tmp_path / "d.txt", "--store", store, "--model", model)
-    assert generated(store)["num_retrieved"] > 0
-    shown = emt("generate", "--store", store, PROMPT, "--citations", "--max-new-tokens", 6).out
+    with first_rows_are_sinks(2):
+        emt("index", tmp_path / "d.txt", "--store", store, "--model", model)
+    assert generated(store, "--mode", mode)["num_retrieved"] > 0
+    shown = emt("generate", "--store", store, PROMPT, "--mode", mode, "--citations").out
     assert "there is nothing to cite: all that was read are attention sinks" in shown
+    assert ("\n1 passage recalled:\n      d.txt 0-5: 0.0% of" in shown) == (mode == "auto")
 
 
 def test_a_template_that_takes_no_message_is_passed_over_and_named(tmp_path, documents):
@@ -258,6 +303,7 @@ def scoped(tmp_path_factory, model):
     return folder / "store"
 
 
+@pytest.mark.parametrize("mode", ["auto", "token"])
 @pytest.mark.parametrize(
     ("options", "names"),
     [
@@ -272,12 +318,12 @@ def scoped(tmp_path_factory, model):
         ("--where year=3", []),
     ],
 )
-def test_only_what_is_asked_for_is_read(model, scoped, options, names):
-    answer = generated(scoped, *options.split())
-    config = MemoryConfig.published(memory_type="vector_db")
-    assert answer["token_ids"] == of_library(model, config, names)[0]
-    assert {citation["document"] for citation in answer["citations"]} <= set(names)
-    assert bool(answer["citations"]) == bool(names)
+def test_only_what_is_asked_for_is_read(tmp_path, model, scoped, options, names, mode):
+    answer = generated(scoped, *options.split(), "--mode", mode)
+    assert answer["token_ids"] == of_library(model, tmp_path, names, mode=mode)[0]
+    for key, is_used in (("citations", True), ("passages", mode == "auto")):
+        assert {each["document"] for each in answer[key]} <= set(names)
+        assert bool(answer[key]) == (bool(names) and is_used)
 
 
 # -- damaged stores -------------------------------------------------------------------------------
@@ -288,10 +334,10 @@ def test_only_what_is_asked_for_is_read(model, scoped, options, names):
     [
         ("catalog.sqlite", "'.*store' has no catalog.sqlite"),
         ("rows/layer-001.bin", "'.*layer-001.bin' is missing; expected at least "),
-        ("index/*/layer-001-head-001.faiss", "'.*faiss' is missing; .* Run `emt rebuild`"),
+        ("index/*/*.faiss", "'.*faiss' is missing; .* Run `emt rebuild`"),
     ],
 )
 def test_missing_files_are_named(store, pattern, message):
-    (path,) = store.glob(pattern)
+    path, *_ = sorted(store.glob(pattern))
     path.unlink()
     refused("generate", "--store", store, PROMPT, message=message)

@@ -28,7 +28,12 @@ def test_it_says_what_it_will_do_and_what_it_did(tmp_path, model, documents):
     done = emt("index", documents, "--store", store, "--model", model)
     tokens = sum(len(text.split()) + 1 for text in TEXTS.values())
     rows = tokens - len(TEXTS)
-    assert re.fullmatch(rf"3 documents, {tokens} tokens: about [\d.]+ kB and 0:00:0\d\n", done.err)
+    assert re.fullmatch(
+        rf"3 documents, {tokens} tokens: about [\d.]+ kB and 0:00:0\d\n"
+        "emt: no head profile of this model: one is made, and kept for all its stores\n"
+        r"emt: head profile: \d heads\n",
+        done.err,
+    )
     said = re.fullmatch(
         rf"3 documents added; {tokens} tokens, {rows} rows in ([\d.]+) s \([\d,]+ tokens/s\); "
         rf"'{store}' has ([\d.]+) kB\n",
@@ -80,13 +85,14 @@ def test_what_is_new_is_added_and_what_has_changed_is_replaced(tmp_path, model, 
 
 def test_the_settings_of_a_store_are_kept_until_changed(tmp_path, model, documents, more):
     store, yaml = tmp_path / "new", tmp_path / "c.yaml"
-    yaml.write_text("memory_type: vector_db\ntopk: 3\nsinks: one\npath: other\n")
+    settings = {"memory_type": "vector_db", "mode": "token", "topk": 3, "sinks": "all"}
+    yaml.write_text(json.dumps({**settings, "path": "other"}))
     emt("index", documents, "--store", store, "--model", model, "--config", yaml)
     assert not (tmp_path / "other").exists()
-    config = MemoryConfig.published(memory_type="vector_db", topk=3, sinks="one")
+    config = MemoryConfig(**settings)
     kept = emt_json("info", store)["config"]
     assert kept == {key: value for key, value in config.to_dict().items() if key != "path"}
-    assert generated(store)["token_ids"] == of_library(model, config)[0]
+    assert generated(store)["token_ids"] == of_library(model, tmp_path, **settings)[0]
     emt("index", more, "--store", store)
     assert emt_json("info", store)["config"] == kept
     (more / "d.txt").rename(more / "again.txt")
@@ -209,6 +215,7 @@ def test_every_bad_file_is_named_and_skipped_if_it_may_be(tmp_path, store, more,
     )
     assert contents(store) == before
     new = tmp_path / "new"
+    emt("profile", "--model", model)  # so that `index` says nothing of making one
     done = emt("index", more, "--store", new, "--model", model, "--skip-errors")
     assert names_of(new) == ["d.txt"]
     *said, expected = done.err.splitlines()
@@ -303,10 +310,12 @@ def test_paths_without_documents_or_room_for_a_store(tmp_path, more, model):
 
 def test_documents_longer_than_the_models_positions(tmp_path):
     short = make_model(tmp_path / "model", max_position_embeddings=32)
-    documents = make_documents(tmp_path / "documents")
-    message = r"max_length \(41\) .* 32 positions"
-    refused("index", documents, "--store", tmp_path / "s", "--model", short, message=message)
+    documents, config = make_documents(tmp_path / "documents"), tmp_path / "c.yaml"
+    index = ("index", documents, "--store", tmp_path / "s", "--model", short)
+    config.write_text("max_length: 3072\n")
+    refused(*index, "--config", config, message=r"max_length \(41\) .* 32 positions")
     assert not (tmp_path / "s").exists()
+    assert emt(*index).out.startswith("3 documents added; 93 tokens, 90 rows in ")
 
 
 def test_models_that_cannot_be_reached(tmp_path, more):
@@ -365,15 +374,17 @@ def test_a_full_disk_at_the_first_document(tmp_path, store, more, model, monkeyp
 
 def test_a_full_disk_later_keeps_the_documents_before(tmp_path, more, model, monkeypatch):
     (more / "e.txt").write_text("w50 w60")
-    store, whole = tmp_path / "new", tmp_path / "whole"
+    store, whole, config = tmp_path / "new", tmp_path / "whole", tmp_path / "c.yaml"
+    config.write_text("row_codec: exact\n")
+    options = ("--model", model, "--config", config)
     with monkeypatch.context() as patch:
         full_after(3, patch)
-        refused("index", more, "--store", store, "--model", model, message=FULL)
+        refused("index", more, "--store", store, *options, message=FULL)
     assert names_of(store) == ["d.txt"]
     assert emt_json("info", store)["model"]["source"] == str(model)
     again = emt("index", more, "--store", store)  # the same command goes on
     assert again.out.startswith("1 document added, 1 was there already; 3 tokens, 2 rows in ")
-    emt("index", more, "--store", whole, "--model", model)
+    emt("index", more, "--store", whole, *options)
     rows, expected = (
         np.fromfile(path / "rows" / "layer-000.bin", dtype=np.float32) for path in (store, whole)
     )
@@ -382,6 +393,7 @@ def test_a_full_disk_later_keeps_the_documents_before(tmp_path, more, model, mon
 
 def test_a_full_disk_at_the_index_keeps_the_documents(tmp_path, more, model, monkeypatch):
     store = tmp_path / "new"
+    emt("profile", "--model", model)  # so that `index` says nothing of making one
     with monkeypatch.context() as patch:
         patch.setattr(faiss_index, "write_index", full_disk)
         refused("index", more, "--store", store, "--model", model, message=FULL)

@@ -2,7 +2,6 @@
 
 import contextlib
 
-from emt import MemoryConfig
 from emt.cli import printing
 from memory_backends import MemoryBackend
 from memory_backends.catalog import FORMAT_VERSION, Catalog
@@ -22,11 +21,11 @@ def test_info_describes_a_store(model, store):
     assert described["tokens"] == sum(rows.values()) + 3
     assert described["rows"] == sum(rows.values())
     assert described["layers"] == 3
-    assert described["row_codec"] == "exact"
+    assert described["row_codec"] == "float16"
     assert described["format_version"] == FORMAT_VERSION
     assert described["index"]["factory"] == "Flat"
     assert described["index"]["num_rows"] == sum(rows.values())
-    per_row = 3 * 2 * 32 * 4  # layers, heads, key and value, bytes
+    per_row = 3 * 2 * 32 * 2  # layers, heads, key and value, bytes
     sizes = described["bytes"]
     assert sizes["per_row"] == per_row
     assert sizes["rows"] == on_disk(store / "rows")
@@ -36,13 +35,13 @@ def test_info_describes_a_store(model, store):
     assert f"index      Flat over {sum(rows.values())} rows" in text
     assert f"model      {model} (llama)\n" in text
     assert f"rows       {sum(rows.values())} in each of 3 layers\n" in text
-    assert f"({per_row:,} bytes a token, exact), index" in text
+    assert f"({per_row:,} bytes a token, float16), index" in text
     assert "  a.txt  31 tokens, 30 rows\n" in text
 
 
 def test_info_tells_the_codec_and_what_a_token_takes(tmp_path, model, documents):
     config, store = tmp_path / "config.yaml", tmp_path / "new"
-    MemoryConfig.published(memory_type="vector_db", row_codec="int4").to_yaml(config)
+    config.write_text("row_codec: int4\n")
     emt("index", documents, "--store", store, "--model", model, "--config", config)
     per_row = 3 * 2 * 32 // 2  # layers, heads, key and value at half a byte
     assert f"({per_row:,} bytes a token, int4), index" in emt("info", store).out
@@ -71,7 +70,8 @@ def test_info_says_what_the_index_was_measured_to_find(store):
     ) in emt("info", store).out
 
 
-def test_info_says_which_heads_are_indexed_and_what_that_saves(store):
+def test_info_says_which_heads_are_indexed_and_what_that_saves(store_of_all_heads):
+    store = store_of_all_heads
     (folder,) = (store / "index").iterdir()
     files = sum(file.stat().st_size for file in folder.glob("*.faiss"))
     assert f"heads      all 6 heads, FAISS files {printing.size(files)}\n" in emt("info", store).out

@@ -9,12 +9,10 @@ import torch
 import pytest
 
 from emt import HeadProfile, attach
-from emt.memory import modes as passage_mode
 from emt.model.loading import load
 from emt.profiles.cache import cached_profiles
 from emt.profiles.examples import make_examples, read_examples
 from emt.routing.head_profile import ProfiledHead
-from emt.routing.head_search import HeadSearch
 from memory_backends.catalog import Catalog
 from tests.emt.bytes import BYTES_VOCAB_SIZE, byte_tokenizer
 from tests.emt.commands import emt, emt_json, refused
@@ -43,7 +41,7 @@ def documents(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def indexed(tmp_path_factory, model, documents):
-    """A small store without a profile."""
+    """A store with the profile that `emt index` made."""
     store = tmp_path_factory.mktemp("indexed") / "store"
     emt("index", documents, "--store", store, "--model", model)
     return store
@@ -59,12 +57,6 @@ def kept(tmp_path_factory, indexed):
 @pytest.fixture
 def store(tmp_path, indexed):
     return shutil.copytree(indexed, tmp_path / "store")
-
-
-@pytest.fixture
-def all_is_relevant(monkeypatch):
-    """Let no prompt be refused: what a model of random weights finds means nothing."""
-    monkeypatch.setattr(HeadSearch, "measure_relevance", lambda self, backend: None)
 
 
 @pytest.fixture
@@ -150,7 +142,7 @@ def test_a_profile_of_a_cache_that_cannot_be_written_is_refused(model, data, tmp
     refused("profile", "--model", model, "--data", data, message="Name --output FILE")
 
 
-def test_a_store_keeps_a_profile_make_examples_its_own_text(kept, model):
+def test_a_store_keeps_a_profile_made_from_its_own_text(kept, model):
     store, done = kept
     assert done.out.endswith(f"kept in '{store}'\n")
     expected = by_hand(model, make_examples(TEXTS[name] for name in sorted(TEXTS)))
@@ -169,10 +161,11 @@ def test_a_store_keeps_a_profile_make_examples_its_own_text(kept, model):
 
 
 def test_a_store_and_a_file_may_have_different_profiles(tmp_path, store, data):
+    before = emt_json("info", store)["profile"]
     emt("profile", "--store", store, "--data", data, "--output", tmp_path / "p.json")
     assert HeadProfile.read(tmp_path / "p.json").source == "questions.jsonl"
-    assert emt_json("info", store)["profile"] is None
-    assert "\nprofile    none (`emt profile` makes one)\n" in emt("info", store).out
+    assert emt_json("info", store)["profile"] == before
+    assert before["source"] == "texts of emt"
 
 
 @pytest.mark.parametrize(
@@ -196,11 +189,7 @@ def test_a_damaged_profile_is_named_by_info(store):
 # -- index --------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("all_is_relevant")
-def test_a_large_store_gets_a_profile_and_indexes_of_its_heads_only(
-    tmp_path, model, documents, monkeypatch
-):
-    monkeypatch.setattr(passage_mode, "LARGE", 100)
+def test_a_store_gets_a_profile_and_indexes_of_its_heads_only(tmp_path, model, documents):
     done = emt("index", documents, "--store", tmp_path / "store", "--model", model)
     said = done.err.splitlines()[1:]
     assert said[0] == (
@@ -218,19 +207,20 @@ def test_a_large_store_gets_a_profile_and_indexes_of_its_heads_only(
     assert len(files) == len(searched)
     again = emt("index", documents, "--store", tmp_path / "store")
     assert "head profile" not in again.err
+    (tmp_path / "c.yaml").write_text("relevance: null\n")  # random heads find nothing relevant
     options = ("--store", tmp_path / "store", "--max-new-tokens", 3)
-    assert emt_json("generate", PROMPT, *options)["passages"]
-    assert emt_json("generate", PROMPT, *options, "--mode", "token")["passages"] == []
+    config = ("--config", tmp_path / "c.yaml")
+    assert emt_json("generate", PROMPT, *options)["passages"] == []
+    assert emt_json("generate", PROMPT, *options, *config)["passages"]
+    assert emt_json("generate", PROMPT, *options, *config, "--mode", "token")["passages"] == []
 
 
 @pytest.mark.parametrize("text", ["谁种了樱桃树？", "x"])
 def test_a_profile_needs_no_text_of_a_kind(tmp_path, model, text):
     """It is made from texts of emt, whatever the script of the user's, and however short."""
     (tmp_path / "d.txt").write_text(text, encoding="utf-8")
-    (tmp_path / "c.yaml").write_text("memory_type: vector_db\nmode: passage\n")
     store = tmp_path / "store"
-    options = ("--store", store, "--model", model, "--config", tmp_path / "c.yaml")
-    done = emt("index", tmp_path / "d.txt", *options)
+    done = emt("index", tmp_path / "d.txt", "--store", store, "--model", model)
     assert "emt: head profile: " in done.err
     assert emt_json("info", store)["profile"]["source"] == "texts of emt"
 
@@ -241,7 +231,7 @@ def test_a_model_that_cannot_have_a_profile_is_told_of(tmp_path):
     make_word_model(tmp_path / "words")
     for file in (tmp_path / "words").glob("*token*"):
         shutil.copy(file, tmp_path / "model")
-    (tmp_path / "c.yaml").write_text("memory_type: vector_db\nmode: passage\nlayers: [0]\n")
+    (tmp_path / "c.yaml").write_text("layers: [0]\n")
     (tmp_path / "d.txt").write_text("w5 w6 w7 w8")
     store = tmp_path / "store"
     options = ("--store", store, "--model", tmp_path / "model", "--config", tmp_path / "c.yaml")
@@ -254,38 +244,16 @@ def test_a_model_that_cannot_have_a_profile_is_told_of(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mode", "is_made"), [("token", False), ("auto", False), ("passage", True)]
+    "settings", ["mode: token", "routing: words"], ids=lambda settings: settings.split()[-1]
 )
-def test_a_small_store_gets_a_profile_only_if_it_is_read_in_passages(
-    tmp_path, model, documents, mode, is_made
+def test_a_store_that_heads_find_no_passages_in_gets_no_profile(
+    tmp_path, model, documents, settings
 ):
-    (tmp_path / "c.yaml").write_text(f"memory_type: vector_db\nmode: {mode}\n")
+    (tmp_path / "c.yaml").write_text(settings)
     store = tmp_path / "store"
     done = emt(
         "index", documents, "--store", store, "--model", model, "--config", tmp_path / "c.yaml"
     )
-    assert ("head profile" in done.err) == is_made
-    assert (emt_json("info", store)["profile"] is not None) == is_made
-
-
-# -- generate -----------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("all_is_relevant")
-def test_generate_prints_the_passages_that_were_recalled(kept):
-    store, _ = kept
-    options = ("--store", store, "--max-new-tokens", 3, "--mode", "passage")
-    passages = emt_json("generate", PROMPT, *options)["passages"]
-    assert passages
-    for passage in passages:
-        text = TEXTS[passage["document"]]
-        assert text[passage["start"] : passage["end"]] == passage["text"]
-    lines = emt("generate", PROMPT, *options, "--citations").out.splitlines()
-    shown = [
-        f"      {p['document']} {p['start']}-{p['end']}: {p['attention']:.1%} of the attention, "
-        f"score {p['score']:.2f}"
-        for p in passages
-    ]
-    noun = "passage" if len(shown) == 1 else "passages"
-    assert lines[-len(shown) - 2 :] == ["", f"{len(shown)} {noun} recalled:", *shown]
-    assert "passage" not in emt("generate", PROMPT, "--store", store, "--citations").out
+    assert "head profile" not in done.err
+    assert emt_json("info", store)["profile"] is None
+    assert "\nprofile    none (`emt profile` makes one)\n" in emt("info", store).out

@@ -6,6 +6,7 @@ from emt.memory.memory import Memory
 from emt.model.chat import prompt_ids
 from emt.model.loading import load
 from emt.passage import Passage, Question, Routed, RoutedPassage
+from tests.emt.cli.test_generate import PROMPT, written_by_library
 from tests.emt.commands import TEXTS, emt, emt_json, refused
 
 
@@ -63,6 +64,22 @@ def test_passages_have_their_places_and_text(store, routed):
     )
     tokenizer = load(str(emt_json("info", store)["model"]["source"])).tokenizer
     assert routed[0][0] == prompt_ids(tokenizer, "w9 w33").tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"), [("", {}), ("--max-passages 1", {"max_passages": 1})]
+)
+def test_the_passages_are_the_librarys(tmp_path, model, store, options, settings):
+    _, memory = written_by_library(model, tmp_path, **settings)
+    expected = memory.route(PROMPT).passages
+    passages = emt_json("search", "--store", store, PROMPT, *options.split())["passages"]
+    assert [Passage(p["document"], p["first"], p["stop"]) for p in passages] == [
+        each.passage for each in expected
+    ]
+    assert [p["score"] for p in passages] == pytest.approx([each.score for each in expected])
+    assert len(passages) == settings.get("max_passages", 3)
+    for passage in passages:
+        assert TEXTS[passage["document"]][passage["start"] : passage["end"]] == passage["text"]
 
 
 def test_options_are_settings(store, routed):
