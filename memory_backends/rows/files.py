@@ -78,7 +78,7 @@ class RowFiles:
         self._waiting[-1].append({idx: interleave(rows, idx).cpu() for idx in self._layout.layers})
         if not self.coding.must_learn:
             self._write_waiting()
-        elif self.num_rows + self._num_waiting >= ROWS_TO_LEARN:
+        elif self._num_to_learn_from >= ROWS_TO_LEARN:
             self._learn()
             self._write_waiting()
 
@@ -162,6 +162,11 @@ class RowFiles:
     def _num_waiting(self) -> int:
         anywhere = next(iter(self._layout.layers))
         return sum(len(run[anywhere]) for document in self._waiting for run in document)
+
+    @property
+    def _num_to_learn_from(self) -> int:
+        """How many rows there are, without those of removed documents."""
+        return self._num_waiting + sum(stop - first for _, first, stop in self._spans())
 
     def _learn(self) -> None:
         """Learn from the committed rows and those that wait, and encode the committed ones."""

@@ -33,7 +33,7 @@ def test_the_standard_conditions_by_name():
     assert chunked == ["rag", "rag_emt"]
     published = MemoryConfig.published(memory_type="vector_db", mode="token", topk=7)
     assert made.config_of("emt_vector_db") == published
-    assert made.config_of("passage") == published.replace(mode="passage")
+    assert made.config_of("passage") == published.replace(mode="passage", routing="heads")
     assert made.config_of("rag_emt") == published.replace(memory_type="manual")
     assert made.config_of("rag") is None
 

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from emt import MemoryConfig, attach, detach
 from emt.errors import ConfigError
+from tests.emt.marked_sinks import first_rows_are_sinks
 from tests.experiments.fakes import tiny_of_words, write_rows
 
 LINES = [" ".join(f"w{n}" for n in range(start, start + 10)) for start in range(10, 70, 10)]
@@ -121,6 +122,7 @@ def test_a_run_goes_on_and_refuses_other_settings(loaded, items, tmp_path):
     assert list(more.items)[6:] == [f"b/{name}" for name in settings_of(items).conditions()]
 
 
+@first_rows_are_sinks(3)
 def test_attention_mass_is_the_sum_of_the_weights_over_rows(loaded):
     memory = attach(loaded.model, MemoryConfig.published(topk=9), tokenizer=loaded.tokenizer)
     memory.write(ITEM["context"], document="d")
@@ -141,7 +143,7 @@ def test_attention_mass_is_the_sum_of_the_weights_over_rows(loaded):
                 ids, weights = (part[0, head, 0] for part in (step[layer].ids, step[layer].weights))
                 for row, weight in zip(ids.tolist(), weights.tolist(), strict=True):
                     sums["memory"] += weight
-                    sums["content"] += weight * (row + 1 > 3)  # the first four tokens are sinks
+                    sums["content"] += weight * (row >= 3)
                     sums["answer"] += weight * (words[row + 1] == "w33")
             for name, total in sums.items():
                 assert getattr(found, name)[layer, head] == pytest.approx(total / 3, abs=1e-5)

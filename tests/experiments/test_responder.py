@@ -66,9 +66,16 @@ def test_uncertain_steps_are_redone_as_in_generate(model_type):
     memory = attach(responder.model, config, tokenizer=responder.tokenizer)
     memory.write("Anna wrote it, and Bert read it aloud to all of them.", document="a")
     prompt, answer = ids_of(PROMPT), ids_of(" Anna")[1:]
+    lengths = []
+    counting = responder.model.register_forward_pre_hook(
+        lambda module, args, options: lengths.append((args or [options["input_ids"]])[0].shape[1]),
+        with_kwargs=True,
+    )
     with memory.recording() as recording:
         said = responder.respond(MESSAGE, ["Anna"])
-    assert recording.num_redone == 8 + len(answer) - 1  # the prompt is computed once
+    counting.remove()
+    assert recording.num_redone == 8  # candidates are beside the text
+    assert lengths == [len(prompt)] + (len(answer) - 1 + 7) * [1]  # the prompt is read once
     generated = responder.model.generate(
         torch.tensor([prompt]), max_new_tokens=8, do_sample=False, pad_token_id=0
     )[0, len(prompt) :]

@@ -73,6 +73,7 @@ def test_each_question_is_routed_as_the_passage_mode_does(world):
         memory_type="vector_db",
         path=settings().store,
         profile=settings().profile,
+        routing="heads",
         passage_rows=24,
         relevance=None,
     )

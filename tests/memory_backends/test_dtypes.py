@@ -8,6 +8,7 @@ import pytest
 
 from memory_backends import MemoryBackend, MemoryLayout, Rows, verify
 from memory_backends.errors import MemoryMismatchError
+from memory_backends.rows import files
 from memory_backends.rows.codecs import CODEC_NAMES
 from memory_backends.store.sketch import Sketch
 from memory_backends.testing.rows import LAYERS, make_document, make_queries, make_rows, nearest
@@ -20,6 +21,12 @@ CASES = [(*pair, "exact") for pair in PAIRS] + [
 ]
 PLAIN = ("exact", "float16", "bfloat16")
 PARTS = ("keys", "values")
+
+
+@pytest.fixture(autouse=True)
+def few_rows_are_enough(monkeypatch):
+    """Let codecs learn from the first ten rows."""
+    monkeypatch.setattr(files, "ROWS_TO_LEARN", 10)
 
 
 def rows(seed, dtype, num_rows=30):
@@ -120,6 +127,39 @@ def test_new_rows_are_kept_in_the_stores_dtype(tmp_path, first, second, codec, m
             file = f"rows/layer-{idx:03d}.bin"
             assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
     assert MemoryBackend.open(tmp_path / "one").layout.dtype == DTYPES[first]
+
+
+@pytest.mark.parametrize("memory_type", OPTIONS)
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+@pytest.mark.parametrize(("written", "read"), PAIRS)
+def test_rows_that_a_codec_will_learn_from(
+    tmp_path, written, read, codec, memory_type, monkeypatch
+):
+    """They are exact in the store's dtype, and so they are coded by whoever adds the last."""
+    monkeypatch.setattr(files, "ROWS_TO_LEARN", 90)
+    for name in ("one", "two"):
+        filled(tmp_path / name, written, memory_type, row_codec=codec).close()
+    other = opened(tmp_path / "one", read, memory_type)
+    given = [rows(seed, written) for seed in (0, 1)]
+    for layer_idx in LAYERS:
+        for got, part in zip(fetched(other, layer_idx), PARTS, strict=True):
+            exact = torch.cat([getattr(run, part)[layer_idx] for run in given], dim=1)
+            assert torch.equal(got, exact.to(DTYPES[read]))
+    assert_searches_what_it_has(other)
+    given.append(rows(7, written, 40))
+    other.add(make_document("c", 40), [converted(given[-1], read)])
+    own = opened(tmp_path / "two", written, memory_type)
+    own.add(make_document("c", 40), [given[-1]])
+    assert_searches_what_it_has(other)
+    assert verify(tmp_path / "one") == verify(tmp_path / "two") == []
+    for idx in LAYERS:
+        name = f"rows/layer-{idx:03d}.bin"
+        is_same = (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+        assert is_same or read != "float32"  # which holds the numbers of both others
+        for *coded, part in zip(fetched(other, idx), fetched(own, idx), PARTS, strict=True):
+            exact = torch.cat([getattr(run, part)[idx] for run in given], dim=1).double()
+            error, of_own = ((got.double() - exact).norm() / exact.norm() for got in coded)
+            assert 0 < error < 1.02 * of_own + 2**-8
 
 
 def test_a_copy_has_the_dtype_of_the_store(tmp_path):

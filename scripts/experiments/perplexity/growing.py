@@ -20,7 +20,8 @@ class GrowingMemory:
     the first n rows of a longer reading, and nothing is read twice.
 
     Each run of rows is a document of its own, so with `sinks="one"` the attention sinks of the
-    text's first window are found, and those of no other.
+    text's first window are found, and those of no other. They are measured before the rows of
+    dropped ids are taken out, so where <bos> has no row, fewer others are sinks than in `write`.
 
     Args:
         memory: where rows go; empty, or with other texts. Its settings say how the text is read.

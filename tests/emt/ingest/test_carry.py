@@ -1,15 +1,20 @@
 """Carried context against one plain forward, and against StreamingLLM written out by hand."""
 
+from dataclasses import replace
+
 import torch
 import pytest
 from transformers import DynamicCache
 
+from emt import MemoryConfig, attach
 from emt.errors import ConfigError, UnsupportedModelError
-from emt.ingest.carry import FIRST_ROWS, check_carry, encode_carrying
+from emt.ingest.carry import FIRST_ROWS, can_carry, check_carry, encode_carrying
+from emt.ingest.encoder import Encoder, encode
 from emt.ingest.windows import Windows
 from tests.emt.ingest.encoding import (
     SLIDING,
     assert_same_rows,
+    count_forwards,
     families,
     in_one_forward,
     joined,
@@ -176,3 +181,49 @@ def test_caches_that_rows_cannot_fill_are_refused_before_anything_is_read(family
     in_one_forward(reader, random_ids(24))
     with pytest.raises(UnsupportedModelError, match="Set carry_context to false"):
         next(encode_carrying(reader, random_ids(40), Windows(8, 24)))
+
+
+@pytest.mark.parametrize("family", families())
+def test_automatic_context_is_carried_where_that_is_possible(family, monkeypatch):
+    reader, token_ids = row_reader(family.build(), {7, 8}), random_ids(45)
+    windows = Windows(8, 24, "auto")
+    num_read = count_forwards(monkeypatch)
+    expected = joined(encode(reader, token_ids, replace(windows, carry_context=family.carries)))
+    num_expected = sum(num_read)
+    assert_same_rows(joined(encode(reader, token_ids, windows)), expected, 0)
+    is_tried = not family.carries and can_carry(reader.decoder.config, windows)
+    assert sum(num_read) == 2 * num_expected + is_tried * 24  # the window that shows it
+
+
+def encoder(config, **options):
+    return Encoder(attach(build("llama", **options))._attached("test"), config, None)
+
+
+def test_automatic_context_is_decided_by_the_config_as_far_as_it_tells():
+    auto, room = Windows(8, 24, "auto"), MemoryConfig(stride=8, max_length=24)
+    assert encoder(room).windows == auto
+    assert encoder(room.replace(stride=19)).windows == replace(auto, stride=19)
+    assert encoder(room.replace(stride=20)).windows == Windows(20, 24)  # no room for context
+    assert encoder(room, rope_parameters=LONG_ROPE | {"rope_theta": 1e4}).windows == Windows(8, 24)
+    for given in (True, False):
+        windows = encoder(room.replace(stride=20, carry_context=given)).windows
+        assert windows == Windows(20, 24, given)
+
+
+@pytest.mark.parametrize("family", families())
+def test_a_memory_carries_context_unless_it_is_told_not_to(family):
+    token_ids, rows = random_ids(45), {}
+    settings = {"stride": 8, "max_length": 24, "remove_special_ids": False, "row_codec": "exact"}
+    for carry_context in ("auto", family.carries):
+        config = MemoryConfig(carry_context=carry_context, **settings)
+        memory = attach(family.build(), config)
+        memory.write(token_ids, document="d")
+        assert len(memory) == 45
+        ids = torch.arange(45)
+        rows[carry_context] = [
+            part
+            for idx, layer in memory.backend.layout.layers.items()
+            for part in memory.backend.fetch(idx, ids.expand(layer.num_key_value_heads, -1))
+        ]
+    for found, expected in zip(rows["auto"], rows[family.carries], strict=True):
+        assert torch.equal(found, expected)

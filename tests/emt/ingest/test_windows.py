@@ -35,14 +35,44 @@ def test_windows_against_a_slow_enumeration(stride):
 
 
 def test_windows_at_the_published_settings():
-    windows = Windows.of(MemoryConfig.published())
+    model_config = build("llama").config
+    windows = Windows.of(MemoryConfig.published(), model_config)
     assert windows == Windows(512, 3072)
     assert list(windows.cut(4000)) == [
         Window(0, 3072, 0),
         Window(512, 3584, 3072),
         Window(1024, 4000, 3584),
     ]
-    assert Windows.of(MemoryConfig.published(carry_context=True)).tokens_run(4000) == 4000
+    carrying = Windows.of(MemoryConfig.published(carry_context=True), model_config)
+    assert carrying == Windows(512, 3072, carry_context=True)
+    assert carrying.tokens_run(4000) == 4000
+
+
+@pytest.mark.parametrize(
+    ("positions", "stride", "expected"),
+    [
+        (10_000, 512, (512, 3072)),
+        (3072, 3072, (1536, 3072)),  # two strides fit
+        (1024, 512, (512, 1024)),
+        (1023, 512, (511, 1023)),
+        (600, 512, (300, 600)),
+        (600, 100, (100, 600)),
+        (1, 512, (1, 1)),
+    ],
+)
+@pytest.mark.parametrize("model_type", ["llama", "mpt"])
+def test_windows_of_automatic_length_fit_the_model(model_type, positions, stride, expected):
+    name = {"llama": "max_position_embeddings", "mpt": "max_seq_len"}[model_type]
+    model_config = build(model_type, **{name: positions}).config
+    windows = Windows.of(MemoryConfig(stride=stride), model_config)
+    assert windows == Windows(*expected, carry_context="auto")
+    check_max_length(model_config, windows.max_length)
+    given = MemoryConfig(stride=stride, max_length=max(stride, 700))
+    assert Windows.of(given, model_config).max_length == max(stride, 700)  # whatever fits
+
+
+def test_windows_of_a_model_without_a_limit_are_as_published():
+    assert Windows.of(MemoryConfig(), build("bloom").config) == Windows(512, 3072, "auto")
 
 
 def test_windows_longer_than_the_model_are_refused():

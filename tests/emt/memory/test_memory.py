@@ -12,6 +12,7 @@ from emt.errors import (
     StoreError,
 )
 from emt.ingest.changes import Written
+from memory_backends.rows import files
 from tests.emt.marked_sinks import first_rows_are_sinks
 from tests.emt.words import word_tokenizer
 from tests.families import VOCAB_SIZE, build
@@ -238,7 +239,8 @@ def test_a_saved_memory_is_opened_by_either_backend(model, tmp_path, writer, rea
 
 
 @pytest.mark.parametrize("memory_type", ["manual", "vector_db"])
-def test_a_new_store_takes_the_codec_and_an_old_one_keeps_it(model, tmp_path, memory_type):
+def test_a_new_store_takes_the_codec_and_an_old_one_keeps_it(tmp_path, memory_type, monkeypatch):
+    monkeypatch.setattr(files, "ROWS_TO_LEARN", 10)
     settings = {"memory_type": memory_type, "topk": 55}  # all: no step where a row is swapped
     expected = {}
     for codec in ("exact", "bfloat16", "int8"):
@@ -289,7 +291,7 @@ def test_a_store_of_another_model_is_refused(model, tmp_path):
 
 
 def test_open_within_using_stays_open(model, tmp_path):
-    memory = attach(model)
+    memory = attach(model, MemoryConfig(topk=10))
     memory.write([5, 6], document="d")
     memory.save(tmp_path / "store")
     with memory.using(topk=3):

@@ -133,20 +133,6 @@ def test_a_store_keeps_every_bit_in_the_models_dtype(model_type, dtype, tmp_path
             assert torch.equal(tensor, written)
 
 
-@pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
-def test_another_dtype_of_the_same_model_is_another_model(dtype, tmp_path):
-    remembering(build("llama", dtype=torch.bfloat16), path=str(tmp_path / "store"))
-    model = build("llama", dtype=dtype)
-    if dtype == torch.bfloat16:
-        assert attach(model, MemoryConfig.published(path=str(tmp_path / "store"))).documents == [
-            "d"
-        ]
-        return
-    name = str(dtype).removeprefix("torch.")
-    with pytest.raises(MemoryMismatchError, match=f"bfloat16.*{name}"):
-        attach(model, MemoryConfig.published(path=str(tmp_path / "store")))
-
-
 @torch.no_grad()
 def test_a_float64_model_is_refused_and_left_as_it_was():
     model = build("llama").double()

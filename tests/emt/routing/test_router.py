@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from emt import MemoryConfig, Passage, attach
+from emt.errors import ConfigError
+from emt.profiles.ranking import HeadRanking
 from emt.routing.evidence import best_windows
 from emt.routing.head_search import TOPK
 from emt.routing.relevance import Relevance
@@ -107,7 +109,11 @@ def test_of_a_prompt_too_little_above_probes_no_passage_is_recalled():
 
 
 @pytest.mark.parametrize("memory_type", BACKENDS)
-def test_words_route_until_there_is_a_profile(memory_type, tmp_path):
+def test_words_route_until_there_is_a_profile(memory_type, tmp_path, monkeypatch):
+    def no_profile(*args, **options):
+        raise ConfigError("heads cannot be ranked.")
+
+    monkeypatch.setattr(HeadRanking, "rank_built_in", no_profile)
     model = build("llama")
     options = {"path": tmp_path / "store", **BACKENDS[memory_type]}
     config = MemoryConfig.published(

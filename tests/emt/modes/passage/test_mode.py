@@ -12,7 +12,6 @@ import pytest
 
 from emt import MemoryConfig, attach, detach
 from emt.errors import ConfigError, MemoryUseError
-from emt.memory import modes as passage_mode
 from emt.routing.relevance import Relevance
 from tests.emt.routing.worlds import (
     BACKENDS,
@@ -28,6 +27,7 @@ from tests.emt.routing.worlds import (
     routing,
     tokens,
 )
+from tests.emt.words import word_tokenizer
 
 FAMILIES = {
     "llama": {},
@@ -338,24 +338,28 @@ def test_closing_and_opening(tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("memory_type", BACKENDS)
-def test_auto_is_passage_for_large_memories(memory_type, tmp_path, monkeypatch):
+def test_auto_is_passage_where_there_is_a_profile(memory_type, tmp_path):
     model, reader = build("llama"), build("llama")
     profile, prompt = profile_of(model), asked(0)[None]
-    config = MemoryConfig.published(
+    config = MemoryConfig(
         memory_type=memory_type,
         path=tmp_path / "m",
         remove_special_ids=False,
+        relevance=None,
         **BACKENDS[memory_type],
     )
     memory = attach(model, config)
     memory.write(document(0), document="one")
+    memory.write(document(1), document="two")
     memory.save()
     other = attach(reader, config)
-    monkeypatch.setattr(passage_mode, "LARGE", len(document(0)))
-    memory.write(document(1), document="two")
-    assert memory.mode == "token"  # there is no profile
+    assert (memory.mode, other.mode) == ("token", "token")  # and no tokenizer to read words with
+    found = model(prompt).logits
+    with memory.using(mode="token"):
+        assert torch.equal(model(prompt).logits, found)
     memory.keep_profile(profile)
     assert memory.mode == "passage"
+    assert not torch.equal(model(prompt).logits, found)
     found = model(prompt).logits
     with memory.recalling(put(memory.route(prompt[0]))):
         assert torch.equal(model(prompt).logits, found)
@@ -367,8 +371,25 @@ def test_auto_is_passage_for_large_memories(memory_type, tmp_path, monkeypatch):
     later = attach(reader, config)
     assert later.mode == "passage"
     assert torch.equal(reader(prompt).logits, found)
-    memory.remove("two")
-    assert memory.mode == "token"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("routing", "mode"), [("both", "passage"), ("words", "passage"), ("heads", "token")]
+)
+def test_auto_is_passage_where_words_can_be_read(routing, mode):
+    model, prompt = build("llama"), asked(0)[None]
+    config = MemoryConfig(routing=routing, remove_special_ids=False)
+    memory = attach(model, config, tokenizer=word_tokenizer())
+    assert memory.mode == mode  # of an empty memory, too
+    for number, name in enumerate(NAMES):
+        memory.write(document(number), document=name)
+    assert memory.mode == mode
+    found = model(prompt).logits
+    with memory.using(mode=mode):
+        assert torch.equal(model(prompt).logits, found)
+    with memory.using(mode="token"):
+        assert torch.equal(model(prompt).logits, found) == (mode == "token")
 
 
 @torch.no_grad()
