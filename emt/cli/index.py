@@ -23,11 +23,11 @@ from emt.ingest.estimate import estimate
 from emt.ingest.names import DocumentNames
 from emt.ingest.reading import SUFFIXES
 from emt.memory.memory import Memory
+from emt.profiles.ranking import MAX_BUILT_IN
 from emt.routing.probes import PROBES
 
 _SHOWN = 10  # names in a list
 _PROBE_TOKENS = 45  # of one prompt about nothing in particular, in a chat template
-_PROFILE_TOKENS = 6_000  # that are read to make a head profile
 
 
 def add_to(commands: Any) -> None:
@@ -125,7 +125,7 @@ def index(options: argparse.Namespace) -> None:
 
 def _other_tokens(memory: Memory) -> int:
     """Return how many tokens are read beside documents: of questions, to know what heads find."""
-    tokens = _PROFILE_TOKENS if memory.lacks_profile else 0
+    tokens = MAX_BUILT_IN if memory.lacks_profile else 0
     return tokens + (len(PROBES) * _PROBE_TOKENS if memory.mode == "passage" else 0)
 
 

@@ -23,9 +23,7 @@ _FEWEST_TIMED, _MOST_TIMED = 128, 1024  # tokens that are read to know how long 
 _TIMED_SHARE = 0.05  # of all tokens
 _WARM_UP = 16  # tokens
 _ATTENTION = 1.5  # attention takes so much longer a multiply-add than a product with weights
-_INDEXING = (
-    300_000  # multiply-adds a row and head, to make lists of them; measured with 64,000 rows
-)
+_INDEXING = 300_000  # multiply-adds a row and head to make lists; measured with 64,000 rows
 _MATRIX = 512  # rows and columns of the timed product
 
 

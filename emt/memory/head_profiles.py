@@ -54,8 +54,7 @@ class HeadProfiles:
 
     def is_lacking(self, config: MemoryConfig, backend: MemoryBackend) -> bool:
         """Tell whether heads would find passages if there was a profile."""
-        recalls = self._recalls(config)
-        return recalls and self._modes.profiles.find(config, backend) is None
+        return self._recalls(config) and self._modes.profiles.find(config, backend) is None
 
     def rank(
         self,

@@ -20,9 +20,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from memory_backends.layout import Int64Array
+from memory_backends.layout import Float32Array, Int64Array
 
-Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
 BLOCK = 16  # rows
