@@ -87,6 +87,12 @@ class Hits:
         np.maximum.at(best, self.queries, self.excess)
         return float(best.sum(dtype=np.float64))
 
+    @property
+    def best_score(self) -> float:
+        """The score of the best window; 0 if there is none."""
+        windows = best_windows(self, 1, min_distance=1)
+        return windows[0].score if windows else 0.0
+
 
 @dataclass(frozen=True)
 class Window:
