@@ -92,7 +92,7 @@ def answer(
 
     Raises:
         ConfigError: the prompt is empty, not Unicode or too long, a number is out of range, a
-            setting is wrong, `chat` is True and there is no template, or `mode` is "passage" and
+            setting is wrong, `chat` is True and there is no template, or `routing` is "heads" and
             there is no head profile.
         DocumentError: a document is unknown, or `where` is not a filter.
         MemoryUseError: the memory has no tokenizer.

@@ -27,9 +27,8 @@ def _cache_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_head_profile_of_another_test() -> Iterator[None]:
-    """Empty the cache of head profiles: many tests have a model with the same weights."""
-    yield
+def _no_head_profile_of_another_test() -> None:
+    """Empty the cache of head profiles: many tests, and fixtures, have models of equal weights."""
     shutil.rmtree(Path(os.environ["EMT_CACHE"]) / "profiles", ignore_errors=True)
 
 

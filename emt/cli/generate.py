@@ -11,13 +11,12 @@ from emt.citations.citing import Citation
 from emt.cli.model_options import add_model_options
 from emt.cli.printing import count, one_line, print_json, printable, say
 from emt.cli.prompt import add_prompt, read_prompt
-from emt.cli.scope_options import add_scope_options, scope_settings
+from emt.cli.scope_options import add_scope_options, using_settings
 from emt.cli.session import Session
 from emt.errors import ConfigError
 from emt.memory.memory import Memory
 from emt.model.chat import in_template
 
-_SETTINGS = ("enabled", "mode", "topk", "uncertainty")  # of `Memory.using`
 _UNCITED = (
     "Memory was used, but there is nothing to cite: all that was read are attention sinks, rows "
     "that are attended to whatever is asked."
@@ -80,7 +79,6 @@ def generate(options: argparse.Namespace) -> None:
     session = Session(options, writing=False)
     opened = time.perf_counter()
     _check_template(options.chat, session.memory, prompt)
-    settings = {name: getattr(options, name) for name in _SETTINGS} | scope_settings(options)
     try:
         answered = answer(
             session.model,
@@ -90,7 +88,7 @@ def generate(options: argparse.Namespace) -> None:
             max_new_tokens=options.max_new_tokens,
             on_text=None if options.json else _show,
             **sampling,
-            **{name: value for name, value in settings.items() if value is not None},
+            **using_settings(options, "enabled", "mode", "topk", "uncertainty"),
         )
     except KeyboardInterrupt:
         if not options.json:

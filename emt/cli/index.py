@@ -23,11 +23,11 @@ from emt.ingest.estimate import estimate
 from emt.ingest.names import DocumentNames
 from emt.ingest.reading import SUFFIXES
 from emt.memory.memory import Memory
+from emt.profiles.ranking import MAX_BUILT_IN
 from emt.routing.probes import PROBES
 
 _SHOWN = 10  # names in a list
 _PROBE_TOKENS = 45  # of one prompt about nothing in particular, in a chat template
-_PROFILE_TOKENS = 6_000  # that are read to make a head profile
 
 
 def add_to(commands: Any) -> None:
@@ -97,22 +97,9 @@ def index(options: argparse.Namespace) -> None:
     gone = corpus.gone() if options.prune else []
     if session.is_new:  # becomes part of the store with its first document
         session.remember()
-
-    def before_save() -> None:
-        bar.set_description("making the index")
-        memory.remove(*filter(memory.backend.catalog.has_document, gone))
-        profile_if_needed(memory)
-
     started = time.perf_counter()
     try:
-        with tqdm(total=expected.rows, unit="tok", disable=None, smoothing=0.05) as bar:
-            written = memory.write_all(
-                ((document.name, document.text, document.metadata) for document in corpus),
-                on_rows=bar.update,
-                before_save=before_save,
-            )
-            bar.total = bar.n  # what was there already took no time
-            bar.refresh()
+        written = _write(memory, corpus, expected.rows, gone)
     finally:  # what was written before an error has its files, too
         names.keep(memory.backend.catalog)
     seconds = time.perf_counter() - started
@@ -123,9 +110,28 @@ def index(options: argparse.Namespace) -> None:
     print(f"{_in_words(written, len(gone), memory, seconds)}; '{options.store}' has {used}")
 
 
+def _write(memory: Memory, corpus: Corpus, num_rows: int, gone: list[str]) -> Written:
+    """Write documents, about `num_rows` rows, and remove those that are gone, with a bar."""
+
+    def before_save() -> None:
+        bar.set_description("making the index")
+        memory.remove(*filter(memory.backend.catalog.has_document, gone))
+        profile_if_needed(memory)
+
+    with tqdm(total=num_rows, unit="tok", disable=None, smoothing=0.05) as bar:
+        written = memory.write_all(
+            ((document.name, document.text, document.metadata) for document in corpus),
+            on_rows=bar.update,
+            before_save=before_save,
+        )
+        bar.total = bar.n  # what was there already took no time
+        bar.refresh()
+    return written
+
+
 def _other_tokens(memory: Memory) -> int:
     """Return how many tokens are read beside documents: of questions, to know what heads find."""
-    tokens = _PROFILE_TOKENS if memory.lacks_profile else 0
+    tokens = MAX_BUILT_IN if memory.lacks_profile else 0
     return tokens + (len(PROBES) * _PROBE_TOKENS if memory.mode == "passage" else 0)
 
 

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
+from tqdm import tqdm
+
 # Control characters, line and paragraph separators, and halves of surrogate pairs.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _SPACING = re.compile("([\n\t])")
@@ -45,8 +47,8 @@ def printable(text: str) -> str:
 
 
 def say(message: str, file: TextIO | None = None) -> None:
-    """Print a message on one line of stderr, or of another file."""
-    print(f"emt: {one_line(' '.join(message.split()))}", file=file or sys.stderr)
+    """Print a message on one line of stderr, or of another file; above a bar if there is one."""
+    tqdm.write(f"emt: {one_line(' '.join(message.split()))}", file=file or sys.stderr)
 
 
 def print_json(value: Any) -> None:

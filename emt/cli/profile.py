@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from emt.attach import attach
 from emt.cli.model_options import add_model_options, load_model
-from emt.cli.printing import count
+from emt.cli.printing import count, say
 from emt.cli.session import Session
 from emt.errors import ConfigError, MemoryUseError
 from emt.memory.memory import Memory
@@ -95,14 +94,14 @@ def profile_if_needed(memory: Memory) -> None:
     """Make a head profile if that is all that a memory's passage mode lacks; say so."""
     if not memory.lacks_profile:
         return
-    _say("no head profile of this model: one is made, and kept for all its stores")
+    say("no head profile of this model: one is made, and kept for all its stores")
     try:
         with _progress() as on_tokens:
             made = memory.make_profile(on_tokens=on_tokens)
     except (ConfigError, MemoryUseError) as error:
-        _say(f"no head profile could be made: {error} Passages are found by words only.")
+        say(f"no head profile could be made: {error} Passages are found by words only.")
     else:
-        _say(f"head profile: {count(len(made.heads), 'head')}")
+        say(f"head profile: {count(len(made.heads), 'head')}")
 
 
 @contextlib.contextmanager
@@ -140,8 +139,3 @@ def _together(ranked: Ranked) -> str:
         f"{count(ranked.num_rows, 'row')}; "
         f"two halves of the questions agree on {ranked.agreement:.0%} of the heads"
     )
-
-
-def _say(message: str) -> None:
-    """Print to stderr, above a progress bar if there is one."""
-    tqdm.write(f"emt: {' '.join(message.split())}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The options that choose documents: `--documents` and `--where`."""
+"""The options that choose documents, `--documents` and `--where`; settings from options."""
 
 from __future__ import annotations
 
@@ -21,17 +21,15 @@ def add_scope_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def scope_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings of `Memory.using` that the options ask for."""
-    settings: dict[str, Any] = {}
-    if options.documents is not None:
-        settings["documents"] = options.documents
+def using_settings(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return the settings of `Memory.using` that were given: some by name, and the documents."""
+    settings = {name: getattr(options, name) for name in (*names, "documents")}
     if options.where is not None:
         where: dict[str, list[Any]] = {}
         for key, values in options.where:  # of one key, any value will do
             where.setdefault(key, []).extend(values)
         settings["where"] = where
-    return settings
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _where(text: str) -> tuple[str, list[Any]]:

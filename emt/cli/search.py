@@ -9,15 +9,13 @@ from emt.citations.citing import quoted
 from emt.cli.model_options import add_model_options
 from emt.cli.printing import one_line, print_json, printable
 from emt.cli.prompt import add_prompt, read_prompt
-from emt.cli.scope_options import add_scope_options, scope_settings
+from emt.cli.scope_options import add_scope_options, using_settings
 from emt.cli.session import Session
 from emt.errors import ConfigError
 from emt.ingest.documents import is_utf8
 from emt.memory.memory import Memory
 from emt.model.chat import prompt_ids
 from emt.passage import RoutedPassage
-
-_SETTINGS = ("max_passages", "passage_rows")  # of `Memory.using`
 
 
 def add_to(commands: Any) -> None:
@@ -55,9 +53,7 @@ def search(options: argparse.Namespace) -> None:
     if not is_utf8(query):
         raise ConfigError("the query is not UTF-8. Convert it.")
     memory = Session(options, writing=False).memory
-    given = {name: getattr(options, name) for name in _SETTINGS}
-    settings = {name: value for name, value in given.items() if value is not None}
-    with memory.using(**settings, **scope_settings(options)):
+    with memory.using(**using_settings(options, "max_passages", "passage_rows")):
         routed = memory.route(_prompt(memory, query))
     passages = [_describe(memory, each) for each in routed.passages]
     if options.json:

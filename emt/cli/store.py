@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 from pathlib import Path
 from typing import Any
 
 import memory_backends
-from emt.cli.printing import bytes_used, count, index_in_words, print_json, size
+from emt.cli.printing import bytes_used, count, index_in_words, print_json, say, size
 from emt.cli.session import existing
 from emt.config import MemoryConfig
 from emt.errors import DocumentError, StoreError
@@ -71,7 +70,7 @@ def verify(options: argparse.Namespace) -> int:
             print(f"{damage.file}: {damage.reason}")
         num_files = len({str(damage.file) for damage in damaged})
         verb = "is" if num_files == 1 else "are"
-        print(f"emt: {count(num_files, 'file')} of '{store}' {verb} damaged.", file=sys.stderr)
+        say(f"{count(num_files, 'file')} of '{store}' {verb} damaged.")
     else:
         print(f"no damage in the {size(bytes_used(store))} of '{store}'")
     return 1 if damaged else 0

@@ -193,7 +193,8 @@ class MemoryConfig:
     )
     profile: str | None = setting(
         None,
-        "File of the head profile. null for the store's own, or the one that comes with emt.",
+        "File of the head profile. null for the store's own, else the model's: one that is in the "
+        "user's cache or comes with emt.",
         group="passage",
         values="a file name",
     )

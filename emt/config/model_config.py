@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from emt.config import yaml_form
-from emt.config.setting import did_you_mean, documented, setting, settings_of
+from emt.config.setting import check_names, documented, setting, settings_of
 from emt.errors import ConfigError
 
 GROUP = "model"
@@ -56,18 +56,13 @@ class ModelConfig:
                 setting in it is unknown or wrong.
         """
         group = yaml_form.load(path).get(GROUP) or {}
-        names = ", ".join(MODEL_SETTINGS)
         try:
             if not isinstance(group, Mapping):
                 raise ConfigError(
-                    f"'{GROUP}' is a group of settings ({names}) and must be a mapping; got "
-                    f"{group!r:.100}."
+                    f"'{GROUP}' is a group of settings ({', '.join(MODEL_SETTINGS)}) and must be a "
+                    f"mapping; got {group!r:.100}."
                 )
-            for name in group:
-                if name not in MODEL_SETTINGS:
-                    near = did_you_mean(name, MODEL_SETTINGS)
-                    hint = f"Did you mean '{near}'?" if near else f"The settings are {names}."
-                    raise ConfigError(f"unknown key {name!r} in the group '{GROUP}'. {hint}")
+            check_names(group, MODEL_SETTINGS, of="model")
             return cls(**group)
         except ConfigError as error:
             raise ConfigError(f"config '{path}': {error}") from error

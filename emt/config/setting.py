@@ -141,8 +141,8 @@ def documented(doc: str, settings: Mapping[str, Setting]) -> str:
     return doc.rstrip() + "\n" + "\n".join(lines) + "\n    "
 
 
-def check_names(given: Iterable[object], names: Iterable[str]) -> None:
-    """Refuse a name that no setting has.
+def check_names(given: Iterable[object], names: Iterable[str], of: str = "memory") -> None:
+    """Refuse a name that no setting of a memory, or of a model, has.
 
     Raises:
         ConfigError: naming the nearest of `names`, or all of them.
@@ -152,7 +152,7 @@ def check_names(given: Iterable[object], names: Iterable[str]) -> None:
         if name not in names:
             near = did_you_mean(name, names)
             hint = f"Did you mean '{near}'?" if near else f"The settings are {', '.join(names)}."
-            raise ConfigError(f"unknown memory setting {name!r}. {hint}")
+            raise ConfigError(f"unknown {of} setting {name!r}. {hint}")
 
 
 def did_you_mean(name: object, names: Iterable[str]) -> str | None:

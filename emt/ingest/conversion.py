@@ -14,9 +14,8 @@ from pathlib import Path
 
 from emt.errors import CorpusError
 
-_TERMINAL = tuple(
-    ".!?:;\u2026\u3002\uff01\uff1f\u0964\u061f"
-)  # what may end the last line of a paragraph
+# What may end the last line of a paragraph.
+_TERMINAL = tuple(".!?:;\u2026\u3002\uff01\uff1f\u0964\u061f")
 _FULL_LINE = 0.6  # of the longest line of a page: a shorter one is a heading, or ends a paragraph
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
 _NO_TEXT = ("script", "style", "noscript", "template", "head")  # elements of HTML

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -23,9 +23,7 @@ _FEWEST_TIMED, _MOST_TIMED = 128, 1024  # tokens that are read to know how long 
 _TIMED_SHARE = 0.05  # of all tokens
 _WARM_UP = 16  # tokens
 _ATTENTION = 1.5  # attention takes so much longer a multiply-add than a product with weights
-_INDEXING = (
-    300_000  # multiply-adds a row and head, to make lists of them; measured with 64,000 rows
-)
+_INDEXING = 300_000  # multiply-adds a row and head to make lists; measured with 64,000 rows
 _MATRIX = 512  # rows and columns of the timed product
 
 
@@ -73,23 +71,12 @@ def estimate(
         UnsupportedModelError: the model's context cannot be carried.
     """
     reader, windows, catalog = encoder.row_reader(), encoder.windows, backend.catalog
-    drop_ids = sorted(encoder.drop_ids)
     work_of = Work(reader, encoder.model.query_heads, backend.layout)
     tokens = rows = 0
     work = other_tokens * work_of.forward(1)
     sample: list[Document] = []  # the first documents
     longest = Document("", np.empty(0, np.int32))
-    for source in corpus:
-        try:
-            document = encoder.document(source.text, source.name, metadata=source.metadata)
-            num_rows = int(np.isin(document.token_ids, drop_ids, invert=True).sum())
-            if not num_rows:
-                raise DocumentError(
-                    f"document '{document.name}' has nothing but special tokens. Leave it out."
-                )
-        except DocumentError as error:
-            corpus.leave_out(source, error)
-            continue
+    for document, num_rows in _documents(encoder, corpus):
         if catalog.content_hash(document.name) == content_hash(document):
             continue
         num_tokens = len(document.token_ids)
@@ -114,6 +101,23 @@ def estimate(
             num_heads = sum(map(len, heads.values()))
             seconds += rows * num_heads * _INDEXING * _seconds_per_multiply_add()
     return Estimate(tokens, rows, num_bytes, seconds)
+
+
+def _documents(encoder: Encoder, corpus: Corpus) -> Iterator[tuple[Document, int]]:
+    """Yield documents with their numbers of rows; those that cannot be written are left out."""
+    drop_ids = sorted(encoder.drop_ids)
+    for source in corpus:
+        try:
+            document = encoder.document(source.text, source.name, metadata=source.metadata)
+            num_rows = int(np.isin(document.token_ids, drop_ids, invert=True).sum())
+            if not num_rows:
+                raise DocumentError(
+                    f"document '{document.name}' has nothing but special tokens. Leave it out."
+                )
+        except DocumentError as error:
+            corpus.leave_out(source, error)
+        else:
+            yield document, num_rows
 
 
 def _bytes_of_keys(factory: str, layout: MemoryLayout, heads: Mapping[int, Collection[int]]) -> int:

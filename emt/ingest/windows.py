@@ -60,12 +60,6 @@ class Windows:
             if stop == num_tokens:
                 return
 
-    def tokens_run(self, num_tokens: int) -> int:
-        """Return how many tokens the model runs to encode a document, repetitions included."""
-        if self.carry_context:
-            return num_tokens
-        return sum(window.stop - window.start for window in self.cut(num_tokens))
-
 
 def check_max_length(config: object, max_length: int) -> None:
     """Refuse windows that are longer than the model's positions.

@@ -53,9 +53,8 @@ class HeadProfiles:
         self._read = read
 
     def is_lacking(self, config: MemoryConfig, backend: MemoryBackend) -> bool:
-        """Tell whether heads would find passages if there was a profile."""
-        recalls = self._recalls(config)
-        return recalls and self._modes.profiles.find(config, backend) is None
+        """Tell whether heads would find passages if there was a profile, and there is none."""
+        return self._recalls(config) and self._modes.profiles.find(config, backend) is None
 
     def rank(
         self,

@@ -482,7 +482,7 @@ class Memory:
 
     @property
     def lacks_profile(self) -> bool:
-        """Whether this memory would be read in passages if its model had a head profile.
+        """Whether heads would find passages if the model had a head profile; it has none.
 
         Raises:
             ConfigError, MemoryUseError: as `profile`.

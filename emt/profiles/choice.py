@@ -70,9 +70,8 @@ class ProfileChoice:
         if profile is None:
             raise ConfigError(
                 "routing by heads needs a head profile of this model, and there is none. Make one "
-                "of the memory's text with memory.make_profile(), or of questions with "
-                "`emt profile --model MODEL --data FILE --output FILE`, and set profile to FILE; "
-                "or route by words, with routing: both until there is a profile."
+                "with memory.make_profile() or `emt profile --model MODEL`, or set routing to "
+                "'both', which goes by words alone until there is one."
             )
         return profile
 

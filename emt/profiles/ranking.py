@@ -26,7 +26,7 @@ from emt.profiles.examples import Example
 from emt.profiles.trial import DISTANCE, MAX_CHARACTERS, Head, HeadReader, Trial
 from emt.routing.head_profile import HeadProfile, ProfiledHead
 
-_BUDGET = 6000  # tokens of the built-in texts and questions
+MAX_BUILT_IN = 6_000  # tokens of the built-in texts and questions that are read
 _MAX_HEADS = 5
 _COMPARED = 8  # heads of each half of the questions
 _MIN_SHARE = 0.25  # of the best head's deviations
@@ -149,7 +149,7 @@ class HeadRanking(HeadReader):
             prompts = [self.prompt(question)[0] for question in questions]
             return len(self.tokenize(text)[0]) + sum(map(len, prompts))
 
-        examples = built_in_examples(num_tokens, _BUDGET)
+        examples = built_in_examples(num_tokens, MAX_BUILT_IN)
         return self.rank(examples, name=name, source="texts of emt", on_tokens=on_tokens)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator
 from typing import Any
 
+from emt.citations.sentences import sentence_spans
 from memory_backends import MemoryBackend, StoredDocument
 
 _PIECE = 6000  # characters
-_BREAK = re.compile(r"\n+|(?<=[.!?])\s+")
 
 
 def stored_texts(
@@ -29,7 +28,7 @@ def stored_texts(
     per_document = -(-num_texts // max(len(names), 1))
     left = num_texts
     for name in names:
-        pieces = _pieces(_text_of(backend.catalog.document(name), tokenizer))
+        pieces = list(_pieces(_text_of(backend.catalog.document(name), tokenizer)))
         sample = rng.sample(pieces, min(per_document, left, len(pieces)))
         left -= len(sample)
         yield from sample
@@ -41,15 +40,12 @@ def _text_of(document: StoredDocument, tokenizer: Any) -> str:
     return "" if tokenizer is None else str(tokenizer.decode(document.token_ids.tolist()))
 
 
-def _pieces(text: str) -> list[str]:
-    """Cut a text at the last end of a line or a sentence in 6,000 characters, or after these."""
-    pieces = []
-    start = 0
-    while start < len(text):
-        stop = min(start + _PIECE, len(text))
-        if stop < len(text):
-            ends = [match.end() for match in _BREAK.finditer(text, start + 1, stop)]
-            stop = ends[-1] if ends else stop
-        pieces.append(text[start:stop])
-        start = stop
-    return pieces
+def _pieces(text: str) -> Iterator[str]:
+    """Cut a text where sentences end: as many of them make a piece as fit 6,000 characters."""
+    start = stop = 0
+    for first, stop in sentence_spans(text):
+        if stop - start > _PIECE and first > start:
+            yield text[start:first]
+            start = first
+    if stop > start:
+        yield text[start:stop]

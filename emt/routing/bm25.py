@@ -10,11 +10,8 @@ from collections.abc import Collection, Sequence
 
 import bm25s
 import numpy as np
-import numpy.typing as npt
 
-from memory_backends.layout import Int64Array
-
-Float32Array = npt.NDArray[np.float32]
+from memory_backends.layout import Float32Array, Int64Array
 
 
 class BM25:

@@ -20,9 +20,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from memory_backends.layout import Int64Array
+from memory_backends.layout import Float32Array, Int64Array
 
-Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
 BLOCK = 16  # rows
@@ -87,6 +86,12 @@ class Hits:
         best = np.zeros(self.num_queries, dtype=np.float32)
         np.maximum.at(best, self.queries, self.excess)
         return float(best.sum(dtype=np.float64))
+
+    @property
+    def best_score(self) -> float:
+        """The score of the best window; 0 if there is none."""
+        windows = best_windows(self, 1, min_distance=1)
+        return windows[0].score if windows else 0.0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from emt.model.attached import AttachedModel
 from emt.model.chat import prompt_ids
-from emt.routing.evidence import Hits, best_windows
+from emt.routing.evidence import Hits
 from emt.routing.head_profile import HeadProfile
 from emt.routing.probes import PROBES
 from emt.routing.queries import unit_queries
@@ -100,8 +100,7 @@ class HeadSearch:
             tokens = range(question.first, question.stop)
             if not tokens:
                 return 0.0, 0
-            windows = best_windows(self.hits(token_ids, tokens, backend), 1, min_distance=1)
-            return windows[0].score if windows else 0.0, len(tokens)
+            return self.hits(token_ids, tokens, backend).best_score, len(tokens)
 
         return measure_relevance(route_probe, num_rows)
 

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from emt.routing.evidence import Hits, best_windows
+from emt.routing.evidence import Hits
 from emt.routing.probes import PROBES
 
 _ENDINGS = ("", "\nAnswer in a few words.")  # of the probes in turn, so that their lengths differ
@@ -85,8 +85,7 @@ class Relevance:
         runs = token_runs(num_tokens)
         if len(runs) == 1:
             return self.of(score, num_tokens)
-        best = [best_windows(hits.of_tokens(run, num_tokens), 1, min_distance=1) for run in runs]
-        scores = [windows[0].score if windows else 0.0 for windows in best]
+        scores = [hits.of_tokens(run, num_tokens).best_score for run in runs]
         return max(map(self.of, scores, map(len, runs))) - expected_maximum(len(runs))
 
     def to_json(self) -> dict[str, Any]:

@@ -85,21 +85,19 @@ class Router:
         tokens += range(max(num_prompt, len(token_ids) - _MAX_GENERATED), len(token_ids))
         asking, deviations = token_ids[tokens], None
         heads = self.heads(config)
-        if heads is None:
+        hits = None if heads is None else heads.hits(token_ids, tokens, backend, scope=scope)
+        if hits is None:
             windows = self._by_words(asking, backend, min_distance, scope)
-            score = windows[0].score if windows else 0.0
         else:
-            hits = heads.hits(token_ids, tokens, backend, scope=scope)
             windows = best_windows(hits, _MAX_WINDOWS, min_distance=min_distance)
-            score = windows[0].score if windows else 0.0
-            if relevance is not None:
-                deviations = relevance.of_prompt(hits, score, len(tokens))
-                if deviations < (config.relevance or 0.0):
-                    return Routed(question, (), score, deviations)
-            if config.routing != "heads":
-                by_words = self._by_words(asking, backend, min_distance, scope)
-                rankings = [windows, by_words]
-                windows = fuse_rankings(rankings, _MAX_WINDOWS, min_distance=min_distance)
+        score = windows[0].score if windows else 0.0
+        if hits is not None and relevance is not None:
+            deviations = relevance.of_prompt(hits, score, len(tokens))
+            if deviations < (config.relevance or 0.0):
+                return Routed(question, (), score, deviations)
+        if hits is not None and config.routing == "both":
+            rankings = [windows, self._by_words(asking, backend, min_distance, scope)]
+            windows = fuse_rankings(rankings, _MAX_WINDOWS, min_distance=min_distance)
         passages = choose_passages(windows, backend, budget)
         return Routed(question, tuple(passages), score, deviations)
 

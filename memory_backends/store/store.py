@@ -72,7 +72,7 @@ class Store:
         self._device = device
         self._row_codec = row_codec
         self._thread_writes = threading.Lock()
-        self._is_of_before = False
+        self._is_older_copy = False
         self.catalog = self._open_catalog()
         try:
             self.rows, self.samples = self._open_files()
@@ -96,7 +96,7 @@ class Store:
     @property
     def is_replaced(self) -> bool:
         """Whether the store was removed, or another one has taken its place."""
-        return self._is_of_before or not self.catalog.is_in_place
+        return self._is_older_copy or not self.catalog.is_in_place
 
     def check_in_place(self) -> None:
         """Raise a StoreReplacedError if the store is not at its path any more."""
@@ -135,8 +135,8 @@ class Store:
             num_rows = self.catalog.num_rows
             if not self.catalog.refresh():
                 return False
-            if self.catalog.num_rows < num_rows:  # ids are not used again: a copy of before
-                self._is_of_before = True
+            if self.catalog.num_rows < num_rows:  # ids are not used again: an older copy
+                self._is_older_copy = True
                 self.check_in_place()
             self.show_committed(anew=True)
         return True

@@ -247,8 +247,11 @@ def test_a_file_may_say_how_the_model_is_loaded(tmp_path):
         ("model: {dtype: float7}", "dtype must be 'auto', .*'float64'; got 'float7'"),
         ("model: {device: 1}", "device must be .*, or null; got 1"),
         ("model: {attn_implementation: ''}", "attn_implementation must be "),
-        ("model: {dtyp: auto}", "unknown key 'dtyp' in the group 'model'. Did you mean 'dtype'?"),
-        ("model: {zzz: 1}", "unknown key 'zzz' .* The settings are name, device, dtype, attn_"),
+        ("model: {dtyp: auto}", "unknown model setting 'dtyp'. Did you mean 'dtype'?"),
+        (
+            "model: {zzz: 1}",
+            "unknown model setting 'zzz'. The settings are name, device, dtype, attn_",
+        ),
         ("model: smollm2", "'model' is a group of settings .*; got 'smollm2'"),
     ],
 )

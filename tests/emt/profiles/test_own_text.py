@@ -41,10 +41,11 @@ def lacking(tmp_path):
     return model, memory
 
 
-def test_pieces_of_stored_text_end_where_sentences_do():
+@pytest.mark.parametrize("end", [". ", "\u3002", "\u0964 "])
+def test_pieces_of_stored_text_end_where_sentences_do(end):
     model = build("llama", vocab_size=BYTES_VOCAB_SIZE)
     memory = attach(model, tokenizer=byte_tokenizer())
-    long = " ".join(f"Sentence {number} of a long text." for number in range(400))
+    long = "".join(f"Sentence {number} of a long text{end}" for number in range(400))
     memory.write(long[:9000], document="long")
     memory.write("A short one.", document="short")
     memory.write([70, 71, 72], document="ids")
@@ -53,7 +54,7 @@ def test_pieces_of_stored_text_end_where_sentences_do():
     assert "".join(sorted(of_long, key=long.index)) == long[:9000]
     assert len(of_long) == 2
     assert max(map(len, of_long)) <= 6000
-    assert sum(piece.endswith("text. ") for piece in of_long) == 1
+    assert sum(piece.endswith(f"text{end}") for piece in of_long) == 1
     assert sorted(set(pieces) - set(of_long)) == ["A short one.", "def"]
     one = list(stored_texts(memory.backend, None, num_texts=2, seed=1))
     assert len(one) <= 2
