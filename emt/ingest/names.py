@@ -57,6 +57,7 @@ class DocumentNames:
             self._names[location].append(name)
         self._given: dict[str, tuple[str, str]] = {}  # name -> location and key
         self._names_of: dict[tuple[str, str], str] = {}  # location and key -> name
+        self._taken: dict[str, str] = {}  # names of other files' documents -> new content hash
         self.lengthened: list[str] = []
 
     @classmethod
@@ -78,13 +79,19 @@ class DocumentNames:
         if place not in self._names_of:
             self._names_of[place] = name = self._choose(document, place)
             self._given[name] = place
+            if name in self._hashes and self._files.get(name) != document.file.location:
+                self._taken[name] = _hash_of(document.text)
         return self._names_of[place]
 
     def keep(self, catalog: Catalog) -> None:
         """Keep in a store which file its documents came from."""
         files: dict[str, list[str]] = defaultdict(list)
-        given = {name: location for name, (location, _) in self._given.items()}
-        present = set(catalog.document_names())
+        present = catalog.content_hashes()
+        given = {
+            name: location
+            for name, (location, _) in self._given.items()
+            if name not in self._taken or self._taken[name] == present.get(name)
+        }  # what was not written, for an error of its own or one before, is still the other file's
         for name, location in sorted({**self._files, **given}.items()):
             if name in present:
                 files[location].append(name)
@@ -142,7 +149,7 @@ class DocumentNames:
         location = self._files.get(name)
         if location is not None and not _is_missing(location):
             return False
-        return self._hashes[name] == content_hash(Document(name, np.empty(0, np.int32), text))
+        return self._hashes[name] == _hash_of(text)
 
     def _stored_names(self, file: SourceFile) -> list[str]:
         """Return the stored documents of a file, whichever way its path is spelled."""
@@ -155,6 +162,10 @@ class DocumentNames:
     def _locations(self) -> dict[str, str]:
         """The paths of stored documents, by the paths they really have."""
         return {os.path.realpath(location): location for location in list(self._names)}
+
+
+def _hash_of(text: str) -> str:
+    return content_hash(Document("", np.empty(0, np.int32), text))
 
 
 def _candidates(document: TextDocument) -> Iterator[str]:

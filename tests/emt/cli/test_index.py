@@ -23,7 +23,8 @@ def names_of(store):
     return [document["name"] for document in emt_json("info", store)["documents"]]
 
 
-def test_it_says_what_it_will_do_and_what_it_did(tmp_path, model, documents):
+def test_it_says_what_it_will_do_and_what_it_did(tmp_path, model, documents, monkeypatch):
+    monkeypatch.setenv("EMT_CACHE", str(tmp_path / "cache"))  # which has no head profile
     store = tmp_path / "new"
     done = emt("index", documents, "--store", store, "--model", model)
     tokens = sum(len(text.split()) + 1 for text in TEXTS.values())
@@ -178,6 +179,19 @@ def test_what_a_stopped_run_wrote_has_its_files(tmp_path, model, more, monkeypat
     (more / "d.txt").write_text("w21 w31")
     done = emt("index", more, "--store", store)
     assert done.out.startswith("1 document added, 1 replaced; ")
+
+
+def test_a_document_that_was_not_replaced_keeps_its_file(tmp_path, store, documents):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.txt").write_text("<eos>")
+    (other / "d.txt").write_text("w20 w30")
+    done = emt("index", other, "--store", store, "--replace", "--skip-errors")
+    assert "left out: document 'a.txt' has nothing but special tokens" in done.err
+    (other / "a.txt").unlink()
+    emt("index", other, "--store", store, "--prune")
+    files = {each["name"]: each["file"] for each in emt_json("list", store)["documents"]}
+    assert files["a.txt"] == str(documents / "a.txt")
 
 
 def test_prune_removes_what_is_gone_from_the_folders_given(store, documents, more):

@@ -32,8 +32,8 @@ class Shelf:
 
     # what `keep` asks of a catalogue
 
-    def document_names(self):
-        return list(self.hashes)
+    def content_hashes(self):
+        return dict(self.hashes)
 
     def setting(self, key):
         return None
