@@ -24,6 +24,7 @@ from emt.ingest.names import DocumentNames
 from emt.ingest.reading import SUFFIXES
 from emt.memory.memory import Memory
 from emt.routing.probes import PROBES
+from memory_backends.layout import Metadata
 
 _SHOWN = 10  # names in a list
 _PROBE_TOKENS = 45  # of one prompt about nothing in particular, in a chat template
@@ -107,7 +108,7 @@ def index(options: argparse.Namespace) -> None:
     try:
         with tqdm(total=expected.rows, unit="tok", disable=None, smoothing=0.05) as bar:
             written = memory.write_all(
-                ((document.name, document.text, document.metadata) for document in corpus),
+                _to_write(corpus, memory),
                 on_rows=bar.update,
                 before_save=before_save,
             )
@@ -121,6 +122,13 @@ def index(options: argparse.Namespace) -> None:
         say(f"left out: {error}")
     used = size(bytes_used(Path(options.store)))
     print(f"{_in_words(written, len(gone), memory, seconds)}; '{options.store}' has {used}")
+
+
+def _to_write(corpus: Corpus, memory: Memory) -> Iterator[tuple[str, str, Metadata | None]]:
+    """Yield documents as `write_all` takes them, which has locked the store meanwhile."""
+    for document in corpus:
+        corpus.document_names.check_still_free(document, memory.backend.catalog)
+        yield document.name, document.text, document.metadata
 
 
 def _other_tokens(memory: Memory) -> int:

@@ -57,7 +57,7 @@ class DocumentNames:
             self._names[location].append(name)
         self._given: dict[str, tuple[str, str]] = {}  # name -> location and key
         self._names_of: dict[tuple[str, str], str] = {}  # location and key -> name
-        self._taken: dict[str, str] = {}  # names of other files' documents -> new content hash
+        self._new: dict[str, str] = {}  # names that are new for their file -> content hash
         self.lengthened: list[str] = []
 
     @classmethod
@@ -79,9 +79,23 @@ class DocumentNames:
         if place not in self._names_of:
             self._names_of[place] = name = self._choose(document, place)
             self._given[name] = place
-            if name in self._hashes and self._files.get(name) != document.file.location:
-                self._taken[name] = _hash_of(document.text)
+            if self._files.get(name) != document.file.location:
+                self._new[name] = _hash_of(document.text)
         return self._names_of[place]
+
+    def check_still_free(self, document: TextDocument, catalog: Catalog) -> None:
+        """Raise a CorpusError if another process has given a document's name to another one since.
+
+        Names are chosen before the store is locked, and writing would replace that document.
+        """
+        name = document.name
+        if self._replace or name in self._hashes:
+            return
+        if catalog.content_hash(name) not in (None, self._new.get(name)):
+            raise CorpusError(
+                f"another process has written another document '{name}' meanwhile. Start the same "
+                "command again: it gives this one another name, and goes on."
+            )
 
     def keep(self, catalog: Catalog) -> None:
         """Keep in a store which file its documents came from."""
@@ -90,9 +104,9 @@ class DocumentNames:
         given = {
             name: location
             for name, (location, _) in self._given.items()
-            if name not in self._taken or self._taken[name] == present.get(name)
-        }  # what was not written, for an error of its own or one before, is still the other file's
-        for name, location in sorted({**self._files, **given}.items()):
+            if name not in self._new or self._new[name] == present.get(name)
+        }  # what was not written, for an error of its own or one before, is no document of the file
+        for name, location in sorted({**files_of_documents(catalog), **given}.items()):
             if name in present:
                 files[location].append(name)
         if files != (catalog.setting(_SETTING) or {}):

@@ -36,7 +36,8 @@ class Shelf:
         return dict(self.hashes)
 
     def setting(self, key):
-        return None
+        locations = set(self.files.values())
+        return {of: [n for n, at in self.files.items() if at == of] for of in locations}
 
     def set_setting(self, key, files):
         self.files = {name: location for location, names in files.items() for name in names}
