@@ -60,7 +60,7 @@ def attach(
         model: a causal language model as `from_pretrained` gives it, any dtype, any device;
             what `torch.compile` made of one, or a PEFT model around one, adapters included.
         config: the memory's settings; if None, those that the model was loaded with
-            (`emt.ExtendedMindForCausalLM`), or the published method's.
+            (`emt.ExtendedMindForCausalLM`), or else the defaults.
         tokenizer: needed to write text (ids need none), to find the special ids, and to cite.
 
     Returns:

@@ -61,8 +61,8 @@ class RoutedPassage:
 
     Attributes:
         passage: its rows.
-        score: the largest share of the heads' evidence that a place in it has, 0 to 1; where words
-            alone find passages, the share of the weight of the question's words.
+        score: the largest share that a place in it has, 0 to 1: of the heads' evidence, or of the
+            weight of the question's words.
     """
 
     passage: Passage
@@ -76,7 +76,7 @@ class Routed:
     Attributes:
         question: where it asks.
         passages: best first; empty if nothing in the memory is relevant.
-        score: the best such share, even of what is not relevant.
+        score: the best such share of the heads, or of words alone; even of what is not relevant.
         relevance: how far that stands above what prompts about nothing in particular find, in
             standard deviations; None if it was not measured.
     """

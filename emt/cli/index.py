@@ -25,6 +25,7 @@ from emt.ingest.reading import SUFFIXES
 from emt.memory.memory import Memory
 from emt.profiles.ranking import MAX_BUILT_IN
 from emt.routing.probes import PROBES
+from memory_backends.layout import Metadata
 
 _SHOWN = 10  # names in a list
 _PROBE_TOKENS = 45  # of one prompt about nothing in particular, in a chat template
@@ -120,13 +121,18 @@ def _write(memory: Memory, corpus: Corpus, num_rows: int, gone: list[str]) -> Wr
 
     with tqdm(total=num_rows, unit="tok", disable=None, smoothing=0.05) as bar:
         written = memory.write_all(
-            ((document.name, document.text, document.metadata) for document in corpus),
-            on_rows=bar.update,
-            before_save=before_save,
+            _to_write(corpus, memory), on_rows=bar.update, before_save=before_save
         )
         bar.total = bar.n  # what was there already took no time
         bar.refresh()
     return written
+
+
+def _to_write(corpus: Corpus, memory: Memory) -> Iterator[tuple[str, str, Metadata | None]]:
+    """Yield documents as `write_all` takes them, which has locked the store meanwhile."""
+    for document in corpus:
+        corpus.document_names.check_still_free(document, memory.backend.catalog)
+        yield document.name, document.text, document.metadata
 
 
 def _other_tokens(memory: Memory) -> int:

@@ -24,9 +24,10 @@ def add_to(commands: Any) -> None:
         "search",
         help="find passages in a store; nothing is generated",
         description="Find the passages that a query is about, as `emt generate` does before it "
-        "answers. Each has its score, 0 to 1, its document, and where it stands there: the first "
-        "character and the one after the last, and its rows likewise, counted from the document's "
-        "first.",
+        "answers, best first. Each has its score, 0 to 1, its document, and where it stands there: "
+        "the first character and the one after the last, and its rows likewise, counted from the "
+        "document's first. Where heads and words search, the score is the better one of theirs, "
+        "and the order that of both, so scores need not descend.",
     )
     parser.set_defaults(run=search)
     add_prompt(parser, "query")

@@ -57,6 +57,7 @@ class DocumentNames:
             self._names[location].append(name)
         self._given: dict[str, tuple[str, str]] = {}  # name -> location and key
         self._names_of: dict[tuple[str, str], str] = {}  # location and key -> name
+        self._new: dict[str, str] = {}  # names that are new for their file -> content hash
         self.lengthened: list[str] = []
 
     @classmethod
@@ -78,14 +79,34 @@ class DocumentNames:
         if place not in self._names_of:
             self._names_of[place] = name = self._choose(document, place)
             self._given[name] = place
+            if self._files.get(name) != document.file.location:
+                self._new[name] = _hash_of(document.text)
         return self._names_of[place]
+
+    def check_still_free(self, document: TextDocument, catalog: Catalog) -> None:
+        """Raise a CorpusError if another process has given a document's name to another one since.
+
+        Names are chosen before the store is locked, and writing would replace that document.
+        """
+        name = document.name
+        if self._replace or name in self._hashes:
+            return
+        if catalog.content_hash(name) not in (None, self._new.get(name)):
+            raise CorpusError(
+                f"another process has written another document '{name}' meanwhile. Start the same "
+                "command again: it gives this one another name, and goes on."
+            )
 
     def keep(self, catalog: Catalog) -> None:
         """Keep in a store which file its documents came from."""
         files: dict[str, list[str]] = defaultdict(list)
-        given = {name: location for name, (location, _) in self._given.items()}
-        present = set(catalog.document_names())
-        for name, location in sorted({**self._files, **given}.items()):
+        present = catalog.content_hashes()
+        given = {
+            name: location
+            for name, (location, _) in self._given.items()
+            if name not in self._new or self._new[name] == present.get(name)
+        }  # what was not written, for an error of its own or one before, is no document of the file
+        for name, location in sorted({**files_of_documents(catalog), **given}.items()):
             if name in present:
                 files[location].append(name)
         if files != (catalog.setting(_SETTING) or {}):
@@ -142,7 +163,7 @@ class DocumentNames:
         location = self._files.get(name)
         if location is not None and not _is_missing(location):
             return False
-        return self._hashes[name] == content_hash(Document(name, np.empty(0, np.int32), text))
+        return self._hashes[name] == _hash_of(text)
 
     def _stored_names(self, file: SourceFile) -> list[str]:
         """Return the stored documents of a file, whichever way its path is spelled."""
@@ -155,6 +176,10 @@ class DocumentNames:
     def _locations(self) -> dict[str, str]:
         """The paths of stored documents, by the paths they really have."""
         return {os.path.realpath(location): location for location in list(self._names)}
+
+
+def _hash_of(text: str) -> str:
+    return content_hash(Document("", np.empty(0, np.int32), text))
 
 
 def _candidates(document: TextDocument) -> Iterator[str]:

@@ -57,11 +57,18 @@ def converted(file: Path, source: str, on_message: Callable[[str], object]) -> P
         ConfigError: the file cannot be read, or transformers cannot load it.
     """
     content = _hash(file, source)
-    models = user_cache() / "models"
+    try:
+        models = user_cache() / "models"
+    except OSError as error:
+        on_message(_not_kept("the user's cache", error))
+        return None
     name = re.sub(r"[^\w.-]", "_", file.stem)[:40]
-    folder = models / f"{name}-{content}-transformers-{transformers.__version__}"
-    if _is_whole(folder):
-        return folder
+    made_of_it = f"{content}-transformers-{transformers.__version__}"
+    folder = models / f"{name}-{made_of_it}"
+    # A copy of the file may have another name.
+    for made in (folder, *_below(models, f"*-{made_of_it}")):
+        if _is_whole(made):
+            return made
     partial = models / f"{_PARTIAL}{uuid.uuid4().hex}"
     try:
         partial.mkdir(parents=True)
@@ -76,14 +83,25 @@ def converted(file: Path, source: str, on_message: Callable[[str], object]) -> P
         _put(partial, folder)
         _remove_leftovers(models, content, folder)
     except (OSError, SafetensorError) as error:
-        on_message(
-            f"the converted model cannot be kept in '{models}': {error}. Until EMT_CACHE names a "
-            "directory that has room and can be written, each command takes as long."
-        )
+        on_message(_not_kept(f"'{models}'", error))
         return None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _not_kept(place: str, error: Exception) -> str:
+    return (
+        f"the converted model cannot be kept in {place}: {error}. Until EMT_CACHE names a "
+        "directory that has room and can be written, each command takes as long."
+    )
+
+
+def _below(folder: Path, pattern: str) -> list[Path]:
+    try:
+        return sorted(folder.glob(pattern))
+    except OSError:
+        return []
 
 
 def _hash(file: Path, source: str) -> str:

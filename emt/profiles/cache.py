@@ -6,6 +6,7 @@ everything goes on without it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import re
@@ -23,12 +24,11 @@ _logger = logging.getLogger(__name__)
 def cached_profiles() -> list[HeadProfile]:
     """Return the profiles in the user's cache, the newest first, without damaged ones."""
     files = []
-    try:
+    with contextlib.suppress(OSError):  # no such directory for this user
         for path in _folder().glob("*.json"):
-            state = path.stat()
-            files.append((state.st_mtime_ns, state.st_ino, path))
-    except (OSError, RuntimeError):  # no such directory for this user; or a file went just now
-        pass
+            with contextlib.suppress(OSError):  # it went just now, or is a link to nothing
+                state = path.stat()
+                files.append((state.st_mtime_ns, state.st_ino, path))
     profiles = [_read(path, mtime, inode) for mtime, inode, path in sorted(files, reverse=True)]
     return [profile for profile in profiles if profile is not None]
 
@@ -46,7 +46,7 @@ def cache_profile(profile: HeadProfile) -> Path | None:
         temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
         profile.write(temporary)
         temporary.replace(path)
-    except (OSError, RuntimeError, ConfigError) as error:
+    except (OSError, ConfigError) as error:
         _logger.warning(
             "the head profile of %s is not kept for other memories: %s", profile.model, error
         )

@@ -25,7 +25,7 @@ def fuse_rankings(
         min_distance: rows that two places of a document are apart.
 
     Returns:
-        Windows with the scores of the first ranking, or 0.
+        Windows with the best score that a ranking gives their place.
 
     Source:
         Cormack et al., Reciprocal Rank Fusion (SIGIR 2009), with a smaller constant, for the lists
@@ -33,7 +33,7 @@ def fuse_rankings(
     """
     places: list[Window] = []
     fused_scores: list[float] = []
-    for number, ranking in enumerate(rankings):
+    for ranking in rankings:
         others = sum(window.score for window in ranking[1:]) / (count - 1)
         for rank, window in enumerate(ranking):
             near = [i for i, place in enumerate(places) if place.is_near(window, min_distance)]
@@ -41,10 +41,10 @@ def fuse_rankings(
                 nearest = min(near, key=lambda i: abs(places[i].peak - window.peak))
             else:
                 nearest = len(places)
-                places.append(replace(window, score=0.0))
+                places.append(window)
                 fused_scores.append(0.0)
             fused_scores[nearest] += (1 - others / ranking[0].score) / (2 + rank)
-            if number == 0:
-                places[nearest] = replace(places[nearest], score=window.score)
+            best = max(places[nearest].score, window.score)
+            places[nearest] = replace(places[nearest], score=best)
     order = np.argsort(-np.array(fused_scores), kind="stable")
     return [places[i] for i in order]

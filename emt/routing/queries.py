@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from emt.errors import ConfigError
 from emt.model.attached import AttachedModel
 from emt.model.attention_call import AttentionCall
 from emt.model.devices import input_device, no_autocast
+from emt.model.positions import max_positions
 from emt.model.references import alive
 from emt.model.rope import as_cos_sin
 from emt.model.watch import watching
@@ -37,8 +39,16 @@ def unit_queries(
         layer -> (H, T, D) float32 of unit length, on the CPU.
 
     Raises:
+        ConfigError: the text is longer than the table of the model's learned positions.
         MemoryUseError: the model is gone.
     """
+    positions = max_positions(model.config)
+    is_rotated = any(unrotation is not None for unrotation in model.unrotations.values())
+    if positions is not None and len(token_ids) > positions and not is_rotated:
+        raise ConfigError(
+            f"passages cannot be found by heads: the prompt's {len(token_ids):,} tokens must fit "
+            f"the model's {positions:,} positions. Shorten the prompt."
+        )
     decoder, deepest = alive(model.decoder, "route"), max(layers)
 
     def compute(call: AttentionCall) -> tuple[Tensor, Tensor | None]:

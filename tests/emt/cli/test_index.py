@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from emt import MemoryConfig
+from emt.cli import session
 from emt.cli.printing import bytes_used
 from memory_backends.catalog import Catalog
 from memory_backends.faiss import index as faiss_index
@@ -23,7 +24,8 @@ def names_of(store):
     return [document["name"] for document in emt_json("info", store)["documents"]]
 
 
-def test_it_says_what_it_will_do_and_what_it_did(tmp_path, model, documents):
+def test_it_says_what_it_will_do_and_what_it_did(tmp_path, model, documents, monkeypatch):
+    monkeypatch.setenv("EMT_CACHE", str(tmp_path / "cache"))  # which has no head profile
     store = tmp_path / "new"
     done = emt("index", documents, "--store", store, "--model", model)
     tokens = sum(len(text.split()) + 1 for text in TEXTS.values())
@@ -178,6 +180,57 @@ def test_what_a_stopped_run_wrote_has_its_files(tmp_path, model, more, monkeypat
     (more / "d.txt").write_text("w21 w31")
     done = emt("index", more, "--store", store)
     assert done.out.startswith("1 document added, 1 replaced; ")
+
+
+def test_a_document_that_was_not_replaced_keeps_its_file(tmp_path, store, documents):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.txt").write_text("<eos>")
+    (other / "d.txt").write_text("w20 w30")
+    done = emt("index", other, "--store", store, "--replace", "--skip-errors")
+    assert "left out: document 'a.txt' has nothing but special tokens" in done.err
+    (other / "a.txt").unlink()
+    emt("index", other, "--store", store, "--prune")
+    files = {each["name"]: each["file"] for each in emt_json("list", store)["documents"]}
+    assert files["a.txt"] == str(documents / "a.txt")
+
+
+def overtaken_by(monkeypatch, *command):
+    """Let another command run while the next one loads its model, after it has chosen names."""
+    load = session.load_model
+
+    def overtaken(*arguments):
+        monkeypatch.setattr(session, "load_model", load)
+        emt(*command)
+        return load(*arguments)
+
+    monkeypatch.setattr(session, "load_model", overtaken)
+
+
+def test_a_name_that_another_process_took_meanwhile(tmp_path, store, more, monkeypatch):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "d.txt").write_text("w60 w61")
+    (other / "e.txt").write_text("w70 w71")
+    overtaken_by(monkeypatch, "index", other, "--store", store)
+    refused("index", more, "--store", store, message="another process has written .* 'd.txt'")
+    emt("index", more, "--store", store)
+    documents = emt_json("list", store)["documents"]
+    assert {each["name"]: each["file"] for each in documents[-3:]} == {
+        "d.txt": str(other / "d.txt"),
+        "e.txt": str(other / "e.txt"),
+        "more/d.txt": str(more / "d.txt"),
+    }
+
+
+def test_files_of_another_process_are_kept(tmp_path, store, more, monkeypatch):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "e.txt").write_text("w70 w71")
+    overtaken_by(monkeypatch, "index", other, "--store", store)
+    emt("index", more, "--store", store)
+    files = [each["file"] for each in emt_json("list", store)["documents"][-2:]]
+    assert files == [str(other / "e.txt"), str(more / "d.txt")]
 
 
 def test_prune_removes_what_is_gone_from_the_folders_given(store, documents, more):

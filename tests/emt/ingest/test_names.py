@@ -32,11 +32,12 @@ class Shelf:
 
     # what `keep` asks of a catalogue
 
-    def document_names(self):
-        return list(self.hashes)
+    def content_hashes(self):
+        return dict(self.hashes)
 
     def setting(self, key):
-        return None
+        locations = set(self.files.values())
+        return {of: [n for n, at in self.files.items() if at == of] for of in locations}
 
     def set_setting(self, key, files):
         self.files = {name: location for location, names in files.items() for name in names}

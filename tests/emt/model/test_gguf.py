@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import time
 
 import torch
@@ -145,6 +146,19 @@ def test_a_cache_that_cannot_be_written(tmp_path, file, values, monkeypatch):
         (message,) = messages_of(file, values)
         assert "cannot be kept" in message
         assert "EMT_CACHE" in message
+
+
+def test_a_user_without_a_home(file, values, monkeypatch):
+    monkeypatch.setenv("EMT_CACHE", "~nobody-of-this-name/cache")
+    (message,) = messages_of(file, values)
+    assert "cannot be kept in the user's cache: the home directory" in message
+
+
+def test_a_copy_under_another_name_is_not_parsed_again(cache, file, values):
+    copy = shutil.copy(file, file.with_name("copy.gguf"))
+    messages_of(file, values)
+    assert messages_of(copy, values) == []
+    folder_in(cache)
 
 
 def test_a_full_disk_leaves_nothing_behind(cache, file, values, monkeypatch):

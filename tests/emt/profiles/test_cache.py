@@ -93,12 +93,16 @@ def test_a_cache_that_cannot_be_written(profile, folder, caplog):
 
 
 def test_a_user_without_a_home(profile, monkeypatch):
-    def no_home():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr("emt.profiles.cache.user_cache", no_home)
+    monkeypatch.setenv("EMT_CACHE", "~nobody-of-this-name/cache")
     assert cache_profile(profile) is None
     assert cached_profiles() == []
+
+
+def test_a_file_that_cannot_be_read_does_not_hide_the_others(profile, folder):
+    cache_profile(profile)
+    for name in ("a", "z"):  # before and after it, in whatever order they are listed
+        (folder / f"{name}.json").symlink_to(folder / "nothing")
+    assert [each.to_json() for each in cached_profiles()] == [profile.to_json()]
 
 
 def test_many_at_a_time_leave_a_whole_file(profile, folder):
