@@ -4,7 +4,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# no bytecode: most of what is installed is never imported
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 BASE := $(VENV)/.base
 READY := $(VENV)/.ready
 GEMMA := $(VENV)/.gemma
