@@ -4,8 +4,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-# no bytecode: most of what is installed is never imported
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 BASE := $(VENV)/.base
 READY := $(VENV)/.ready
 GEMMA := $(VENV)/.gemma
