@@ -196,7 +196,7 @@ def _prove(chosen: str | None, call: AttentionCall) -> None:
         alone = output(local[None, None], 3)
         is_hidden = torch.allclose(output(hidden, 0), alone, rtol=1e-2, atol=1e-2)
         is_shown = not torch.allclose(output(shown, 0), alone, rtol=1e-2, atol=1e-2)
-    except Exception as error:
+    except Exception as error:  # the function is the user's and may raise anything
         raise UnsupportedModelError(_cannot_be_given(chosen, f"raises {error!r:.200}")) from error
     if not is_hidden or not is_shown:
         does = "sees keys that the mask hides" if not is_hidden else "leaves out further keys"
