@@ -77,8 +77,8 @@ class Routed:
         question: where it asks.
         passages: best first; empty if nothing in the memory is relevant.
         score: the best such share of the heads, or of words alone; even of what is not relevant.
-        relevance: how far that stands above what prompts about nothing in particular find, in
-            standard deviations; None if it was not measured.
+        relevance: by how much a passage makes the question likelier, in nats a token (see the
+            setting of that name); None if no passage was judged.
     """
 
     question: Question

@@ -163,9 +163,6 @@ class Mode(Protocol):
     ) -> Mapping[int, Sequence[int]] | None:
         """Return the KV heads that are searched, by layer; None for all of the reading layers."""
 
-    def after_save(self, config: MemoryConfig, backend: MemoryBackend) -> None:
-        """Add to a store that was just saved what this mode keeps in it."""
-
 
 _turn: ContextVar[Turn | None] = ContextVar("emt_turn", default=None)
 

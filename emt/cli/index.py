@@ -24,11 +24,9 @@ from emt.ingest.names import DocumentNames
 from emt.ingest.reading import SUFFIXES
 from emt.memory.memory import Memory
 from emt.profiles.ranking import MAX_BUILT_IN
-from emt.routing.probes import PROBES
 from memory_backends.layout import Metadata
 
 _SHOWN = 10  # names in a list
-_PROBE_TOKENS = 45  # of one prompt about nothing in particular, in a chat template
 
 
 def add_to(commands: Any) -> None:
@@ -137,8 +135,7 @@ def _to_write(corpus: Corpus, memory: Memory) -> Iterator[tuple[str, str, Metada
 
 def _other_tokens(memory: Memory) -> int:
     """Return how many tokens are read beside documents: of questions, to know what heads find."""
-    tokens = MAX_BUILT_IN if memory.lacks_profile else 0
-    return tokens + (len(PROBES) * _PROBE_TOKENS if memory.mode == "passage" else 0)
+    return MAX_BUILT_IN if memory.lacks_profile else 0
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ def add_to(commands: Any) -> None:
         action="store_true",
         help="print one object: query; passages, best first, each with document, start and end (of "
         "characters; null for a document of token ids), first and stop (of rows), score and text; "
-        "and relevance, in standard deviations above what any prompt finds (null: not measured)",
+        "and relevance, in nats a token that the query gains by them (null: not judged)",
     )
 
 

@@ -172,15 +172,24 @@ class MemoryConfig:
         group="passage",
         changeable=True,
     )
-    relevance: float | None = setting(
-        0.5,
-        "Recall passages only for prompts whose evidence is at least this many standard deviations "
-        "above that of prompts about nothing in particular; others are answered by the plain "
-        "model. null recalls passages for every prompt, as is always done in a memory of fewer "
-        "than 128 rows, where all evidence is in one place. Evidence from words does not count.",
+    candidates: int = setting(
+        8,
+        "Places found that are judged by asking back: how likely the question is after the stored "
+        "rows of each. They are put in order by that, too. 0 for none: then every prompt is given "
+        "passages, in the order in which they were found.",
         group="passage",
         changeable=True,
-        values="a number of standard deviations",
+        values="a number of places of at least 0",
+        accepts=lambda count: count >= 0,
+    )
+    relevance: float | None = setting(
+        2.5,
+        "Recall passages only for prompts that one of them makes likelier by at least so much, in "
+        "nats a token, as the mean of the three tokens that gain most; others are answered by the "
+        "plain model. null recalls passages for every prompt.",
+        group="passage",
+        changeable=True,
+        values="a number of nats",
         accepts=math.isfinite,
     )
     reroute: int | None = setting(

@@ -317,9 +317,6 @@ class Memory:
             if self._model is not None:  # else what is indexed stays as it was
                 self._index_heads(self.backend, self.config)
             self.backend.save(path)
-            if path is None and self._model is not None and not self.backend.is_read_only:
-                mode = self._modes.of_settings(self.config, self.backend)
-                mode.after_save(self.config, self.backend)
 
     def open(self, path: Path | str) -> None:
         """Read from another store from now on; the one before is closed.

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import torch
 import numpy as np
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from emt.model.attached import AttachedModel
-from emt.model.chat import prompt_ids
 from emt.routing.evidence import Hits
 from emt.routing.head_profile import HeadProfile
-from emt.routing.probes import PROBES
 from emt.routing.queries import unit_queries
-from emt.routing.question import question_of
-from emt.routing.relevance import Relevance, measure_relevance
 from memory_backends import MemoryBackend, Scope
 from memory_backends.layout import Int64Array
 
 TOPK = 64  # rows that each query retrieves
-_logger = logging.getLogger(__name__)
 
 
 class HeadSearch:
@@ -31,17 +24,11 @@ class HeadSearch:
     Args:
         model: the attached model.
         profile: its retrieval heads.
-        tokenizer: to read probes; None if there is none.
     """
 
-    def __init__(
-        self,
-        model: AttachedModel,
-        profile: HeadProfile,
-        tokenizer: PreTrainedTokenizerBase | None,
-    ) -> None:
+    def __init__(self, model: AttachedModel, profile: HeadProfile) -> None:
         self.profile = profile
-        self._model, self._tokenizer = model, tokenizer
+        self._model = model
         self._documents: tuple[MemoryBackend, int, Int64Array] | None = None
 
     def hits(
@@ -74,35 +61,6 @@ class HeadSearch:
             scores.append(hits.scores[0].float().cpu().numpy() * lengths)
         first_rows = self._first_rows(backend)
         return Hits.of_search(np.concatenate(ids), np.concatenate(scores), first_rows)
-
-    def measure_relevance(self, backend: MemoryBackend) -> Relevance | None:
-        """Find out which scores prompts about nothing in particular have in a memory.
-
-        Returns:
-            None if they have too little evidence, or if there is no tokenizer to read them; or if
-            the memory is so small that any query retrieves half of it, and evidence is all in one
-            place whatever the prompt.
-        """
-        tokenizer, num_rows = self._tokenizer, backend.num_searchable()
-        if tokenizer is None or num_rows < 2 * TOPK:
-            return None
-        _logger.info(
-            "to tell which prompts are about this memory, %d that are not are routed in its %d "
-            "rows. save() keeps the result in the store. To avoid it, set relevance to None, or "
-            "mode to token.",
-            len(PROBES),
-            num_rows,
-        )
-
-        def route_probe(prompt: str) -> tuple[float, int]:
-            token_ids = prompt_ids(tokenizer, prompt)
-            question = question_of(token_ids, tokenizer)
-            tokens = range(question.first, question.stop)
-            if not tokens:
-                return 0.0, 0
-            return self.hits(token_ids, tokens, backend).best_score, len(tokens)
-
-        return measure_relevance(route_probe, num_rows)
 
     def _first_rows(self, backend: MemoryBackend) -> Int64Array:
         """Return the first row of each document, read again when documents came or went."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from emt.config import MemoryConfig
 from emt.model.attached import AttachedModel
-from emt.passage import Routed
+from emt.passage import Passage, Routed
 from emt.routing.choosing import Budget, choose_passages
 from emt.routing.evidence import Window, best_windows
 from emt.routing.fusion import fuse_rankings
 from emt.routing.head_profile import HeadProfile
 from emt.routing.head_search import HeadSearch
+from emt.routing.judging import Judge, judged
 from emt.routing.question import question_of
-from emt.routing.relevance import Relevance
 from emt.routing.words import WordIndex
 from memory_backends import MemoryBackend, Scope
 
@@ -41,7 +43,7 @@ class Router:
         tokenizer: PreTrainedTokenizerBase | None,
     ) -> None:
         self.profile = profile
-        self._heads = None if profile is None else HeadSearch(model, profile, tokenizer)
+        self._heads = None if profile is None else HeadSearch(model, profile)
         self._tokenizer = tokenizer
         self._words = WordIndex(tokenizer)
 
@@ -58,11 +60,9 @@ class Router:
         num_rows: int | None = None,
         num_generated: int = 0,
         scope: Scope | None = None,
-        relevance: Relevance | None = None,
+        judge: Judge | None = None,
     ) -> Routed:
         """Find the passages that a prompt is about.
-
-        Only the heads tell that nothing in a memory is relevant: words always find something.
 
         Args:
             token_ids: (T,) int64, the prompt, and what was generated since.
@@ -72,7 +72,8 @@ class Router:
             num_rows: instead of `passage_rows`; 0 for no passages, and no search.
             num_generated: how many of the T tokens were generated. The last 32 of them search, too.
             scope: the rows that may be found; None for all.
-            relevance: of this memory, to compare the prompt with; None if every prompt is relevant.
+            judge: asks the model how likely the question is after passages; None if the order in
+                which they were found is right, and every prompt is relevant.
         """
         num_rows = config.passage_rows if num_rows is None else num_rows
         num_prompt = len(token_ids) - num_generated
@@ -80,26 +81,46 @@ class Router:
         if num_rows < 1 or question.first == question.stop or not backend.num_searchable(scope):
             return Routed(question, (), 0.0)
         budget = Budget(num_rows, min(config.max_passages, num_rows))
-        min_distance = budget.min_distance
         tokens = list(range(question.first, question.stop))
         tokens += range(max(num_prompt, len(token_ids) - _MAX_GENERATED), len(token_ids))
-        asking, deviations = token_ids[tokens], None
-        heads = self.heads(config)
-        hits = None if heads is None else heads.hits(token_ids, tokens, backend, scope=scope)
-        if hits is None:
-            windows = self._by_words(asking, backend, min_distance, scope)
-        else:
-            windows = best_windows(hits, _MAX_WINDOWS, min_distance=min_distance)
-        score = windows[0].score if windows else 0.0
-        if hits is not None and relevance is not None:
-            deviations = relevance.of_prompt(hits, score, len(tokens))
-            if deviations < (config.relevance or 0.0):
-                return Routed(question, (), score, deviations)
-        if hits is not None and config.routing == "both":
-            rankings = [windows, self._by_words(asking, backend, min_distance, scope)]
-            windows = fuse_rankings(rankings, _MAX_WINDOWS, min_distance=min_distance)
+        windows, score = self._found(token_ids, tokens, backend, config, budget, scope)
+        gain = None
+        if judge is not None and windows:
+            num_rows = budget.num_rows // budget.num_passages
+            count = config.candidates
+
+            def ask_back(passages: Sequence[Passage]) -> Tensor:
+                return judge(token_ids, question.at, tokens, passages, backend)
+
+            best, gain = judged(windows[:count], ask_back, backend, num_rows)
+            windows = [*best, *windows[count:]]
+            least = config.relevance
+            if gain is not None and least is not None and gain < least:
+                return Routed(question, (), score, gain)
         passages = choose_passages(windows, backend, budget)
-        return Routed(question, tuple(passages), score, deviations)
+        return Routed(question, tuple(passages), score, gain)
+
+    def _found(
+        self,
+        token_ids: Tensor,
+        tokens: Sequence[int],
+        backend: MemoryBackend,
+        config: MemoryConfig,
+        budget: Budget,
+        scope: Scope | None,
+    ) -> tuple[list[Window], float]:
+        """Return the windows that heads and words find, best first, and the best share."""
+        rankings, heads = [], self.heads(config)
+        distance = budget.min_distance
+        if heads is not None:
+            hits = heads.hits(token_ids, tokens, backend, scope=scope)
+            rankings.append(best_windows(hits, _MAX_WINDOWS, min_distance=distance))
+        if heads is None or config.routing == "both":
+            rankings.append(self._by_words(token_ids[tokens], backend, distance, scope))
+        score = rankings[0][0].score if rankings[0] else 0.0
+        if len(rankings) == 1:
+            return rankings[0], score
+        return fuse_rankings(rankings, _MAX_WINDOWS, min_distance=distance), score
 
     def _by_words(
         self, token_ids: Tensor, backend: MemoryBackend, min_distance: int, scope: Scope | None

@@ -27,6 +27,7 @@ from emt.model.references import alive
 from emt.modes.guard import DRAFTS, refuse
 from emt.modes.passage.batch import same_runs, unpadded
 from emt.modes.passage.exchange import exchanged, with_others
+from emt.modes.passage.likelihood import QuestionLikelihood
 from emt.modes.passage.locate import locate
 from emt.modes.passage.rows import PlacedRows
 from emt.modes.passage.sources import PassageSource
@@ -35,7 +36,6 @@ from emt.passage import Passage, Recalled, Routed
 from emt.profiles.choice import ProfileChoice
 from emt.routing.head_profile import HeadProfile
 from emt.routing.question import has_message
-from emt.routing.relevance_store import RelevanceStore
 from emt.routing.router import Router
 from emt.turn import Turn
 from memory_backends import MemoryBackend
@@ -62,7 +62,7 @@ class ByRouting(PassageSource):
         self._tokenizer = tokenizer
         self._profiles = profiles
         self._router: Router | None = None
-        self._relevance = RelevanceStore()
+        self._likelihood = QuestionLikelihood(model)
 
     def check(self, turn: Turn, options: GenerateOptions) -> None:
         """Refuse a call whose prompts come in parts, or that cannot be given other passages."""
@@ -111,19 +111,6 @@ class ByRouting(PassageSource):
             return {}
         return profile.key_value_heads(self._model.query_heads, backend.layout)
 
-    def after_save(self, config: MemoryConfig, backend: MemoryBackend) -> None:
-        """Keep in the store what prompts about nothing in particular find in it.
-
-        Where words alone find passages, or with a model in training mode, it stays as it is.
-        """
-        decoder = self._model.decoder()
-        if decoder is None or decoder.training or config.relevance is None:
-            return
-        if self._profiles.find(config, backend) is not None:
-            heads = self.router(config, backend).heads(config)
-            if heads is not None:
-                self._relevance.keep(heads, backend)
-
     # -- routing --------------------------------------------------------------------------------
 
     def route(
@@ -150,11 +137,9 @@ class ByRouting(PassageSource):
                 prompts.
         """
         config, backend = turn.config, turn.backend
-        router, relevance = self.router(config, backend), None
-        heads = None if config.relevance is None else router.heads(config)
-        # In training mode passages are refused; what is measured then must not be kept for later.
-        if heads is not None and not alive(self._model.decoder, "route").training:
-            relevance = self._relevance.of(heads, backend)
+        router = self.router(config, backend)
+        is_training = alive(self._model.decoder, "route").training  # passages are refused then
+        judge = self._likelihood if config.candidates and not is_training else None
         return [
             router.route(
                 prompt.cpu(),
@@ -164,7 +149,7 @@ class ByRouting(PassageSource):
                 if num_rows is None
                 else num_rows[number],
                 num_generated=num_generated,
-                relevance=relevance,
+                judge=judge,
                 scope=turn.scope_of(number, len(prompts)),
             )
             for number, prompt in enumerate(prompts)

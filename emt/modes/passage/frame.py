@@ -91,6 +91,17 @@ class Frame:
         """One after the last position, or more: padding is counted."""
         return self.num_tokens + self.rows.ids.shape[1]
 
+    def moved(self, forward: Forward) -> Forward:
+        """Return the forward with its tokens at their positions behind the rows."""
+        if not forward.takes_positions:
+            return forward
+        tokens = forward.tokens
+        if not tokens.is_unpadded or tokens.num_new == 1:
+            return forward.replacing(position_ids=self.positions)
+        # Without a mask, positions with a gap are taken for several prompts in one.
+        mask = self.index.new_ones(tokens.batch, tokens.num_tokens)
+        return forward.replacing(position_ids=self.positions, attention_mask=mask)
+
     def place(self, call: AttentionCall, reach: Reach) -> AttentionCall:
         """Return a call with the rows before its local keys."""
         keys, values = self.rows.of_layer(call.layer_idx, call.key)

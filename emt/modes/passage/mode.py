@@ -100,7 +100,7 @@ class PassageMode:
         turn.state[self] = _Placed(state, frame, tokens)
         for recording in turn.recordings:
             recording.recall(state.passages)
-        return _moved(forward, frame)
+        return frame.moved(forward)
 
     def attend(self, turn: Turn, call: AttentionCall) -> Attended:
         """Attend to the rows and to the local context, and to single memories if there are any."""
@@ -135,22 +135,6 @@ class PassageMode:
     ) -> Mapping[int, Sequence[int]] | None:
         """Return the KV heads that the source searches, by layer; None for all."""
         return self._source.heads_to_index(config, backend)
-
-    def after_save(self, config: MemoryConfig, backend: MemoryBackend) -> None:
-        """Add what the source keeps in a store."""
-        self._source.after_save(config, backend)
-
-
-def _moved(forward: Forward, frame: Frame) -> Forward:
-    """Return the forward with its tokens at their positions behind the rows."""
-    if not forward.takes_positions:
-        return forward
-    tokens = forward.tokens
-    if not tokens.is_unpadded or tokens.num_new == 1:
-        return forward.replacing(position_ids=frame.positions)
-    # Without a mask, positions with a gap are taken for several prompts in one.
-    mask = frame.index.new_ones(tokens.batch, tokens.num_tokens)
-    return forward.replacing(position_ids=frame.positions, attention_mask=mask)
 
 
 def _check_cache(cached: PassageState | None, state: PassageState, frame: Frame) -> None:

@@ -32,9 +32,6 @@ class PassageSource:
         """Return the KV heads that are searched, by layer; None for all of the reading layers."""
         return None
 
-    def after_save(self, config: MemoryConfig, backend: MemoryBackend) -> None:
-        """Add to a store that was just saved what this source keeps in it."""
-
 
 class Fixed(PassageSource):
     """The passages of a `recalling` block, whatever is asked.

@@ -61,6 +61,3 @@ class TokenMode:
 
     def heads_to_index(self, config: MemoryConfig, backend: MemoryBackend) -> None:
         """Return None: every head of a reading layer searches."""
-
-    def after_save(self, config: MemoryConfig, backend: MemoryBackend) -> None:
-        """Add nothing."""

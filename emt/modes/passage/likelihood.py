@@ -1,0 +1,125 @@
+"""How likely a question is after the rows of each of several passages, and after none.
+
+The rows are stored: nothing of the passages is read again. All passages are tried in one forward of
+the question's tokens; the tokens before them do not see the rows, and are computed once.
+
+Source: Sachan et al., Improving Passage Retrieval with Zero-Shot Question Generation (arXiv
+2204.07496), where each passage is read again for each question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from emt.model.attached import AttachedModel
+from emt.model.attention_call import AttentionCall
+from emt.model.devices import input_device, no_autocast
+from emt.model.forward import Forward
+from emt.model.references import alive
+from emt.model.watch import watching
+from emt.modes.passage.frame import Frame
+from emt.modes.passage.locate import Placement, locate
+from emt.modes.passage.reach import Reach, reach_of
+from emt.modes.passage.rows import PlacedRows
+from emt.passage import Passage
+from memory_backends import MemoryBackend
+
+_MAX_BEFORE = 64  # tokens before the question that it is read after
+
+
+class QuestionLikelihood:
+    """Asks a model how likely a question is after passages.
+
+    Args:
+        model: the attached model; in evaluation mode.
+    """
+
+    def __init__(self, model: AttachedModel) -> None:
+        self._model = model
+        self._reaches: dict[int, Reach] = {}  # of each layer
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        token_ids: Tensor,
+        at: int,
+        tokens: Sequence[int],
+        passages: Sequence[Passage],
+        backend: MemoryBackend,
+    ) -> Tensor:
+        """Return the log-probabilities of a question's tokens after each passage.
+
+        The first token is left out: passages are put before it, and what chooses it does not see
+        them. Of what stands before the message, only the last 64 tokens are read, and of a long
+        message only what asks.
+
+        Args:
+            token_ids: (T,) int64, the prompt, and what was generated since.
+            at: the token at which the message begins.
+            tokens: which of the T tokens ask, ascending.
+            passages: n passages, each tried alone.
+            backend: where their rows are.
+
+        Returns:
+            (n + 1, q - 1) float32, in nats, of the q tokens that ask; in the last row, after no
+            passage.
+
+        Raises:
+            ConfigError: the rows would stand beyond the model's positions.
+            DocumentError: rows of a passage were removed.
+            MemoryUseError: the model is gone.
+        """
+        before, asked = token_ids[max(at - _MAX_BEFORE, 0) : at], token_ids[tokens[0] :]
+        asked = asked[: tokens[-1] + 1 - tokens[0]]
+        places = [len(before)] * len(passages)
+        placements = locate(backend, [[passage] for passage in passages], places)
+        placements.append(Placement((), len(before)))
+        rows = PlacedRows.read(self._model, backend, placements)
+        causal, decoder = (
+            alive(model, "route") for model in (self._model.model, self._model.decoder)
+        )
+        device, batch = input_device(decoder), len(placements)
+        options: dict[str, Any] = {"use_cache": False}
+        with no_autocast(device):
+            cache = self._cache(before.to(device))
+            if cache is not None:
+                cache.batch_repeat_interleave(batch)
+                options = {"use_cache": True, "past_key_values": cache}
+                new = asked
+            else:
+                new = torch.cat([before, asked])
+            new = new.to(device).expand(batch, -1)
+            forward = Forward(decoder, (), {"input_ids": new, **options})
+            frame = Frame.of(rows, forward)
+
+            def compute(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+                return frame.place(call, self._reach(call)).compute()
+
+            with watching(decoder, compute):
+                logits: Tensor = causal(**frame.moved(forward).options).logits
+        chosen = torch.tensor(tokens[1:], device=device) - tokens[0] + new.shape[1] - len(asked)
+        logits = logits[:, chosen - 1].float()
+        return (logits.gather(-1, new[:, chosen, None])[..., 0] - logits.logsumexp(-1)).cpu()
+
+    def _cache(self, before: Tensor) -> DynamicCache | None:
+        """Return the keys and values of the tokens before the passages, (t,) int64.
+
+        None if there are none, or if the model keeps something else.
+        """
+        if not len(before):
+            return None
+        decoder = alive(self._model.decoder, "route")
+        with watching(decoder):
+            cache = decoder(input_ids=before[None], use_cache=True).past_key_values
+        return cache if isinstance(cache, DynamicCache) else None
+
+    def _reach(self, call: AttentionCall) -> Reach:
+        reach = self._reaches.get(call.layer_idx)
+        if reach is None:
+            reach = self._reaches[call.layer_idx] = reach_of(self._model.config, call)
+        return reach

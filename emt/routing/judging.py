@@ -1,0 +1,93 @@
+"""Asking back: how likely the question is after a passage tells whether the passage answers it.
+
+The rows of candidate passages are stored, so the model can be asked how likely the prompt's own
+question is after each of them, and after none. A passage that the question is about makes the
+question likelier: passages are put in order by that, beside what found them; and a prompt that no
+passage makes much likelier is about nothing in the memory.
+
+Source: Sachan et al., Improving Passage Retrieval with Zero-Shot Question Generation (arXiv
+2204.07496) for the order. To compare with no passage is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from emt.passage import Passage
+from emt.routing.choosing import Budget, choose_passages
+from emt.routing.evidence import Window
+from memory_backends import MemoryBackend
+
+_NUM_TELLING = 3  # tokens
+
+
+class Judge(Protocol):
+    """Tells how likely a question is after passages."""
+
+    def __call__(
+        self,
+        token_ids: Tensor,
+        at: int,
+        tokens: Sequence[int],
+        passages: Sequence[Passage],
+        backend: MemoryBackend,
+    ) -> Tensor:
+        """Return log-probabilities of the tokens that ask, after each of n passages and none.
+
+        Args:
+            token_ids: (T,) int64, the prompt, and what was generated since.
+            at: the token that passages are put before.
+            tokens: which of the T tokens ask, ascending.
+            passages: n passages, each tried alone.
+            backend: where their rows are.
+
+        Returns:
+            (n + 1, q) float32, in nats; the last row is after no passage.
+        """
+
+
+class Judged(NamedTuple):
+    """Windows, as the question's likelihood judges them.
+
+    Attributes:
+        windows: best first.
+        gain: by how much the one that helps most makes the question likelier than none does, in
+            nats: the mean of the three tokens that gain most. None if there was no token to judge.
+    """
+
+    windows: list[Window]
+    gain: float | None
+
+
+def judged(
+    windows: Sequence[Window],
+    ask_back: Callable[[Sequence[Passage]], Tensor],
+    backend: MemoryBackend,
+    num_rows: int,
+) -> Judged:
+    """Judge some windows, best first, by passages of at most `num_rows` rows around them.
+
+    The order is that of both ranks, the given one and that of the question's likelihood, each as
+    1 / (2 + rank). Whether they are relevant is told by few tokens, names and the like: the others
+    are as likely after anything, and there may be many, in instructions.
+    """
+    budget = Budget(num_rows, 1)
+    around = [choose_passages([window], backend, budget) for window in windows]
+    kept = [window for window, routed in zip(windows, around, strict=True) if routed]
+    passages = [routed[0].passage for routed in around if routed]
+    if not kept:
+        return Judged([], None)
+    log_probs = ask_back(passages)
+    if not log_probs.shape[1]:
+        return Judged(kept, None)
+    gains = log_probs[:-1] - log_probs[-1]
+    most = gains.topk(min(_NUM_TELLING, gains.shape[1])).values.sum(dim=1) / _NUM_TELLING
+    ranks = np.empty(len(kept), dtype=np.int64)
+    ranks[np.argsort(-gains.sum(dim=1).numpy(), kind="stable")] = np.arange(len(kept))
+    fused = 1 / (2 + np.arange(len(kept))) + 1 / (2 + ranks)
+    order = np.argsort(-fused, kind="stable")
+    return Judged([kept[i] for i in order], float(most.max()))
