@@ -120,6 +120,16 @@ def test_a_condition_leaves_the_documents_of_the_evidence(name):
             assert matches(metadata, where), question["id"]
 
 
+def test_questions_in_other_words_share_none_with_the_evidence():
+    def starts(text):  # two forms of one word begin with the same letters
+        words = re.findall(r"[^\W\d_]{5,}", text.casefold())
+        return {word[:5] for word in words} - {"which", "where", "whose", "those", "while"}
+
+    for question in questions("paraphrases"):
+        (passage,) = question["evidence"]
+        assert not starts(question["question"]) & starts(passage["text"]), question["id"]
+
+
 def occurrences(text: str, passage: str) -> int:
     """Count the places of a passage, those that overlap, too."""
     return len(re.findall(f"(?={re.escape(passage)})", text)) if passage else 0
