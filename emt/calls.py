@@ -93,7 +93,9 @@ class Generation:
         """Take notice of what the call returned."""
         sequences = getattr(output, "sequences", output)
         if isinstance(sequences, Tensor) and sequences.ndim == 2 and self.num_given is not None:
-            self.text.num_tokens = max(sequences.shape[1] - self.num_given, 0)
+            self.text.returned(
+                sequences[:, self.num_given :], getattr(output, "beam_indices", None)
+            )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What each generated token of one sequence attended to: row ids and their attention mass.
 
 A recorded step has the softmax weights of every layer and head. Summed over layers and heads, they
-are a row's *mass* for the generated token that a query chose.
+are a row's *mass* for the generated token that a query chose. Which token that is stands beside it.
 """
 
 from __future__ import annotations
@@ -25,21 +25,39 @@ class Attended:
         tokens: (n,) int64, numbers of generated tokens, ascending.
         rows: (n,) int64, row ids, ascending for each token.
         mass: (n,) float64, softmax shares summed over layers and heads.
+        said: (T,) int64, the id of each generated token; -1 where it is not known.
         num_heads: (T,) int64, the query heads of all counted layers, for each generated token.
     """
 
     tokens: np.ndarray
     rows: np.ndarray
     mass: np.ndarray
+    said: np.ndarray
     num_heads: np.ndarray
 
 
-def batch_rows(
+@dataclass(frozen=True)
+class Chosen:
+    """The generated tokens of one sequence, in order, with what chose them.
+
+    Attributes:
+        queries: (T,) that chose the tokens.
+        rows: (T,) the batch row that each of them came from.
+        said: (T,) ids of the tokens; -1 where it is not known: in forwards by hand, in a call that
+            was broken off, and among beams unless the call returned `beam_indices`.
+    """
+
+    queries: Sequence[ChoosingQuery]
+    rows: Sequence[int]
+    said: Sequence[int]
+
+
+def of_sequence(
     queries: Sequence[ChoosingQuery],
     sequence: int,
     beam_indices: Sequence[int] | torch.Tensor | None,
-) -> list[int]:
-    """Return the batch row that each generated token came from.
+) -> Chosen:
+    """Return the tokens of one sequence of a batch.
 
     Args:
         queries: those that chose the tokens.
@@ -49,51 +67,60 @@ def batch_rows(
     Raises:
         MemoryUseError: the recorded batch has no such row.
     """
-    if beam_indices is None:
-        rows = [sequence] * len(queries)
-    else:
-        rows = [int(row) for row in beam_indices if int(row) >= 0]
-    batch = min((len(layer.ids) for step, _ in queries for layer in step.values()), default=None)
-    if batch is not None:
-        wrong = [row for row in rows if not 0 <= row < batch]
-        if wrong:
-            name = "sequence" if beam_indices is None else "beam_indices"
-            raise MemoryUseError(
-                f"{name} must be 0 to {batch - 1}, the recorded batch; got {wrong[0]}. "
-                "For beams, pass one row of the beam_indices that generate() returns."
-            )
-    return rows
+    beams = None
+    if beam_indices is not None:
+        beams = [int(row) for row in beam_indices if int(row) >= 0]
+        queries = queries[: len(beams)]
+    rows = [sequence] * len(queries) if beams is None else beams[: len(queries)]
+    batches = {query.text: len(layer.ids) for query in queries for layer in query.step.values()}
+    batch = min(batches.values(), default=0)
+    wrong = [row for row in rows if batch and not 0 <= row < batch]
+    if wrong:
+        name = "sequence" if beam_indices is None else "beam_indices"
+        raise MemoryUseError(
+            f"{name} must be 0 to {batch - 1}, the recorded batch; got {wrong[0]}. "
+            "For beams, pass one row of the beam_indices that generate() returns."
+        )
+    texts = {
+        text: text.sequence(sequence, batch, beams)
+        for text, batch in batches.items()
+        if text is not None
+    }
+    said = []
+    for query in queries:
+        token_ids = None if query.text is None else texts.get(query.text)
+        said.append(-1 if token_ids is None else token_ids[query.number])
+    return Chosen(queries, rows, said)
 
 
 def sum_mass(
-    queries: Sequence[ChoosingQuery],
-    rows: Sequence[int],
+    chosen: Chosen,
     layers: Collection[int] | None,
     default_layers: Collection[int],
 ) -> Attended:
     """Sum what each generated token gave to rows.
 
     Args:
-        queries: those that chose the tokens.
-        rows: the batch row of each generated token.
+        chosen: the tokens, and the queries that chose them.
         layers: whose attention counts; None for the default.
         default_layers: where a step has none of these, all of its layers count.
     """
     counted_layers = default_layers if layers is None else layers
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     num_heads: list[int] = []
-    for (step, query), row in zip(queries, rows, strict=False):
-        counted = [step[idx] for idx in step if idx in counted_layers]
+    for query, row in zip(chosen.queries, chosen.rows, strict=True):
+        counted = [layer for idx, layer in query.step.items() if idx in counted_layers]
         if layers is None and not counted:
-            counted = list(step.values())
-        of_sequence = [retrieved.of_sequence(row) for retrieved in counted]
-        parts.append(_mass_of(of_sequence, query))
-        num_heads.append(sum(len(retrieved.ids) for retrieved in of_sequence))
+            counted = list(query.step.values())
+        retrievals = [retrieved.of_sequence(row) for retrieved in counted]
+        parts.append(_mass_of(retrievals, query.query))
+        num_heads.append(sum(len(retrieved.ids) for retrieved in retrievals))
     lengths = [len(ids) for ids, _ in parts]
     return Attended(
         tokens=np.repeat(np.arange(len(parts)), lengths),
         rows=np.concatenate([np.empty(0, dtype=np.int64), *(ids for ids, _ in parts)]),
         mass=np.concatenate([np.empty(0), *(mass for _, mass in parts)]),
+        said=np.array(chosen.said, dtype=np.int64),
         num_heads=np.array(num_heads, dtype=np.int64),
     )
 

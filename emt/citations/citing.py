@@ -2,6 +2,13 @@
 
 The mass of a sentence or a passage is that of its rows. Attention sinks are left out, since their
 mass says nothing about their content, and so is what was removed since it was recorded.
+
+What copies ranks first: attention to rows of the very token that is said. Heads attend to much that
+is like the context and does not decide what comes next; those that find a fact in a text attend to
+the token that they make the model say.
+
+Source: Wu et al., Retrieval Head Mechanistically Explains Long-Context Factuality (arXiv
+2404.15574), which tells such heads by this.
 """
 
 from __future__ import annotations
@@ -54,6 +61,8 @@ class Citation:
         start: first character in the document's text, or None if it was written as ids.
         end: the character after its last, or None.
         text: the quote, exactly as in the document, without spaces around it.
+        copied: its part of the attention that copies, 0 to 1: that of each query to rows of the
+            very token that it chose. 0 where nothing was copied, or what was said is not known.
         share: its part of all memory attention mass, 0 to 1; attention sinks and removed documents
             are left out of both.
         attention: its part of all attention in the layers that count, local tokens included; the
@@ -67,6 +76,7 @@ class Citation:
     start: int | None
     end: int | None
     text: str
+    copied: float
     share: float
     attention: float
     token_attention: tuple[float, ...]
@@ -116,17 +126,20 @@ class CitedDocuments:
         self._recorded, at = np.unique(attended.rows, return_inverse=True)
         owners = self._catalog.document_of_rows(self._recorded.tolist())
         names = np.array([owners.get(row, "") for row in self._recorded.tolist()], dtype=object)
-        tokens = np.zeros(len(names), dtype=np.int64)
+        tokens, token_ids = np.zeros((2, len(names)), dtype=np.int64)
         is_content = names != ""
         documents = [self._catalog.document(name) for name in dict.fromkeys(owners.values())]
         for document in documents:
             places = np.flatnonzero(names == document.name)
             rows = self._recorded[places] - document.first_row
             tokens[places] = document.row_tokens[rows]
+            token_ids[places] = document.token_ids[tokens[places]]
             is_content[places] = ~np.isin(rows, document.sink_rows)
         # from here on, pairs are those that count: of content, with some mass
         counted = np.flatnonzero(is_content[at] & (attended.mass > 0))
         self._generated, self._mass = attended.tokens[counted], attended.mass[counted]
+        is_copied = token_ids[at[counted]] == attended.said[self._generated]
+        self._copied = np.where(is_copied, self._mass, 0.0)
         self._rows, self._tokens = attended.rows[counted], tokens[at[counted]]
         self._names = names[at[counted]]
         self._documents = documents
@@ -161,30 +174,32 @@ class CitedDocuments:
         return spans
 
     def cite(self, spans: Iterable[Span], top: int | None) -> list[Citation]:
-        """Return citations of the spans with most mass, highest first."""
-        total = float(self._mass.sum()) or 1.0
-        masses = [(float(self._mass[span.pairs].sum()), span) for span in spans]
-        masses.sort(key=lambda pair: -pair[0])
-        return [self._citation(span, mass / total) for mass, span in masses[:top]]
+        """Return citations of the spans: by copied mass, then by mass, highest first."""
+        parts = [
+            (_part(self._copied, span.pairs), _part(self._mass, span.pairs), span) for span in spans
+        ]
+        parts.sort(key=lambda part: (-part[0], -part[1]))
+        return [self._citation(span, copied, share) for copied, share, span in parts[:top]]
 
     def cite_rows(self, top: int | None) -> list[list[RowCitation]]:
-        """Return, for each generated token, the rows with most mass, highest first."""
+        """Return, for each generated token, the rows that it copies, then the others, by mass."""
         num_tokens = len(self._num_heads)
         bounds = np.searchsorted(self._generated, np.arange(num_tokens + 1)).tolist()
         cited = []
         for start, stop in itertools.pairwise(bounds):
-            mass = self._mass[start:stop]
-            best = np.argsort(-mass, kind="stable")[:top] + start
+            mass, copied = self._mass[start:stop], self._copied[start:stop]
+            best = np.lexsort((-mass, -copied))[:top] + start
             cited.append([self._row_citation(pair, float(mass.sum())) for pair in best.tolist()])
         return cited
 
-    def _citation(self, span: Span, share: float) -> Citation:
+    def _citation(self, span: Span, copied: float, share: float) -> Citation:
         generated, mass = self._generated[span.pairs], self._mass[span.pairs]
         attention = np.bincount(generated, mass, len(self._num_heads)) / self._num_heads  # (T,)
         quote = quoted(span.document, span.first, span.stop, self._sources.tokenizer)
         return Citation(
             span.document.name,
             *quote,
+            copied=copied,
             share=share,
             attention=float(attention.mean()),
             token_attention=tuple(attention.tolist()),
@@ -198,6 +213,11 @@ class CitedDocuments:
             token=int(self._tokens[pair]),
             share=float(self._mass[pair]) / total,
         )
+
+
+def _part(mass: np.ndarray, pairs: np.ndarray) -> float:
+    """Return which part of all mass some pairs have; 0 where there is none."""
+    return float(mass[pairs].sum()) / (float(mass.sum()) or 1.0)
 
 
 def quoted(

@@ -7,9 +7,12 @@ tells all of this: the one at place p chooses token p + 1, and of several at one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from emt.errors import MemoryUseError
 from emt.passage import Step
@@ -20,12 +23,47 @@ class GeneratedText:
     """What one `generate()` call writes after its prompts.
 
     Attributes:
-        num_tokens: how many tokens it returned; None while it runs, or if nobody knows.
+        token_ids: (N, T) int64 on the CPU, the new tokens of the sequences that it returned; None
+            while it runs, or if nobody knows.
+        beam_indices: (N, T) int64 on the CPU, the batch row that each of them came from; None if
+            it did not return them.
         num_chosen: for how many of them, counted from the first, a forward has chosen one.
     """
 
-    num_tokens: int | None = None
+    token_ids: Tensor | None = None
+    beam_indices: Tensor | None = None
     num_chosen: int = 0
+
+    @property
+    def num_tokens(self) -> int | None:
+        """How many tokens it returned; None while it runs, or if nobody knows."""
+        return None if self.token_ids is None else self.token_ids.shape[1]
+
+    def sequence(self, row: int, batch: int, beams: Sequence[int] | None) -> list[int] | None:
+        """Return the new tokens of one of the sequences; None if it cannot be told which.
+
+        Args:
+            row: of the batch, where there are no beams.
+            batch: how many rows the forwards had.
+            beams: the batch row that each token came from, where there are. Sequences that came
+                the same way may differ in their last tokens, which are -1 then: not known.
+        """
+        if self.token_ids is None:
+            return None
+        if beams is None:
+            is_row = self.beam_indices is None and len(self.token_ids) == batch
+            return self.token_ids[row].tolist() if is_row else None
+        if self.beam_indices is None or self.beam_indices.shape[1] < len(beams):
+            return None
+        same = self.token_ids[(self.beam_indices[:, : len(beams)] == torch.tensor(beams)).all(1)]
+        if not len(same):
+            return None
+        return torch.where((same == same[0]).all(0), same[0], -1).tolist()
+
+    def returned(self, token_ids: Tensor, beam_indices: Tensor | None) -> None:
+        """Keep what the call returned: new tokens, and where there are beams, theirs."""
+        self.token_ids = token_ids.to("cpu", copy=True)
+        self.beam_indices = None if beam_indices is None else beam_indices.to("cpu", copy=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +87,14 @@ class ChoosingQuery(NamedTuple):
     Attributes:
         step: what the queries of its forward retrieved.
         query: its number among those of the step, from the end: -1 is the last.
+        text: that the token is part of; None for a forward by hand.
+        number: the token's number in the text.
     """
 
     step: Step
     query: int
+    text: GeneratedText | None
+    number: int
 
 
 def choosing_queries(forwards: Mapping[ChosenTokens, Step]) -> list[ChoosingQuery]:
@@ -66,7 +108,7 @@ def choosing_queries(forwards: Mapping[ChosenTokens, Step]) -> list[ChoosingQuer
     chosen: list[ChoosingQuery] = []
     for text, parts in _by_text(forwards):
         by_token = {
-            tokens.first + number: ChoosingQuery(step, number - tokens.num_tokens)
+            tokens.first + number: (step, number - tokens.num_tokens)
             for tokens, step in parts
             for number in range(tokens.num_tokens)
         }
@@ -75,7 +117,10 @@ def choosing_queries(forwards: Mapping[ChosenTokens, Step]) -> list[ChoosingQuer
         else:
             num_tokens = text.num_tokens
             _check_told(text, num_tokens, (step for _, step in parts))
-        chosen += (by_token.get(number, ChoosingQuery({}, -1)) for number in range(num_tokens))
+        chosen += (
+            ChoosingQuery(*by_token.get(number, ({}, -1)), text, number)
+            for number in range(num_tokens)
+        )
     return chosen
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from emt.citations.attended import batch_rows, sum_mass
+from emt.citations.attended import of_sequence, sum_mass
 from emt.citations.citing import Citation, CitedDocuments, RowCitation, Sources
 from emt.citations.generated import ChosenTokens, choosing_queries
 from emt.errors import MemoryUseError
@@ -117,7 +117,12 @@ class Recording:
         layers: Collection[int] | None = None,
         top: int | None = 5,
     ) -> list[Citation]:
-        """Rank what carried most memory attention when the tokens of a text were chosen.
+        """Rank what a text was copied from, or else what its queries attended to.
+
+        First comes what has most of the attention that copies: each query's to rows of the very
+        token that it chose. What copies nothing follows, by the attention that it received; so
+        does everything where it is not known what was said: in forwards by hand, in a call that
+        was broken off, and for beams unless the call returned `beam_indices`.
 
         The text is what a `generate` call returned; that of several calls, one after the other; and
         of forwards made by hand, one token for each. The query that chose a token counts, even if
@@ -134,8 +139,7 @@ class Recording:
             top: how many to return at the most; None for all.
 
         Returns:
-            Sentences that were attended to, or all recalled passages, by the attention that they
-            received, highest first; none if there was no memory.
+            Sentences that were attended to, or all recalled passages; none if there was no memory.
 
         Raises:
             MemoryUseError: the recording has no such sequence, a number is negative, `by` is
@@ -157,9 +161,10 @@ class Recording:
         layers: Collection[int] | None = None,
         top: int | None = 3,
     ) -> list[list[RowCitation]]:
-        """Rank, for every generated token, the rows that carried most of its memory attention.
+        """Rank, for every generated token, the rows that its query attended to.
 
-        Arguments and errors are those of `citations`.
+        Those of the same token come first, since it is copied from them, then the others; both by
+        attention. Arguments and errors are those of `citations`.
         """
         documents, _ = self._cited_documents(sequence, num_tokens, beam_indices, layers, top)
         return documents.cite_rows(top)
@@ -171,15 +176,15 @@ class Recording:
         beam_indices: Sequence[int] | Tensor | None,
         layers: Collection[int] | None,
         top: int | None,
-    ) -> tuple[CitedDocuments, list[int]]:
+    ) -> tuple[CitedDocuments, Sequence[int]]:
         """Return what can be cited for a sequence, and the batch rows that its tokens came from."""
         for name, number in (("num_tokens", num_tokens), ("top", top)):
             if number is not None and number < 0:
                 raise MemoryUseError(f"{name} must be at least 0; got {number}.")
         queries = choosing_queries(self._forwards)[:num_tokens]
-        rows = batch_rows(queries, sequence, beam_indices)
-        attended = sum_mass(queries, rows, layers, self._sources.content_layers)
-        return CitedDocuments(attended, self._sources), rows
+        chosen = of_sequence(queries, sequence, beam_indices)
+        attended = sum_mass(chosen, layers, self._sources.content_layers)
+        return CitedDocuments(attended, self._sources), chosen.rows
 
     def _recalled_for(self, rows: Iterable[int]) -> list[Recalled]:
         """Return the passages that some rows of the batch were given, each once.

@@ -92,7 +92,7 @@ def test_json_has_it_all_in_plain_types(remembering):
     )
     assert set(as_json["citations"][0]) == {
         *("document", "start", "end", "text"),
-        *("share", "attention", "token_attention", "score"),
+        *("copied", "share", "attention", "token_attention", "score"),
     }
     assert set(as_json["tokens"][0]["rows"][0]) == {"row", "document", "token", "share"}
     assert as_json["citations"][0]["share"] == answered.citations[0].share

@@ -123,7 +123,8 @@ def test_generate_cites_the_document_with_the_fact(gemma3, store):
         assert best["document"] == document
         assert DOCUMENTS[document][best["start"] : best["end"]] == best["text"]
         shares = [citation["share"] for citation in answer["citations"]]
-        assert shares == sorted(shares, reverse=True)
+        order = [(citation["copied"], citation["share"]) for citation in answer["citations"]]
+        assert order == sorted(order, reverse=True)
     assert f"[1] {shares[0]:5.1%}  {document} " in run(*arguments, "--citations").out
     assert json.loads(run(*arguments, "--no-memory", "--json").out)["citations"] == []
 

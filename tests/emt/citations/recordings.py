@@ -3,6 +3,7 @@
 import torch
 
 from emt import MemoryConfig, attach
+from emt.citations.generated import ChosenTokens, GeneratedText
 from emt.passage import Retrieved
 from tests.emt.bytes import BYTES_VOCAB_SIZE
 from tests.emt.marked_sinks import first_rows_are_sinks
@@ -27,15 +28,23 @@ def remembering(documents, model_type="llama", tokenizer=None, **settings):
     return model, memory
 
 
-def recorded(memory, *steps, recalled=None):
-    """Make a recording of steps {layer: (ids, weights)}, each (B, H, k) nested lists."""
+def recorded(memory, *steps, recalled=None, said=None):
+    """Make a recording of steps {layer: (ids, weights)}, each (B, H, k) nested lists.
+
+    They chose the tokens `said`, (B, T), of a `generate` call; None for forwards by hand.
+    """
+    text = GeneratedText()
+    if said is not None:
+        text.returned(torch.tensor(said), None)
+        text.num_chosen = len(steps)
     recording = memory.new_recording()
     if recalled is not None:
         recording.recall(recalled)
-    for step in steps:
+    for number, step in enumerate(steps):
+        tokens = None if said is None else ChosenTokens(text, number)
         for layer_idx, (ids, weights) in step.items():
             ids, weights = torch.tensor(ids)[:, :, None], torch.tensor(weights)[:, :, None]
-            recording.add(Retrieved(layer_idx, ids, torch.ones(ids.shape), weights.float()))
+            recording.add(Retrieved(layer_idx, ids, torch.ones(ids.shape), weights.float()), tokens)
     return recording
 
 

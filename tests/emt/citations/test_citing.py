@@ -65,6 +65,32 @@ def test_shares_of_known_weights():
     assert [len(token) for token in recording.token_citations(layers=ALL_LAYERS, top=1)] == [1, 1]
 
 
+def test_what_was_copied_comes_first():
+    _, memory = remembering({"a": "w3 w4 w5 w6 w7 w8\nw9 w10", "b": [11, 12, 13, 14, 15, 16]})
+    steps = [
+        {2: ([[[4, 7, 12]]], [[[0.5, 0.02, 0.1]]])},  # w7, w10 and w15
+        {2: ([[[12, 6, 5]]], [[[0.03, 0.2, 0.1]]])},  # w15, w9 and w8
+    ]
+    by_said = {
+        (10, 15): [("w9 w10", 0.4), ("w11 w12 w13 w14 w15 w16", 0.6), ("w3 w4 w5 w6 w7 w8", 0)],
+        (10, 9): [("w9 w10", 1), ("w3 w4 w5 w6 w7 w8", 0), ("w11 w12 w13 w14 w15 w16", 0)],
+        (90, 4): [("w3 w4 w5 w6 w7 w8", 0), ("w9 w10", 0), ("w11 w12 w13 w14 w15 w16", 0)],
+        None: [("w3 w4 w5 w6 w7 w8", 0), ("w9 w10", 0), ("w11 w12 w13 w14 w15 w16", 0)],
+    }
+    shares = {"w3 w4 w5 w6 w7 w8": 0.6, "w9 w10": 0.22, "w11 w12 w13 w14 w15 w16": 0.13}
+    for said, expected in by_said.items():
+        recording = recorded(memory, *steps, said=None if said is None else [list(said)])
+        citations = recording.citations()
+        expected = sorted(expected, key=lambda pair: -pair[1])
+        assert [(c.text, pytest.approx(c.copied)) for c in citations] == expected
+        for citation in citations:
+            assert citation.share == pytest.approx(shares[citation.text] / 0.95)
+        assert recording.citations(top=1) == citations[:1]
+    rows = recorded(memory, *steps, said=[[10, 15]]).token_citations(top=2)
+    assert [[row.row for row in token] for token in rows] == [[7, 4], [12, 6]]
+    assert rows[0][0].share == pytest.approx(0.02 / 0.62)
+
+
 def test_the_upper_half_of_the_layers_counts_unless_others_are_named():
     _, memory = remembering({"a": list(range(10, 18)), "b": list(range(20, 28))})
     weights = [[[0.2]]]
@@ -299,12 +325,15 @@ def test_long_sentences_are_cut_between_characters(sentence):
 # -- real recordings ----------------------------------------------------------------------------
 
 
-def share_by_loop(memory, recording, rows_of_step):
-    """Sum weights with plain loops; return {(document, line): share} of documents of lines."""
+def mass_by_loop(memory, recording, rows_of_step, said=None):
+    """Sum weights with plain loops; return {(document, line): share} of documents of lines.
+
+    With the ids of the tokens that were said, only weights of rows of the same token count.
+    """
     mass = defaultdict(float)
     catalog = memory.backend.catalog
     documents = [catalog.document(name) for name in memory.documents]
-    for step, batch_row in zip(recording, rows_of_step, strict=True):
+    for number, (step, batch_row) in enumerate(zip(recording, rows_of_step, strict=True)):
         for retrieved in step.values():
             ids, weights = retrieved.ids[batch_row, :, 0], retrieved.weights[batch_row, :, 0]
             for row, weight in zip(ids.flatten().tolist(), weights.flatten().tolist(), strict=True):
@@ -312,7 +341,9 @@ def share_by_loop(memory, recording, rows_of_step):
                     inside = row - document.first_row
                     is_row = 0 <= inside < len(document.row_tokens)
                     if is_row and inside not in document.sink_rows.tolist():
-                        mass[line_of(document, document.row_tokens[inside])] += weight
+                        token = document.row_tokens[inside]
+                        if said is None or document.token_ids[token] == said[number]:
+                            mass[line_of(document, token)] += weight
     total = sum(mass.values())
     return {key: value / total for key, value in mass.items()}
 
@@ -337,13 +368,20 @@ def test_shares_of_a_real_batch(real):
     model, memory = real
     prompts = torch.tensor([[5, 9, 33, 60], [41, 18, 77, 8]])
     with memory.recording() as recording:
-        model.generate(prompts, max_new_tokens=5, min_new_tokens=5, do_sample=False)
+        output = model.generate(prompts, max_new_tokens=5, min_new_tokens=5, do_sample=False)
+    num_copied = 0
     for sequence in range(2):
         options = {"sequence": sequence, "layers": ALL_LAYERS, "top": None}
         citations = recording.citations(**options)
-        expected = share_by_loop(memory, recording, [sequence] * 5)
+        expected = mass_by_loop(memory, recording, [sequence] * 5)
         assert {(c.document, c.text): c.share for c in citations} == pytest.approx(expected)
-        assert [c.share for c in citations] == sorted(expected.values(), reverse=True)
+        copied = mass_by_loop(memory, recording, [sequence] * 5, output[sequence, 4:].tolist())
+        num_copied += len(copied)
+        assert {(c.document, c.text): c.copied for c in citations if c.copied} == pytest.approx(
+            copied
+        )
+        order = [(c.copied, c.share) for c in citations]
+        assert order == sorted(order, reverse=True)
         assert sum(c.share for c in citations) == pytest.approx(1)
         for at, token in enumerate(recording.token_citations(**options)):
             assert sum(row.share for row in token) == pytest.approx(1)
@@ -352,7 +390,8 @@ def test_shares_of_a_real_batch(real):
                 document = memory.backend.catalog.document(row.document)
                 assert document.row_tokens[row.row - document.first_row] == row.token
                 shares[line_of(document, row.token)] += row.share
-            assert shares == pytest.approx(share_by_loop(memory, [recording[at]], [sequence]))
+            assert shares == pytest.approx(mass_by_loop(memory, [recording[at]], [sequence]))
+    assert num_copied
 
 
 def test_beams_are_explained_by_the_queries_that_chose_their_tokens(real):
@@ -380,10 +419,14 @@ def test_beams_are_explained_by_the_queries_that_chose_their_tokens(real):
             }
             for at in range(prompt.shape[1] - 1, sequence.shape[0] - 1)
         ]
-        expected = share_by_loop(memory, replayed, [0] * 6)
+        expected = mass_by_loop(memory, replayed, [0] * 6)
         citations = recording.citations(beam_indices=beams, layers=ALL_LAYERS, top=None)
         shares = {(c.document, c.text): c.share for c in citations}
         assert shares == pytest.approx(expected, abs=1e-4)
+        copied = {(c.document, c.text): c.copied for c in citations if c.copied}
+        same = output.sequences[(output.beam_indices == beams).all(1)]  # of some, the last differs
+        said = torch.where((same == sequence).all(0), sequence, -1)[prompt.shape[1] :].tolist()
+        assert copied == pytest.approx(mass_by_loop(memory, replayed, [0] * 6, said), abs=1e-4)
 
 
 @pytest.mark.parametrize("sinks", ["all", "one"])

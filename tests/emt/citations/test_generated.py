@@ -58,6 +58,7 @@ def assert_same(got, plain):
     for citation in citations:
         expected = by_place[citation.document, citation.start]
         assert citation.share == pytest.approx(expected.share, abs=1e-4)
+        assert citation.copied == pytest.approx(expected.copied, abs=1e-4)
         assert citation.token_attention == pytest.approx(expected.token_attention, abs=1e-4)
 
 

@@ -119,6 +119,11 @@ def test_passages_of_ids_are_quoted_in_whole_characters(first, stop):
     assert citation.text == text[start:end] or (start == end and citation.text == text[end - 1])
 
 
+def tokens_of(memory, name, first, stop):
+    document = memory.backend.catalog.document(name)
+    return document.token_ids[document.row_tokens[first:stop]].tolist()
+
+
 # -- real runs ----------------------------------------------------------------------------------
 
 
@@ -143,13 +148,30 @@ def test_attention_is_that_of_the_weights_the_model_returns(model_type):
         ("a", None),
         ("b", None),
     }
-    assert citations[0].attention >= citations[1].attention
-    total = sum(map(sum, expected.values()))
+    copied = {
+        name: sum(
+            float(layer[0, :, -1, column].sum())
+            for step, said in zip(output.attentions, output.sequences[0, -5:], strict=True)
+            for layer in step
+            for column, token in zip(columns[name], tokens, strict=True)
+            if token == said
+        )
+        for name, tokens in {
+            "b": tokens_of(memory, "b", 20, 26),
+            "a": tokens_of(memory, "a", 3, 8),
+        }.items()
+    }
+    assert [(c.copied, c.share) for c in citations] == sorted(
+        ((c.copied, c.share) for c in citations), reverse=True
+    )
+    total, total_copied = sum(map(sum, expected.values())), sum(copied.values()) or 1.0
     for citation in citations:
         attention = expected[citation.document]
         assert citation.token_attention == pytest.approx(attention, abs=1e-6)
         assert citation.attention == pytest.approx(sum(attention) / 5, abs=1e-6)
         assert citation.share == pytest.approx(sum(attention) / total, abs=1e-6)
+        part = copied[citation.document] / total_copied
+        assert citation.copied == pytest.approx(part, abs=1e-5)
     # sentences and rows of the passages are cited as those of single memories are
     shares = dict.fromkeys("ab", 0.0)
     for citation in recording.citations(layers=ALL_LAYERS, top=None):
