@@ -10,6 +10,9 @@ from typing import Any
 
 from emt.errors import ConfigError
 from emt.model.loading import LoadedModel
+from experiments.comparison import report as comparison
+from experiments.comparison.run import run_comparison
+from experiments.comparison.settings import ComparisonSettings
 from experiments.interpretability import report as interpretability
 from experiments.interpretability.run import run_interpretability
 from experiments.interpretability.settings import InterpretabilitySettings
@@ -49,6 +52,7 @@ class Experiment:
 
 
 EXPERIMENTS = {
+    "comparison": Experiment(ComparisonSettings, run_comparison, comparison),
     "retrieval": Experiment(RetrievalSettings, run_retrieval, retrieval),
     "perplexity": Experiment(PerplexitySettings, run_perplexity, perplexity),
     "timing": Experiment(TimingSettings, run_timing, timing),

@@ -104,6 +104,7 @@ def test_the_settings_that_ship_load_and_name_every_setting(name):
     given = ["items=x.jsonl"] if name in ("interpretability", "retrieval", "many_documents") else []
     given = ["items=x.jsonl"] if name == "passages" else given
     given = ["store=x", "data=x"] if name == "routing" else given
+    given = ["embedding_model=x"] if name == "comparison" else given
     for preset in (None, *presets):
         values = read_settings(path, preset=preset, changes=given)
         experiment = experiment_of(values.pop("experiment"))
@@ -119,5 +120,5 @@ def test_the_builder_s_settings_that_ship_load():
         assert settings.seed == seed
     with pytest.raises(ConfigError, match=r"splits\.2k: expected \[lowest, highest\] in tokens"):
         BuildSettings(**read_settings(path, changes=["splits={2k: [9, 3]}"]))
-    with pytest.raises(ConfigError, match="experiment must be one of retrieval"):
+    with pytest.raises(ConfigError, match="experiment must be one of comparison, retrieval"):
         experiment_of("build_items")

@@ -11,8 +11,8 @@ from emt.errors import ConfigError
 from emt.memory.memory import Memory
 from emt.passage import Passage
 from experiments.items import Item, says
+from experiments.prompts import Prompt, closed_book, with_chunks, with_document
 from experiments.responder import LocalModel, Responder, Response
-from experiments.retrieval.prompts import Prompt, closed_book, with_chunks, with_document
 from experiments.retrieval.settings import RetrievalSettings
 from experiments.retrieval.shelf import Shelf
 
@@ -34,11 +34,11 @@ def asking(
 
     def prompt(item: Item) -> Prompt:
         if condition.kind == "document":
-            return with_document(item, responder, settings.templates)
+            return with_document(item.context, item.question, responder, settings.templates)
         if condition.has_chunks:
             best = shelf.chunks.best(item.question, settings.chunks)
-            return with_chunks(item, best, responder, settings.templates)
-        return closed_book(item, settings.templates)
+            return with_chunks(best, item.question, responder, settings.templates)
+        return closed_book(item.question, settings.templates)
 
     if config is None:
         yield lambda item: {**_asked(item, prompt, responder), "memory_seconds": None}
@@ -96,7 +96,7 @@ def _asked(item: Item, prompt: Callable[[Item], Prompt], responder: Responder) -
         **scores(item, response),
         "num_prompt_tokens": response.num_prompt_tokens,
         "truncated": made.truncated,
-        "has_answer": made.has_answer,
+        "has_answer": None if made.text is None else says(made.text, item.answer),
         "is_cited": None,
         "seconds": round(preparing + response.seconds, 4),
         "text": response.text,

@@ -9,8 +9,15 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
 from emt.config import MemoryConfig
 from emt.errors import ConfigError
 from emt.model.loading import DEFAULT_MODEL
-from experiments.retrieval.prompts import Templates
-from experiments.settings import Ascending, MemorySettings, Settings, Text, memory_config
+from experiments.prompts import Templates
+from experiments.settings import (
+    Ascending,
+    MemorySettings,
+    Settings,
+    Text,
+    memory_config,
+    named_conditions,
+)
 
 Kind = Literal["closed_book", "document", "emt", "passage", "rag", "rag_emt", "rag_passage"]
 MODES = {"emt": "token", "rag_emt": "token", "passage": "passage", "rag_passage": "passage"}
@@ -23,26 +30,6 @@ STANDARD: dict[str, dict[str, Any]] = {
     "rag": {"kind": "rag"},
     "rag_emt": {"kind": "rag_emt", "memory": {"memory_type": "manual"}},
 }
-
-
-def _mapped(conditions: Any) -> Any:
-    """Make a list of standard conditions a mapping, and fill in what these say."""
-    if isinstance(conditions, list) and all(isinstance(name, str) for name in conditions):
-        conditions = dict.fromkeys(conditions)
-    if not isinstance(conditions, dict):
-        raise ConfigError(f"expected some of {', '.join(STANDARD)}; got {conditions!r}.")
-    for name, values in conditions.items():
-        if values is None and name not in STANDARD:
-            raise ConfigError(
-                f"unknown condition '{name}'. The conditions are {', '.join(STANDARD)}; "
-                "another one needs a kind."
-            )
-    return {
-        name: {**STANDARD.get(name, {}), **(values or {})}
-        if isinstance(values, dict | None)
-        else values
-        for name, values in conditions.items()
-    }
 
 
 class Condition(Settings):
@@ -84,7 +71,9 @@ class RetrievalSettings(Settings):
     splits: list[str] | None = None
     limit: PositiveInt | None = None
     conditions: Annotated[
-        dict[str, Condition], BeforeValidator(_mapped), Field(min_length=1, validate_default=True)
+        dict[str, Condition],
+        BeforeValidator(named_conditions(STANDARD)),
+        Field(min_length=1, validate_default=True),
     ] = [name for name in STANDARD if name != "passage"]  # which needs a profile
     baseline: str = "closed_book"
     memory: MemorySettings = {}

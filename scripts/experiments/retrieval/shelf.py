@@ -15,8 +15,8 @@ from tqdm import tqdm
 from emt.attach import attach, detach
 from emt.config import MemoryConfig
 from emt.memory.memory import Memory
+from experiments.rag import Chunks
 from experiments.responder import LocalModel, Responder
-from experiments.retrieval.rag import Chunks
 
 _WRITING = (
     "remove_special_ids",
