@@ -149,20 +149,27 @@ def _question(row: Row, name: str, documents: Mapping[str, Text]) -> Question:
     answers, evidence, where = row["answers"], row["evidence"], row.get("where")
     if not isinstance(answers, list) or not all(isinstance(a, str) and a.strip() for a in answers):
         raise DocumentError(f"{row.origin}: 'answers' must be a list of texts; got {answers!r:.60}")
-    if not isinstance(evidence, list) or not isinstance(where, Mapping | None):
-        raise DocumentError(f"{row.origin}: 'evidence' must be a list, and 'where' an object.")
+    if not isinstance(evidence, list) or not all(isinstance(one, Mapping) for one in evidence):
+        raise DocumentError(
+            f"{row.origin}: 'evidence' must be a list of objects; got {evidence!r:.60}"
+        )
+    if not isinstance(where, Mapping | None):
+        raise DocumentError(f"{row.origin}: 'where' must be an object; got {where!r:.60}")
     if bool(answers) != bool(evidence):
         raise DocumentError(f"{row.origin}: has answers without evidence, or the other way round.")
-    return Question(
+    question = Question(
         set=name,
-        id=str(row["id"]),
+        id=row.text("id"),
         question=row.text("question"),
         answers=tuple(answer.strip() for answer in answers),
         evidence=tuple(_span(Row(one, row.origin), documents) for one in evidence),
         where=where,
-        original=row.text("original").strip() if row.get("original") else None,
-        kind=row.get("kind"),
+        original=row.text("original").strip() if row.get("original") is not None else None,
+        kind=row.text("kind") if row.get("kind") is not None else None,
     )
+    if question.original is not None and question.original in question.answers:
+        raise DocumentError(f"{row.origin}: 'original' {question.original!r:.60} is an answer.")
+    return question
 
 
 def _span(evidence: Row, documents: Mapping[str, Text]) -> Span:
