@@ -23,9 +23,6 @@ from experiments.results import Results
 from experiments.retrieval import report as retrieval
 from experiments.retrieval.run import run_retrieval
 from experiments.retrieval.settings import RetrievalSettings
-from experiments.routing import report as routing
-from experiments.routing.run import run_routing
-from experiments.routing.settings import RoutingSettings
 from experiments.settings import Settings
 from experiments.timing import report as timing
 from experiments.timing.run import run_timing
@@ -59,7 +56,6 @@ EXPERIMENTS = {
     "interpretability": Experiment(
         InterpretabilitySettings, run_interpretability, interpretability
     ),
-    "routing": Experiment(RoutingSettings, run_routing, routing),
 }
 
 

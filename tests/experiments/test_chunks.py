@@ -1,8 +1,8 @@
 """Chunks ranked by words, by embeddings and by both."""
 
+import torch
 import numpy as np
 import pytest
-import torch
 from experiments.comparison.chunks import Chunks, fused
 from experiments.comparison.dense import Dense
 from experiments.comparison.sets import Text

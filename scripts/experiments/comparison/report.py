@@ -23,7 +23,8 @@ from experiments.tables import (
     values,
 )
 
-_SAME = ("size", "set", "id")
+SAME = ("size", "set", "id")
+"""By which answers to one question are found under two conditions."""
 _LEGEND = (
     "*Found*: the passages or chunks that are put before the question have all of the evidence; "
     "*first document*: the best of them is of a right document. *Right*: an answer is in the "
@@ -44,6 +45,16 @@ def summary(header: Header, items: Items) -> str:
     for (name,), of_set in grouped(records, "set").items():
         parts += [f"## {name}", *_tables_of_set(of_set)]
     return "\n\n".join(parts) + "\n"
+
+
+def differences(others: Sequence[Record]) -> list[Column]:
+    """Return columns of differences to the records of another condition, question by question."""
+    return [
+        difference("found, points", "found", others, SAME, form="+.0f", scale=100),
+        difference("right, points", "right", others, SAME, form="+.0f", scale=100),
+        difference("preferred, points", "preferred", others, SAME, form="+.0f", scale=100),
+        difference("nats", "log_prob", others, SAME, form="+.2f"),
+    ]
 
 
 def draw(header: Header, items: Items, folder: Path) -> list[Path]:
@@ -81,13 +92,7 @@ def _tables_of_set(records: Sequence[Record]) -> list[str]:
     others = [record for record in records if record["condition"] == BASELINE]
     compared = [record for record in records if record["condition"] != BASELINE]
     if others and compared:
-        shape = {"others": others, "same": _SAME}
-        columns = [
-            difference("found, points", "found", **shape, form="+.0f", scale=100),
-            difference("right, points", "right", **shape, form="+.0f", scale=100),
-            difference("preferred, points", "preferred", **shape, form="+.0f", scale=100),
-            difference("nats", "log_prob", **shape, form="+.2f"),
-        ]
+        columns = differences(others)
         groups = grouped(compared, *keys)
         parts += [
             f"Less {BASELINE}, question by question:",
