@@ -119,6 +119,15 @@ def test_two_pieces_of_evidence_are_needed_both(world, tmp_path):
     assert (evidence["recalled"], document["recalled"]) == (12, 160)
 
 
+@pytest.mark.parametrize("at", [3, 30, 74])
+def test_a_long_document_is_cut_around_the_evidence(world, tmp_path, at):
+    loaded, settings, _ = world
+    folder = write_set(tmp_path / "long", [asking_about("one", at)], documents_of_words())
+    asked = {"conditions": ["document"], "generate": False, "document_tokens": 20}
+    (record,) = run(comparison([folder], settings, **asked), loaded, tmp_path / "out").values()
+    assert (record["found"], record["recalled"]) == (True, 20)
+
+
 def test_answers_are_scored_as_the_model_gives_them(world, tmp_path):
     loaded, settings, _ = world
     question = asking_about("two", 50, original="w9", answers=["w4 w5", "w6"])

@@ -56,7 +56,7 @@ def rows_of(table):
 
 def test_the_overview_has_a_row_a_condition_and_a_column_a_set():
     text = summary(HEADER, ITEMS)
-    overview = text.split("## Overview, memory of 64k tokens\n")[1].split("\n## ")[0]
+    overview = text.split("## Overview, memory size 64k\n")[1].split("\n## ")[0]
     assert rows_of(overview) == [
         {"condition": "closed_book", "squad: right, %": "0", "near: told, %": ""},
         {"condition": "rag_hybrid", "squad: right, %": "50", "near: told, %": ""},

@@ -64,7 +64,7 @@ class _Asked:
         self._question = question
 
     def record(self) -> dict[str, Any]:
-        """Ask, and return what `ComparisonRecord` in the report's columns is made of.
+        """Ask, and return what the report is made of.
 
         Returns:
             `found` and `found_any`, whether what was put has all of the evidence or some piece of

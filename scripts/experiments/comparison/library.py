@@ -65,9 +65,12 @@ class Library:
 
     @functools.cached_property
     def digest(self) -> str:
-        """What tells these documents from others, 12 hex digits."""
-        texts = [[name, text, dict(about or {})] for name, text, about in self._texts.values()]
-        return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()[:12]
+        """What tells these documents from others, whatever their order; 12 hex digits."""
+        texts = [
+            [name, text, json.dumps(about, sort_keys=True)]
+            for name, text, about in self._texts.values()
+        ]
+        return hashlib.sha256(json.dumps(sorted(texts)).encode()).hexdigest()[:12]
 
     @functools.cached_property
     def chunks(self) -> Chunks:

@@ -41,7 +41,7 @@ def summary(header: Header, items: Items) -> str:
     records = list(items.values())
     parts = ["# Comparison", origin(header, "model", "memory", "embedding_model"), _LEGEND]
     for (size,), of_size in grouped(records, "size").items():
-        parts += [f"## Overview, memory of {size} tokens", _overview(of_size)]
+        parts += [f"## Overview, memory size {size}", _overview(of_size)]
     for (name,), of_set in grouped(records, "set").items():
         parts += [f"## {name}", *_tables_of_set(of_set)]
     return "\n\n".join(parts) + "\n"
@@ -64,11 +64,11 @@ def draw(header: Header, items: Items, folder: Path) -> list[Path]:
     tallest = max(len(grouped(records, "condition")) for records in sizes.values())
     figure, axes = panels(1, width=3 + 0.8 * widest, height=1.6 + 0.35 * tallest, rows=len(sizes))
     for panel, ((size,), records) in zip(axes, sizes.items(), strict=True):
-        conditions, sets = (list(_names(records, key)) for key in ("condition", "set"))
-        shares = [[_share(records, name, one)[1] for one in sets] for name in conditions]
-        titles = [f"{one}\n({_share_of_set(records, one)})" for one in sets]
-        heat_map(panel, shares, conditions, titles)
-        panel.set_title(f"{header['settings']['model']}, memory of {size} tokens, %")
+        shares = _shares(records)
+        ticks = [f"{one}\n({_counted(records, one)})" for one in _names(records, "set")]
+        heat_map(panel, list(shares.values()), list(shares), ticks)
+        name = Path(header["settings"]["model"]).name
+        panel.set_title(f"{name}, memory size {size}: % of the questions")
     return [save(figure, folder / "comparison.png")]
 
 
@@ -108,25 +108,33 @@ def _known(columns: Sequence[Column], records: Sequence[Record]) -> list[Column]
 
 
 def _overview(records: Sequence[Record]) -> str:
-    sets = list(_names(records, "set"))
-    head = ["condition", *(f"{one}: {_share_of_set(records, one)}, %" for one in sets)]
-    rows = []
-    for condition in _names(records, "condition"):
-        shares = [_share(records, condition, one)[1] for one in sets]
-        rows.append([condition, *("" if one is None else f"{one:.0f}" for one in shares)])
+    """Return a table of percentages: a row a condition, a column a set."""
+    sets = _names(records, "set")
+    head = ["condition", *(f"{one}: {_counted(records, one)}, %" for one in sets)]
+    rows = [
+        [condition, *("" if share is None else f"{share:.0f}" for share in shares)]
+        for condition, shares in _shares(records).items()
+    ]
     return table(head, rows)
 
 
-def _share(records: Sequence[Record], condition: str, name: str) -> tuple[str, float | None]:
-    """Return what is counted of a set, and its percentage under a condition; None without."""
-    counted = _share_of_set(records, name)
-    measure = _told if counted == "told" else counted
-    group = [one for one in records if (one["condition"], one["set"]) == (condition, name)]
-    known = values(group, measure)
-    return counted, 100 * sum(known) / len(known) if known else None
+def _shares(records: Sequence[Record]) -> dict[str, list[float | None]]:
+    """Return condition -> what is counted of each set, in percent; None where it was not asked."""
+    sets, groups = _names(records, "set"), grouped(records, "condition", "set")
+
+    def share(condition: str, name: str) -> float | None:
+        counted = _counted(records, name)
+        measure = _told if counted == "told" else counted
+        known = values(groups.get((condition, name), []), measure)
+        return 100 * sum(known) / len(known) if known else None
+
+    return {
+        condition: [share(condition, name) for name in sets]
+        for condition in _names(records, "condition")
+    }
 
 
-def _share_of_set(records: Sequence[Record], name: str) -> str:
+def _counted(records: Sequence[Record], name: str) -> str:
     """Return what is counted of a set: right answers, evidence found, or that nothing answers."""
     of_set = [record for record in records if record["set"] == name]
     for measure in ("right", "found"):
