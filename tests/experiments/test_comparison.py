@@ -103,6 +103,20 @@ def test_chunks_are_found_if_they_have_the_evidence(world, tmp_path):
         assert record["recalled"] == 16
 
 
+def test_a_chunk_that_does_not_fit_is_not_found(world, tmp_path):
+    loaded, settings, _ = world
+    first, second = asking_about("one", 16), asking_about("two", 48)
+    question = {**first, "question": f"{first['question']} {second['question']}"}
+    question["evidence"] += second["evidence"]
+    folder = write_set(tmp_path / "both", [question], documents_of_words())
+    asked = {"conditions": ["rag_bm25"], "generate": False, "chunks": 30}
+    (every,) = run(comparison([folder], settings, **asked), loaded, tmp_path / "all").values()
+    assert (every["found"], every["recalled"]) == (True, 240)
+    narrow = comparison([folder], settings, **asked, window=21 + 8 + 4)  # one chunk, and the answer
+    (record,) = run(narrow, loaded, tmp_path / "narrow").values()
+    assert (record["found"], record["recalled"]) == (False, 8)
+
+
 def test_two_pieces_of_evidence_are_needed_both(world, tmp_path):
     loaded, settings, _ = world
     question = asking_about("one", 20)

@@ -107,7 +107,8 @@ class _Asked:
             )
             texts = [chunk.text for chunk in best]
             prompt = with_chunks(texts, question.question, self._responder, templates)
-            return prompt, [chunk.span for chunk in best]
+            kept = [chunk.span for chunk in best if chunk.text.strip() in (prompt.text or "")]
+            return prompt, kept
         if self._condition.prompt == "evidence":
             texts = [self._library.text_of(span) for span in question.evidence]
         else:
