@@ -8,9 +8,8 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -24,6 +23,7 @@ from experiments.comparison.sets import Question
 from experiments.comparison.settings import ComparisonSettings, Condition
 from experiments.responder import LocalModel
 from experiments.spans import Span
+from memory_backends.catalog.metadata import matches
 
 _WRITING = (
     "remove_special_ids",
@@ -88,7 +88,7 @@ class Library:
         where = question.where
         if where is None:
             return None
-        return {name for name, text in self._texts.items() if matches(text.metadata, where)}
+        return {name for name, text in self._texts.items() if matches(text.metadata or {}, where)}
 
     def text_of(self, span: Span) -> str:
         """Return the text of some characters."""
@@ -148,14 +148,6 @@ class Library:
         values = config.to_dict()
         told = [self.digest, self._settings.model, {name: values[name] for name in _WRITING}]
         return f"{self._label}-{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]}"
-
-
-def matches(metadata: Mapping[str, Any] | None, where: Mapping[str, Any]) -> bool:
-    """Tell whether a document's metadata has, for each key, the value or one of a list of them."""
-    return all(
-        (metadata or {}).get(key) in (value if isinstance(value, list) else [value])
-        for key, value in where.items()
-    )
 
 
 def num_tokens_of(responder: LocalModel, text: str) -> int:

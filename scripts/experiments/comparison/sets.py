@@ -17,6 +17,8 @@ import yaml
 from emt.errors import ConfigError, DocumentError
 from experiments.rows import Row, read_rows
 from experiments.spans import Span
+from memory_backends.catalog.metadata import check_where
+from memory_backends.layout import MetadataValue
 
 SETS = Path(__file__).parents[3] / "configs" / "experiments" / "data" / "questions"
 
@@ -39,7 +41,8 @@ class Question:
         question: what is asked.
         answers: any of them is right; none if nothing in the documents answers.
         evidence: the places that are needed to answer, each of them.
-        where: the condition on documents' metadata that belongs to the question.
+        where: the condition on documents' metadata that belongs to the question: key -> values of
+            which any will do.
         original: what is true in the world, where the documents say otherwise.
         kind: a finer kind.
     """
@@ -49,7 +52,7 @@ class Question:
     question: str
     answers: tuple[str, ...]
     evidence: tuple[Span, ...]
-    where: Mapping[str, Any] | None = None
+    where: Mapping[str, list[MetadataValue]] | None = None
     original: str | None = None
     kind: str | None = None
 
@@ -146,15 +149,13 @@ def _documents(path: Path) -> dict[str, Text]:
 
 
 def _question(row: Row, name: str, documents: Mapping[str, Text]) -> Question:
-    answers, evidence, where = row["answers"], row["evidence"], row.get("where")
+    answers, evidence = row["answers"], row["evidence"]
     if not isinstance(answers, list) or not all(isinstance(a, str) and a.strip() for a in answers):
         raise DocumentError(f"{row.origin}: 'answers' must be a list of texts; got {answers!r:.60}")
     if not isinstance(evidence, list) or not all(isinstance(one, Mapping) for one in evidence):
         raise DocumentError(
             f"{row.origin}: 'evidence' must be a list of objects; got {evidence!r:.60}"
         )
-    if not isinstance(where, Mapping | None):
-        raise DocumentError(f"{row.origin}: 'where' must be an object; got {where!r:.60}")
     if bool(answers) != bool(evidence):
         raise DocumentError(f"{row.origin}: has answers without evidence, or the other way round.")
     question = Question(
@@ -163,13 +164,20 @@ def _question(row: Row, name: str, documents: Mapping[str, Text]) -> Question:
         question=row.text("question"),
         answers=tuple(answer.strip() for answer in answers),
         evidence=tuple(_span(Row(one, row.origin), documents) for one in evidence),
-        where=where,
+        where=None if row.get("where") is None else _where(row),
         original=row.text("original").strip() if row.get("original") is not None else None,
         kind=row.text("kind") if row.get("kind") is not None else None,
     )
     if question.original is not None and question.original in question.answers:
         raise DocumentError(f"{row.origin}: 'original' {question.original!r:.60} is an answer.")
     return question
+
+
+def _where(row: Row) -> dict[str, list[MetadataValue]]:
+    try:
+        return check_where(row["where"])
+    except DocumentError as error:
+        raise DocumentError(f"{row.origin}: {error}") from error
 
 
 def _span(evidence: Row, documents: Mapping[str, Text]) -> Span:

@@ -72,7 +72,8 @@ def test_a_set_may_ask_about_the_documents_of_another(words, tmp_path):
         ({"answers": "w3"}, "row 1: 'answers' must be a list of texts; got 'w3'"),
         ({"answers": []}, "row 1: has answers without evidence, or the other way round"),
         ({"evidence": {}}, "row 1: 'evidence' must be a list"),
-        ({"where": 3}, "row 1: 'where' must be an object; got 3"),
+        ({"where": 3}, "row 1: where must be a mapping"),
+        ({"where": {"year": {}}}, "row 1: where must compare keys with text"),
         ({"question": " "}, "row 1: 'question' must be text"),
         ({"evidence": [{"document": "four", "text": "w3"}]}, "there is no document 'four'"),
         ({"evidence": [{"document": "one", "text": "w"}]}, "'w' stands there 80 times"),
@@ -179,5 +180,4 @@ def test_spans_cover_another_together(spans, expected):
 
 @pytest.mark.parametrize("name", sorted(path.name for path in SETS.glob("*/")))
 def test_the_sets_that_ship_can_be_read(name):
-    one = read_set(name)
-    assert len(one.questions) >= 50
+    assert read_set(name).questions
