@@ -20,7 +20,7 @@ import torch
 from experiments.about import about
 from experiments.command import one_line_errors, remembering
 from experiments.items import load_items
-from experiments.retrieval.asking import text_of
+from experiments.spans import text_of
 
 import emt
 from emt.model.chat import prompt_ids

@@ -2,8 +2,8 @@
 
     python scripts/run_experiment.py retrieval --preset smoke [--set key=value] [--model MODEL]
 
-SETTINGS is a file in YAML, or the name of one in configs/experiments: retrieval, many_documents,
-passages, perplexity, timing, interpretability or routing. Results, tables and plots go to --output;
+SETTINGS is a file in YAML, or the name of one in configs/experiments: comparison, retrieval,
+perplexity, timing or interpretability. Results, tables and plots go to --output;
 the same command goes on where an interrupted run stopped.
 """
 

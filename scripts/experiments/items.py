@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from emt.errors import ConfigError, DocumentError
@@ -124,22 +124,3 @@ def chosen(items: Iterable[Item], splits: Sequence[str] | None, limit: int | Non
         if within and (not splits or item.split in splits):
             kept.append(item)
     return kept
-
-
-def read_wording(path: Path | str) -> dict[str, str]:
-    """Read questions in other words: the question as it was asked -> in other words.
-
-    Args:
-        path: rows with `original` and `question`.
-
-    Raises:
-        ConfigError, DocumentError: as `read_rows`, or a field that is no text.
-    """
-    return {row.text("original"): row.text("question") for row in read_rows(path)}
-
-
-def reworded(items: Iterable[Item], wording: dict[str, str]) -> list[Item]:
-    """Return the items that are asked in other words, with these; others are left out."""
-    return [
-        replace(item, question=wording[item.question]) for item in items if item.question in wording
-    ]

@@ -58,3 +58,17 @@ def bars(axes: Any, series: Mapping[str, Sequence[Estimate]], ticks: Sequence[st
         )
     axes.set_xticks(range(len(ticks)), ticks)
     axes.axhline(0, color="black", linewidth=0.5)
+
+
+def heat_map(
+    axes: Any, rows: Sequence[Sequence[float | None]], names: Sequence[str], ticks: Sequence[str]
+) -> None:
+    """Draw percentages as coloured cells with their numbers; None leaves a cell empty."""
+    shares = np.array(rows, dtype=np.float64)  # None becomes NaN
+    axes.imshow(shares, cmap="YlGn", vmin=0, vmax=100, aspect="auto")
+    for (at, tick), share in np.ndenumerate(shares):
+        if not np.isnan(share):
+            color = "white" if share > 70 else "black"
+            axes.text(tick, at, f"{share:.0f}", ha="center", va="center", color=color)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xticks(range(len(ticks)), ticks, rotation=30, ha="right")

@@ -10,6 +10,9 @@ from typing import Any
 
 from emt.errors import ConfigError
 from emt.model.loading import LoadedModel
+from experiments.comparison import report as comparison
+from experiments.comparison.run import run_comparison
+from experiments.comparison.settings import ComparisonSettings
 from experiments.interpretability import report as interpretability
 from experiments.interpretability.run import run_interpretability
 from experiments.interpretability.settings import InterpretabilitySettings
@@ -20,9 +23,6 @@ from experiments.results import Results
 from experiments.retrieval import report as retrieval
 from experiments.retrieval.run import run_retrieval
 from experiments.retrieval.settings import RetrievalSettings
-from experiments.routing import report as routing
-from experiments.routing.run import run_routing
-from experiments.routing.settings import RoutingSettings
 from experiments.settings import Settings
 from experiments.timing import report as timing
 from experiments.timing.run import run_timing
@@ -49,13 +49,13 @@ class Experiment:
 
 
 EXPERIMENTS = {
+    "comparison": Experiment(ComparisonSettings, run_comparison, comparison),
     "retrieval": Experiment(RetrievalSettings, run_retrieval, retrieval),
     "perplexity": Experiment(PerplexitySettings, run_perplexity, perplexity),
     "timing": Experiment(TimingSettings, run_timing, timing),
     "interpretability": Experiment(
         InterpretabilitySettings, run_interpretability, interpretability
     ),
-    "routing": Experiment(RoutingSettings, run_routing, routing),
 }
 
 

@@ -31,6 +31,8 @@ class Response:
         num_prompt_tokens: length of the message with what a chat template adds.
         seconds: from the message to the end of the text; candidates are not in it.
         token_ids: of the text; empty if the model does not tell.
+        prompt_seconds: those until the first token could be chosen; None if the model does not
+            tell.
     """
 
     text: str
@@ -38,6 +40,7 @@ class Response:
     num_prompt_tokens: int
     seconds: float
     token_ids: tuple[int, ...] = ()
+    prompt_seconds: float | None = None
 
 
 class Responder(Protocol):
@@ -123,7 +126,7 @@ class LocalModel:
 
     def count(self, message: str) -> int:
         """Return how many tokens the prompt has that this message becomes."""
-        return len(self._prompt_ids(message))
+        return len(self.prompt_ids(message))
 
     def split(self, text: str, num_tokens: int) -> list[str]:
         """Cut a text into pieces of `num_tokens` tokens, the last may be shorter; none is lost."""
@@ -136,7 +139,7 @@ class LocalModel:
 
     def respond(self, message: str, candidates: Sequence[str] = ()) -> Response:
         """Answer a message greedily, and tell how likely other answers were."""
-        prompt = self._prompt_ids(message)
+        prompt = self.prompt_ids(message)
         suffixes = [self._candidate_ids(message, candidate) for candidate in candidates]
         started = time.perf_counter()
         with self._prompted(prompt, suffixes) as prompted:
@@ -152,12 +155,12 @@ class LocalModel:
             )
             seconds = prompt_seconds + time.perf_counter() - started
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
-        return Response(text, log_probs, len(prompt), seconds, tuple(ids))
+        return Response(text, log_probs, len(prompt), seconds, tuple(ids), prompt_seconds)
 
     def log_probs(self, message: str, candidates: Sequence[str]) -> tuple[float, ...]:
         """Return the mean log-probability per token, nats, of answers to a message."""
         suffixes = [self._candidate_ids(message, candidate) for candidate in candidates]
-        with self._prompted(self._prompt_ids(message), suffixes) as prompted:
+        with self._prompted(self.prompt_ids(message), suffixes) as prompted:
             return tuple(self._mean_log_prob(suffix, prompted) for suffix in suffixes)
 
     @contextlib.contextmanager
@@ -208,7 +211,8 @@ class LocalModel:
             self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False),
         )
 
-    def _prompt_ids(self, message: str) -> list[int]:
+    def prompt_ids(self, message: str) -> list[int]:
+        """Return the tokens of the prompt that a message becomes."""
         return [*self._opening(), *self._ids(self._prompt(message))]
 
     def _candidate_ids(self, message: str, candidate: str) -> list[int]:

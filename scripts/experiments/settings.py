@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -116,6 +116,30 @@ def _memory_settings(values: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"'{name}' cannot be set: the experiment sets it. Leave it out.")
     memory_config(values)
     return values
+
+
+def named_conditions(standard: Mapping[str, dict[str, Any]]) -> Callable[[Any], Any]:
+    """Return what makes conditions a mapping: names of standard ones alone, or with settings."""
+
+    def mapped(conditions: Any) -> Any:
+        if isinstance(conditions, list) and all(isinstance(name, str) for name in conditions):
+            conditions = dict.fromkeys(conditions)
+        if not isinstance(conditions, dict):
+            raise ConfigError(f"expected some of {', '.join(standard)}; got {conditions!r}.")
+        for name, values in conditions.items():
+            if values is None and name not in standard:
+                raise ConfigError(
+                    f"unknown condition '{name}'. The conditions are {', '.join(standard)}; "
+                    "another one needs settings."
+                )
+        return {
+            name: {**standard.get(name, {}), **(values or {})}
+            if isinstance(values, dict | None)
+            else values
+            for name, values in conditions.items()
+        }
+
+    return mapped
 
 
 def _asks(template: str) -> str:

@@ -33,7 +33,6 @@ def test_the_standard_conditions_by_name():
     assert chunked == ["rag", "rag_emt"]
     published = MemoryConfig.published(memory_type="vector_db", mode="token", topk=7)
     assert made.config_of("emt_vector_db") == published
-    assert made.config_of("passage") == published.replace(mode="passage", routing="heads")
     assert made.config_of("rag_emt") == published.replace(memory_type="manual")
     assert made.config_of("rag") is None
 
@@ -66,7 +65,6 @@ def test_a_condition_of_one_s_own_changes_the_memory():
         ({"baseline": "rag", "conditions": ["closed_book"]}, "baseline must be one of the"),
         ({"model": "endpoint:x", "conditions": ["rag", "emt_manual"]}, "conditions to [rag]"),
         ({"templates": {"question": "?"}}, "templates: question: expected a template with"),
-        ({"sizes": [200, 100]}, "sizes: expected ascending numbers"),
         ({"splits": "2k"}, "splits: Input should be a valid list"),
         ({"items": None}, "items: Input should be a valid string; got None"),
     ],
@@ -134,16 +132,3 @@ def test_settings_that_change_rows_have_a_store_of_their_own(tmp_path):
     for memory in ({"topk": 3}, {"topk": 5, "sinks": "one"}, {"stride": 16, "max_length": 32}):
         ask("emt_vector_db", responder, shelf, item(), memory=memory)
     assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_a_store_is_brought_up_to_date(tmp_path):
-    responder = tiny(max_new_tokens=2)
-    for names in (["a", "b"], ["b", "c"]):
-        shelf = Shelf([(name, f"text of {name}") for name in names], tmp_path, responder)
-        with shelf.remembered(responder, MemoryConfig.published()) as memory:
-            assert [name for name in memory.documents if name in names] == names
-            others = [name for name in memory.documents if name not in names]
-            assert memory.new_turn().scopes == (
-                memory.backend.catalog.scope(names) if others else None
-            )
-        assert shelf.seconds > 0

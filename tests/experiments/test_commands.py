@@ -90,7 +90,10 @@ def test_a_second_run_measures_nothing_again(tmp_path, name):
         (["perplexity", "--set", "length=[20]"], "Did you mean 'lengths'?"),
         (["no.yaml"], "settings 'no.yaml' cannot be read as YAML"),
         (["nothing"], "nothing.yaml' cannot be read as YAML"),
-        (["configs/experiments/build_items.yaml"], "experiment must be one of retrieval"),
+        (
+            ["configs/experiments/build_items.yaml"],
+            "experiment must be one of comparison, retrieval",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_code_2(arguments, said, tmp_path):
@@ -104,7 +107,7 @@ def test_what_is_not_results_cannot_be_drawn(tmp_path):
     header = {"experiment": "perplexity", "machine": "m", "revision": "r", "versions": {}}
     for content, said in (
         ({}, "is not a file of results"),
-        ({"experiment": "x", "settings": {}}, "experiment must be one of retrieval"),
+        ({"experiment": "x", "settings": {}}, "experiment must be one of comparison, retrieval"),
         ({**header, "settings": {}}, "there are no results yet. Run the experiment first."),
     ):
         path.write_text(json.dumps(content) + "\n")

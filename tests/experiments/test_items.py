@@ -4,14 +4,12 @@ import json
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
-from experiments.items import FIELDS, Item, chosen, load_items, read_wording, reworded, says
+from experiments.items import FIELDS, Item, chosen, load_items, says
 from experiments.rows import read_rows
 
 from emt.errors import ConfigError, DocumentError
-from tests.emt.commands import ROOT
 from tests.experiments.fakes import item, write_rows
 
-SHIPPED = ROOT / "configs" / "experiments" / "data" / "paraphrases.jsonl"
 ROW = {
     "id": "a",
     "title": "Whales",
@@ -130,25 +128,3 @@ def test_the_first_items_of_each_split_are_chosen():
     assert [one.id for one in chosen(ITEMS, ["2k"], None)] == ["a", "c"]
     with pytest.raises(ConfigError, match=r"no items of split '8k'. The splits are 2k, 4k\."):
         chosen(ITEMS, ["8k"], None)
-
-
-def test_items_are_asked_in_other_words_and_others_left_out(tmp_path):
-    rows = [{"original": ITEMS[0].question, "question": "To which port?"}]
-    wording = read_wording(write_rows(tmp_path / "wording.jsonl", rows))
-    asked = reworded([ITEMS[0], item("d", question="Why?")], wording)
-    assert [(one.id, one.question) for one in asked] == [("a", "To which port?")]
-    write_rows(tmp_path / "wording.jsonl", [{"original": "Who?"}])
-    with pytest.raises(DocumentError, match="row 1: 'question' must be text; got nothing"):
-        read_wording(tmp_path / "wording.jsonl")
-
-
-def test_the_shipped_questions_in_other_words_repeat_next_to_nothing():
-    wording = read_wording(SHIPPED)
-    assert len(wording) == len(set(wording.values())) == 54
-
-    def starts(question):  # two forms of one word begin with the same letters
-        return {word[:4] for word in question.lower().strip("?").split() if len(word) > 4}
-
-    shared = [starts(original) & starts(question) for original, question in wording.items()]
-    assert sum(map(len, shared)) < 54 / 2
-    assert all(question.endswith("?") for question in wording.values())

@@ -2,7 +2,7 @@ import math
 import re
 
 import pytest
-from experiments.retrieval.rag import BM25, Chunks
+from experiments.rag import BM25, Chunks
 
 from emt.errors import ConfigError
 from tests.experiments.fakes import Parrot

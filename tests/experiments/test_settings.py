@@ -100,10 +100,9 @@ def test_a_wrong_value_is_refused_by_name(values, said):
 def test_the_settings_that_ship_load_and_name_every_setting(name):
     path = CONFIGS / f"{name}.yaml"
     presets = yaml.safe_load(path.read_text(encoding="utf-8")).get("presets", {})
-    assert set(presets) == (set() if name == "routing" else {"smoke", "full"})
-    given = ["items=x.jsonl"] if name in ("interpretability", "retrieval", "many_documents") else []
-    given = ["items=x.jsonl"] if name == "passages" else given
-    given = ["store=x", "data=x"] if name == "routing" else given
+    assert set(presets) == {"smoke", "full"}
+    given = ["items=x.jsonl"] if name in ("interpretability", "retrieval") else []
+    given = ["embedding_model=x"] if name == "comparison" else given
     for preset in (None, *presets):
         values = read_settings(path, preset=preset, changes=given)
         experiment = experiment_of(values.pop("experiment"))
@@ -119,5 +118,5 @@ def test_the_builder_s_settings_that_ship_load():
         assert settings.seed == seed
     with pytest.raises(ConfigError, match=r"splits\.2k: expected \[lowest, highest\] in tokens"):
         BuildSettings(**read_settings(path, changes=["splits={2k: [9, 3]}"]))
-    with pytest.raises(ConfigError, match="experiment must be one of retrieval"):
+    with pytest.raises(ConfigError, match="experiment must be one of comparison, retrieval"):
         experiment_of("build_items")

@@ -1,1 +1,1 @@
-"""Counterfactual retrieval: documents in the prompt, in memory, or retrieved in chunks."""
+"""Counterfactual retrieval from one document: in the prompt, in memory, or in chunks."""

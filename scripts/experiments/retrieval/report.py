@@ -41,7 +41,6 @@ _COLUMNS = [
     interval("gain", "gain", "+.2f"),
     Column("cut", lambda records: _cut(records)),
     Column("has answer", lambda records: _share(records, "has_answer")),
-    Column("cited", lambda records: _share(records, "is_cited")),
     average("prompt tokens", "num_prompt_tokens", ".0f"),
     average("s / answer", "seconds", ".2f"),
     average("s / memory", "memory_seconds"),
@@ -51,8 +50,7 @@ _LEGEND = (
     "likelier than the original one, by mean log-probability per token. *Log-prob*: of the answer, "
     "nats per token; *gain*: over closed book. *Cut*: prompts that lost text for want of "
     "positions; in brackets, how many of these still had the answer. *Has answer*: the text in the "
-    "prompt, or a recalled passage, has it. *Cited*: of the right answers given with passages, "
-    f"those whose first citation has the answer. {INTERVALS}"
+    f"prompt has it. {INTERVALS}"
 )
 
 
@@ -79,7 +77,7 @@ def summary(header: Header, items: Items) -> str:
     compared = [record for record in records if record["condition"] != baseline]
     parts = [
         "# Counterfactual retrieval",
-        _origin(header, records),
+        _origin(header),
         "## Results",
         _LEGEND,
         _by_condition(records, _COLUMNS),
@@ -127,7 +125,7 @@ def draw(header: Header, items: Items, folder: Path) -> list[Path]:
     return [save(figure, folder / "retrieval.png")]
 
 
-def _origin(header: Header, records: Sequence[Record]) -> str:
+def _origin(header: Header) -> str:
     settings = header["settings"]
     lines = [origin(header, "model", "items", "items_sha256", "memory")]
     given = settings["conditions"]  # names alone in older files
@@ -136,14 +134,6 @@ def _origin(header: Header, records: Sequence[Record]) -> str:
         for name, values in (given.items() if isinstance(given, dict) else ())
         if values and values != {"memory": {}, **STANDARD.get(name, {})}
     ]
-    left_out = settings.get("left_out")
-    if left_out:
-        sizes = ", ".join(dict.fromkeys(record["split"] for record in records))
-        lines.append(
-            f"* one memory of {sizes} tokens; left out: {left_out['same_article']} items whose "
-            f"change does not fit their article's other changes, {left_out['no_room']} for which "
-            "the smallest memory has no room"
-        )
     return "\n".join(lines)
 
 

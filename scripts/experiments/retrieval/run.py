@@ -1,17 +1,14 @@
 """Counterfactual retrieval: does a model say what a document says, and not what it learned?
 
-Each item is asked under each condition. With one document at a time, its memory holds this document
-only; with many (`sizes`), one memory holds the documents of all items and other texts beside them.
+Each item is asked under each condition, with a memory of its own document only.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,12 +16,10 @@ from tqdm import tqdm
 from emt.errors import ConfigError
 from emt.model.loading import LoadedModel
 from experiments.endpoint import EndpointModel
-from experiments.items import Item, chosen, load_items, read_wording, reworded
+from experiments.items import Item, chosen, load_items
 from experiments.responder import LocalModel, Responder
 from experiments.results import Results
 from experiments.retrieval.asking import asking
-from experiments.retrieval.joined import joined_versions
-from experiments.retrieval.libraries import Library, libraries_of
 from experiments.retrieval.settings import RetrievalSettings
 from experiments.retrieval.shelf import Shelf
 from experiments.texts import fingerprint
@@ -60,97 +55,59 @@ def run_retrieval(
 
     Args:
         settings: what to ask.
-        folder: gets `results.jsonl`; of many documents their memory too, in `stores`.
+        folder: gets `results.jsonl`.
         loading: loads the model.
         responding: makes the responder of settings and `loading`; called once, after items have
             been checked, and not at all if everything was asked.
 
     Raises:
         ConfigError: a wrong setting, or results of other settings are there.
-        DocumentError: items or other texts cannot be used.
+        DocumentError: items cannot be used.
     """
-    every = load_items(settings.items)
-    items = chosen(every, settings.splits, settings.limit)
+    items = chosen(load_items(settings.items), settings.splits, settings.limit)
     asked = settings.model_dump(mode="json")
+    del asked["limit"]  # a later run may ask more
     asked["items_sha256"] = fingerprint(Path(settings.items).read_bytes())
-    responder = functools.cache(lambda: responding(settings, loading))
-    if settings.sizes:
-        kept = joined_versions(items)
-        libraries = libraries_of(kept, settings.sizes, settings.distractors, responder())
-        asked["left_out"] = {
-            "same_article": len(items) - len(kept),
-            "no_room": len(kept) - len(libraries[0].items),
-        }
-        asked["documents_sha256"] = fingerprint(json.dumps(libraries[-1].documents).encode())
-    else:
-        del asked["limit"]  # a later run may ask more; one memory's documents are fixed
-        libraries = [Library(item.split, [(item.title, item.context)], [item]) for item in items]
-    if settings.wording is not None:
-        wording = read_wording(settings.wording)
-        libraries = [replace(one, items=reworded(one.items, wording)) for one in libraries]
     results = Results(folder / "results.jsonl", "retrieval", asked)
-    _ask_all(libraries, settings, responder, results, folder)
+    responder = functools.cache(lambda: responding(settings, loading))
+    left = {item.id: _left(item, settings, results) for item in items}
+    num_answers = len(items) * len(settings.conditions)
+    finished = num_answers - sum(map(len, left.values()))  # the file may have more
+    with tqdm(total=num_answers, initial=finished, unit="answer", disable=None) as bar:
+        for item in items:
+            if not left[item.id]:
+                continue
+            with _shelf(item, folder, settings, responder()) as shelf:
+                for key, name in left[item.id].items():
+                    bar.set_postfix_str(f"{item.split} {name}")
+                    about = {"id": item.id, "split": item.split, "condition": name}
+                    about["occurrences"] = item.occurrences
+                    with asking(name, settings, responder(), shelf) as ask:
+                        results.add(key, {**about, **ask(item)})
+                    bar.update()
     return results
 
 
-def _ask_all(
-    libraries: Sequence[Library],
-    settings: RetrievalSettings,
-    responder: Callable[[], Responder],
-    results: Results,
-    folder: Path,
-) -> None:
-    """Ask every item of every library under every condition, unless `results` has it."""
-    num_answers = sum(len(library.items) for library in libraries) * len(settings.conditions)
-    if not num_answers:
-        raise ConfigError(f"'{settings.wording}' asks none of the items in other words.")
-    left = [
-        {name: _left(library, name, results) for name in settings.conditions}
-        for library in libraries
-    ]
-    num_left = sum(len(items) for waiting in left for items in waiting.values())
-    finished = num_answers - num_left  # the file may have others, of a larger limit
-    with tqdm(total=num_answers, initial=finished, unit="answer", disable=None) as bar:
-        for library, waiting in zip(libraries, left, strict=True):
-            if not any(waiting.values()):
-                continue
-            with _shelf(library, folder, settings, responder()) as shelf:
-                for name, items in waiting.items():
-                    if not items:
-                        continue
-                    bar.set_postfix_str(f"{library.label} {name}")
-                    with asking(name, settings, responder(), shelf) as ask:
-                        for key, item in items.items():
-                            about = {"id": item.id, "split": library.label, "condition": name}
-                            about["occurrences"] = item.occurrences
-                            results.add(key, {**about, **ask(item)})
-                            bar.update()
-
-
-def _left(library: Library, condition: str, results: Results) -> dict[str, Item]:
-    """Return key -> item of what `results` does not have."""
-    keys = {f"{library.label}/{item.id}/{condition}": item for item in library.items}
-    return {key: item for key, item in keys.items() if key not in results}
+def _left(item: Item, settings: RetrievalSettings, results: Results) -> dict[str, str]:
+    """Return key -> condition of what `results` does not have."""
+    keys = {f"{item.split}/{item.id}/{name}": name for name in settings.conditions}
+    return {key: name for key, name in keys.items() if key not in results}
 
 
 @contextlib.contextmanager
 def _shelf(
-    library: Library, folder: Path, settings: RetrievalSettings, responder: Responder
+    item: Item, folder: Path, settings: RetrievalSettings, responder: Responder
 ) -> Iterator[Shelf]:
-    """Put a library's documents on a shelf; its stores are kept if it has many documents."""
-    stores = folder / ("stores" if settings.sizes else ".scratch")
-    shelf = Shelf(
-        library.documents,
-        stores,
-        responder,
-        chunk_tokens=settings.chunk_tokens,
-        retriever=settings.retriever,
-    )
-    if settings.sizes:
-        yield shelf
-        return
+    """Put an item's document on a shelf for a block."""
+    stores = folder / ".scratch"
     shutil.rmtree(stores, ignore_errors=True)  # left by a run that was killed
     try:
-        yield shelf
+        yield Shelf(
+            [(item.title, item.context)],
+            stores,
+            responder,
+            chunk_tokens=settings.chunk_tokens,
+            retriever=settings.retriever,
+        )
     finally:
         shutil.rmtree(stores, ignore_errors=True)

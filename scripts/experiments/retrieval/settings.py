@@ -9,47 +9,31 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
 from emt.config import MemoryConfig
 from emt.errors import ConfigError
 from emt.model.loading import DEFAULT_MODEL
-from experiments.retrieval.prompts import Templates
-from experiments.settings import Ascending, MemorySettings, Settings, Text, memory_config
+from experiments.prompts import Templates
+from experiments.settings import (
+    MemorySettings,
+    Settings,
+    Text,
+    memory_config,
+    named_conditions,
+)
 
-Kind = Literal["closed_book", "document", "emt", "passage", "rag", "rag_emt", "rag_passage"]
-MODES = {"emt": "token", "rag_emt": "token", "passage": "passage", "rag_passage": "passage"}
+Kind = Literal["closed_book", "document", "emt", "rag", "rag_emt"]
 STANDARD: dict[str, dict[str, Any]] = {
     "closed_book": {"kind": "closed_book"},
     "document": {"kind": "document"},
     "emt_manual": {"kind": "emt", "memory": {"memory_type": "manual"}},
     "emt_vector_db": {"kind": "emt", "memory": {"memory_type": "vector_db"}},
-    "passage": {"kind": "passage", "memory": {"memory_type": "vector_db", "routing": "heads"}},
     "rag": {"kind": "rag"},
     "rag_emt": {"kind": "rag_emt", "memory": {"memory_type": "manual"}},
 }
-
-
-def _mapped(conditions: Any) -> Any:
-    """Make a list of standard conditions a mapping, and fill in what these say."""
-    if isinstance(conditions, list) and all(isinstance(name, str) for name in conditions):
-        conditions = dict.fromkeys(conditions)
-    if not isinstance(conditions, dict):
-        raise ConfigError(f"expected some of {', '.join(STANDARD)}; got {conditions!r}.")
-    for name, values in conditions.items():
-        if values is None and name not in STANDARD:
-            raise ConfigError(
-                f"unknown condition '{name}'. The conditions are {', '.join(STANDARD)}; "
-                "another one needs a kind."
-            )
-    return {
-        name: {**STANDARD.get(name, {}), **(values or {})}
-        if isinstance(values, dict | None)
-        else values
-        for name, values in conditions.items()
-    }
 
 
 class Condition(Settings):
     """One way to answer: how the question is put, and the settings of its memory.
 
     The question stands alone, after the document, or after chunks of documents ("rag"); with a
-    memory in token mode ("emt") or passage mode ("passage"), or without.
+    memory in token mode ("emt"), or without.
     """
 
     kind: Kind
@@ -58,7 +42,7 @@ class Condition(Settings):
     @property
     def has_memory(self) -> bool:
         """Whether documents are remembered."""
-        return self.kind in MODES
+        return self.kind.endswith("emt")
 
     @property
     def has_chunks(self) -> bool:
@@ -84,8 +68,10 @@ class RetrievalSettings(Settings):
     splits: list[str] | None = None
     limit: PositiveInt | None = None
     conditions: Annotated[
-        dict[str, Condition], BeforeValidator(_mapped), Field(min_length=1, validate_default=True)
-    ] = [name for name in STANDARD if name != "passage"]  # which needs a profile
+        dict[str, Condition],
+        BeforeValidator(named_conditions(STANDARD)),
+        Field(min_length=1, validate_default=True),
+    ] = list(STANDARD)
     baseline: str = "closed_book"
     memory: MemorySettings = {}
     window: PositiveInt | None = None
@@ -95,9 +81,6 @@ class RetrievalSettings(Settings):
     retriever: Text = "bm25"
     chunk_tokens: PositiveInt = 500
     chunks: PositiveInt = 5
-    wording: str | None = None
-    sizes: Ascending | None = None
-    distractors: list[str] = []
 
     def model_post_init(self, _: Any) -> None:
         """Check settings that depend on each other."""
@@ -129,5 +112,5 @@ class RetrievalSettings(Settings):
         condition = self.conditions[name]
         if not condition.has_memory:
             return None
-        values = {**self.memory, **condition.memory, "mode": MODES[condition.kind]}
+        values = {**self.memory, **condition.memory, "mode": "token"}
         return memory_config(values)

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from emt.attach import attach, detach
 from emt.config import MemoryConfig
 from emt.memory.memory import Memory
+from experiments.rag import Chunks
 from experiments.responder import LocalModel, Responder
-from experiments.retrieval.rag import Chunks
 
 _WRITING = (
     "remove_special_ids",
@@ -70,10 +70,7 @@ class Shelf:
 
     @contextlib.contextmanager
     def remembered(self, responder: LocalModel, config: MemoryConfig) -> Iterator[Memory]:
-        """Attach a memory of all documents for a block; they are read if they were not yet.
-
-        A store that has others, too, is searched for these only.
-        """
+        """Attach a memory of all documents for a block; they are read if they were not yet."""
         path = self.folder / _store_name(config)
         model = responder.model
         memory = attach(model, config.replace(path=str(path)), tokenizer=responder.tokenizer)
@@ -87,10 +84,7 @@ class Shelf:
                 if config.memory_type == "vector_db":
                     memory.save()  # its index of rows that another condition wrote
                 self.seconds = self._made[path] + time.perf_counter() - started
-            names = [name for name, _ in self.documents]
-            has_others = len(memory.documents) > len(names)  # those of a larger memory
-            with memory.using(documents=names) if has_others else contextlib.nullcontext():
-                yield memory
+            yield memory
         finally:
             detach(model)
             memory.close()

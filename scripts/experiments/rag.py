@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import bm25s
+import numpy as np
+import numpy.typing as npt
 
 from emt.errors import ConfigError
 from experiments.responder import Responder
@@ -32,19 +34,23 @@ class BM25:
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._length = len(texts)
-        words = _words(texts)
+        words = bm25s.tokenize(list(texts), stopwords="en", show_progress=False)
         self._index = None  # of stop words only, nothing can be ranked
         if any(words.ids):
             self._index = bm25s.BM25()
             self._index.index(words, show_progress=False)
 
+    def scores(self, question: str) -> npt.NDArray[np.float32]:
+        """Return how well each text suits, (n,); 0 for those without a word of the question."""
+        (words,) = bm25s.tokenize([question], stopwords="en", return_ids=False, show_progress=False)
+        known = [word for word in words if self._index and word in self._index.vocab_dict]
+        if self._index is None or not known:
+            return np.zeros(self._length, dtype=np.float32)
+        return cast(npt.NDArray[np.float32], self._index.get_scores(known))
+
     def best(self, question: str, count: int) -> list[int]:
         """Return the indices of the best texts, best first: `count` of them, or all there are."""
-        count = min(count, self._length)
-        if self._index is None:
-            return list(range(count))
-        ranked = self._index.retrieve(_words([question]), k=count, show_progress=False)
-        return [int(index) for index in ranked.documents[0]]
+        return [int(index) for index in np.argsort(-self.scores(question), kind="stable")[:count]]
 
 
 class Chunks:
@@ -91,7 +97,3 @@ def retriever_of(name: str) -> Callable[[Sequence[str]], Retriever]:
     if not callable(getattr(retriever, "best", None)):
         raise ConfigError(f"retriever '{name}' must be a class with best(question, count).")
     return cast(Callable[[Sequence[str]], Retriever], retriever)
-
-
-def _words(texts: Sequence[str]) -> Any:
-    return bm25s.tokenize(list(texts), stopwords="en", show_progress=False)

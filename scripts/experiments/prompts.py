@@ -1,4 +1,4 @@
-"""What a model is asked: a question alone, after a document, or after chunks of documents."""
+"""What a model is asked: a question alone, after a text, or after chunks of documents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Annotated, NamedTuple
 from pydantic import AfterValidator
 
 from emt.errors import ConfigError
-from experiments.items import Item, says
 from experiments.responder import Responder
 from experiments.settings import QuestionTemplate, Settings
 
@@ -45,55 +44,56 @@ class Templates(Settings):
 
 
 class Prompt(NamedTuple):
-    """A message, and what became of the document in it.
+    """A message, and the text in it.
 
     Attributes:
         message: what the model is told.
+        text: what stands before the question; None if the question stands alone.
         truncated: something was left out for want of positions.
-        has_answer: the text before the question still has the answer; None if there is no text.
     """
 
     message: str
+    text: str | None = None
     truncated: bool = False
-    has_answer: bool | None = None
 
 
-def closed_book(item: Item, templates: Templates) -> Prompt:
-    """Ask without the document."""
-    return Prompt(templates.of_question(item.question))
+def closed_book(question: str, templates: Templates) -> Prompt:
+    """Ask without a text."""
+    return Prompt(templates.of_question(question))
 
 
-def with_document(item: Item, responder: Responder, templates: Templates) -> Prompt:
-    """Ask after the document; one that does not fit loses its end, wherever the answer is.
+def with_document(
+    document: str, question: str, responder: Responder, templates: Templates
+) -> Prompt:
+    """Ask after a document; one that does not fit loses its end, wherever the answer is.
 
     Raises:
         ConfigError: not even the question fits.
     """
 
     def count(text: str) -> int:
-        return responder.count(templates.of_document(text, item.question))
+        return responder.count(templates.of_document(text, question))
 
-    text, room = item.context, responder.room
+    text, room = document, responder.room
     if room is not None:
         excess, length = count(text) - room, count(text) - count("")
         while excess > 0:  # again if cutting made other tokens at the seam
             length -= excess
             if length < 1:
-                raise _too_long(item, room)
-            text = responder.split(item.context, length)[0]
+                raise _too_long(question, room)
+            text = responder.split(document, length)[0]
             excess = count(text) - room
-    message = templates.of_document(text, item.question)
-    return Prompt(message, text != item.context, says(text, item.answer))
+    return Prompt(templates.of_document(text, question), text, text != document)
 
 
 def with_chunks(
-    item: Item, chunks: Sequence[str], responder: Responder, templates: Templates
+    chunks: Sequence[str], question: str, responder: Responder, templates: Templates
 ) -> Prompt:
     """Ask after chunks, the best last, next to the question; the worst that do not fit are dropped.
 
     Args:
-        item: the item whose question is asked.
         chunks: best first.
+        question: what is asked.
         responder: the model.
         templates: how it is worded.
 
@@ -103,16 +103,16 @@ def with_chunks(
     kept = list(chunks)
     while True:
         text = _BREAK.join(chunk.strip() for chunk in reversed(kept))
-        message = templates.of_document(text, item.question)
+        message = templates.of_document(text, question)
         if responder.room is None or responder.count(message) <= responder.room:
-            return Prompt(message, len(kept) < len(chunks), says(text, item.answer))
+            return Prompt(message, text, len(kept) < len(chunks))
         if not kept:
-            raise _too_long(item, responder.room)
+            raise _too_long(question, responder.room)
         kept.pop()
 
 
-def _too_long(item: Item, room: int) -> ConfigError:
+def _too_long(question: str, room: int) -> ConfigError:
     return ConfigError(
-        f"the question of item '{item.id}' does not fit the {room} tokens that a prompt may have. "
+        f"the question {question!r:.60} does not fit the {room} tokens that a prompt may have. "
         "Shorten it, or raise window."
     )

@@ -1,0 +1,1 @@
+"""Question sets under conditions: what people deploy, and what emt does, at equal tokens."""
