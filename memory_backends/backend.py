@@ -57,9 +57,9 @@ class MemoryBackend:
         sinks: which rows a search may find: "all", or all with only "one" set of attention sinks,
             those of the first document that has some.
         row_codec: how a new store keeps rows: "exact", "float16", "bfloat16", "int8", "int5" or
-            "int4".
-            A store that is opened keeps the codec it has. Rows that are not in files are exact, and
-            so are those of a store with fewer than 512, too few for "int8" and "int4" to learn.
+            "int4". A store that is opened keeps the codec it has. Rows that are not in files are
+            exact, and so are those of a store with fewer than 512, too few to learn from for a
+            codec that quantises.
         **options: of the searcher: see `ManualOptions` and `FaissOptions`.
 
     Attributes:
