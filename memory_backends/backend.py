@@ -56,9 +56,10 @@ class MemoryBackend:
             that another model wrote is refused.
         sinks: which rows a search may find: "all", or all with only "one" set of attention sinks,
             those of the first document that has some.
-        row_codec: how a new store keeps rows: "exact", "float16", "bfloat16", "int8" or "int4".
-            A store that is opened keeps the codec it has. Rows that are not in files are exact, and
-            so are those of a store with fewer than 512, too few for "int8" and "int4" to learn.
+        row_codec: how a new store keeps rows: "exact", "float16", "bfloat16", "int8", "int5" or
+            "int4". A store that is opened keeps the codec it has. Rows that are not in files are
+            exact, and so are those of a store with fewer than 512, too few to learn from for a
+            codec that quantises.
         **options: of the searcher: see `ManualOptions` and `FaissOptions`.
 
     Attributes:
@@ -390,6 +391,8 @@ class MemoryBackend:
     def index_heads(self, heads: Mapping[int, Sequence[int]] | None) -> None:
         """Choose which heads the next `save` writes index files for, if the searcher has files.
 
+        A store that is not made yet keeps their keys more finely, if it has the codec "int5".
+
         Args:
             heads: layer -> KV heads; None for all that the options name.
 
@@ -398,6 +401,7 @@ class MemoryBackend:
         """
         self.searcher.index_heads(heads)
         self._heads = heads
+        self._store.choose_fine_heads(heads or {})
 
     def rebuild(self) -> None:
         """Make index files anew from the rows, if the searcher has files."""

@@ -126,6 +126,11 @@ class Catalog(CatalogReader):
         with self._transaction():
             schema.write_setting(self.connection, key, value)
 
+    def choose_fine_heads(self, heads: Mapping[int, Sequence[int]]) -> None:
+        """Keep the keys of some heads more finely, of a catalogue that is not yet a store's."""
+        self.set_setting("fine_heads", {str(idx): sorted(set(of)) for idx, of in heads.items()})
+        self.read_coding()
+
     def commit(
         self,
         documents: Sequence[NewDocument],

@@ -23,7 +23,7 @@ from memory_backends.catalog.metadata import Where, check_where, matches, read_m
 from memory_backends.catalog.records import COLUMNS, RecordSpan, from_record, unpack_crc32
 from memory_backends.errors import DocumentError, MemoryMismatchError, StoreError
 from memory_backends.layout import Int64Array, MemoryLayout, Metadata, StoredDocument
-from memory_backends.rows.coding import record_bytes
+from memory_backends.rows.coding import fine_heads_of, record_bytes
 from memory_backends.rows.query_samples import SampledLayer
 from memory_backends.scope import Scope
 
@@ -40,11 +40,12 @@ class CatalogReader:
         layout: the shape of the rows.
         identity: what the model that writes the rows looks like, as plain JSON types.
         row_codec: how rows become records; see `codecs.row_codec`.
+        fine_heads: layer -> KV heads whose keys are kept more finely than the codec does.
         bytes_per_row: of one token's records in all layers.
         num_rows: rows committed when last refreshed, removed ones included: the next gets this id.
 
     Raises:
-        MemoryMismatchError: the settings have no valid layout, identity or codec.
+        MemoryMismatchError: the settings have no valid layout, identity, codec or fine heads.
         StoreError: the database is damaged. Every method raises it if a record that it reads is.
     """
 
@@ -59,11 +60,17 @@ class CatalogReader:
         self.identity: Mapping[str, Any] = self.setting("identity")
         if not isinstance(self.identity, dict):
             raise MemoryMismatchError(f"not an identity: {self.identity!r:.200}")
-        self.row_codec = str(self.setting("row_codec"))
-        self.bytes_per_row = sum(record_bytes(self.layout, self.row_codec).values())
+        self.read_coding()
         self._version = -1
         self.num_rows = 0
         self.refresh()
+
+    def read_coding(self) -> None:
+        """Read how rows become records."""
+        self.row_codec = str(self.setting("row_codec"))
+        self.fine_heads = fine_heads_of(self.layout, self.row_codec, self.setting("fine_heads"))
+        sizes = record_bytes(self.layout, self.row_codec, self.fine_heads)
+        self.bytes_per_row = sum(sizes.values())
 
     @property
     def is_in_place(self) -> bool:

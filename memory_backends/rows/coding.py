@@ -1,27 +1,66 @@
 """How the rows of one store become records: its codec, with what that has learned of each layer.
 
 A *record* is what a layer's file has of one row: its KV heads' parts, one after the other, each as
-the codec makes it. What a codec learns from a store's first rows is committed together with their
-records, in one transaction, and never changes; until then it is `new_states`, and can be forgotten.
+the codec makes it, then the rest of some heads' keys (`records.py`). What a codec learns from a
+store's first rows is committed together with their records, in one transaction, and never changes;
+until then it is `new_states`, and can be forgotten.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from memory_backends.errors import MemoryMismatchError
 from memory_backends.layout import MemoryLayout
-from memory_backends.rows.codecs import LayerCoder, row_codec
+from memory_backends.rows.codecs import row_codec
+from memory_backends.rows.records import LayerRecords, num_extra_parts
+
+FineHeads = Mapping[int, Sequence[int]]  # layer -> ascending KV heads, of some layers
+
+# Of codecs beside these: "exact" and "float16" have nothing to add, the others are as they were.
+CODECS_WITH_FINE_HEADS = ("int5",)
 
 
-def record_bytes(layout: MemoryLayout, codec_name: str) -> dict[int, int]:
+def record_bytes(
+    layout: MemoryLayout, codec_name: str, fine_heads: FineHeads | None = None
+) -> dict[int, int]:
     """Return layer -> bytes of one row's record in a store of that layout, of all KV heads."""
-    codec = row_codec(codec_name, layout.dtype)
-    return {
-        idx: layer.num_key_value_heads * codec.record_bytes(layer)
-        for idx, layer in layout.layers.items()
-    }
+    codec, sizes = row_codec(codec_name, layout.dtype), {}
+    for idx, layer in layout.layers.items():
+        part_bytes = codec.record_bytes(layer)
+        num_fine = len((fine_heads or {}).get(idx, ()))
+        num_parts = layer.num_key_value_heads + num_fine * num_extra_parts(layer, part_bytes)
+        sizes[idx] = num_parts * part_bytes
+    return sizes
+
+
+def fine_heads_of(layout: MemoryLayout, codec_name: str, chosen: object) -> FineHeads:
+    """Return the fine heads that a store's setting names, {"17": [1]}; None are of no setting.
+
+    Raises:
+        MemoryMismatchError: they are not heads of the layout, or the codec has none.
+    """
+    if chosen is None:
+        return {}
+    allowed = {str(idx): layer.num_key_value_heads for idx, layer in layout.layers.items()}
+    if (
+        codec_name not in CODECS_WITH_FINE_HEADS
+        or not isinstance(chosen, dict)
+        or not all(
+            key in allowed
+            and isinstance(heads, list)
+            and all(type(head) is int and 0 <= head < allowed[key] for head in heads)
+            and heads == sorted(set(heads))
+            for key, heads in chosen.items()
+        )
+    ):
+        raise MemoryMismatchError(
+            "fine_heads must be ascending KV heads by layer, and the codec one of "
+            f"{CODECS_WITH_FINE_HEADS}; got {chosen!r:.200} and '{codec_name}'."
+        )
+    return {int(key): tuple(heads) for key, heads in chosen.items()}
 
 
 class RowCoding:
@@ -34,6 +73,7 @@ class RowCoding:
         has_states: tells whether states have been committed.
         dtype: of the rows that are read and written; None for the store's own. Records are the
             same whatever it is.
+        fine_heads: of the store.
 
     Attributes:
         record_bytes: layer -> bytes of one row's record.
@@ -47,14 +87,18 @@ class RowCoding:
         read_state: Callable[[int], bytes | None] = lambda layer_idx: None,
         has_states: Callable[[], bool] = lambda: False,
         dtype: torch.dtype | None = None,
+        fine_heads: FineHeads | None = None,
     ) -> None:
         self._layout = layout
         self._dtype = dtype
         self._codec = row_codec(codec_name, layout.dtype, dtype)
+        # A rest is added to what is not yet rounded to the dtype of who reads.
+        self._codec_of_fine = row_codec(codec_name, layout.dtype, torch.float32)
         self._read_state = read_state
         self._has_states = has_states
-        self._coders: dict[int, LayerCoder] = {}
-        self.record_bytes = record_bytes(layout, codec_name)
+        self._fine_heads = fine_heads or {}
+        self._records: dict[int, LayerRecords] = {}
+        self.record_bytes = record_bytes(layout, codec_name, fine_heads)
         self.new_states: dict[int, bytes] = {}
 
     def exactly(self) -> RowCoding:
@@ -71,26 +115,34 @@ class RowCoding:
         """Whether rows have to be learned from before any can be encoded."""
         return self._codec.learns and not self.new_states and not self._has_states()
 
-    def learn(self, layer_idx: int, rows: torch.Tensor) -> None:
-        """Learn from the first rows of a layer, (n, Hkv, D + Dv)."""
-        self.new_states[layer_idx] = self._codec.learn(self._layout.layers[layer_idx], rows)
+    def learn(
+        self, layer_idx: int, rows: torch.Tensor, queries: torch.Tensor | None = None
+    ) -> None:
+        """Learn from the first rows of a layer, (n, Hkv, D + Dv), and queries, (H, m, D)."""
+        layer = self._layout.layers[layer_idx]
+        if queries is not None:  # by KV head
+            queries = queries.reshape(layer.num_key_value_heads, -1, layer.head_dim)
+        self.new_states[layer_idx] = self._codec.learn(layer, rows, queries)
 
     def forget_new(self) -> None:
         """Forget what was learned; what is committed by now is read again."""
         if self.new_states:
             self.new_states = {}
-            self._coders.clear()
+            self._records.clear()
 
-    def coder(self, layer_idx: int) -> LayerCoder | None:
+    def records(self, layer_idx: int) -> LayerRecords | None:
         """Return what encodes and decodes a layer; None if nothing was learned yet."""
-        coder = self._coders.get(layer_idx)
-        if coder is None:
+        records = self._records.get(layer_idx)
+        if records is None:
             state = self._state(layer_idx)
             if state is None:
                 return None
-            coder = self._codec.coder(self._layout.layers[layer_idx], state)
-            self._coders[layer_idx] = coder
-        return coder
+            layer, fine = self._layout.layers[layer_idx], self._fine_heads.get(layer_idx, ())
+            codec = self._codec_of_fine if fine else self._codec
+            coder, dtype = codec.coder(layer, state), self._dtype or self._layout.dtype
+            records = LayerRecords(coder, layer, codec.record_bytes(layer), fine, dtype)
+            self._records[layer_idx] = records
+        return records
 
     def _state(self, layer_idx: int) -> bytes | None:
         if not self._codec.learns:

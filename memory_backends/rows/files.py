@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
 
 from memory_backends.layout import Heads, MemoryLayout, Rows
 from memory_backends.rows.append_files import CODED, FIRST, AppendFiles
-from memory_backends.rows.base import Flushed, gather_heads, interleave, take_heads
+from memory_backends.rows.base import Flushed, interleave
 from memory_backends.rows.coding import RowCoding
+from memory_backends.rows.records import LayerRecords
 
 FOLDER = "rows"
 ROWS_TO_LEARN = 512  # what a codec learns from; a store with fewer rows keeps them exactly
@@ -79,14 +80,14 @@ class RowFiles:
         if not self.coding.must_learn:
             self._write_waiting()
         elif self._num_to_learn_from >= ROWS_TO_LEARN:
-            self._learn()
+            self._learn(rows.queries)
             self._write_waiting()
 
     def append_rows(self, layer_idx: int, rows: torch.Tensor) -> None:
         """Put rows (n, Hkv, D + Dv) after everything appended to one layer; errors as `append`."""
-        coder = self.coding.coder(layer_idx) or self._exact.coder(layer_idx)
-        assert coder is not None
-        self.append_records(layer_idx, coder.encode(rows.cpu()).flatten(1))
+        records = self.coding.records(layer_idx) or self._exact.records(layer_idx)
+        assert records is not None
+        self.append_records(layer_idx, records.encode(rows.cpu()))
 
     def append_records(self, layer_idx: int, records: torch.Tensor) -> None:
         """Put records (n, record_bytes) uint8 after everything appended to one layer so far."""
@@ -135,20 +136,15 @@ class RowFiles:
 
     def gather(self, layer_idx: int, ids: torch.Tensor, heads: Heads = None) -> torch.Tensor:
         """Return committed rows by id: (h, ...) int64 to (h, ..., D + Dv); any for -1."""
-        records = self._by_head(layer_idx, self.files[layer_idx].records)
-        return self._decode(layer_idx, gather_heads(records, ids.cpu(), heads), 0, heads)
+        return self._records(layer_idx).gather(self.files[layer_idx].records, ids.cpu(), heads)
 
     def take(self, layer_idx: int, places: torch.Tensor) -> torch.Tensor:
         """Return heads' rows by place, id * Hkv + head: (Hkv, ...) to (Hkv, ..., D + Dv)."""
-        records = self._by_head(layer_idx, self.files[layer_idx].records)
-        return self._decode(layer_idx, take_heads(records, places), head_axis=0)
+        return self._records(layer_idx).take(self.files[layer_idx].records, places)
 
     def span(self, layer_idx: int, first: int, stop: int, heads: Heads = None) -> torch.Tensor:
         """Return consecutive committed rows, (stop - first, h, D + Dv), of `heads` or all Hkv."""
-        records = self._by_head(layer_idx, self.records(layer_idx, first, stop))
-        if heads is not None:
-            records = records[:, list(heads)]
-        return self._decode(layer_idx, records, 1, heads)
+        return self._records(layer_idx).span(self.records(layer_idx, first, stop), heads)
 
     def records(self, layer_idx: int, first: int, stop: int) -> torch.Tensor:
         """Return consecutive committed records, (stop - first, record_bytes) uint8, mapped."""
@@ -168,13 +164,18 @@ class RowFiles:
         """How many rows there are, without those of removed documents."""
         return self._num_waiting + sum(stop - first for _, first, stop in self._spans())
 
-    def _learn(self) -> None:
-        """Learn from the committed rows and those that wait, and encode the committed ones."""
+    def _learn(self, queries: Mapping[int, torch.Tensor]) -> None:
+        """Learn from the committed rows and those that wait, and encode the committed ones.
+
+        Queries are those of the last run alone: a write that was interrupted and resumed learns the
+        same, and those of committed rows are not kept.
+        """
         spans = list(self._spans())
         runs = [run for document in self._waiting for run in document]
         for idx in self._layout.layers:
             committed = [self.span(idx, first, stop) for _, first, stop in spans]
-            self.coding.learn(idx, torch.cat([*committed, *(run[idx] for run in runs)]))
+            first_rows = torch.cat([*committed, *(run[idx] for run in runs)])
+            self.coding.learn(idx, first_rows, queries.get(idx))
         first_files, self._target = self._target, self._files(0, is_learned=True)
         try:
             end = 0
@@ -205,15 +206,8 @@ class RowFiles:
             del self._waiting[0]
         self._waiting = [[]]
 
-    def _by_head(self, layer_idx: int, records: torch.Tensor) -> torch.Tensor:
-        """Split records (n, record_bytes) into the heads' parts, (n, Hkv, record_bytes / Hkv)."""
-        heads = self._layout.layers[layer_idx].num_key_value_heads
-        return records.view(len(records), heads, records.shape[1] // heads)
-
-    def _decode(
-        self, layer_idx: int, records: torch.Tensor, head_axis: int, heads: Heads = None
-    ) -> torch.Tensor:
-        """Turn heads' parts (..., record_bytes / Hkv) uint8 into rows (..., D + Dv)."""
-        coder = (self.coding if self.is_learned else self._exact).coder(layer_idx)
-        assert coder is not None
-        return coder.decode(records, head_axis, heads)
+    def _records(self, layer_idx: int) -> LayerRecords:
+        """Return what decodes the committed records of a layer."""
+        records = (self.coding if self.is_learned else self._exact).records(layer_idx)
+        assert records is not None
+        return records

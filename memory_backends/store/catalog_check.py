@@ -76,10 +76,15 @@ class CatalogCheck:
 
     def _states(self) -> Iterator[str]:
         catalog = self._catalog
-        coding = RowCoding(catalog.layout, catalog.row_codec, catalog.codec_state)
+        coding = RowCoding(
+            catalog.layout,
+            catalog.row_codec,
+            catalog.codec_state,
+            fine_heads=catalog.fine_heads,
+        )
         for layer_idx in catalog.layout.layers:
             try:
-                coding.coder(layer_idx)
+                coding.records(layer_idx)
             except StoreError as error:
                 yield f"layer {layer_idx}: {error}"
         stored = {layer for (layer,) in self._connection.execute("SELECT layer FROM codec_states")}

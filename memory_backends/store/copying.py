@@ -50,15 +50,17 @@ def _coding(store: Store) -> RowCoding:
     """Return a store's coding, or one that has learned from rows in RAM, if there are enough."""
     if isinstance(store.rows, RowFiles):
         return store.rows.coding
-    coding = RowCoding(store.layout, store.catalog.row_codec)
-    if coding.must_learn and store.catalog.document_sizes():
-        spans = [torch.arange(span.first, span.stop) for span in store.catalog.record_spans()]
+    catalog = store.catalog
+    coding = RowCoding(store.layout, catalog.row_codec, fine_heads=catalog.fine_heads)
+    if coding.must_learn and catalog.document_sizes():
+        spans = [torch.arange(span.first, span.stop) for span in catalog.record_spans()]
         first = torch.cat(spans)[: files.ROWS_TO_LEARN]
         if len(first) < files.ROWS_TO_LEARN:
             return coding
         for layer_idx, layer in store.layout.layers.items():
             ids = first.expand(layer.num_key_value_heads, -1)
-            coding.learn(layer_idx, store.rows.gather(layer_idx, ids).transpose(0, 1).cpu())
+            rows = store.rows.gather(layer_idx, ids).transpose(0, 1).cpu()
+            coding.learn(layer_idx, rows, store.samples.grouped(layer_idx).flatten(1, 2))
     return coding
 
 

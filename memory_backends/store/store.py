@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from memory_backends.rows import files as row_files
 from memory_backends.rows import query_samples as queries
 from memory_backends.rows.append_files import sync_path
 from memory_backends.rows.base import RowStorage
-from memory_backends.rows.coding import RowCoding
+from memory_backends.rows.coding import CODECS_WITH_FINE_HEADS, RowCoding
 from memory_backends.rows.files import RowFiles
 from memory_backends.rows.query_samples import QuerySamples
 from memory_backends.rows.tensors import RowTensors
@@ -97,6 +97,11 @@ class Store:
     def is_replaced(self) -> bool:
         """Whether the store was removed, or another one has taken its place."""
         return self._is_older_copy or not self.catalog.is_in_place
+
+    def choose_fine_heads(self, heads: Mapping[int, Sequence[int]]) -> None:
+        """Keep the keys of heads that are searched more finely, in a store that is not yet made."""
+        if self.catalog.path is None and self._row_codec in CODECS_WITH_FINE_HEADS:
+            self.catalog.choose_fine_heads(heads)
 
     def check_in_place(self) -> None:
         """Raise a StoreReplacedError if the store is not at its path any more."""
@@ -194,6 +199,7 @@ class Store:
                 catalog.codec_state,
                 catalog.has_codec_states,
                 self.layout.dtype,
+                catalog.fine_heads,
             )
             files = RowFiles(self.layout, self.path, catalog.num_rows, coding, self._spans)
             samples = QuerySamples(self.layout, self.path, sampled)

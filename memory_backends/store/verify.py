@@ -103,7 +103,8 @@ class _Reading:
         catalog, codec, kind = self._catalog, self._catalog.row_codec, CODED
         if RowCoding(catalog.layout, codec, has_states=catalog.has_codec_states).must_learn:
             codec, kind = "exact", FIRST
-        sizes = record_bytes(catalog.layout, codec)
+        fine_heads = None if kind == FIRST else catalog.fine_heads
+        sizes = record_bytes(catalog.layout, codec, fine_heads)
         for at, (layer_idx, size) in enumerate(sorted(sizes.items())):
             parts = [
                 _Part(f"document '{name}'", first * size, stop * size, row_crc32[at])

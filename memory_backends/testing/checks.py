@@ -13,7 +13,14 @@ from memory_backends.search.scores import SearchResult
 from memory_backends.testing.rows import Array, keys_of, make_queries, nearest
 
 # Of a row's length; int4 has two bytes of a record of 8 for scales here, so little for the numbers.
-CODEC_ERRORS = {"exact": 0.0, "float16": 1e-3, "bfloat16": 8e-3, "int8": 0.05, "int4": 1.0}
+CODEC_ERRORS = {
+    "exact": 0.0,
+    "float16": 1e-3,
+    "bfloat16": 8e-3,
+    "int8": 0.05,
+    "int5": 0.9,
+    "int4": 1.0,
+}
 
 
 def assert_hits(hits: SearchResult, expected: tuple[Array, Array]) -> None:

@@ -41,6 +41,11 @@ class TestFlatOverCodedRows(BackendConformance):
     options: ClassVar = {"index": "Flat", "row_codec": "int8"}
 
 
+class TestFlatOverRowsInFiveBits(BackendConformance):
+    memory_type = "vector_db"
+    options: ClassVar = {"index": "Flat", "row_codec": "int5"}
+
+
 class Selected(ScopeConformance):
     """Scopes that FAISS selects in the index, of which all lists are searched."""
 

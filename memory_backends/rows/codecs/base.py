@@ -42,10 +42,13 @@ class RowCodec(Protocol):
     def record_bytes(self, layer: LayerLayout) -> int:
         """Return the size of one token's and KV head's record."""
 
-    def learn(self, layer: LayerLayout, rows: torch.Tensor) -> bytes:
-        """Return the state for a layer, which the same rows give again.
+    def learn(
+        self, layer: LayerLayout, rows: torch.Tensor, queries: torch.Tensor | None = None
+    ) -> bytes:
+        """Return the state for a layer, which the same rows and queries give again.
 
-        The rows are the first that the store gets, (n, Hkv, head_dim + value_head_dim), n >= 1.
+        The rows are the first that the store gets, (n, Hkv, head_dim + value_head_dim), n >= 1;
+        queries are some that keys are compared with, (Hkv, m, head_dim), or None.
         """
 
     def coder(self, layer: LayerLayout, state: bytes) -> LayerCoder:

@@ -25,7 +25,9 @@ class PlainCodec:
         """Return the size of one token's and KV head's record."""
         return layer.row_dim * self._stored.itemsize
 
-    def learn(self, layer: LayerLayout, rows: torch.Tensor) -> bytes:
+    def learn(
+        self, layer: LayerLayout, rows: torch.Tensor, queries: torch.Tensor | None = None
+    ) -> bytes:
         """Learn nothing."""
         return b""
 

@@ -19,7 +19,6 @@ _HEADER = struct.Struct("<4sHHHH")  # mark, Hkv, head_dim, value_head_dim, centr
 _MARK = b"EMQ1"
 _LEARNED_FROM = 4096  # rows at most
 _PRIOR_ROWS = 32  # the weight of "all axes alike", for a store that begins with a few rows
-_KEY_WEIGHT = 16.0  # least KL of 1, 4 and 16 on the text of scripts/bench_codecs.py
 
 
 @dataclass(frozen=True)
@@ -84,30 +83,68 @@ class QuantisedState:
         return cls(levels, widths, std, centres, (keys, values))
 
 
-def learn(layer: LayerLayout, rows: torch.Tensor, code_bits: int) -> QuantisedState:
-    """Learn a layer's statistics from its first rows, (n, Hkv, R), and fit codes of `code_bits`."""
+def learn(
+    layer: LayerLayout,
+    rows: torch.Tensor,
+    code_bits: int,
+    key_weight: float,
+    queries: torch.Tensor | None = None,
+) -> QuantisedState:
+    """Learn a layer's statistics from its first rows, and fit codes of `code_bits`.
+
+    Bits go where an error costs most. Relative to the output of attention, an error in a value
+    costs its share of the values' variance, and one in a key the squared error of the scores that
+    queries give it, score = query . key / sqrt(head_dim): softmax turns a small difference of
+    scores into as large a relative difference of weights.
+
+    Args:
+        layer: the shape of the rows.
+        rows: (n, Hkv, R).
+        code_bits: of one head's codes.
+        key_weight: the variance of scores if there are no queries to measure it with.
+        queries: (Hkv, m, head_dim), some that are compared with the keys, or None.
+    """
     by_head = rows[:_LEARNED_FROM].detach().cpu().double().transpose(0, 1)  # (Hkv, n, R)
     num_rows, num_first = by_head.shape[1], NUM_CENTRES - 1
     first = by_head[:, torch.arange(num_first).clamp(max=num_rows - 1)]
     usual = by_head[:, num_first:] if num_rows > 2 * num_first else by_head  # without the sinks
     mean = usual.mean(1, keepdim=True)
-    std, axes, costs = [], [], []
     dims = [layer.head_dim, layer.value_head_dim]
-    for part, centre, weight in zip(
-        torch.split(usual, dims, -1), torch.split(mean, dims, -1), (_KEY_WEIGHT, 1.0), strict=True
-    ):
-        variance, turned = _principal_axes(part, centre)
-        costs.append(weight * (variance / variance.sum(-1, keepdim=True)).mean(0))  # (D,)
-        std.append(variance.sqrt())
-        axes.append(turned.half())
-    widths = allocate(torch.cat(costs).numpy(), code_bits)
+    keys, values = torch.split(usual, dims, -1)
+    key_mean, value_mean = torch.split(mean, dims, -1)
+    metric = None if queries is None else _metric(queries.detach().cpu().double())
+    if metric is None:
+        key_variance, key_axes = _principal_axes(keys, key_mean)
+        key_cost = key_weight * key_variance / key_variance.sum(-1, keepdim=True)
+    else:  # axes of keys @ metric, whose squared length is that of scores
+        key_variance, turned = _principal_axes(keys @ metric, key_mean @ metric)
+        key_axes = turned @ torch.linalg.inv(metric)
+        key_cost = key_variance
+    value_variance, value_axes = _principal_axes(values, value_mean)
+    value_cost = value_variance / value_variance.sum(-1, keepdim=True)
+    costs = torch.cat([key_cost.mean(0), value_cost.mean(0)])  # (R,)
     return QuantisedState(
         levels=gaussian_levels(),
-        widths=torch.from_numpy(widths),
-        std=torch.cat(std, dim=-1).float(),
+        widths=torch.from_numpy(allocate(costs.numpy(), code_bits)),
+        std=torch.cat([key_variance, value_variance], dim=-1).sqrt().float(),
         centres=torch.cat([mean, first], dim=1).float(),
-        axes=(axes[0], axes[1]),
+        axes=(key_axes.half(), value_axes.half()),
     )
+
+
+def _metric(queries: torch.Tensor) -> torch.Tensor | None:
+    """Return L (Hkv, D, D) with |key @ L|^2 the mean square of a key's scores; None if of nothing.
+
+    Few queries say little of directions: they are drawn to all directions alike.
+    """
+    num_queries, dim = queries.shape[1:]
+    moment = queries.transpose(1, 2) @ queries  # (Hkv, D, D)
+    spread = moment.diagonal(dim1=1, dim2=2).mean(-1) / max(num_queries, 1)
+    if not bool((spread > 0).all() and moment.isfinite().all()):
+        return None
+    moment += _PRIOR_ROWS * spread.view(-1, 1, 1) * torch.eye(dim, dtype=torch.float64)
+    metric: torch.Tensor = torch.linalg.cholesky(moment / (num_queries + _PRIOR_ROWS) / dim)
+    return metric
 
 
 def _principal_axes(numbers: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
