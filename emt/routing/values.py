@@ -151,18 +151,20 @@ class ValueIndex:
             low, high = np.searchsorted(rows, starts), np.searchsorted(rows, stops)
             # The first row of a text is a sink, whose values say nothing.
             low += (starts == runs.documents[part]) & (stops - starts > 1)
+            bounds = np.stack([low, high], axis=1).ravel()
             for i, layer in enumerate(self._layers):
-                values = self._stored_values(torch.from_numpy(rows), layer, backend)
-                sums = np.cumsum(values, axis=0, dtype=np.float64)
-                sums = np.concatenate([np.zeros((1, _DIMS)), sums])
-                means[i, part] = (sums[high] - sums[low]) / (high - low)[:, None]
+                values = _stored_values(torch.from_numpy(rows), layer, backend)
+                values = np.append(values, np.zeros_like(values[:1]), axis=0)  # a bound may be n
+                sums = np.add.reduceat(values, bounds, axis=0)[::2]
+                means[i, part] = sums / (high - low)[:, None] @ self._projections[layer]
         return means
 
-    def _stored_values(self, rows: Tensor, layer: int, backend: MemoryBackend) -> Float32Array:
-        """Return the values of rows (n,) in one layer, projected: (n, 128) float32."""
-        num_heads = backend.layout.layers[layer].num_key_value_heads
-        _, values = backend.fetch(layer, rows.expand(num_heads, -1))
-        return _by_row(values) @ self._projections[layer]
+
+def _stored_values(rows: Tensor, layer: int, backend: MemoryBackend) -> Float32Array:
+    """Return the values of rows (n,) in one layer: (n, Hkv * Dv) float32."""
+    num_heads = backend.layout.layers[layer].num_key_value_heads
+    _, values = backend.fetch(layer, rows.expand(num_heads, -1))
+    return _by_row(values)
 
 
 def _width(model: AttachedModel, layer: int) -> int:

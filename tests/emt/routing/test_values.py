@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from emt import attach
+from emt.routing import values
 from emt.routing.values import ValueIndex
 from tests.emt.routing.worlds import attached_model, build, document, routing, tokens
 
@@ -43,10 +44,9 @@ def test_scores_are_cosines_of_mean_values():
     query = values_of(model, question)[:, 1:].mean(axis=1)
     means = []
     for number in range(3):
-        values = values_of(model, document(number))
-        num_rows = values.shape[1]
-        for start in range(0, max(num_rows - 32, 1), 32):
-            means.append(values[:, max(start, 1) : start + 64].mean(axis=1))
+        of_rows = values_of(model, document(number))
+        for start in range(0, max(of_rows.shape[1] - 32, 1), 32):
+            means.append(of_rows[:, max(start, 1) : start + 64].mean(axis=1))
     means = np.stack(means, axis=1)  # (layers, r, D)
     means -= means.mean(axis=1, keepdims=True)
     cosines = np.einsum("lrd,ld->lr", means, query)
@@ -63,9 +63,9 @@ def test_documents_that_come_and_go_are_as_if_indexed_anew(memory_type, monkeypa
     memory.write(document(5), document="new")
     memory.remove("one")
     read = []
-    own = index._stored_values
+    own = values._stored_values
     monkeypatch.setattr(
-        index, "_stored_values", lambda rows, *rest: read.append(rows) or own(rows, *rest)
+        values, "_stored_values", lambda rows, *rest: read.append(rows) or own(rows, *rest)
     )
     runs, scores = index.scores(question, memory.backend)
     assert {len(rows) for rows in read} == {len(document(5))}  # no other is read again
