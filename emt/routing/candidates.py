@@ -60,7 +60,8 @@ class CandidateSearch:
             backend: where the memories are.
             count: of windows in each ranking, at most.
             min_distance: rows that peaks in one document are apart, at least.
-            hits: what the model's heads retrieved for the question; None leaves them out.
+            hits: what the model's heads retrieved for the question in the scope; None leaves them
+                out.
             scope: the rows that may be found; None for all.
         """
         voices: dict[str, tuple[Runs, Float32Array]] = {}
@@ -68,14 +69,19 @@ class CandidateSearch:
             text = str(self._tokenizer.decode(question.tolist(), skip_special_tokens=True))
             voices["words"] = self._words.scores(text, backend)
         voices["values"] = self._values.scores(question, backend)
-        of_voices = {
-            name: runs.windows(scores, count, min_distance=min_distance, scope=scope)
-            for name, (runs, scores) in voices.items()
-        }
         if hits is not None:
             runs, _ = voices["values"]
             voices["heads"] = runs, evidence_of_runs(hits, runs)
+        # Runs elsewhere may all be better: what is usual inside of the scope counts.
+        voices = {
+            name: (runs, runs.inside(scores, scope)) for name, (runs, scores) in voices.items()
+        }
+        of_voices = {
+            name: runs.windows(scores, count, min_distance=min_distance)
+            for name, (runs, scores) in voices.items()
+        }
+        if hits is not None:
             of_voices["heads"] = best_windows(hits, count, min_distance=min_distance)
         runs, scores = fused_scores(list(voices.values()))
-        fused = runs.windows(scores, count, min_distance=min_distance, scope=scope)
+        fused = runs.windows(scores, count, min_distance=min_distance)
         return Candidates(fused, of_voices)

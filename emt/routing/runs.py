@@ -74,18 +74,23 @@ class Runs:
             min_distance: rows that peaks in one document are apart, at least.
             scope: the rows that a peak may be among; None for all.
         """
-        middles, is_inside = self.middles, scores > 0
-        if scope is not None:
-            in_scope = np.zeros(len(scores), dtype=bool)
-            for span in scope.spans:
-                in_scope[slice(*np.searchsorted(middles, span))] = True
-            is_inside &= in_scope
-        found = np.flatnonzero(is_inside)
+        middles, scores = self.middles, self.inside(scores, scope)
+        found = np.flatnonzero(scores > 0)
         ranked = found[np.argsort(-scores[found], kind="stable")]
         windows = (
             Window(int(middles[i]), float(scores[i]), int(self.documents[i])) for i in ranked
         )
         return spaced(windows, count, min_distance=min_distance)
+
+    def inside(self, scores: Float32Array, scope: Scope | None) -> Float32Array:
+        """Return scores (r,), with 0 for runs whose middle is not in a scope."""
+        if scope is None:
+            return scores
+        middles, kept = self.middles, np.zeros_like(scores)
+        for span in scope.spans:
+            part = slice(*np.searchsorted(middles, span))
+            kept[part] = scores[part]
+        return kept
 
     def of_rows(self, rows: Int64Array) -> tuple[Int64Array, Int64Array]:
         """Return the runs that rows (n,) are in, one or two each: indexes of rows, and of runs."""

@@ -41,3 +41,14 @@ def test_heads_are_a_third_voice_and_words_need_a_tokenizer(memory):
     assert list(candidates.of_voices) == ["values", "heads"]
     first_row = memory.backend.catalog.document("three").first_row
     assert {window.document for window in candidates.fused} == {first_row}
+
+
+def test_what_is_usual_is_that_of_the_scope():
+    memory = routing(build("llama"), tokenizer=word_tokenizer())
+    question = document(1)[20:30]
+    for number in range(40):  # all of them better than the document in the scope
+        memory.write(question, document=f"better {number}")
+    scope = memory.backend.catalog.scope(["two"])
+    search = CandidateSearch(attached_model(memory), memory.tokenizer)
+    candidates = search.candidates(question, memory.backend, 5, scope=scope, **OPTIONS)
+    assert candidates.fused[0].document == memory.backend.catalog.document("two").first_row
