@@ -9,34 +9,27 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from emt.routing.bm25 import BM25
-from emt.routing.evidence import Window, spaced
+from emt.routing.evidence import Window
+from emt.routing.runs import Runs, runs_of
 from emt.routing.terms import terms_of
 from memory_backends import DocumentError, MemoryBackend, Scope, StoredDocument
-from memory_backends.layout import Int64Array
-
-_LENGTH, _STRIDE = 64, 32  # rows
-
-
-class _Runs(NamedTuple):
-    """The runs of rows of one document: their middles, counted from its first row, and words."""
-
-    middles: list[int]
-    words: list[Int64Array]
+from memory_backends.layout import Float32Array, Int64Array
 
 
 class _Index(NamedTuple):
-    """The words of a memory as it was after so many changes.
-
-    Attributes:
-        middles: (r,) int64, the row in the middle of each run, ascending.
-        documents: (r,) int64, the first row of the document of each run.
-    """
+    """The words of a memory as it was after so many changes."""
 
     backend: MemoryBackend
     num_changes: int
     bm25: BM25
-    middles: Int64Array
-    documents: Int64Array
+    runs: Runs
+
+
+class _Document(NamedTuple):
+    """How many rows a document has, and the words of each of its runs."""
+
+    num_rows: int
+    words: list[Int64Array]
 
 
 class WordIndex:
@@ -49,7 +42,9 @@ class WordIndex:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._numbers: dict[str, int] = {}  # of words
-        self._documents: dict[int, _Runs] = {}  # by their first row, which is not given out again
+        self._documents: dict[
+            int, _Document
+        ] = {}  # by their first row, which is not given out again
         self._index: _Index | None = None
         self._lock = threading.Lock()
 
@@ -62,28 +57,21 @@ class WordIndex:
         min_distance: int,
         scope: Scope | None = None,
     ) -> list[Window]:
-        """Find the runs of rows with most words of a question, as `best_windows` by evidence.
+        """Find the runs of rows with most words of a question, as `Runs.windows`."""
+        runs, scores = self.scores(question, backend)
+        return runs.windows(scores, count, min_distance=min_distance, scope=scope)
+
+    def scores(self, question: str, backend: MemoryBackend) -> tuple[Runs, Float32Array]:
+        """Return all runs of a memory, and the share of a question's words that is in each.
 
         Returns:
-            Windows, best first; a score is the share of the weight of the question's words.
+            The r runs, and (r,) float32, 0 to 1: words count by how much they say.
         """
         words = dict.fromkeys(terms_of(question))
         with self._lock:
             index = self._index_of(backend)
             numbers = [self._numbers.get(word) for word in words]
-        scores = index.bm25.scores(numbers)
-        if scope is not None:
-            is_inside = np.zeros(len(scores), dtype=bool)
-            for span in scope.spans:
-                first, stop = np.searchsorted(index.middles, span)
-                is_inside[first:stop] = True
-            scores[~is_inside] = 0
-        found = np.flatnonzero(scores)
-        ranked = found[np.argsort(-scores[found], kind="stable")]
-        windows = (
-            Window(int(index.middles[i]), float(scores[i]), int(index.documents[i])) for i in ranked
-        )
-        return spaced(windows, count, min_distance=min_distance)
+        return index.runs, index.bm25.scores(numbers)
 
     def _index_of(self, backend: MemoryBackend) -> _Index:
         """Return the index of a memory as it is now, for which only new documents are read."""
@@ -99,27 +87,24 @@ class WordIndex:
         num_changes, catalog = backend.num_changes, backend.catalog
         with catalog.snapshot():
             names = dict(zip(catalog.first_rows().tolist(), catalog.document_names(), strict=True))
-        known, self._documents = self._documents, {}
+        documents: dict[int, _Document] = {}
         for first_row, name in names.items():
             with contextlib.suppress(DocumentError):  # another process has removed it
-                runs = known.get(first_row) or self._runs_of(catalog.document(name))
-                self._documents[first_row] = runs
-        every = list(self._documents.values())
-        middles = np.array([middle for runs in every for middle in runs.middles], dtype=np.int64)
-        num_runs = np.array([len(runs.middles) for runs in every], dtype=np.int64)
-        documents = np.repeat(np.array(list(self._documents), dtype=np.int64), num_runs)
-        bm25 = BM25([words for runs in every for words in runs.words], len(self._numbers))
-        return _Index(backend, num_changes, bm25, documents + middles, documents)
+                known = self._documents.get(first_row)
+                documents[first_row] = known or self._words_of(catalog.document(name))
+        self._documents = documents
+        runs = Runs.of({first: document.num_rows for first, document in documents.items()})
+        words = [words for document in documents.values() for words in document.words]
+        return _Index(backend, num_changes, BM25(words, len(self._numbers)), runs)
 
-    def _runs_of(self, document: StoredDocument) -> _Runs:
-        num_rows, runs = len(document.row_tokens), _Runs([], [])
-        for start in range(0, max(num_rows - _STRIDE, 1), _STRIDE):
-            stop = min(start + _LENGTH, num_rows)
+    def _words_of(self, document: StoredDocument) -> _Document:
+        num_rows = len(document.row_tokens)
+        of_runs: list[Int64Array] = []
+        for start, stop in runs_of(num_rows).tolist():
             words = terms_of(_text_of_rows(document, start, stop, self._tokenizer))
             numbers = [self._numbers.setdefault(word, len(self._numbers)) for word in words]
-            runs.middles.append((start + stop) // 2)
-            runs.words.append(np.array(numbers, dtype=np.int64))
-        return runs
+            of_runs.append(np.array(numbers, dtype=np.int64))
+        return _Document(num_rows, of_runs)
 
 
 def _text_of_rows(document: StoredDocument, start: int, stop: int, tokenizer: Any) -> str:

@@ -1,0 +1,107 @@
+"""Stored text in runs of 64 rows, which every voice of routing scores alike.
+
+Words, values and heads each say how well a run fits a question, as a share from 0 to 1. So their
+scores can be added, run by run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from emt.routing.evidence import Window, spaced
+from memory_backends import Scope
+from memory_backends.layout import Float32Array, Int64Array
+
+LENGTH, STRIDE = 64, 32  # rows; half of a run is in the next one, too
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Runs of rows, none with rows of two documents.
+
+    Attributes:
+        starts: (r,) int64, the first row of each run, ascending.
+        stops: (r,) int64, one after its last row.
+        documents: (r,) int64, the first row of its document.
+    """
+
+    starts: Int64Array
+    stops: Int64Array
+    documents: Int64Array
+
+    @classmethod
+    def of(cls, num_rows: Mapping[int, int]) -> Runs:
+        """Return the runs of documents: first row -> number of rows, in ascending order."""
+        bounds = [first + runs_of(count) for first, count in num_rows.items()]
+        starts, stops = np.concatenate([np.zeros((0, 2), dtype=np.int64), *bounds]).T
+        firsts = np.array(list(num_rows), dtype=np.int64)
+        return cls(starts, stops, np.repeat(firsts, [len(each) for each in bounds]))
+
+    @property
+    def middles(self) -> Int64Array:
+        """(r,) int64, the row in the middle of each run."""
+        return (self.starts + self.stops) // 2
+
+    def among(self, chosen: npt.NDArray[np.bool_]) -> Runs:
+        """Return the runs for which a mask (r,) is True."""
+        return Runs(self.starts[chosen], self.stops[chosen], self.documents[chosen])
+
+    def places_of(self, others: Runs) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
+        """Return where others (o,) are among these runs: (o,) indexes, and if they are there."""
+        if not len(self.starts):
+            none = np.zeros(len(others.starts), dtype=np.int64)
+            return none, none.astype(bool)
+        at = np.searchsorted(self.starts, others.starts).clip(max=len(self.starts) - 1)
+        return at, self.starts[at] == others.starts
+
+    def windows(
+        self,
+        scores: Float32Array,
+        count: int,
+        *,
+        min_distance: int,
+        scope: Scope | None = None,
+    ) -> list[Window]:
+        """Return the runs with the largest scores, as `best_windows` those with most evidence.
+
+        Args:
+            scores: (r,) float32; a run with 0 is not returned.
+            count: of windows, at most.
+            min_distance: rows that peaks in one document are apart, at least.
+            scope: the rows that a peak may be among; None for all.
+        """
+        middles, scores = self.middles, self.inside(scores, scope)
+        found = np.flatnonzero(scores > 0)
+        ranked = found[np.argsort(-scores[found], kind="stable")]
+        windows = (
+            Window(int(middles[i]), float(scores[i]), int(self.documents[i])) for i in ranked
+        )
+        return spaced(windows, count, min_distance=min_distance)
+
+    def inside(self, scores: Float32Array, scope: Scope | None) -> Float32Array:
+        """Return scores (r,), with 0 for runs whose middle is not in a scope."""
+        if scope is None:
+            return scores
+        middles, kept = self.middles, np.zeros_like(scores)
+        for span in scope.spans:
+            part = slice(*np.searchsorted(middles, span))
+            kept[part] = scores[part]
+        return kept
+
+    def of_rows(self, rows: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Return the runs that rows (n,) are in, one or two each: indexes of rows, and of runs."""
+        last = np.searchsorted(self.starts, rows, side="right") - 1
+        row = np.tile(np.arange(len(rows)), 2)
+        run = np.concatenate([last, last - 1])
+        is_inside = (run >= 0) & (rows[row] < self.stops[run])
+        return row[is_inside], run[is_inside]
+
+
+def runs_of(num_rows: int) -> Int64Array:
+    """Return the runs of a document: (r, 2) int64, counted from its first row."""
+    starts = np.arange(0, max(num_rows - STRIDE, 1), STRIDE)
+    return np.stack([starts, np.minimum(starts + LENGTH, num_rows)], axis=1)

@@ -1,0 +1,187 @@
+"""Routing by values: runs of rows whose values, on average, point where those of a question do.
+
+What a late layer adds to the stream of a token tells what the text is about, in whatever words. The
+values that it does so with are stored with every row. So their mean over a run of rows is an
+embedding of the run that needs no other model, and nothing that is computed while reading.
+
+Source: means of a language model's states as embeddings, Jiang et al., Scaling Sentence Embeddings
+with Large Language Models (arXiv 2307.16645); the mean of all texts taken off, Mu and Viswanath,
+All-but-the-Top (arXiv 1702.01417). That values do better than keys, early layers and one layer was
+measured.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import NamedTuple
+
+import torch
+import numpy as np
+from torch import Tensor
+
+from emt.model.attached import AttachedModel
+from emt.model.devices import input_device, no_autocast
+from emt.model.positions import max_positions
+from emt.model.references import alive
+from emt.model.watch import watching
+from emt.routing.evidence import Window
+from emt.routing.runs import Runs
+from memory_backends import MemoryBackend, Scope
+from memory_backends.layout import Float32Array
+
+_SHARE = 0.25  # of the layers: the last ones
+_DIMS = 128  # that are kept of a layer's mean values
+_RUNS_AT_A_TIME = 128
+
+
+class _Index(NamedTuple):
+    """The mean values of a memory as it was after so many changes.
+
+    Attributes:
+        means: (layers, r, 128) float32, of each run.
+        center: (layers, 1, 128) float32, of all runs.
+        lengths: (layers, r) float32, how far each run is from the center.
+    """
+
+    backend: MemoryBackend
+    num_changes: int
+    runs: Runs
+    means: Float32Array
+    center: Float32Array
+    lengths: Float32Array
+
+
+class ValueIndex:
+    """The mean values of all stored rows, in runs of 64 rows of one document; threads may share it.
+
+    Args:
+        model: the attached model.
+    """
+
+    def __init__(self, model: AttachedModel) -> None:
+        self._model = model
+        layers = sorted(model.layout.layers)
+        self._layers = layers[-math.ceil(_SHARE * len(layers)) :]
+        self._projections = {layer: _projection(_width(model, layer)) for layer in self._layers}
+        self._index: _Index | None = None
+        self._lock = threading.Lock()
+
+    def windows(
+        self,
+        question: Tensor,
+        backend: MemoryBackend,
+        count: int,
+        *,
+        min_distance: int,
+        scope: Scope | None = None,
+    ) -> list[Window]:
+        """Find the runs of rows nearest to a question (T,), as `Runs.windows`."""
+        runs, scores = self.scores(question, backend)
+        return runs.windows(scores, count, min_distance=min_distance, scope=scope)
+
+    def scores(self, question: Tensor, backend: MemoryBackend) -> tuple[Runs, Float32Array]:
+        """Return all runs of a memory, and how near each is to a question.
+
+        Args:
+            question: (T,) int64, its tokens, without a chat template.
+            backend: where the memories are.
+
+        Returns:
+            The r runs, and (r,) float32, 0 to 1: the mean over the layers of the cosine between the
+            question's mean values and the run's, less those of all runs; 0 if it is negative.
+        """
+        query = self._of_question(question)[..., None]
+        with self._lock:
+            index = self._index_of(backend)
+        products = (index.means @ query - index.center @ query)[..., 0]
+        norms = index.lengths * np.linalg.norm(query, axis=1)
+        cosines = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
+        return index.runs, cosines.mean(axis=0).clip(0, 1)
+
+    @torch.no_grad()
+    def _of_question(self, token_ids: Tensor) -> Float32Array:
+        """Return the mean values of a text's tokens: (layers, 128) float32."""
+        decoder = alive(self._model.decoder, "route")
+        device = input_device(decoder)
+        token_ids = token_ids[-(max_positions(self._model.config) or len(token_ids)) :]
+        with watching(decoder) as seen, no_autocast(device):
+            decoder(input_ids=token_ids[None].to(device), use_cache=False)
+        values = {call.layer_idx: call.value[0] for call in seen.calls}  # (Hkv, T, Dv)
+        first = min(len(token_ids) - 1, 1)  # the first token of a text is a sink
+        means = [
+            _by_row(values[layer])[first:].mean(axis=0) @ self._projections[layer]
+            for layer in self._layers
+        ]
+        return np.stack(means)
+
+    def _index_of(self, backend: MemoryBackend) -> _Index:
+        """Return the index of a memory as it is now, for which only new documents are read."""
+        before = self._index
+        if before is not None and before.backend is not backend:
+            before = None
+        if before is not None and before.num_changes == backend.num_changes:
+            return before
+        num_changes, catalog = backend.num_changes, backend.catalog
+        with catalog.snapshot():
+            sizes = [num_rows for _, _, num_rows in catalog.document_sizes()]
+            runs = Runs.of(dict(zip(catalog.first_rows().tolist(), sizes, strict=True)))
+        means = np.empty((len(self._layers), len(runs.starts), _DIMS), dtype=np.float32)
+        is_new = np.ones(len(runs.starts), dtype=bool)
+        if before is not None:
+            at, is_known = before.runs.places_of(runs)
+            is_new = ~is_known
+            means[:, is_known] = before.means[:, at[is_known]]
+        means[:, is_new] = self._means(runs.among(is_new), backend)
+        center = means.sum(axis=1, keepdims=True) / max(len(runs.starts), 1)
+        lengths = [
+            np.linalg.norm(of_layer - its, axis=-1)
+            for of_layer, its in zip(means, center, strict=True)
+        ]
+        self._index = _Index(backend, num_changes, runs, means, center, np.stack(lengths))
+        return self._index
+
+    def _means(self, runs: Runs, backend: MemoryBackend) -> Float32Array:
+        """Return the mean values of runs, (layers, r, 128) float32; their rows are read once."""
+        means = np.empty((len(self._layers), len(runs.starts), _DIMS), dtype=np.float32)
+        for first in range(0, len(runs.starts), _RUNS_AT_A_TIME):
+            part = slice(first, first + _RUNS_AT_A_TIME)
+            starts, stops = runs.starts[part], runs.stops[part]
+            rows = np.unique(np.concatenate(list(map(np.arange, starts, stops))))
+            low, high = np.searchsorted(rows, starts), np.searchsorted(rows, stops)
+            # The first row of a text is a sink, whose values say nothing.
+            low += (starts == runs.documents[part]) & (stops - starts > 1)
+            bounds = np.stack([low, high], axis=1).ravel()
+            for i, layer in enumerate(self._layers):
+                values = _stored_values(torch.from_numpy(rows), layer, backend)
+                values = np.append(values, np.zeros_like(values[:1]), axis=0)  # a bound may be n
+                sums = np.add.reduceat(values, bounds, axis=0)[::2]
+                means[i, part] = sums / (high - low)[:, None] @ self._projections[layer]
+        return means
+
+
+def _stored_values(rows: Tensor, layer: int, backend: MemoryBackend) -> Float32Array:
+    """Return the values of rows (n,) in one layer: (n, Hkv * Dv) float32."""
+    num_heads = backend.layout.layers[layer].num_key_value_heads
+    _, values = backend.fetch(layer, rows.expand(num_heads, -1))
+    return _by_row(values)
+
+
+def _width(model: AttachedModel, layer: int) -> int:
+    shape = model.layout.layers[layer]
+    return shape.num_key_value_heads * shape.value_head_dim
+
+
+def _projection(width: int) -> Float32Array:
+    """Return what makes 128 dims of any width, (width, 128): zeros are added, or a random rotation
+    is cut off, which nearly keeps angles."""
+    if width <= _DIMS:
+        return np.eye(width, _DIMS, dtype=np.float32)
+    normal = np.random.default_rng(width).standard_normal((width, _DIMS))
+    return np.linalg.qr(normal)[0].astype(np.float32)
+
+
+def _by_row(values: Tensor) -> Float32Array:
+    """Return values (Hkv, n, Dv) as (n, Hkv * Dv) float32."""
+    rows: Float32Array = values.float().cpu().transpose(0, 1).flatten(1).numpy()
+    return rows
