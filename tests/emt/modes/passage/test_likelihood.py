@@ -106,7 +106,7 @@ def test_it_is_that_of_a_block_where_the_cache_is_of_another_kind(family):
 def test_eager_attention_gives_the_same():
     found = []
     for implementation in ("eager", "sdpa"):
-        model = build("gemma2", attn_implementation=implementation, sliding_window=16)
+        model = build("mistral", attn_implementation=implementation, sliding_window=16)
         found.append(asking(remembering(model, tokens(NUM_ROWS, 1)))())
     assert (found[0] - found[1]).abs().max() <= TOLERANCE
 
