@@ -278,7 +278,12 @@ def test_long_prompts_leave_room_for_the_answer():
     memory = attach(
         model,
         MemoryConfig.published(
-            mode="passage", max_length=64, stride=64, passage_rows=40, max_passages=30
+            mode="passage",
+            max_length=64,
+            stride=64,
+            passage_rows=40,
+            max_passages=30,
+            relevance=None,
         ),
     )
     memory.write(document(0)[:60], document="one")
@@ -327,7 +332,7 @@ def test_closing_and_opening(tmp_path):
     memory = attach(
         model,
         MemoryConfig.published(
-            path=tmp_path / "m", mode="passage", passage_rows=24, max_passages=2
+            path=tmp_path / "m", mode="passage", passage_rows=24, max_passages=2, relevance=None
         ),
     )
     assert torch.equal(model(prompt).logits, found)
