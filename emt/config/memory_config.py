@@ -152,10 +152,12 @@ class MemoryConfig:
         accepts=lambda cosine: -1 <= cosine <= 1,
     )
 
-    routing: Literal["heads", "words", "both"] = setting(
-        "both",
-        "What finds passages: the model's heads, words (BM25 over the stored text) or both. Until "
-        "there is a head profile of the model, 'both' is words alone.",
+    routing: Literal["all", "words", "values", "heads", "both"] = setting(
+        "all",
+        "What finds passages: 'words' (BM25 over the stored text), 'values' (means of the stored "
+        "values of late layers, which find other words for the same), 'heads' (the model's "
+        "retrieval heads), 'both' (words and heads) or 'all' three. Until there is a head profile "
+        "of the model, 'both' and 'all' do without heads.",
         group="passage",
         changeable=True,
     )
@@ -173,7 +175,7 @@ class MemoryConfig:
         changeable=True,
     )
     candidates: int = setting(
-        8,
+        12,
         "Places found that are judged by asking back: how likely the question is after the stored "
         "rows of each. They are put in order by that, too. 0 for none: then every prompt is given "
         "passages, in the order in which they were found.",
@@ -287,6 +289,12 @@ class MemoryConfig:
                 f"uncertainty's topk ({self.uncertainty.topk}) must be above topk ({self.topk}): "
                 "a step is redone to retrieve more. Raise the one or lower the other."
             )
+
+    @property
+    def voices(self) -> frozenset[str]:
+        """What finds passages: some of "words", "values" and "heads"."""
+        several = {"all": ("words", "values", "heads"), "both": ("words", "heads")}
+        return frozenset(several.get(self.routing, (self.routing,)))
 
     def topk_of(self, num_rows: int) -> int:
         """Return how many memories a query retrieves where there are `num_rows`.

@@ -130,4 +130,4 @@ class HeadProfiles:
 
     def _recalls(self, config: MemoryConfig) -> bool:
         """Tell whether heads find passages, if there is a profile."""
-        return config.mode != "token" and config.routing != "words"
+        return config.mode != "token" and "heads" in config.voices

@@ -128,7 +128,7 @@ def best_windows(hits: Hits, count: int, *, min_distance: int) -> list[Window]:
         return []
     places = _places(hits)
     blocks, block_of_hit = np.unique(places // BLOCK, return_inverse=True)
-    of_block, query, best = largest_of_pairs(
+    of_block, query, best = _largest_of_pairs(
         block_of_hit, hits.queries, hits.excess, hits.num_queries
     )
     evidence = _evidence_of_windows(blocks, of_block, query, best, hits.num_queries)
@@ -188,7 +188,7 @@ def _evidence_of_windows(
     begins = np.searchsorted(blocks, first_blocks)  # (b, BLOCKS_PER_WINDOW)
     has_hits = blocks[begins] == first_blocks
     pair, step = np.nonzero(has_hits[of_block])  # each pair counts in the windows that it is in
-    of_window, _, largest = largest_of_pairs(
+    of_window, _, largest = _largest_of_pairs(
         begins[of_block[pair], step], query[pair], excess[pair], num_queries
     )
     return _sums(of_window, largest, len(blocks))
@@ -212,7 +212,7 @@ def _sums(index: Int64Array, values: Float32Array, size: int) -> Float64Array:
     return np.bincount(index, values, size).astype(np.float64, copy=False)
 
 
-def largest_of_pairs(
+def _largest_of_pairs(
     places: Int64Array, queries: Int64Array, values: Float32Array, num_queries: int
 ) -> tuple[Int64Array, Int64Array, Float32Array]:
     """Return places, queries and the largest value of each pair of them, each (p,), in order."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from emt.passage import Passage
 from emt.routing.choosing import Budget, choose_passages
 from emt.routing.evidence import Window
+from emt.routing.fusion import Place
 from memory_backends import MemoryBackend
 
 _NUM_TELLING = 3  # tokens
@@ -51,7 +52,7 @@ class Judge(Protocol):
 
 
 class Judged(NamedTuple):
-    """Windows, as the question's likelihood judges them.
+    """Places, as the question's likelihood judges them.
 
     Attributes:
         windows: best first.
@@ -64,30 +65,28 @@ class Judged(NamedTuple):
 
 
 def judged(
-    windows: Sequence[Window],
+    places: Sequence[Place],
     ask_back: Callable[[Sequence[Passage]], Tensor],
     backend: MemoryBackend,
     num_rows: int,
 ) -> Judged:
-    """Judge some windows, best first, by passages of at most `num_rows` rows around them.
+    """Judge some places by passages of at most `num_rows` rows around them.
 
-    The order is that of both ranks, the given one and that of the question's likelihood, each as
-    1 / (2 + rank). Whether they are relevant is told by few tokens, names and the like: the others
-    are as likely after anything, and there may be many, in instructions.
+    Their order is that of the question's likelihood times the square of their prior, as a posterior
+    probability. Whether they are relevant is told by few tokens, names and the like: the others are
+    as likely after anything, and there may be many, in instructions.
     """
     budget = Budget(num_rows, 1)
-    around = [choose_passages([window], backend, budget) for window in windows]
-    kept = [window for window, routed in zip(windows, around, strict=True) if routed]
-    passages = [routed[0].passage for routed in around if routed]
+    around = [choose_passages([place.window], backend, budget) for place in places]
+    kept = [place for place, routed in zip(places, around, strict=True) if routed]
     if not kept:
         return Judged([], None)
-    log_probs = ask_back(passages)
+    log_probs = ask_back([routed[0].passage for routed in around if routed])
+    windows = [place.window for place in kept]
     if not log_probs.shape[1]:
-        return Judged(kept, None)
+        return Judged(windows, None)
     gains = log_probs[:-1] - log_probs[-1]
     most = gains.topk(min(_NUM_TELLING, gains.shape[1])).values.sum(dim=1) / _NUM_TELLING
-    ranks = np.empty(len(kept), dtype=np.int64)
-    ranks[np.argsort(-gains.sum(dim=1).numpy(), kind="stable")] = np.arange(len(kept))
-    fused = 1 / (2 + np.arange(len(kept))) + 1 / (2 + ranks)
-    order = np.argsort(-fused, kind="stable")
-    return Judged([kept[i] for i in order], float(most.max()))
+    posterior = gains.sum(dim=1).numpy() + 2 * np.log([place.prior for place in kept])
+    order = np.argsort(-posterior, kind="stable")
+    return Judged([windows[i] for i in order], float(most.max()))

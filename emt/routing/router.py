@@ -10,26 +10,25 @@ from transformers import PreTrainedTokenizerBase
 from emt.config import MemoryConfig
 from emt.model.attached import AttachedModel
 from emt.passage import Passage, Routed
+from emt.routing.candidates import CandidateSearch
 from emt.routing.choosing import Budget, choose_passages
-from emt.routing.evidence import Window, best_windows
 from emt.routing.fusion import fuse_rankings
 from emt.routing.head_profile import HeadProfile
 from emt.routing.head_search import HeadSearch
 from emt.routing.judging import Judge, judged
 from emt.routing.question import question_of
-from emt.routing.words import WordIndex
 from memory_backends import MemoryBackend, Scope
 
-_MAX_WINDOWS = 8  # of each ranking
+_MAX_WINDOWS = 10  # of each ranking
 _MAX_GENERATED = 32  # generated tokens that have queries, beside those of the question
 
 
 class Router:
-    """Finds passages by a model's own retrieval heads, and by words.
+    """Finds passages by words, by values and by a model's own retrieval heads.
 
     Args:
         model: the attached model.
-        profile: its retrieval heads; None to route by words alone.
+        profile: its retrieval heads; None to find passages without them.
         tokenizer: to find the question in a chat template, and for words; None for neither.
 
     Attributes:
@@ -43,13 +42,9 @@ class Router:
         tokenizer: PreTrainedTokenizerBase | None,
     ) -> None:
         self.profile = profile
-        self._heads = None if profile is None else HeadSearch(model, profile)
         self._tokenizer = tokenizer
-        self._words = WordIndex(tokenizer)
-
-    def heads(self, config: MemoryConfig) -> HeadSearch | None:
-        """Return what searches with the retrieval heads; None if words alone find passages."""
-        return None if config.routing == "words" else self._heads
+        heads = None if profile is None else HeadSearch(model, profile)
+        self._candidates = CandidateSearch(model, tokenizer, heads)
 
     def route(
         self,
@@ -83,51 +78,28 @@ class Router:
         budget = Budget(num_rows, min(config.max_passages, num_rows))
         tokens = list(range(question.first, question.stop))
         tokens += range(max(num_prompt, len(token_ids) - _MAX_GENERATED), len(token_ids))
-        windows, score = self._found(token_ids, tokens, backend, config, budget, scope)
-        gain = None
+        rankings = self._candidates.rankings(
+            config.voices,
+            token_ids,
+            tokens,
+            backend,
+            _MAX_WINDOWS,
+            min_distance=budget.min_distance,
+            scope=scope,
+        )
+        places = fuse_rankings(list(rankings.values()), min_distance=budget.min_distance)
+        windows, gain = [place.window for place in places], None
+        score = max((window.score for window in windows), default=0.0)
         if judge is not None and windows:
-            num_rows = budget.num_rows // budget.num_passages
-            count = config.candidates
+            count, num_rows = config.candidates, budget.num_rows // budget.num_passages
 
             def ask_back(passages: Sequence[Passage]) -> Tensor:
                 return judge(token_ids, question.at, tokens, passages, backend)
 
-            best, gain = judged(windows[:count], ask_back, backend, num_rows)
+            best, gain = judged(places[:count], ask_back, backend, num_rows)
             windows = [*best, *windows[count:]]
             least = config.relevance
             if gain is not None and least is not None and gain < least:
                 return Routed(question, (), score, gain)
         passages = choose_passages(windows, backend, budget)
         return Routed(question, tuple(passages), score, gain)
-
-    def _found(
-        self,
-        token_ids: Tensor,
-        tokens: Sequence[int],
-        backend: MemoryBackend,
-        config: MemoryConfig,
-        budget: Budget,
-        scope: Scope | None,
-    ) -> tuple[list[Window], float]:
-        """Return the windows that heads and words find, best first, and the best share."""
-        rankings, heads = [], self.heads(config)
-        distance = budget.min_distance
-        if heads is not None:
-            hits = heads.hits(token_ids, tokens, backend, scope=scope)
-            rankings.append(best_windows(hits, _MAX_WINDOWS, min_distance=distance))
-        if heads is None or config.routing == "both":
-            rankings.append(self._by_words(token_ids[tokens], backend, distance, scope))
-        score = rankings[0][0].score if rankings[0] else 0.0
-        if len(rankings) == 1:
-            return rankings[0], score
-        return fuse_rankings(rankings, _MAX_WINDOWS, min_distance=distance), score
-
-    def _by_words(
-        self, token_ids: Tensor, backend: MemoryBackend, min_distance: int, scope: Scope | None
-    ) -> list[Window]:
-        if self._tokenizer is None:
-            return []
-        text = str(self._tokenizer.decode(token_ids.tolist(), skip_special_tokens=True))
-        return self._words.windows(
-            text, backend, _MAX_WINDOWS, min_distance=min_distance, scope=scope
-        )

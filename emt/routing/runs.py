@@ -92,14 +92,6 @@ class Runs:
             kept[part] = scores[part]
         return kept
 
-    def of_rows(self, rows: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """Return the runs that rows (n,) are in, one or two each: indexes of rows, and of runs."""
-        last = np.searchsorted(self.starts, rows, side="right") - 1
-        row = np.tile(np.arange(len(rows)), 2)
-        run = np.concatenate([last, last - 1])
-        is_inside = (run >= 0) & (rows[row] < self.stops[run])
-        return row[is_inside], run[is_inside]
-
 
 def runs_of(num_rows: int) -> Int64Array:
     """Return the runs of a document: (r, 2) int64, counted from its first row."""

@@ -107,7 +107,7 @@ class ByRouting(PassageSource):
     ) -> Mapping[int, Sequence[int]] | None:
         """Return the KV heads of the profile; none if words alone find passages."""
         profile = self._profiles.find(config, backend)
-        if profile is None or config.routing == "words":
+        if profile is None or "heads" not in config.voices:
             return {}
         return profile.key_value_heads(self._model.query_heads, backend.layout)
 
@@ -166,7 +166,10 @@ class ByRouting(PassageSource):
             profile: HeadProfile | None = self._profiles.required(config, backend)
         else:
             profile = self._profiles.find(config, backend)
-        if self._tokenizer is None and (profile is None or config.routing == "words"):
+        usable = set(config.voices)
+        usable -= {"words"} if self._tokenizer is None else set()
+        usable -= {"heads"} if profile is None else set()
+        if not usable:
             raise ConfigError(
                 "passages are found by words, which needs a tokenizer, or by a model's retrieval "
                 "heads, which need a head profile; this memory has no tokenizer, and "
