@@ -35,6 +35,8 @@ class Judge(Protocol):
         tokens: Sequence[int],
         passages: Sequence[Passage],
         backend: MemoryBackend,
+        *,
+        beside: Sequence[Passage] | None = None,
     ) -> Tensor:
         """Return log-probabilities of the tokens that ask, after each of n passages and none.
 
@@ -44,6 +46,7 @@ class Judge(Protocol):
             tokens: which of the T tokens ask, ascending.
             passages: n passages, each tried alone.
             backend: where their rows are.
+            beside: n passages, each put between one of the others and the question; None for none.
 
         Returns:
             (n + 1, q) float32, in nats; the last row is after no passage.
@@ -85,9 +88,14 @@ def judged(
     if not log_probs.shape[1]:
         return Judged(kept, None)
     gains = log_probs[:-1] - log_probs[-1]
-    most = gains.topk(min(_NUM_TELLING, gains.shape[1])).values.sum(dim=1) / _NUM_TELLING
+    most = telling(gains)
     ranks = np.empty(len(kept), dtype=np.int64)
     ranks[np.argsort(-gains.sum(dim=1).numpy(), kind="stable")] = np.arange(len(kept))
     fused = 1 / (2 + np.arange(len(kept))) + 1 / (2 + ranks)
     order = np.argsort(-fused, kind="stable")
     return Judged([kept[i] for i in order], float(most.max()))
+
+
+def telling(gains: Tensor) -> Tensor:
+    """Return the mean of the three largest gains of tokens: (..., q) -> (...)."""
+    return gains.topk(min(_NUM_TELLING, gains.shape[-1])).values.sum(dim=-1) / _NUM_TELLING

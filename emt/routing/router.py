@@ -16,7 +16,9 @@ from emt.routing.fusion import fuse_rankings
 from emt.routing.head_profile import HeadProfile
 from emt.routing.head_search import HeadSearch
 from emt.routing.judging import Judge, judged
+from emt.routing.links import LinkIndex
 from emt.routing.question import question_of
+from emt.routing.together import Follower, together
 from emt.routing.words import WordIndex
 from memory_backends import MemoryBackend, Scope
 
@@ -46,6 +48,7 @@ class Router:
         self._heads = None if profile is None else HeadSearch(model, profile)
         self._tokenizer = tokenizer
         self._words = WordIndex(tokenizer)
+        self._links = LinkIndex()
 
     def heads(self, config: MemoryConfig) -> HeadSearch | None:
         """Return what searches with the retrieval heads; None if words alone find passages."""
@@ -84,20 +87,37 @@ class Router:
         tokens = list(range(question.first, question.stop))
         tokens += range(max(num_prompt, len(token_ids) - _MAX_GENERATED), len(token_ids))
         windows, score = self._found(token_ids, tokens, backend, config, budget, scope)
-        gain = None
+        gain, num_needed = None, budget.num_passages
         if judge is not None and windows:
             num_rows = budget.num_rows // budget.num_passages
             count = config.candidates
 
+            gains: dict[Passage, Tensor] = {}
+
             def ask_back(passages: Sequence[Passage]) -> Tensor:
-                return judge(token_ids, question.at, tokens, passages, backend)
+                log_probs = judge(token_ids, question.at, tokens, passages, backend)
+                gains.update(zip(passages, log_probs[:-1] - log_probs[-1], strict=True))
+                return log_probs
 
             best, gain = judged(windows[:count], ask_back, backend, num_rows)
-            windows = [*best, *windows[count:]]
             least = config.relevance
             if gain is not None and least is not None and gain < least:
                 return Routed(question, (), score, gain)
-        passages = choose_passages(windows, backend, budget)
+            if gain is not None and budget.num_passages > 1:
+
+                def ask_pairs(passages: Sequence[Passage], beside: Sequence[Passage]) -> Tensor:
+                    return judge(token_ids, question.at, tokens, passages, backend, beside=beside)
+
+                def find(inside: Scope) -> list[Window]:
+                    return self._found(token_ids, tokens, backend, config, budget, inside)[0]
+
+                text = self._text(token_ids[tokens])
+                follower = Follower(
+                    text, self._links, self._tokenizer, backend, scope, find, ask_pairs
+                )
+                best, num_needed = together(best, gains, budget, follower)
+            windows = [*best, *windows[count:]]
+        passages = choose_passages(windows, backend, budget, num_needed=num_needed)
         return Routed(question, tuple(passages), score, gain)
 
     def _found(
@@ -127,7 +147,15 @@ class Router:
     ) -> list[Window]:
         if self._tokenizer is None:
             return []
-        text = str(self._tokenizer.decode(token_ids.tolist(), skip_special_tokens=True))
+        text = self._text(token_ids)
         return self._words.windows(
             text, backend, _MAX_WINDOWS, min_distance=min_distance, scope=scope
+        )
+
+    def _text(self, token_ids: Tensor) -> str:
+        tokenizer = self._tokenizer
+        return (
+            ""
+            if tokenizer is None
+            else str(tokenizer.decode(token_ids.tolist(), skip_special_tokens=True))
         )

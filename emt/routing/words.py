@@ -115,14 +115,15 @@ class WordIndex:
         num_rows, runs = len(document.row_tokens), _Runs([], [])
         for start in range(0, max(num_rows - _STRIDE, 1), _STRIDE):
             stop = min(start + _LENGTH, num_rows)
-            words = terms_of(_text_of_rows(document, start, stop, self._tokenizer))
+            words = terms_of(text_of_rows(document, start, stop, self._tokenizer))
             numbers = [self._numbers.setdefault(word, len(self._numbers)) for word in words]
             runs.middles.append((start + stop) // 2)
             runs.words.append(np.array(numbers, dtype=np.int64))
         return runs
 
 
-def _text_of_rows(document: StoredDocument, start: int, stop: int, tokenizer: Any) -> str:
+def text_of_rows(document: StoredDocument, start: int, stop: int, tokenizer: Any) -> str:
+    """Return the text of some rows; decoded if the document was written as ids."""
     tokens = document.row_tokens[start:stop]
     if document.text is None or document.offsets is None:
         return "" if tokenizer is None else str(tokenizer.decode(document.token_ids[tokens]))
