@@ -179,7 +179,7 @@ class MemoryConfig:
         "passages, in the order in which they were found.",
         group="passage",
         changeable=True,
-        values="a number of places of at least 0",
+        values="a whole number of at least 0",
         accepts=lambda count: count >= 0,
     )
     relevance: float | None = setting(

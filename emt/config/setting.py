@@ -36,8 +36,8 @@ def setting(default: T, doc: str, **declared: Any) -> T:
 class Setting:
     """A setting as it was declared.
 
-    A whole number must be at least 1, a text must not be empty, and the whole numbers of a tuple
-    must not be negative. `accepts` says what else must hold.
+    A text must not be empty, and the whole numbers of a tuple must not be negative; a whole number
+    must be at least 1. `accepts` says what must hold besides, and of a whole number instead.
 
     Attributes:
         name: the field's name.
@@ -90,8 +90,9 @@ class Setting:
         """
         value = self._converted(value)
         is_right = any(_is_of(value, kind) for kind in self.types)
-        if is_right and value is not None and self.accepts is not None:
-            is_right = self.accepts(value)
+        accepts = _is_positive if self.accepts is None and type(value) is int else self.accepts
+        if is_right and value is not None and accepts is not None:
+            is_right = accepts(value)
         if not is_right:
             raise ConfigError(f"{self.name} must be {self.expected}; got {value!r}.")
         return value
@@ -178,7 +179,11 @@ def _is_of(value: Any, kind: Any) -> bool:
     if get_origin(kind) is tuple:
         return isinstance(value, tuple) and all(type(i) is int and i >= 0 for i in value)
     if kind is int:
-        return type(value) is int and value >= 1
+        return type(value) is int
     if kind is str:
         return isinstance(value, str) and bool(value)
     return isinstance(value, kind)
+
+
+def _is_positive(value: int) -> bool:
+    return value >= 1

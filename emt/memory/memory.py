@@ -292,11 +292,10 @@ class Memory:
     ) -> None:
         """Bring the store up to date, or write a copy of this memory to a new directory.
 
-        At its own `path`, a memory that is read in passages is given what that needs: a head
-        profile, made if its model has none and kept for all memories of the model; and what prompts
-        about nothing in particular find in it. The first takes about as long as reading 6,000
-        tokens, which the log says; neither is done where the store cannot be written. A copy has
-        what the memory has.
+        At its own `path`, a memory that is read in passages is given a head profile, made if its
+        model has none and kept for all memories of the model. That takes about as long as reading
+        6,000 tokens, which the log says, and is not done where the store cannot be written. A copy
+        has what the memory has.
 
         Args:
             path: a directory that does not exist or is empty; None for the memory's own `path`.

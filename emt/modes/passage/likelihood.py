@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from emt.model.attached import AttachedModel
 from emt.model.attention_call import AttentionCall
 from emt.model.devices import input_device, no_autocast
-from emt.model.forward import Forward
+from emt.model.forward import Forward, signature_of
 from emt.model.references import alive
 from emt.model.watch import watching
 from emt.modes.passage.frame import Frame
@@ -77,6 +79,9 @@ class QuestionLikelihood:
             DocumentError: rows of a passage were removed.
             MemoryUseError: the model is gone.
         """
+        chosen = torch.tensor(tokens[1:], dtype=torch.long) - tokens[0]
+        if not len(chosen):
+            return torch.zeros(len(passages) + 1, 0)
         before, asked = token_ids[max(at - _MAX_BEFORE, 0) : at], token_ids[tokens[0] :]
         asked = asked[: tokens[-1] + 1 - tokens[0]]
         places = [len(before)] * len(passages)
@@ -84,43 +89,65 @@ class QuestionLikelihood:
         placements = locate(backend, list(zip(*tried, strict=True)), places)
         placements.append(Placement((), len(before)))
         rows = PlacedRows.read(self._model, backend, placements)
-        causal, decoder = (
+        model, decoder = (
             alive(model, "route") for model in (self._model.model, self._model.decoder)
         )
-        device, batch = input_device(decoder), len(placements)
-        options: dict[str, Any] = {"use_cache": False}
+        device = input_device(decoder)
         with no_autocast(device):
             cache = self._cache(before.to(device))
-            if cache is not None:
-                cache.batch_repeat_interleave(batch)
-                options = {"use_cache": True, "past_key_values": cache}
-                new = asked
+            options: dict[str, Any] = {"use_cache": False}
+            if cache is None:
+                asked, chosen = torch.cat([before, asked]), chosen + len(before)
             else:
-                new = torch.cat([before, asked])
-            new = new.to(device).expand(batch, -1)
-            forward = Forward(decoder, (), {"input_ids": new, **options})
-            frame = Frame.of(rows, forward)
+                cache.batch_repeat_interleave(len(placements))
+                options = {"use_cache": True, "past_key_values": cache}
+            options["input_ids"] = asked.to(device).expand(len(placements), -1)
+            logits = self._logits(model, Forward(decoder, (), options), rows, chosen - 1)
+        targets = asked[chosen].to(logits.device)
+        # One passage after another: each needs a copy as large as the vocabulary, a token.
+        losses = [cross_entropy(row.float(), targets, reduction="none") for row in logits]
+        return -torch.stack(losses).cpu()
 
-            def compute(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
-                return frame.place(call, self._reach(call)).compute()
+    def _logits(
+        self, model: PreTrainedModel, forward: Forward, rows: PlacedRows, kept: Tensor
+    ) -> Tensor:
+        """Return the logits (B, n, V) that some tokens of a forward have after rows.
 
-            with watching(decoder, compute):
-                logits: Tensor = causal(**frame.moved(forward).options).logits
-        chosen = torch.tensor(tokens[1:], device=device) - tokens[0] + new.shape[1] - len(asked)
-        logits = logits[:, chosen - 1].float()
-        return (logits.gather(-1, new[:, chosen, None])[..., 0] - logits.logsumexp(-1)).cpu()
+        Args:
+            model: the causal language model.
+            forward: of its decoder.
+            rows: of each of B prompts.
+            kept: (n,) int64, which of the new tokens.
+        """
+        frame = Frame.of(rows, forward)
+        options = frame.moved(forward).options
+        takes = "logits_to_keep" in signature_of(model).parameters
+        if takes:
+            options = {**options, "logits_to_keep": kept.to(input_device(forward.decoder))}
+
+        def compute(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+            return frame.place(call, self._reach(call)).compute()
+
+        with watching(forward.decoder, compute):
+            logits: Tensor = model(**options, return_dict=True).logits
+        return logits if takes else logits[:, kept.to(logits.device)]
 
     def _cache(self, before: Tensor) -> DynamicCache | None:
         """Return the keys and values of the tokens before the passages, (t,) int64.
 
-        None if there are none, or if the model keeps something else.
+        None if there are none, or if the model keeps anything else, such as the state of a
+        recurrent layer, which cannot be repeated for each passage.
         """
         if not len(before):
             return None
         decoder = alive(self._model.decoder, "route")
         with watching(decoder):
-            cache = decoder(input_ids=before[None], use_cache=True).past_key_values
-        return cache if isinstance(cache, DynamicCache) else None
+            output = decoder(input_ids=before[None], use_cache=True, return_dict=True)
+        cache = getattr(output, "past_key_values", None)
+        if type(cache) is not DynamicCache:
+            return None
+        kinds = {type(layer) for layer in cache.layers}
+        return cache if kinds <= {DynamicLayer, DynamicSlidingWindowLayer} else None
 
     def _reach(self, call: AttentionCall) -> Reach:
         reach = self._reaches.get(call.layer_idx)

@@ -11,6 +11,7 @@ from emt import MemoryConfig, attach
 from emt.cli import main
 from emt.config.memory_config import PUBLISHED_METHOD
 from emt.model.loading import load
+from emt.routing import router
 from tests.emt.commands import ROOT, TEXTS, emt, emt_json, make_model, refused
 from tests.emt.marked_sinks import first_rows_are_sinks
 
@@ -20,6 +21,13 @@ METADATA = {
     "b.md": {"year": "1999", "language": "de"},
     "c": None,
 }
+
+
+@pytest.fixture(autouse=True)
+def _all_is_relevant(monkeypatch):
+    """Let every prompt be given passages: they make no question likelier for a random model."""
+    judged = router.judged
+    monkeypatch.setattr(router, "judged", lambda *given: judged(*given)._replace(gain=None))
 
 
 def written_by_library(model, folder, names=TEXTS, **settings):

@@ -207,10 +207,11 @@ def test_a_store_gets_a_profile_and_indexes_of_its_heads_only(tmp_path, model, d
     assert len(files) == len(searched)
     again = emt("index", documents, "--store", tmp_path / "store")
     assert "head profile" not in again.err
-    (tmp_path / "c.yaml").write_text("relevance: null\n")  # random heads find nothing relevant
+    (tmp_path / "c.yaml").write_text("relevance: null\n")
+    (tmp_path / "none.yaml").write_text("relevance: 1000\n")
     options = ("--store", tmp_path / "store", "--max-new-tokens", 3)
-    config = ("--config", tmp_path / "c.yaml")
-    assert emt_json("generate", PROMPT, *options)["passages"] == []
+    config, none = (("--config", tmp_path / name) for name in ("c.yaml", "none.yaml"))
+    assert emt_json("generate", PROMPT, *options, *none)["passages"] == []
     assert emt_json("generate", PROMPT, *options, *config)["passages"]
     assert emt_json("generate", PROMPT, *options, *config, "--mode", "token")["passages"] == []
 

@@ -1,7 +1,5 @@
 """The router: its hits against brute force, and the passages that it chooses by them."""
 
-import math
-
 import torch
 import numpy as np
 import pytest
@@ -11,7 +9,6 @@ from emt.errors import ConfigError
 from emt.profiles.ranking import HeadRanking
 from emt.routing.evidence import best_windows
 from emt.routing.head_search import TOPK
-from emt.routing.relevance import Relevance
 from tests.emt.routing.worlds import (
     BACKENDS,
     NAMES,
@@ -84,28 +81,13 @@ def test_passages_are_around_the_best_windows(world):
     prompt = asked(1)
     hits = heads_of(memory).hits(prompt, range(len(prompt)), memory.backend)
     (best,) = best_windows(hits, 1, min_distance=1)
-    with memory.using(relevance=None):
+    with memory.using(candidates=0):
         routed = memory.route(prompt)
     assert routed.score == best.score
     assert routed.passages[0].score == pytest.approx(best.score, abs=1e-4)
     first = routed.passages[0].passage
     start = memory.backend.catalog.document(first.document).first_row
     assert start + first.first <= best.peak < start + first.stop
-
-
-def test_of_a_prompt_too_little_above_probes_no_passage_is_recalled():
-    memory = routing(build("llama"))
-    with memory.using(relevance=None):
-        free = memory.route(asked(1))
-    probes = Relevance(len(memory), math.log(free.score) - 0.5, 0.0, 0.25)
-    about = {"profile": memory.profile.fingerprint, "written": len(memory)}
-    memory.backend.set_setting("relevance", {**probes.to_json(), **about})
-    for minimum, passages in ((1.9, free.passages), (2.1, ()), (None, free.passages)):
-        with memory.using(relevance=minimum):
-            routed = memory.route(asked(1))
-        assert routed.passages == passages
-        assert routed.score == free.score
-        assert routed.relevance == (None if minimum is None else pytest.approx(2, abs=1e-5))
 
 
 @pytest.mark.parametrize("memory_type", BACKENDS)
@@ -122,6 +104,8 @@ def test_words_route_until_there_is_a_profile(memory_type, tmp_path, monkeypatch
         memory_type=memory_type,
         remove_special_ids=False,
         passage_rows=ROWS,
+        relevance=None,
+        candidates=0,
         **options,
     )
     memory = attach(model, config, tokenizer=word_tokenizer())
@@ -130,13 +114,11 @@ def test_words_route_until_there_is_a_profile(memory_type, tmp_path, monkeypatch
     memory.save()
     index = memory.backend.catalog.setting("index")
     assert index is None or index["heads"] == {}
-    assert memory.backend.catalog.setting("relevance") is None
     for number, name in enumerate(NAMES):
         prompt = document(number)[20:30]
         routed = memory.route(prompt)
         assert routed.passages[0].passage.document == name
         assert routed.passages[0].score == pytest.approx(routed.score, abs=1e-4)
-        assert routed.relevance is None
         with memory.using(routing="words"):
             assert memory.route(prompt) == routed
     recalled = chosen(model, [asked(1)])
@@ -144,13 +126,12 @@ def test_words_route_until_there_is_a_profile(memory_type, tmp_path, monkeypatch
         assert chosen(model, [asked(1)]) != recalled
     memory.keep_profile(profile_of(build("llama")))
     memory.save()
-    assert memory.route(asked(1)).relevance is not None
     index = memory.backend.catalog.setting("index")
     assert index is None or index["heads"] == {"0": [0], "2": [1]}
 
 
 def test_each_of_many_short_documents_is_found_by_its_own_words():
-    memory = routing(build("llama"), tokenizer=word_tokenizer(), relevance=None, max_passages=3)
+    memory = routing(build("llama"), tokenizer=word_tokenizer(), max_passages=3, candidates=0)
     memory.clear()
     owners, things = range(10, 30), range(40, 50)
     facts = {f"{owner}-{thing}": (owner, thing) for owner in owners for thing in things}

@@ -48,7 +48,7 @@ MODES = pytest.mark.parametrize("mode", ["words", "both"])
 
 def with_words():
     model = build("llama")
-    return model, routing(model, tokenizer=word_tokenizer(), relevance=None)
+    return model, routing(model, tokenizer=word_tokenizer(), candidates=0)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def router_of(memory):
 
 def heads_of(memory):
     """Return what searches with the memory's head profile."""
-    return HeadSearch(attached_model(memory), memory.profile, memory.tokenizer)
+    return HeadSearch(attached_model(memory), memory.profile)
 
 
 def profile_of(model, heads=HEADS):
@@ -61,13 +61,17 @@ def routing(
     tokenizer=None,
     **settings,
 ):
-    """Attach a memory of three documents to a model, in passage mode."""
+    """Attach a memory of three documents to a model, in passage mode.
+
+    No passage makes a question likelier for a random model, so all prompts are relevant.
+    """
     profile = profile_of(model, heads)
     options = {
         "mode": "passage",
         "remove_special_ids": False,
         "passage_rows": ROWS,
         "max_passages": PASSAGES,
+        "relevance": None,
         **BACKENDS[memory_type],
         **settings,
     }

@@ -10,8 +10,6 @@ import pytest
 from emt import MemoryConfig, Passage, attach
 from emt.errors import ConfigError, MemoryUseError, StoreError
 from emt.memory.head_profiles import HeadProfiles
-from emt.routing.probes import PROBES
-from emt.routing.relevance_store import RELEVANCE
 from memory_backends import MemoryBackend, verify
 from tests.emt.routing.worlds import (
     BACKENDS,
@@ -32,7 +30,7 @@ KINDS = pytest.mark.parametrize("memory_type", BACKENDS)
 
 @pytest.fixture
 def world(tmp_path, memory_type):
-    """A model and its memory, in a store that does not know yet what is relevant."""
+    """A model and its memory, in a store without an index of the profile's heads."""
     model = build("llama")
     path = str(tmp_path / "store")
     memory = routing(model, memory_type, tokenizer=word_tokenizer(), path=path)
@@ -53,9 +51,6 @@ def test_what_has_not_changed_is_saved_without_permission(world, tmp_path, monke
         memory.save(tmp_path / "store")
         with pytest.raises(StoreError, match="Permission denied"):
             memory.write(document(3), document="four")
-    assert memory.backend.catalog.setting(RELEVANCE) is None
-    memory.save()
-    assert memory.backend.catalog.setting(RELEVANCE)["num_rows"] == 237
 
 
 @KINDS
@@ -93,31 +88,13 @@ def test_no_profile_is_made_that_cannot_be_kept(tmp_path, monkeypatch):
 # -- what takes long is said ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("memory_type", ["manual"])
-def test_the_log_says_that_relevance_is_measured(world, caplog):
-    _, memory = world
-    caplog.set_level(logging.INFO, "emt")
-    memory.save()
-    (record,) = caplog.records
-    assert record.levelno == logging.INFO
-    said = record.getMessage()
-    assert f"{len(PROBES)} that are not are routed in its 237 rows" in said
-    assert "set relevance to None, or mode to token" in said
-    memory.save()
-    memory.route(asked(1))
-    assert len(caplog.records) == 1  # it is known
-    memory.remove("two", "three")
-    memory.route(asked(1))
-    assert len(caplog.records) == 1  # too few rows to measure anything
-
-
 @pytest.mark.parametrize(("index", "takes_long"), [("IVF4,Flat", True), ("Flat", False)])
 def test_the_log_says_that_heads_of_another_profile_have_no_files(
     tmp_path, caplog, monkeypatch, index, takes_long
 ):
     model = build("llama")
-    path, settings = tmp_path / "store", {"index": index, "relevance": None}
-    memory = routing(model, "vector_db", path=str(path), **{**settings, "heads": ((0, 1),)})
+    path = tmp_path / "store"
+    memory = routing(model, "vector_db", path=str(path), index=index, heads=((0, 1),))
     memory.save()
     memory.open(path)
     memory.keep_profile(profile_of(build("llama"), ((0, 1), (2, 3))))
@@ -151,8 +128,7 @@ def test_a_deleted_model_is_collected_while_its_memory_is_kept(model_type, memor
     memory = routing(model, memory_type, tokenizer=word_tokenizer(), path=path)
     memory.save()
     assert memory.route(asked(1)).score > 0
-    with memory.using(relevance=None):
-        used = chosen(model, [asked(1)])
+    used = chosen(model, [asked(1)])
     with memory.recalling([Passage("one", 0, 8)]):
         assert chosen(model, [asked(1)]) != used
     angles, heads = memory._attached("test").angles, heads_of(memory)
@@ -165,7 +141,7 @@ def test_a_deleted_model_is_collected_while_its_memory_is_kept(model_type, memor
     with pytest.raises(MemoryUseError, match=gone.format("route")):
         memory.route(asked(1))
     with pytest.raises(MemoryUseError, match=gone.format("route")):
-        heads.measure_relevance(memory.backend)
+        heads.hits(asked(1), [0], memory.backend)
     refused = pytest.raises(MemoryUseError, match=gone.format("recall"))
     with refused, memory.recalling([Passage("one", 0, 8)]):
         pass

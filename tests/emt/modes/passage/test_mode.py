@@ -4,7 +4,6 @@ Expected is an explicit `recalling` block with the same passages, or the plain m
 """
 
 import copy
-import math
 import threading
 
 import torch
@@ -12,7 +11,6 @@ import pytest
 
 from emt import MemoryConfig, attach, detach
 from emt.errors import ConfigError, MemoryUseError
-from emt.routing.relevance import Relevance
 from tests.emt.routing.worlds import (
     BACKENDS,
     NAMES,
@@ -88,13 +86,12 @@ def test_what_is_not_relevant_is_the_plain_model():
     relevant, other = document(0)[10:30], tokens(20, 99)
     plain = model(other[None]).logits
     memory = routing(model, remove_special_ids=False)
-    scores = [memory.route(prompt).score for prompt in (relevant, other)]
-    assert scores[0] > scores[1]
-    between = Relevance(len(memory), math.log(sum(scores) / 2), 0.0, 1.0)
-    memory._modes.routing._relevance.of = lambda router, backend: between
-    memory.config = memory.config.replace(relevance=0.0)
+    gains = [memory.route(prompt).relevance for prompt in (relevant, other)]
+    assert gains[0] > gains[1]
+    memory.config = memory.config.replace(relevance=sum(gains) / 2)
     assert torch.equal(model(other[None]).logits, plain)
-    assert memory.route(other).score == scores[1]
+    routed = memory.route(other)
+    assert (routed.relevance, routed.passages) == (gains[1], ())
     mixed = model(torch.stack([relevant, other])).logits
     assert torch.equal(model(relevant[None]).logits[0], mixed[0])
     assert (mixed[1] - plain[0]).abs().max() <= 2e-5
@@ -281,7 +278,12 @@ def test_long_prompts_leave_room_for_the_answer():
     memory = attach(
         model,
         MemoryConfig.published(
-            mode="passage", max_length=64, stride=64, passage_rows=40, max_passages=30
+            mode="passage",
+            max_length=64,
+            stride=64,
+            passage_rows=40,
+            max_passages=30,
+            relevance=None,
         ),
     )
     memory.write(document(0)[:60], document="one")
@@ -330,7 +332,7 @@ def test_closing_and_opening(tmp_path):
     memory = attach(
         model,
         MemoryConfig.published(
-            path=tmp_path / "m", mode="passage", passage_rows=24, max_passages=2
+            path=tmp_path / "m", mode="passage", passage_rows=24, max_passages=2, relevance=None
         ),
     )
     assert torch.equal(model(prompt).logits, found)

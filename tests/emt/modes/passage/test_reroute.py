@@ -129,7 +129,7 @@ def test_the_question_and_what_was_generated_ask():
 
 def test_nothing_changes_while_the_passage_stays_the_same(monkeypatch):
     model = build("llama")
-    memory = routing(model)
+    memory = routing(model, candidates=0)
     expected = chosen(model, [asked(0), asked(1)])
     own, asked_anew = Router.route, []
 

@@ -1,0 +1,192 @@
+"""How likely a question is after passages: as after their text, and as in a block of each."""
+
+import threading
+
+import torch
+import pytest
+
+from emt import Passage
+from emt.errors import DocumentError
+from emt.modes.passage.likelihood import QuestionLikelihood
+from tests.emt.modes.passage.recalled import (
+    BACKENDS,
+    NUM_ROWS,
+    SCALED,
+    SMALL_WINDOWS,
+    remembering,
+    tokens,
+)
+from tests.families import FAMILIES, build
+from tests.tiny_models import build_tiny
+from tests.verdicts import attach_everywhere
+
+TOLERANCE = 2e-5
+AT = 9  # tokens of a chat template before the message
+PROMPT = tokens(30, 2)
+PASSAGES = [Passage("d", 4, 20), Passage("d", 0, 5), Passage("d", 31, 40)]
+
+
+def log_probs(logits, token_ids):
+    """Return the log-probability of each token but the first, (T - 1,), by hand."""
+    shares = logits.float().softmax(-1)[:-1]
+    return torch.stack(
+        [share[token] for share, token in zip(shares, token_ids[1:], strict=True)]
+    ).log()
+
+
+def asking(memory):
+    likelihood = QuestionLikelihood(memory._attached("test"))
+
+    def ask(at=AT, tokens=None, passages=PASSAGES, prompt=PROMPT):
+        tokens = range(at, len(prompt)) if tokens is None else tokens
+        return likelihood(prompt, at, tokens, passages, memory.backend)
+
+    return ask
+
+
+@torch.no_grad()
+def in_blocks(model, memory, at, passages=PASSAGES, prompt=PROMPT):
+    """Return the same from the logits of blocks that recall a passage each, and of none."""
+    found = []
+    for passage in passages:
+        with memory.recalling([passage], at=at):
+            found.append(log_probs(model(input_ids=prompt[None]).logits[0], prompt)[at:])
+    with memory.using(enabled=False):
+        found.append(log_probs(model(input_ids=prompt[None]).logits[0], prompt)[at:])
+    return torch.stack(found)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("memory_type", BACKENDS)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
+def test_after_the_beginning_of_a_text_it_is_that_of_a_forward_over_both(family, memory_type):
+    model = family.build()
+    text = tokens(NUM_ROWS, 1)
+    plain = [
+        log_probs(model(torch.cat([text[:stop], PROMPT])[None]).logits[0, stop:], PROMPT)
+        for stop in (8, NUM_ROWS, 0)
+    ]
+    memory = remembering(model, text, memory_type)
+    found = asking(memory)(0, passages=[Passage("d", 0, 8), Passage("d", 0, NUM_ROWS)])
+    assert (found - torch.stack(plain)).abs().max() <= TOLERANCE
+    assert (plain[0] - plain[2]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("at", [0, AT])
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
+def test_it_is_that_of_a_block_with_the_passage(family, at):
+    model = family.build()
+    memory = remembering(model, tokens(NUM_ROWS, 1))
+    assert (asking(memory)(at) - in_blocks(model, memory, at)).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize(("model_type", "options"), SMALL_WINDOWS)
+def test_it_is_that_of_a_block_where_windows_are_small(model_type, options):
+    model = build(model_type, **options)
+    memory = remembering(model, tokens(NUM_ROWS, 1))
+    assert (asking(memory)() - in_blocks(model, memory, AT)).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("scaling", SCALED)
+def test_it_is_that_of_a_block_where_positions_are_scaled(scaling):
+    model = build("llama", rope_parameters={**SCALED[scaling], "rope_theta": 10_000.0})
+    memory = remembering(model, tokens(NUM_ROWS, 1))
+    assert (asking(memory)() - in_blocks(model, memory, AT)).abs().max() <= TOLERANCE
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["bamba", "falcon_h1", "qwen3_next", "recurrent_gemma", "bert"])
+def test_it_is_that_of_a_block_where_the_cache_is_of_another_kind(family):
+    model = build_tiny(family)
+    memory = attach_everywhere(model)
+    memory.write(tokens(NUM_ROWS, 1), document="d")
+    assert (asking(memory)() - in_blocks(model, memory, AT)).abs().max() <= 1e-4
+
+
+def test_eager_attention_gives_the_same():
+    found = []
+    for implementation in ("eager", "sdpa"):
+        model = build("mistral", attn_implementation=implementation, sliding_window=16)
+        found.append(asking(remembering(model, tokens(NUM_ROWS, 1)))())
+    assert (found[0] - found[1]).abs().max() <= TOLERANCE
+
+
+def test_only_tokens_that_ask_are_returned():
+    memory = remembering(build("llama"), tokens(NUM_ROWS, 1))
+    ask = asking(memory)
+    every = ask()
+    asked = [*range(AT, AT + 6), *range(20, 26)]  # a question, and what was generated last
+    chosen = [token - AT - 1 for token in asked[1:]]
+    assert (ask(tokens=asked) - every[:, chosen]).abs().max() <= TOLERANCE
+    assert ask(tokens=range(AT, AT + 2)).shape == (4, 1)
+    assert ask(tokens=range(AT, AT + 1)).shape == (4, 0)
+
+
+def test_of_a_long_prompt_64_tokens_before_the_message_and_what_asks_are_read():
+    model = build("llama")
+    memory = remembering(model, tokens(NUM_ROWS, 1))
+    prompt = tokens(500, 6)
+    found = asking(memory)(200, tokens=range(450, 500), prompt=prompt)
+    read = torch.cat([prompt[136:200], prompt[450:]])
+    expected = in_blocks(model, memory, 64, prompt=read)
+    assert (found - expected).abs().max() <= TOLERANCE
+
+
+def test_vocabularies_are_computed_for_tokens_that_ask_only():
+    model = build("llama")
+    memory = remembering(model, tokens(NUM_ROWS, 1))
+    shapes = []
+    model.lm_head.register_forward_hook(lambda *call: shapes.append(tuple(call[2].shape)))
+    asking(memory)(tokens=[AT, AT + 1, 25, 26])
+    assert shapes == [(4, 3, 97)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision(dtype):
+    text = tokens(NUM_ROWS, 1)
+    expected = asking(remembering(build("llama").to(dtype).float(), text))()
+    found = asking(remembering(build("llama", dtype=dtype), text))()
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().max() <= 0.3
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model = build("llama").to(dtype).float()
+        assert torch.equal(asking(remembering(model, text))(), expected)
+
+
+def test_a_document_that_was_removed_is_named():
+    memory = remembering(build("llama"), tokens(NUM_ROWS, 1))
+    memory.remove("d")
+    with pytest.raises(DocumentError, match="no document 'd'"):
+        asking(memory)()
+
+
+def test_threads_ask_at_once():
+    memory = remembering(build("llama"), tokens(NUM_ROWS, 1))
+    ask = asking(memory)
+    prompts = [tokens(20 + number, 50 + number) for number in range(4)]
+    alone = [ask(prompt=prompt) for prompt in prompts]
+    found = [[] for _ in prompts]
+
+    def run(number):
+        for _ in range(5):
+            found[number].append(ask(prompt=prompts[number]))
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one, several in zip(alone, found, strict=True):
+        assert len(several) == 5
+        assert all(torch.equal(each, one) for each in several)
+
+
+def test_it_leaves_nothing_behind():
+    model = build("llama")
+    memory = remembering(model, tokens(NUM_ROWS, 1))
+    hooks = [len(module._forward_pre_hooks) for module in model.modules()]
+    with memory.recording(whole_prompt=True) as recording:
+        asking(memory)()
+    assert recording.num_retrieved == 0
+    assert [len(module._forward_pre_hooks) for module in model.modules()] == hooks
+    assert all(parameter.grad is None for parameter in model.parameters())
