@@ -150,7 +150,11 @@ def together(
     of_windows = torch.stack([gains[passage] for passage in around if passage is not None])
     pair = follower.pair(windows, float(of_windows[0].sum()), budget.num_rows // 2)
     first, *led_to = (0,) if pair is None else pair
-    rest = [i for i in range(len(windows)) if i != first]
+    rest = [
+        i
+        for i, window in enumerate(windows)
+        if i != first and not any(window.is_near(other, budget.min_distance) for other in led_to)
+    ]
     adding = _adding(of_windows[[first, *rest]], budget.num_passages - len(led_to))
     order = [rest[i - 1] for i in adding[1:]]
     order += [i for i in rest if i not in order]

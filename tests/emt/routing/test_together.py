@@ -116,6 +116,12 @@ def test_a_document_that_the_best_passage_names_comes_second(memory):
     assert found.num_needed == 3  # the third explains 4 nats more, of another token
 
 
+def test_a_window_that_is_led_to_is_not_there_twice(memory):
+    windows, gains = windows_and_gains(memory, {MARTA: [5.0, 0.0], ORSK: [0.0, 4.0]})
+    found = together(windows, gains, BUDGET, follower(memory, log_probs={(MARTA, ORSK): -2.0}))
+    assert found == (windows, 2)
+
+
 def test_a_likelier_pair_takes_the_place_of_the_best_passage(memory):
     gains = {VARN: [3.0, 1.0], MARTA: [3.0, 0.0]}
     windows, gains = windows_and_gains(memory, gains)
