@@ -30,13 +30,25 @@ class Budget:
 
 
 def choose_passages(
-    windows: Sequence[Window], backend: MemoryBackend, budget: Budget
+    windows: Sequence[Window],
+    backend: MemoryBackend,
+    budget: Budget,
+    *,
+    num_needed: int | None = None,
 ) -> list[RoutedPassage]:
     """Turn windows into passages that share no rows, best first, within the budget.
 
     The passages are made around as many windows as there may be passages; around more if the
     documents are so short that a quarter of the rows is left. Windows are given best first.
+
+    Args:
+        windows: best first.
+        backend: where their rows are.
+        budget: of rows and passages.
+        num_needed: how many windows have something of their own to say; fewer than there may be
+            passages leave more rows to each. None for as many as there may be.
     """
+    num_needed = budget.num_passages if num_needed is None else num_needed
     searchable = backend.catalog.searchable_rows("all")
     owners = backend.catalog.document_of_rows(window.peak for window in windows)
     windows = [window for window in windows if window.peak in owners]
@@ -49,7 +61,7 @@ def choose_passages(
     for window in windows:
         owner = document(owners[window.peak])
         candidates.append(Candidate(owner, window.peak - owner.first_row))
-        if len(candidates) < min(budget.num_passages, len(windows)):
+        if len(candidates) < min(num_needed, budget.num_passages, len(windows)):
             continue
         expanded = passages_around(candidates, budget.num_rows)
         num_taken = sum(passage.stop - passage.first for _, passage in expanded)

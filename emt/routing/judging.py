@@ -36,6 +36,8 @@ class Judge(Protocol):
         tokens: Sequence[int],
         passages: Sequence[Passage],
         backend: MemoryBackend,
+        *,
+        beside: Sequence[Passage] | None = None,
     ) -> Tensor:
         """Return log-probabilities of the tokens that ask, after each of n passages and none.
 
@@ -45,6 +47,7 @@ class Judge(Protocol):
             tokens: which of the T tokens ask, ascending.
             passages: n passages, each tried alone.
             backend: where their rows are.
+            beside: n passages, each put between one of the others and the question; None for none.
 
         Returns:
             (n + 1, q) float32, in nats; the last row is after no passage.
@@ -86,7 +89,11 @@ def judged(
     if not log_probs.shape[1]:
         return Judged(windows, None)
     gains = log_probs[:-1] - log_probs[-1]
-    most = gains.topk(min(_NUM_TELLING, gains.shape[1])).values.sum(dim=1) / _NUM_TELLING
     posterior = gains.sum(dim=1).numpy() + 2 * np.log([place.prior for place in kept])
     order = np.argsort(-posterior, kind="stable")
-    return Judged([windows[i] for i in order], float(most.max()))
+    return Judged([windows[i] for i in order], float(telling(gains).max()))
+
+
+def telling(gains: Tensor) -> Tensor:
+    """Return the mean of the three largest gains of tokens: (..., q) -> (...)."""
+    return gains.topk(min(_NUM_TELLING, gains.shape[-1])).values.sum(dim=-1) / _NUM_TELLING

@@ -2,25 +2,81 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from emt.config import MemoryConfig
 from emt.model.attached import AttachedModel
-from emt.passage import Passage, Routed
+from emt.passage import Passage, Question, Routed
 from emt.routing.candidates import CandidateSearch
 from emt.routing.choosing import Budget, choose_passages
-from emt.routing.fusion import fuse_rankings
+from emt.routing.evidence import Window
+from emt.routing.fusion import Place, fuse_rankings
 from emt.routing.head_profile import HeadProfile
 from emt.routing.head_search import HeadSearch
 from emt.routing.judging import Judge, judged
+from emt.routing.links import LinkIndex
 from emt.routing.question import question_of
+from emt.routing.together import Follower, together
 from memory_backends import MemoryBackend, Scope
 
 _MAX_WINDOWS = 10  # of each ranking
 _MAX_GENERATED = 32  # generated tokens that have queries, beside those of the question
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A prompt, and the memory that it is asked of.
+
+    Attributes:
+        token_ids: (T,) int64, the prompt, and what was generated since.
+        question: where it asks.
+        tokens: which of the T tokens ask.
+        voices: what finds places.
+        gains: by how much each passage that was judged makes each token that asks likelier.
+    """
+
+    token_ids: Tensor
+    question: Question
+    tokens: Sequence[int]
+    backend: MemoryBackend
+    budget: Budget
+    candidates: CandidateSearch
+    voices: frozenset[str]
+    judge: Judge | None
+    gains: dict[Passage, Tensor] = field(default_factory=dict)
+
+    def places(self, scope: Scope | None) -> list[Place]:
+        """Return the places that the voices find, best first."""
+        rankings = self.candidates.rankings(
+            self.voices,
+            self.token_ids,
+            self.tokens,
+            self.backend,
+            _MAX_WINDOWS,
+            min_distance=self.budget.min_distance,
+            scope=scope,
+        )
+        return fuse_rankings(list(rankings.values()), min_distance=self.budget.min_distance)
+
+    def windows(self, scope: Scope | None) -> list[Window]:
+        """Return the windows of the places."""
+        return [place.window for place in self.places(scope)]
+
+    def ask_back(
+        self, passages: Sequence[Passage], beside: Sequence[Passage] | None = None
+    ) -> Tensor:
+        """Return how likely the question is after passages, as the judge."""
+        assert self.judge is not None
+        at, tokens = self.question.at, self.tokens
+        log_probs = self.judge(self.token_ids, at, tokens, passages, self.backend, beside=beside)
+        if beside is None:
+            self.gains.update(zip(passages, log_probs[:-1] - log_probs[-1], strict=True))
+        return log_probs
 
 
 class Router:
@@ -45,6 +101,7 @@ class Router:
         self._tokenizer = tokenizer
         heads = None if profile is None else HeadSearch(model, profile)
         self._candidates = CandidateSearch(model, tokenizer, heads)
+        self._links = LinkIndex()
 
     def route(
         self,
@@ -78,28 +135,30 @@ class Router:
         budget = Budget(num_rows, min(config.max_passages, num_rows))
         tokens = list(range(question.first, question.stop))
         tokens += range(max(num_prompt, len(token_ids) - _MAX_GENERATED), len(token_ids))
-        rankings = self._candidates.rankings(
-            config.voices,
-            token_ids,
-            tokens,
-            backend,
-            _MAX_WINDOWS,
-            min_distance=budget.min_distance,
-            scope=scope,
+        asked = _Asked(
+            token_ids, question, tokens, backend, budget, self._candidates, config.voices, judge
         )
-        places = fuse_rankings(list(rankings.values()), min_distance=budget.min_distance)
-        windows, gain = [place.window for place in places], None
+        places = asked.places(scope)
+        windows = [place.window for place in places]
         score = max((window.score for window in windows), default=0.0)
-        if judge is not None and windows:
-            count, num_rows = config.candidates, budget.num_rows // budget.num_passages
-
-            def ask_back(passages: Sequence[Passage]) -> Tensor:
-                return judge(token_ids, question.at, tokens, passages, backend)
-
-            best, gain = judged(places[:count], ask_back, backend, num_rows)
-            windows = [*best, *windows[count:]]
-            least = config.relevance
-            if gain is not None and least is not None and gain < least:
+        gain, num_needed = None, budget.num_passages
+        if judge is not None and places:
+            share, count = num_rows // budget.num_passages, config.candidates
+            best, gain = judged(places[:count], asked.ask_back, backend, share)
+            least = -math.inf if config.relevance is None else config.relevance
+            if gain is not None and gain < least:
                 return Routed(question, (), score, gain)
-        passages = choose_passages(windows, backend, budget)
+            if gain is not None and budget.num_passages > 1:
+                best, num_needed = together(best, asked.gains, budget, self._follower(asked, scope))
+            windows = [*best, *windows[count:]]
+        passages = choose_passages(windows, backend, budget, num_needed=num_needed)
         return Routed(question, tuple(passages), score, gain)
+
+    def _follower(self, asked: _Asked, scope: Scope | None) -> Follower:
+        tokenizer, text = self._tokenizer, ""
+        if tokenizer is not None:
+            ids = asked.token_ids[asked.tokens].tolist()
+            text = str(tokenizer.decode(ids, skip_special_tokens=True))
+        return Follower(
+            text, self._links, tokenizer, asked.backend, scope, asked.windows, asked.ask_back
+        )

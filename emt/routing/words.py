@@ -101,13 +101,14 @@ class WordIndex:
         num_rows = len(document.row_tokens)
         of_runs: list[Int64Array] = []
         for start, stop in runs_of(num_rows).tolist():
-            words = terms_of(_text_of_rows(document, start, stop, self._tokenizer))
+            words = terms_of(text_of_rows(document, start, stop, self._tokenizer))
             numbers = [self._numbers.setdefault(word, len(self._numbers)) for word in words]
             of_runs.append(np.array(numbers, dtype=np.int64))
         return _Document(num_rows, of_runs)
 
 
-def _text_of_rows(document: StoredDocument, start: int, stop: int, tokenizer: Any) -> str:
+def text_of_rows(document: StoredDocument, start: int, stop: int, tokenizer: Any) -> str:
+    """Return the text of some rows; decoded if the document was written as ids."""
     tokens = document.row_tokens[start:stop]
     if document.text is None or document.offsets is None:
         return "" if tokenizer is None else str(tokenizer.decode(document.token_ids[tokens]))

@@ -53,6 +53,8 @@ class QuestionLikelihood:
         tokens: Sequence[int],
         passages: Sequence[Passage],
         backend: MemoryBackend,
+        *,
+        beside: Sequence[Passage] | None = None,
     ) -> Tensor:
         """Return the log-probabilities of a question's tokens after each passage.
 
@@ -66,6 +68,7 @@ class QuestionLikelihood:
             tokens: which of the T tokens ask, ascending.
             passages: n passages, each tried alone.
             backend: where their rows are.
+            beside: n passages, each put between one of the others and the question; None for none.
 
         Returns:
             (n + 1, q - 1) float32, in nats, of the q tokens that ask; in the last row, after no
@@ -82,7 +85,8 @@ class QuestionLikelihood:
         before, asked = token_ids[max(at - _MAX_BEFORE, 0) : at], token_ids[tokens[0] :]
         asked = asked[: tokens[-1] + 1 - tokens[0]]
         places = [len(before)] * len(passages)
-        placements = locate(backend, [[passage] for passage in passages], places)
+        tried = [passages] if beside is None else [passages, beside]
+        placements = locate(backend, list(zip(*tried, strict=True)), places)
         placements.append(Placement((), len(before)))
         rows = PlacedRows.read(self._model, backend, placements)
         model, decoder = (

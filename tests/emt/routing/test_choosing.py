@@ -14,11 +14,12 @@ def backend():
     return routing(build("llama")).backend
 
 
-def chosen_around(backend, peaks, num_rows=64, num_passages=2):
+def chosen_around(backend, peaks, num_rows=64, num_passages=2, num_needed=None):
     """Return what is chosen around rows of documents, best first."""
     first = {name: backend.catalog.document(name).first_row for name in NAMES}
     windows = [Window(first[name] + row, score) for name, row, score in peaks]
-    chosen = choose_passages(windows, backend, Budget(num_rows, num_passages))
+    budget = Budget(num_rows, num_passages)
+    chosen = choose_passages(windows, backend, budget, num_needed=num_needed)
     return [(routed.passage, routed.score) for routed in chosen]
 
 
@@ -44,6 +45,14 @@ def test_more_windows_where_documents_are_short(backend):
     # All of the first, which both windows are in, is 70 rows: too little of 160, but not of 80.
     assert chosen_around(backend, peaks, 160) == [(one, 0.5), (two, 0.3)]
     assert chosen_around(backend, peaks, 80) == [(one, 0.5)]
+
+
+def test_fewer_windows_that_are_needed_have_more_rows_each(backend):
+    peaks = [("one", 20, 0.5), ("two", 30, 0.3), ("three", 40, 0.2)]
+    one, two, three = Passage("one", 0, 70), Passage("two", 0, 79), Passage("three", 0, 88)
+    assert chosen_around(backend, peaks, 160, 3, 2) == [(one, 0.5), (two, 0.3)]
+    # What two leave of more than that is for a third, wanted or not.
+    assert chosen_around(backend, peaks, 260, 3, 2) == [(one, 0.5), (two, 0.3), (three, 0.2)]
 
 
 def test_no_windows_give_no_passages(backend):
