@@ -185,7 +185,7 @@ class MemoryConfig:
         accepts=lambda count: count >= 0,
     )
     relevance: float | None = setting(
-        2.5,
+        2.75,
         "Recall passages only for prompts that one of them makes likelier by at least so much, in "
         "nats a token, as the mean of the three tokens that gain most; others are answered by the "
         "plain model. null recalls passages for every prompt.",

@@ -158,8 +158,9 @@ def together(
     adding = _adding(of_windows[[first, *rest]], budget.num_passages - len(led_to))
     order = [rest[i - 1] for i in adding[1:]]
     order += [i for i in rest if i not in order]
-    # Two where one would do: the best is not always right.
-    num_needed = max(len(adding) + len(led_to), 2)
+    num_needed = len(adding) + len(led_to)
+    if num_needed == 1:  # the best is not always right
+        num_needed = budget.num_passages
     return Together([windows[first], *led_to, *(windows[i] for i in order)], num_needed)
 
 
