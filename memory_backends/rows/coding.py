@@ -20,7 +20,7 @@ from memory_backends.rows.records import LayerRecords, num_extra_parts
 FineHeads = Mapping[int, Sequence[int]]  # layer -> ascending KV heads, of some layers
 
 # Of codecs beside these: "exact" and "float16" have nothing to add, the others are as they were.
-CODECS_WITH_FINE_HEADS = ("int5",)
+CODECS_WITH_FINE_HEADS = ("int6",)
 
 
 def record_bytes(

@@ -126,9 +126,10 @@ class LayerRecords:
 
         Bytes of no row, which a hole in a file has, give numbers, too.
         """
-        step = data[..., :_SCALE_BYTES].contiguous().view(torch.half).float()
+        step = data[..., :_SCALE_BYTES].clone(memory_format=torch.contiguous_format)  # aligned
         whole = data[..., _SCALE_BYTES : _SCALE_BYTES + self._layer.head_dim]
-        return step.nan_to_num(0.0, 0.0, 0.0) * whole.contiguous().view(torch.int8).float()
+        step = step.view(torch.half).float().nan_to_num(0.0, 0.0, 0.0)
+        return step * whole.contiguous().view(torch.int8).float()
 
 
 def num_extra_parts(layer: LayerLayout, part_bytes: int) -> int:
