@@ -43,7 +43,7 @@ class TestFlatOverCodedRows(BackendConformance):
 
 class TestFlatOverRowsInFiveBits(BackendConformance):
     memory_type = "vector_db"
-    options: ClassVar = {"index": "Flat", "row_codec": "int6"}
+    options: ClassVar = {"index": "Flat", "row_codec": "int5.5"}
 
 
 class Selected(ScopeConformance):

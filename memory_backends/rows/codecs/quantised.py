@@ -1,11 +1,12 @@
-"""Rows quantised to some bits a number: "int8", "int6", "int4".
+"""Rows quantised to some bits a number: "int8", "int5.5", "int4".
 
 A key, or a value, is a *centre* plus a residual. The residual is turned into the principal axes of
 its head, where each coordinate is divided by its standard deviation and by a scale of this token.
 Neighbouring coordinates are coded in pairs, by one of the points that suit two Gaussians. Wide axes
-get more bits than narrow ones, and keys more than values. For "int6", axes and bits are those with
-the least error in the scores that sampled queries give: it is made for passages, where all rows are
-attended to; "int8" and "int4" are made for searches, where a key decides whether a row is found.
+get more bits than narrow ones, and keys more than values. For "int5.5", axes and bits are those
+with the least error in the scores that sampled queries give: it is made for passages, where all
+rows are attended to; "int8" and "int4" are made for searches, where a key decides whether a row is
+found at all.
 
 The centres are the mean and the first few rows that the store got, which decode exactly: in deep
 layers those are attention sinks, as small as no other row and attended by every query; the sinks of
