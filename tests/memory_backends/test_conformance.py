@@ -41,7 +41,7 @@ class TestFlatOverCodedRows(BackendConformance):
     options: ClassVar = {"index": "Flat", "row_codec": "int8"}
 
 
-class TestFlatOverRowsInFiveBits(BackendConformance):
+class TestFlatOverRowsForPassages(BackendConformance):
     memory_type = "vector_db"
     options: ClassVar = {"index": "Flat", "row_codec": "int5.5"}
 
