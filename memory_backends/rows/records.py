@@ -88,12 +88,12 @@ class LayerRecords:
     def _rests(self, records: torch.Tensor, heads: Heads) -> list[tuple[int, torch.Tensor]]:
         """Return of the fine heads among `heads`: the place there, and the rest (n, rest bytes)."""
         chosen = list(range(self._heads) if heads is None else heads)
-        size, found = rest_bytes(self._layer), []
+        size, rests = rest_bytes(self._layer), []
         for number, head in enumerate(self._fine_heads):
             if head in chosen:
                 first = self._end_of_parts + number * size
-                found.append((chosen.index(head), records[:, first : first + size]))
-        return found
+                rests.append((chosen.index(head), records[:, first : first + size]))
+        return rests
 
 
 def rest_bytes(layer: LayerLayout) -> int:

@@ -207,10 +207,10 @@ class QuantisedCoder:
 def _points(places: torch.Tensor) -> torch.Tensor:
     """Return the first and second number of points by place, (P, n) to (2, P, n)."""
     table = gaussian_points()
-    found = table.new_empty(2, places.numel())
-    for numbers, out in zip(table, found, strict=True):
+    points = table.new_empty(2, places.numel())
+    for numbers, out in zip(table, points, strict=True):  # faster than along dim 1 of both
         torch.index_select(numbers, 0, places.flatten(), out=out)
-    return found.view(2, *places.shape)
+    return points.view(2, *places.shape)
 
 
 def _first_and_second(tensor: torch.Tensor, dim: int) -> torch.Tensor:
