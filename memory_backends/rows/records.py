@@ -67,8 +67,7 @@ class LayerRecords:
 
     def gather(self, records: torch.Tensor, ids: torch.Tensor, heads: Heads = None) -> torch.Tensor:
         """Return rows by id, (h, ...) int64 to (h, ..., D + Dv), of all records; any for -1."""
-        parts = self._parts(records)
-        rows = self._coder.decode(gather_heads(parts, ids, heads), 0, heads)
+        rows = self._coder.decode(self._parts_at(records, ids, heads), 0, heads)
         for at, rest in self._rests(records, heads):
             if len(rest):
                 rows[at, ..., : self._layer.head_dim] += _from_bytes(rest[ids[at].clamp(min=0)])
@@ -84,6 +83,15 @@ class LayerRecords:
         """Return the heads' parts of records, (n, Hkv, part_bytes), not a copy."""
         parts = records[:, : self._end_of_parts]
         return parts.view(len(records), self._heads, self._part_bytes)
+
+    def _parts_at(self, records: torch.Tensor, ids: torch.Tensor, heads: Heads) -> torch.Tensor:
+        """Return parts by id, (h, ...) int64 to (h, ..., part_bytes)."""
+        parts = self._parts(records)
+        if parts.is_contiguous():
+            return gather_heads(parts, ids, heads)
+        chosen = torch.tensor(list(range(self._heads) if heads is None else heads))
+        # Rests lie between parts, so to see all parts in one row would copy the whole file.
+        return parts[ids.clamp(min=0), chosen.view(-1, *[1] * (ids.ndim - 1))]
 
     def _rests(self, records: torch.Tensor, heads: Heads) -> list[tuple[int, torch.Tensor]]:
         """Return of the fine heads among `heads`: the place there, and the rest (n, rest bytes)."""

@@ -66,6 +66,20 @@ def test_gathered_and_taken_rows_are_those_of_a_span(layer: LayerLayout, fine: l
     assert records.span(data[:0]).shape == (0, 3, layer.row_dim)
 
 
+def test_a_gather_from_a_large_file_reads_what_it_takes() -> None:
+    """Of a file of 10^15 records, which are all the same here and take no space."""
+    layer = SHAPES[0]
+    rows = rows_of(layer)
+    records = records_of(layer, rows, [1])
+    data = records.encode(rows)[7:8]
+    ids = torch.tensor([[0], [10**15 - 1], [5]])
+    large = data.expand(10**15, -1)
+    expected = records.span(data)[0, :, None]  # (3, 1, R)
+    torch.testing.assert_close(records.gather(large, ids), expected)
+    torch.testing.assert_close(records.gather(large, ids[:1], [1]), expected[[1]])
+    torch.testing.assert_close(records.take(large, ids * 3 + torch.arange(3)[:, None]), expected)
+
+
 def test_any_bytes_are_finite_numbers() -> None:
     layer = SHAPES[0]
     rows = rows_of(layer)
