@@ -56,7 +56,7 @@ class MemoryBackend:
             that another model wrote is refused.
         sinks: which rows a search may find: "all", or all with only "one" set of attention sinks,
             those of the first document that has some.
-        row_codec: how a new store keeps rows: "exact", "float16", "bfloat16", "int8", "int5" or
+        row_codec: how a new store keeps rows: "exact", "float16", "bfloat16", "int8", "int5.5" or
             "int4". A store that is opened keeps the codec it has. Rows that are not in files are
             exact, and so are those of a store with fewer than 512, too few to learn from for a
             codec that quantises.
@@ -391,7 +391,7 @@ class MemoryBackend:
     def index_heads(self, heads: Mapping[int, Sequence[int]] | None) -> None:
         """Choose which heads the next `save` writes index files for, if the searcher has files.
 
-        A store that is not made yet keeps their keys more finely, if it has the codec "int5".
+        A store that is not made yet keeps their keys more finely, if it has the codec "int5.5".
 
         Args:
             heads: layer -> KV heads; None for all that the options name.
