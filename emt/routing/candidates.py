@@ -67,7 +67,7 @@ class CandidateSearch:
         if "values" in voices:
             scores["values"] = self._values.scores(question, backend)
         rankings = {
-            name: runs.windows(runs.inside(of_runs, scope), count, min_distance=min_distance)
+            name: runs.windows(of_runs, count, min_distance=min_distance, scope=scope)
             for name, (runs, of_runs) in scores.items()
         }
         if "heads" in voices and self._heads is not None:

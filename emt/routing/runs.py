@@ -1,8 +1,4 @@
-"""Stored text in runs of 64 rows, which every voice of routing scores alike.
-
-Words, values and heads each say how well a run fits a question, as a share from 0 to 1. So their
-scores can be added, run by run.
-"""
+"""Stored text in runs of 64 rows, which words and values score."""
 
 from __future__ import annotations
 
@@ -74,7 +70,7 @@ class Runs:
             min_distance: rows that peaks in one document are apart, at least.
             scope: the rows that a peak may be among; None for all.
         """
-        middles, scores = self.middles, self.inside(scores, scope)
+        middles, scores = self.middles, self._inside(scores, scope)
         found = np.flatnonzero(scores > 0)
         ranked = found[np.argsort(-scores[found], kind="stable")]
         windows = (
@@ -82,7 +78,7 @@ class Runs:
         )
         return spaced(windows, count, min_distance=min_distance)
 
-    def inside(self, scores: Float32Array, scope: Scope | None) -> Float32Array:
+    def _inside(self, scores: Float32Array, scope: Scope | None) -> Float32Array:
         """Return scores (r,), with 0 for runs whose middle is not in a scope."""
         if scope is None:
             return scores

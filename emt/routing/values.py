@@ -25,9 +25,8 @@ from emt.model.devices import input_device, no_autocast
 from emt.model.positions import max_positions
 from emt.model.references import alive
 from emt.model.watch import watching
-from emt.routing.evidence import Window
 from emt.routing.runs import Runs
-from memory_backends import MemoryBackend, Scope
+from memory_backends import MemoryBackend
 from memory_backends.layout import Float32Array
 
 _SHARE = 0.25  # of the layers: the last ones
@@ -66,19 +65,6 @@ class ValueIndex:
         self._projections = {layer: _projection(_width(model, layer)) for layer in self._layers}
         self._index: _Index | None = None
         self._lock = threading.Lock()
-
-    def windows(
-        self,
-        question: Tensor,
-        backend: MemoryBackend,
-        count: int,
-        *,
-        min_distance: int,
-        scope: Scope | None = None,
-    ) -> list[Window]:
-        """Find the runs of rows nearest to a question (T,), as `Runs.windows`."""
-        runs, scores = self.scores(question, backend)
-        return runs.windows(scores, count, min_distance=min_distance, scope=scope)
 
     def scores(self, question: Tensor, backend: MemoryBackend) -> tuple[Runs, Float32Array]:
         """Return all runs of a memory, and how near each is to a question.

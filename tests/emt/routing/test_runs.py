@@ -32,14 +32,6 @@ def test_every_row_is_in_a_run(num_rows, expected):
 def test_runs_end_with_their_document():
     runs = Runs.of({0: 70, 100: 5})  # rows 70 to 99 were removed
     assert bounds(runs) == [(0, 64, 0), (32, 70, 0), (100, 105, 100)]
-    row, run = runs.of_rows(np.array([0, 40, 69, 75, 104]))
-    assert sorted(zip(row.tolist(), run.tolist(), strict=True)) == [
-        (0, 0),
-        (1, 0),
-        (1, 1),
-        (2, 1),
-        (4, 2),
-    ]
     assert bounds(Runs.of({})) == []
 
 
