@@ -35,6 +35,10 @@ class CandidateSearch:
         self._values = ValueIndex(model)
         self._heads = heads
 
+    def keep(self, backend: MemoryBackend) -> None:
+        """Keep in a memory's store what its next process would have to compute anew."""
+        self._values.keep(backend)
+
     def rankings(
         self,
         voices: Collection[str],

@@ -46,6 +46,10 @@ class Router:
         heads = None if profile is None else HeadSearch(model, profile)
         self._candidates = CandidateSearch(model, tokenizer, heads)
 
+    def keep(self, backend: MemoryBackend) -> None:
+        """Keep in a memory's store what its next process would have to compute anew."""
+        self._candidates.keep(backend)
+
     def route(
         self,
         token_ids: Tensor,

@@ -46,14 +46,6 @@ class Runs:
         """Return the runs for which a mask (r,) is True."""
         return Runs(self.starts[chosen], self.stops[chosen], self.documents[chosen])
 
-    def places_of(self, others: Runs) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
-        """Return where others (o,) are among these runs: (o,) indexes, and if they are there."""
-        if not len(self.starts):
-            none = np.zeros(len(others.starts), dtype=np.int64)
-            return none, none.astype(bool)
-        at = np.searchsorted(self.starts, others.starts).clip(max=len(self.starts) - 1)
-        return at, self.starts[at] == others.starts
-
     def windows(
         self,
         scores: Float32Array,
@@ -87,6 +79,11 @@ class Runs:
             part = slice(*np.searchsorted(middles, span))
             kept[part] = scores[part]
         return kept
+
+
+def num_runs(num_rows: Int64Array) -> Int64Array:
+    """Return how many runs documents of so many rows have, (d,) int64."""
+    return np.maximum(-(-(num_rows - STRIDE) // STRIDE), 1)
 
 
 def runs_of(num_rows: int) -> Int64Array:

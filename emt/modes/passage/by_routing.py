@@ -111,6 +111,11 @@ class ByRouting(PassageSource):
             return {}
         return profile.key_value_heads(self._model.query_heads, backend.layout)
 
+    def keep(self, config: MemoryConfig, backend: MemoryBackend) -> None:
+        """Keep in a memory's store what finds passages by values, if they do."""
+        if "values" in config.voices:
+            self.router(config, backend).keep(backend)
+
     # -- routing --------------------------------------------------------------------------------
 
     def route(
