@@ -37,6 +37,7 @@ from memory_backends.store import Store
 from memory_backends.store.batch import written
 from memory_backends.store.compaction import compact
 from memory_backends.store.copying import copy_store
+from memory_backends.store.derived import read_derived, remove_derived, write_derived
 from memory_backends.store.directory import check_directory, check_free
 
 _ROWS_PER_COMMIT = 8192
@@ -335,6 +336,18 @@ class MemoryBackend:
         with self._writing():
             self.catalog.set_setting(key, value)
 
+    def write_derived(self, name: str, parts: Sequence[bytes | memoryview]) -> None:
+        """Keep what the caller derives from rows in a file of the store; in RAM it is not kept."""
+        with self._writing():
+            if self.catalog.path is not None:
+                with reported(self.path):
+                    write_derived(self.catalog.path.parent, name, parts)
+
+    def read_derived(self, name: str) -> memoryview | None:
+        """Return what `write_derived` has kept; None if there is nothing, or it is damaged."""
+        path = self.catalog.path
+        return None if path is None else read_derived(path.parent, name)
+
     # -- keeping --------------------------------------------------------------------------------
 
     def save(self, path: Path | str | None = None) -> None:
@@ -407,6 +420,9 @@ class MemoryBackend:
         """Make index files anew from the rows, if the searcher has files."""
         with self._writing():
             self._changed()
+            if self.catalog.path is not None:
+                with reported(self.path):
+                    remove_derived(self.catalog.path.parent)
             self.searcher.rebuild_files()
 
     @property
