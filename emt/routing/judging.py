@@ -21,6 +21,7 @@ from emt.passage import Passage
 from emt.routing.choosing import Budget, choose_passages
 from emt.routing.evidence import Window
 from emt.routing.fusion import Place
+from emt.routing.question import Asking
 from memory_backends import MemoryBackend
 
 _NUM_TELLING = 3  # tokens
@@ -30,19 +31,12 @@ class Judge(Protocol):
     """Tells how likely a question is after passages."""
 
     def __call__(
-        self,
-        token_ids: Tensor,
-        at: int,
-        tokens: Sequence[int],
-        passages: Sequence[Passage],
-        backend: MemoryBackend,
+        self, asking: Asking, passages: Sequence[Passage], backend: MemoryBackend
     ) -> Tensor:
         """Return log-probabilities of the tokens that ask, after each of n passages and none.
 
         Args:
-            token_ids: (T,) int64, the prompt, and what was generated since.
-            at: the token that passages are put before.
-            tokens: which of the T tokens ask, ascending.
+            asking: what is read of a prompt.
             passages: n passages, each tried alone.
             backend: where their rows are.
 

@@ -16,11 +16,10 @@ from emt.routing.fusion import fuse_rankings
 from emt.routing.head_profile import HeadProfile
 from emt.routing.head_search import HeadSearch
 from emt.routing.judging import Judge, judged
-from emt.routing.question import question_of
+from emt.routing.question import Asking, question_of
 from memory_backends import MemoryBackend, Scope
 
 _MAX_WINDOWS = 10  # of each ranking
-_MAX_GENERATED = 32  # generated tokens that have queries, beside those of the question
 
 
 class Router:
@@ -75,17 +74,14 @@ class Router:
                 which they were found is right, and every prompt is relevant.
         """
         num_rows = config.passage_rows if num_rows is None else num_rows
-        num_prompt = len(token_ids) - num_generated
-        question = question_of(token_ids[:num_prompt], self._tokenizer)
+        question = question_of(token_ids[: len(token_ids) - num_generated], self._tokenizer)
         if num_rows < 1 or question.first == question.stop or not backend.num_searchable(scope):
             return Routed(question, (), 0.0)
         budget = Budget(num_rows, min(config.max_passages, num_rows))
-        tokens = list(range(question.first, question.stop))
-        tokens += range(max(num_prompt, len(token_ids) - _MAX_GENERATED), len(token_ids))
+        asking = Asking.of(token_ids, question, num_generated)
         rankings = self._candidates.rankings(
             config.voices,
-            token_ids,
-            tokens,
+            asking,
             backend,
             _MAX_WINDOWS,
             min_distance=budget.min_distance,
@@ -98,7 +94,7 @@ class Router:
             count, num_rows = config.candidates, budget.num_rows // budget.num_passages
 
             def ask_back(passages: Sequence[Passage]) -> Tensor:
-                return judge(token_ids, question.at, tokens, passages, backend)
+                return judge(asking, passages, backend)
 
             best, gain = judged(places[:count], ask_back, backend, num_rows)
             windows = [*best, *windows[count:]]
