@@ -26,8 +26,8 @@ def add_to(commands: Any) -> None:
         description="Find the passages that a query is about, as `emt generate` does before it "
         "answers, best first. Each has its score, 0 to 1, its document, and where it stands there: "
         "the first character and the one after the last, and its rows likewise, counted from the "
-        "document's first. Where heads and words search, the score is the better one of theirs, "
-        "and the order that of both, so scores need not descend.",
+        "document's first. The score is the best one that words, values or heads give the place, "
+        "and the order that of all and of asking back, so scores need not descend.",
     )
     parser.set_defaults(run=search)
     add_prompt(parser, "query")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from emt.model.attached import AttachedModel
 from emt.routing.evidence import Window, best_windows
 from emt.routing.head_search import HeadSearch
+from emt.routing.question import Asking
 from emt.routing.values import ValueIndex
 from emt.routing.words import WordIndex
 from memory_backends import MemoryBackend, Scope
@@ -42,8 +42,7 @@ class CandidateSearch:
     def rankings(
         self,
         voices: Collection[str],
-        token_ids: Tensor,
-        tokens: Sequence[int],
+        asking: Asking,
         backend: MemoryBackend,
         count: int,
         *,
@@ -54,8 +53,7 @@ class CandidateSearch:
 
         Args:
             voices: some of "words", "values" and "heads".
-            token_ids: (T,) int64, the prompt, and what was generated since.
-            tokens: which of the T tokens ask, ascending.
+            asking: what is read of the prompt.
             backend: where the memories are.
             count: of windows in each ranking, at most.
             min_distance: rows that peaks in one document are apart, at least.
@@ -64,7 +62,7 @@ class CandidateSearch:
         Returns:
             The ranking of each voice, best first.
         """
-        question, scores = token_ids[tokens], {}
+        question, scores = asking.token_ids[asking.tokens], {}
         if "words" in voices and self._tokenizer is not None:
             text = str(self._tokenizer.decode(question.tolist(), skip_special_tokens=True))
             scores["words"] = self._words.scores(text, backend)
@@ -75,6 +73,6 @@ class CandidateSearch:
             for name, (runs, of_runs) in scores.items()
         }
         if "heads" in voices and self._heads is not None:
-            hits = self._heads.hits(token_ids, tokens, backend, scope=scope)
+            hits = self._heads.hits(asking.token_ids, asking.tokens, backend, scope=scope)
             rankings["heads"] = best_windows(hits, count, min_distance=min_distance)
         return rankings

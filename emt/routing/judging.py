@@ -21,6 +21,7 @@ from emt.passage import Passage
 from emt.routing.choosing import Budget, choose_passages
 from emt.routing.evidence import Window
 from emt.routing.fusion import Place
+from emt.routing.question import Asking
 from memory_backends import MemoryBackend
 
 _NUM_TELLING = 3  # tokens
@@ -31,9 +32,7 @@ class Judge(Protocol):
 
     def __call__(
         self,
-        token_ids: Tensor,
-        at: int,
-        tokens: Sequence[int],
+        asking: Asking,
         passages: Sequence[Passage],
         backend: MemoryBackend,
         *,
@@ -42,9 +41,7 @@ class Judge(Protocol):
         """Return log-probabilities of the tokens that ask, after each of n passages and none.
 
         Args:
-            token_ids: (T,) int64, the prompt, and what was generated since.
-            at: the token that passages are put before.
-            tokens: which of the T tokens ask, ascending.
+            asking: what is read of a prompt.
             passages: n passages, each tried alone.
             backend: where their rows are.
             beside: n passages, each put between one of the others and the question; None for none.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -9,6 +12,42 @@ from emt.model.chat import last_message
 from emt.passage import Question
 
 _LONGEST = 64  # tokens; of a longer message its last so many ask
+_MAX_BEFORE = 64  # tokens before the message that it is read after
+_MAX_GENERATED = 32  # generated tokens that ask, beside those of the question
+
+
+class Asking(NamedTuple):
+    """What is read of a prompt to find what it is about.
+
+    Attributes:
+        token_ids: (t,) int64: the last 64 tokens before the message, and from the first token that
+            asks to the last. So a long chat, or a long text above the question, costs no more than
+            a short one; heads were found to find as much.
+        at: which of the t tokens passages are put before.
+        tokens: which of the t tokens ask, ascending: those of the question, and the last 32 that
+            were generated.
+    """
+
+    token_ids: Tensor
+    at: int
+    tokens: list[int]
+
+    @classmethod
+    def of(cls, token_ids: Tensor, question: Question, num_generated: int) -> Asking:
+        """Read what asks.
+
+        Args:
+            token_ids: (T,) int64, a prompt, and what was generated since.
+            question: of the prompt.
+            num_generated: how many of the T tokens were generated.
+        """
+        num_tokens = len(token_ids)
+        tokens = list(range(question.first, question.stop))
+        tokens += range(num_tokens - min(num_generated, _MAX_GENERATED), num_tokens)
+        before = token_ids[max(question.at - _MAX_BEFORE, 0) : question.at]
+        asked = token_ids[tokens[0] : tokens[-1] + 1]
+        at = len(before)
+        return cls(torch.cat([before, asked]), at, [at + token - tokens[0] for token in tokens])
 
 
 def question_of(token_ids: Tensor, tokenizer: PreTrainedTokenizerBase | None) -> Question:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from emt.config import MemoryConfig
 from emt.model.attached import AttachedModel
-from emt.passage import Passage, Question, Routed
+from emt.passage import Passage, Routed
 from emt.routing.candidates import CandidateSearch
 from emt.routing.choosing import Budget, choose_passages
 from emt.routing.evidence import Window
@@ -20,12 +20,11 @@ from emt.routing.head_profile import HeadProfile
 from emt.routing.head_search import HeadSearch
 from emt.routing.judging import Judge, judged
 from emt.routing.links import LinkIndex
-from emt.routing.question import question_of
+from emt.routing.question import Asking, question_of
 from emt.routing.together import Follower, together
 from memory_backends import MemoryBackend, Scope
 
 _MAX_WINDOWS = 10  # of each ranking
-_MAX_GENERATED = 32  # generated tokens that have queries, beside those of the question
 
 
 @dataclass(frozen=True)
@@ -33,16 +32,12 @@ class _Asked:
     """A prompt, and the memory that it is asked of.
 
     Attributes:
-        token_ids: (T,) int64, the prompt, and what was generated since.
-        question: where it asks.
-        tokens: which of the T tokens ask.
+        asking: what is read of it.
         voices: what finds places.
         gains: by how much each passage that was judged makes each token that asks likelier.
     """
 
-    token_ids: Tensor
-    question: Question
-    tokens: Sequence[int]
+    asking: Asking
     backend: MemoryBackend
     budget: Budget
     candidates: CandidateSearch
@@ -54,8 +49,7 @@ class _Asked:
         """Return the places that the voices find, best first."""
         rankings = self.candidates.rankings(
             self.voices,
-            self.token_ids,
-            self.tokens,
+            self.asking,
             self.backend,
             _MAX_WINDOWS,
             min_distance=self.budget.min_distance,
@@ -72,8 +66,7 @@ class _Asked:
     ) -> Tensor:
         """Return how likely the question is after passages, as the judge."""
         assert self.judge is not None
-        at, tokens = self.question.at, self.tokens
-        log_probs = self.judge(self.token_ids, at, tokens, passages, self.backend, beside=beside)
+        log_probs = self.judge(self.asking, passages, self.backend, beside=beside)
         if beside is None:
             self.gains.update(zip(passages, log_probs[:-1] - log_probs[-1], strict=True))
         return log_probs
@@ -132,16 +125,12 @@ class Router:
                 which they were found is right, and every prompt is relevant.
         """
         num_rows = config.passage_rows if num_rows is None else num_rows
-        num_prompt = len(token_ids) - num_generated
-        question = question_of(token_ids[:num_prompt], self._tokenizer)
+        question = question_of(token_ids[: len(token_ids) - num_generated], self._tokenizer)
         if num_rows < 1 or question.first == question.stop or not backend.num_searchable(scope):
             return Routed(question, (), 0.0)
         budget = Budget(num_rows, min(config.max_passages, num_rows))
-        tokens = list(range(question.first, question.stop))
-        tokens += range(max(num_prompt, len(token_ids) - _MAX_GENERATED), len(token_ids))
-        asked = _Asked(
-            token_ids, question, tokens, backend, budget, self._candidates, config.voices, judge
-        )
+        asking = Asking.of(token_ids, question, num_generated)
+        asked = _Asked(asking, backend, budget, self._candidates, config.voices, judge)
         places = asked.places(scope)
         windows = [place.window for place in places]
         score = max((window.score for window in windows), default=0.0)
@@ -161,7 +150,7 @@ class Router:
     def _follower(self, asked: _Asked, scope: Scope | None) -> Follower:
         tokenizer, text = self._tokenizer, ""
         if tokenizer is not None:
-            ids = asked.token_ids[asked.tokens].tolist()
+            ids = asked.asking.token_ids[asked.asking.tokens].tolist()
             text = str(tokenizer.decode(ids, skip_special_tokens=True))
         return Follower(
             text, self._links, tokenizer, asked.backend, scope, asked.windows, asked.ask_back

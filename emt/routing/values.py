@@ -42,7 +42,6 @@ class _Index(NamedTuple):
         means: (layers, r, 128) float32, of each run.
         center: (layers, 1, 128) float32, of all runs.
         lengths: (layers, r) float32, how far each run is from the center.
-        is_kept: whether the store has them.
     """
 
     backend: MemoryBackend
@@ -51,7 +50,6 @@ class _Index(NamedTuple):
     means: Float32Array
     center: Float32Array
     lengths: Float32Array
-    is_kept: bool
 
 
 class ValueIndex:
@@ -111,10 +109,10 @@ class ValueIndex:
         if backend.catalog.path is None or backend.is_read_only:
             return
         with self._lock:
-            index = self._index_of(backend)
-            if not index.is_kept:
-                index.values.write(backend)
-                self._index = index._replace(is_kept=True)
+            values = self._index_of(backend).values
+        kept = MeanValues.read(backend, self._layers)
+        if kept is None or not np.array_equal(kept.documents, values.documents):
+            values.write(backend)
 
     def _index_of(self, backend: MemoryBackend) -> _Index:
         """Return the index of a memory as it is now, for which only new documents are read."""
@@ -124,9 +122,11 @@ class ValueIndex:
         if index is not None and index.num_changes == backend.num_changes:
             return index
         num_changes, documents = backend.num_changes, documents_of(backend.catalog)
-        kept = MeanValues.read(backend, self._layers) if index is None else None
-        before = kept or (MeanValues.none(self._layers) if index is None else index.values)
-        is_kept = kept is not None if index is None else index.is_kept
+        if index is None:
+            kept = MeanValues.read(backend, self._layers)
+            before = kept or MeanValues.none(self._layers)
+        else:
+            before = index.values
         values = before.brought_to(documents, lambda runs: self._means(runs, backend))
         means = values.means
         center = means.sum(axis=1, keepdims=True) / max(means.shape[1], 1)
@@ -134,15 +134,7 @@ class ValueIndex:
             np.linalg.norm(of_layer - its, axis=-1)
             for of_layer, its in zip(means, center, strict=True)
         ]
-        self._index = _Index(
-            backend,
-            num_changes,
-            values,
-            means,
-            center,
-            np.stack(lengths),
-            is_kept and np.array_equal(before.documents, documents),
-        )
+        self._index = _Index(backend, num_changes, values, means, center, np.stack(lengths))
         return self._index
 
     def _means(self, runs: Runs, backend: MemoryBackend) -> Float32Array:

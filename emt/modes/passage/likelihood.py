@@ -29,9 +29,8 @@ from emt.modes.passage.locate import Placement, locate
 from emt.modes.passage.reach import Reach, reach_of
 from emt.modes.passage.rows import PlacedRows
 from emt.passage import Passage
+from emt.routing.question import Asking
 from memory_backends import MemoryBackend
-
-_MAX_BEFORE = 64  # tokens before the question that it is read after
 
 
 class QuestionLikelihood:
@@ -48,9 +47,7 @@ class QuestionLikelihood:
     @torch.no_grad()
     def __call__(
         self,
-        token_ids: Tensor,
-        at: int,
-        tokens: Sequence[int],
+        asking: Asking,
         passages: Sequence[Passage],
         backend: MemoryBackend,
         *,
@@ -59,31 +56,26 @@ class QuestionLikelihood:
         """Return the log-probabilities of a question's tokens after each passage.
 
         The first token is left out: passages are put before it, and what chooses it does not see
-        them. Of what stands before the message, only the last 64 tokens are read, and of a long
-        message only what asks.
+        them.
 
         Args:
-            token_ids: (T,) int64, the prompt, and what was generated since.
-            at: the token at which the message begins.
-            tokens: which of the T tokens ask, ascending.
+            asking: what is read of the prompt, of which q tokens ask.
             passages: n passages, each tried alone.
             backend: where their rows are.
             beside: n passages, each put between one of the others and the question; None for none.
 
         Returns:
-            (n + 1, q - 1) float32, in nats, of the q tokens that ask; in the last row, after no
-            passage.
+            (n + 1, q - 1) float32, in nats; in the last row, after no passage.
 
         Raises:
             ConfigError: the rows would stand beyond the model's positions.
             DocumentError: rows of a passage were removed.
             MemoryUseError: the model is gone.
         """
-        chosen = torch.tensor(tokens[1:], dtype=torch.long) - tokens[0]
+        chosen = torch.tensor(asking.tokens[1:], dtype=torch.long) - asking.at
         if not len(chosen):
             return torch.zeros(len(passages) + 1, 0)
-        before, asked = token_ids[max(at - _MAX_BEFORE, 0) : at], token_ids[tokens[0] :]
-        asked = asked[: tokens[-1] + 1 - tokens[0]]
+        before, asked = asking.token_ids[: asking.at], asking.token_ids[asking.at :]
         places = [len(before)] * len(passages)
         tried = [passages] if beside is None else [passages, beside]
         placements = locate(backend, list(zip(*tried, strict=True)), places)

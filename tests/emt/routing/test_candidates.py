@@ -4,6 +4,7 @@ import pytest
 
 from emt.routing.candidates import CandidateSearch
 from emt.routing.evidence import best_windows
+from emt.routing.question import Asking
 from emt.routing.values import ValueIndex
 from emt.routing.words import WordIndex
 from tests.emt.routing.worlds import attached_model, build, document, heads_of, routing
@@ -24,8 +25,8 @@ def rankings_of(memory, question, voices=VOICES, *, tokenizer=True, heads=True, 
         memory.tokenizer if tokenizer else None,
         heads_of(memory) if heads else None,
     )
-    tokens = range(len(question))
-    return search.rankings(voices, question, tokens, memory.backend, 5, min_distance=16, **options)
+    asking = Asking(question, 0, list(range(len(question))))
+    return search.rankings(voices, asking, memory.backend, 5, min_distance=16, **options)
 
 
 @pytest.mark.parametrize("name", [None, "three"])

@@ -115,9 +115,9 @@ def test_as_many_places_are_judged_as_the_setting_says(world):
     _, memory = world
     calls = []
 
-    def judge(token_ids, at, tokens, passages, backend):
-        calls.append((at, list(tokens), len(passages)))
-        return torch.zeros(len(passages) + 1, len(tokens) - 1)
+    def judge(asking, passages, backend):
+        calls.append((asking.at, asking.tokens, len(passages)))
+        return torch.zeros(len(passages) + 1, len(asking.tokens) - 1)
 
     def route(**settings):
         config = memory.config.replace(**settings)
@@ -179,9 +179,9 @@ def test_only_rows_in_scope_are_judged(world):
     seen = []
     own = memory._modes.routing._likelihood
 
-    def judge(token_ids, at, tokens, passages, backend):
+    def judge(asking, passages, backend):
         seen.extend(passage.document for passage in passages)
-        return own(token_ids, at, tokens, passages, backend)
+        return own(asking, passages, backend)
 
     memory._modes.routing._likelihood = judge
     try:
@@ -226,12 +226,14 @@ def test_a_thousand_tokens_are_judged_by_the_last_64(world):
     assert routed == end
     seen = []
 
-    def judge(token_ids, at, tokens, passages, backend):
-        seen.append((at, len(tokens), tokens[-1]))
-        return torch.zeros(len(passages) + 1, len(tokens) - 1)
+    def judge(asking, passages, backend):
+        seen.append(asking)
+        return torch.zeros(len(passages) + 1, len(asking.tokens) - 1)
 
     router_of(memory).route(prompt, memory.backend, memory.config, judge=judge)
-    assert seen == [(0, 64, len(prompt) - 1)]
+    ((token_ids, at, asking),) = seen
+    assert torch.equal(token_ids, prompt[-64:])
+    assert (at, asking) == (0, list(range(64)))
 
 
 def test_in_training_mode_nothing_is_judged():
@@ -250,8 +252,8 @@ def test_a_process_that_removes_documents_does_not_disturb_routing(tmp_path):
     gain = memory.route(asked(1)).relevance
     own = memory._modes.routing._likelihood
 
-    def judge(token_ids, at, tokens, passages, backend):
-        found = own(token_ids, at, tokens, passages, backend)
+    def judge(asking, passages, backend):
+        found = own(asking, passages, backend)
         for name in other.catalog.document_names():
             other.remove_document(name)
         return found

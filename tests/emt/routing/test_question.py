@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from emt.modes.passage.batch import same_runs, unpadded
 from emt.passage import Question
-from emt.routing.question import has_message, question_of
+from emt.routing.question import Asking, has_message, question_of
 
 LOOP = "{% for message in messages %}"
 TEMPLATES = {
@@ -208,3 +208,25 @@ def test_padding_is_left_out():
 def test_equal_prompts_in_a_row(prompts, times):
     found = [torch.tensor([ord(letter)] * (1 + ord(letter) % 2)) for letter in prompts]
     assert same_runs(found) == times
+
+
+def test_of_a_long_prompt_64_tokens_before_the_message_and_what_asks_are_read():
+    prompt = torch.arange(500)
+    asking = Asking.of(prompt, Question(200, 436, 500), 0)
+    assert torch.equal(asking.token_ids, torch.cat([prompt[136:200], prompt[436:]]))
+    assert (asking.at, asking.tokens) == (64, list(range(64, 128)))
+    asking = Asking.of(prompt, Question(9, 9, 12), 0)
+    assert torch.equal(asking.token_ids, prompt[:12])
+    assert (asking.at, asking.tokens) == (9, [9, 10, 11])
+
+
+@pytest.mark.parametrize("num_generated", [1, 32, 33, 480])
+def test_the_last_32_generated_tokens_ask_after_all_that_stands_before_them(num_generated):
+    prompt = torch.arange(500)
+    question = Question(5, 8, 15)  # 5 tokens end the prompt
+    asking = Asking.of(prompt[: 20 + num_generated], question, num_generated)
+    expected = torch.cat([prompt[:5], prompt[8 : 20 + num_generated]])
+    assert torch.equal(asking.token_ids, expected)
+    asked = asking.token_ids[asking.tokens].tolist()
+    newest = range(20 + num_generated - min(num_generated, 32), 20 + num_generated)
+    assert asked == [*range(8, 15), *newest]

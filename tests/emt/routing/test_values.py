@@ -89,3 +89,8 @@ def test_a_question_longer_than_the_positions_is_asked_by_its_end():
     index, question = index_of(memory), tokens(40, 4)
     _, scores = index.scores(question, memory.backend)
     np.testing.assert_array_equal(scores, index.scores(question[-32:], memory.backend)[1])
+
+
+def test_of_many_layers_eight_have_means():
+    memory = routing(build("llama", num_hidden_layers=40))
+    assert index_of(memory)._layers == [30, 31, 33, 34, 35, 36, 38, 39]

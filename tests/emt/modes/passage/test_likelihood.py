@@ -8,6 +8,7 @@ import pytest
 from emt import Passage
 from emt.errors import DocumentError
 from emt.modes.passage.likelihood import QuestionLikelihood
+from emt.routing.question import Asking
 from tests.emt.modes.passage.recalled import (
     BACKENDS,
     NUM_ROWS,
@@ -39,7 +40,8 @@ def asking(memory):
 
     def ask(at=AT, tokens=None, passages=PASSAGES, prompt=PROMPT):
         tokens = range(at, len(prompt)) if tokens is None else tokens
-        return likelihood(prompt, at, tokens, passages, memory.backend)
+        asking = Asking(prompt[: tokens[-1] + 1], at, list(tokens))
+        return likelihood(asking, passages, memory.backend)
 
     return ask
 
@@ -120,16 +122,6 @@ def test_only_tokens_that_ask_are_returned():
     assert (ask(tokens=asked) - every[:, chosen]).abs().max() <= TOLERANCE
     assert ask(tokens=range(AT, AT + 2)).shape == (4, 1)
     assert ask(tokens=range(AT, AT + 1)).shape == (4, 0)
-
-
-def test_of_a_long_prompt_64_tokens_before_the_message_and_what_asks_are_read():
-    model = build("llama")
-    memory = remembering(model, tokens(NUM_ROWS, 1))
-    prompt = tokens(500, 6)
-    found = asking(memory)(200, tokens=range(450, 500), prompt=prompt)
-    read = torch.cat([prompt[136:200], prompt[450:]])
-    expected = in_blocks(model, memory, 64, prompt=read)
-    assert (found - expected).abs().max() <= TOLERANCE
 
 
 def test_vocabularies_are_computed_for_tokens_that_ask_only():

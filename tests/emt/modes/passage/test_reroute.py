@@ -116,15 +116,16 @@ def test_the_question_and_what_was_generated_ask(monkeypatch):
     own, seen = HeadSearch.hits, []
 
     def hits(self, token_ids, asking, backend, **options):
-        seen.append(list(asking))
+        seen.append(token_ids[asking].tolist())
         return own(self, token_ids, asking, backend, **options)
 
     monkeypatch.setattr(HeadSearch, "hits", hits)
     both = torch.cat([prompt, answer])
     for count in (0, 1, 50):
         memory._modes.routing.route(memory.new_turn(), [both[: 90 + count]], num_generated=count)
-    question = list(range(26, 90))
-    assert seen == [question, [*question, 90], [*question, *range(108, 140)]]
+    question = prompt[26:].tolist()
+    new = answer.tolist()
+    assert seen == [question, [*question, new[0]], [*question, *new[-32:]]]
 
 
 def test_nothing_changes_while_the_passage_stays_the_same(monkeypatch):
