@@ -18,7 +18,7 @@ from emt.routing.evidence import Window
 from emt.routing.fusion import Place, fuse_rankings
 from emt.routing.head_profile import HeadProfile
 from emt.routing.head_search import HeadSearch
-from emt.routing.judging import Judge, judged
+from emt.routing.judging import Judge, gains_of, judged
 from emt.routing.links import LinkIndex
 from emt.routing.question import question_of
 from emt.routing.together import Follower, together
@@ -51,7 +51,9 @@ class _Asked:
     gains: dict[Passage, Tensor] = field(default_factory=dict)
 
     def places(self, scope: Scope | None) -> list[Place]:
-        """Return the places that the voices find, best first."""
+        """Return the places that the voices find, best first; none if the scope has no rows."""
+        if not self.backend.num_searchable(scope):
+            return []
         rankings = self.candidates.rankings(
             self.voices,
             self.token_ids,
@@ -75,7 +77,7 @@ class _Asked:
         at, tokens = self.question.at, self.tokens
         log_probs = self.judge(self.token_ids, at, tokens, passages, self.backend, beside=beside)
         if beside is None:
-            self.gains.update(zip(passages, log_probs[:-1] - log_probs[-1], strict=True))
+            self.gains.update(zip(passages, gains_of(log_probs), strict=True))
         return log_probs
 
 
@@ -130,7 +132,7 @@ class Router:
         num_rows = config.passage_rows if num_rows is None else num_rows
         num_prompt = len(token_ids) - num_generated
         question = question_of(token_ids[:num_prompt], self._tokenizer)
-        if num_rows < 1 or question.first == question.stop or not backend.num_searchable(scope):
+        if num_rows < 1 or question.first == question.stop:
             return Routed(question, (), 0.0)
         budget = Budget(num_rows, min(config.max_passages, num_rows))
         tokens = list(range(question.first, question.stop))

@@ -24,6 +24,7 @@ from tests.emt.routing.worlds import (
     routing,
     tokens,
 )
+from tests.emt.words import word_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,35 @@ def test_as_many_places_are_judged_as_the_setting_says(world):
     assert route(candidates=3, relevance=-0.1).passages == plain.passages
     with memory.using(candidates=0, relevance=1e6):
         assert memory.route(asked(1)) == plain
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_tokens_without_a_likelihood_gain_nothing(world, value):
+    _, memory = world
+
+    def judge(token_ids, at, tokens, passages, backend, *, beside=None):
+        log_probs = torch.zeros(len(passages) + 1, 4)
+        log_probs[:-1] = torch.tensor([1.0, value, -2.0, 3.0])
+        log_probs[-1, 1] = value
+        return log_probs
+
+    config = memory.config.replace(relevance=1.0)
+    routed = router_of(memory).route(asked(1), memory.backend, config, judge=judge)
+    assert routed.relevance == pytest.approx(4 / 3)  # the mean of 3, 1 and 0
+    assert routed.passages
+    config = memory.config.replace(relevance=1.5)
+    assert not router_of(memory).route(asked(1), memory.backend, config, judge=judge).passages
+
+
+def test_documents_whose_rows_are_gone_are_not_followed():
+    memory = routing(build("llama"), tokenizer=word_tokenizer())
+    memory.write("w3 w4 w5 w6 w60 w7 w8", document="first")
+    memory.write("w3 w4 w20 w21", document="w60")
+    first_row = memory.backend.catalog.document("w60").first_row
+    prompt = memory.tokenizer("w3 w4 w5", return_tensors="pt")["input_ids"][0]
+    with memory.using(documents=["first", "w60"]):
+        memory.backend.remove(range(first_row, first_row + 5))
+        assert [each.passage.document for each in memory.route(prompt).passages] == ["first"]
 
 
 def test_a_memory_is_routed_with_the_models_likelihood(world):
