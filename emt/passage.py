@@ -61,8 +61,8 @@ class RoutedPassage:
 
     Attributes:
         passage: its rows.
-        score: the largest share that a place in it has, 0 to 1: of the heads' evidence, or of the
-            weight of the question's words.
+        score: the largest share that a place in it has, 0 to 1: of the heads' evidence, of the
+            weight of the question's words, or as the cosine between mean values.
     """
 
     passage: Passage
@@ -76,7 +76,7 @@ class Routed:
     Attributes:
         question: where it asks.
         passages: best first; empty if nothing in the memory is relevant.
-        score: the best such share of the heads, or of words alone; even of what is not relevant.
+        score: the best such share that any of them gives; even of what is not relevant.
         relevance: by how much a passage makes the question likelier, in nats a token (see the
             setting of that name); None if no passage was judged.
     """

@@ -1,8 +1,4 @@
-"""Stored text in runs of 64 rows, which every voice of routing scores alike.
-
-Words, values and heads each say how well a run fits a question, as a share from 0 to 1. So their
-scores can be added, run by run.
-"""
+"""Stored text in runs of 64 rows, which words and values score alike, from 0 to 1."""
 
 from __future__ import annotations
 

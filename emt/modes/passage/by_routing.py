@@ -156,11 +156,10 @@ class ByRouting(PassageSource):
         ]
 
     def router(self, config: MemoryConfig, backend: MemoryBackend) -> Router:
-        """Return what finds passages: with the head profile that there is, and else by words.
+        """Return what finds passages, with the head profile and the tokenizer that there are.
 
         Raises:
-            ConfigError: heads are to find them, and there is no profile; or words, and there is no
-                tokenizer.
+            ConfigError: `routing` names nothing that can find them without these.
         """
         if config.routing == "heads":
             profile: HeadProfile | None = self._profiles.required(config, backend)
@@ -170,12 +169,10 @@ class ByRouting(PassageSource):
         usable -= {"words"} if self._tokenizer is None else set()
         usable -= {"heads"} if profile is None else set()
         if not usable:
+            needs = "a tokenizer" + (" or a head profile" if "heads" in config.voices else "")
             raise ConfigError(
-                "passages are found by words, which needs a tokenizer, or by a model's retrieval "
-                "heads, which need a head profile; this memory has no tokenizer, and "
-                + ("no profile" if profile is None else f"routing is {config.routing}")
-                + ". Give attach() the tokenizer, or set profile to the file of a head profile "
-                "and routing to heads."
+                f"routing '{config.routing}' needs {needs}, and this memory has none. Give "
+                "attach() the tokenizer, or set routing to 'values', which needs neither."
             )
         router = self._router
         if router is None or router.profile is not profile:
