@@ -37,6 +37,7 @@ from memory_backends.store import Store
 from memory_backends.store.batch import written
 from memory_backends.store.compaction import compact
 from memory_backends.store.copying import copy_store
+from memory_backends.store.derived import read_derived, remove_derived, write_derived
 from memory_backends.store.directory import check_directory, check_free
 
 _ROWS_PER_COMMIT = 8192
@@ -56,7 +57,7 @@ class MemoryBackend:
             that another model wrote is refused.
         sinks: which rows a search may find: "all", or all with only "one" set of attention sinks,
             those of the first document that has some.
-        row_codec: how a new store keeps rows: "exact", "float16", "bfloat16", "int8", "int5" or
+        row_codec: how a new store keeps rows: "exact", "float16", "bfloat16", "int8", "int5.5" or
             "int4". A store that is opened keeps the codec it has. Rows that are not in files are
             exact, and so are those of a store with fewer than 512, too few to learn from for a
             codec that quantises.
@@ -335,6 +336,18 @@ class MemoryBackend:
         with self._writing():
             self.catalog.set_setting(key, value)
 
+    def write_derived(self, name: str, parts: Sequence[bytes | memoryview]) -> None:
+        """Keep what the caller derives from rows in a file of the store; in RAM it is not kept."""
+        with self._writing():
+            if self.catalog.path is not None:
+                with reported(self.path):
+                    write_derived(self.catalog.path.parent, name, parts)
+
+    def read_derived(self, name: str) -> memoryview | None:
+        """Return what `write_derived` has kept; None if there is nothing, or it is damaged."""
+        path = self.catalog.path
+        return None if path is None else read_derived(path.parent, name)
+
     # -- keeping --------------------------------------------------------------------------------
 
     def save(self, path: Path | str | None = None) -> None:
@@ -391,7 +404,7 @@ class MemoryBackend:
     def index_heads(self, heads: Mapping[int, Sequence[int]] | None) -> None:
         """Choose which heads the next `save` writes index files for, if the searcher has files.
 
-        A store that is not made yet keeps their keys more finely, if it has the codec "int5".
+        A store that is not made yet keeps their keys more finely, if it has the codec "int5.5".
 
         Args:
             heads: layer -> KV heads; None for all that the options name.
@@ -407,6 +420,9 @@ class MemoryBackend:
         """Make index files anew from the rows, if the searcher has files."""
         with self._writing():
             self._changed()
+            if self.catalog.path is not None:
+                with reported(self.path):
+                    remove_derived(self.catalog.path.parent)
             self.searcher.rebuild_files()
 
     @property

@@ -1,6 +1,6 @@
 """What row codecs cost where passages are recalled: bytes, next tokens, and which passages.
 
-    python scripts/bench_passage_codecs.py ARTICLES [--model MODEL] [--codecs int8 int5 int4]
+    python scripts/bench_passage_codecs.py ARTICLES [--model MODEL] [--codecs int8 int5.5 int4]
 
 ARTICLES is a file in the layout of SQuAD. Its articles are read once, and written to a store of
 each codec. The exact rows choose passages for each question and answer it greedily; every codec's
@@ -114,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("file", type=Path, metavar="ARTICLES")
     parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--codecs", nargs="+", default=["float16", "int8", "int5", "int4"])
+    parser.add_argument("--codecs", nargs="+", default=["float16", "int8", "int5.5", "int4"])
     parser.add_argument("--articles", type=int, default=15)
     parser.add_argument("--characters", type=int, default=7000, help="of each article, about")
     parser.add_argument("--questions", type=int, default=150, help="that choose passages")

@@ -240,12 +240,13 @@ class MemoryConfig:
         as_published="all",
     )
 
-    row_codec: Literal["auto", "exact", "float16", "bfloat16", "int8", "int5", "int4"] = setting(
+    row_codec: Literal["auto", "exact", "float16", "bfloat16", "int8", "int5.5", "int4"] = setting(
         "auto",
         "How a new store keeps keys and values: in the model's own dtype ('exact'), as 'float16' "
-        "or 'bfloat16', or quantised ('int8', 'int5', 'int4'). 'auto' is 'float16' for a model in "
-        "float32, else 'exact'. A store that exists keeps its codec. 'manual' without a path keeps "
-        "rows exactly, and save writes them with this codec.",
+        "or 'bfloat16', or quantised to so many bits a number ('int8', 'int4'; 'int5.5' for mode "
+        "passage). 'auto' is 'float16' for a model in float32, else 'exact'. A store that exists "
+        "keeps its codec. 'manual' without a path keeps rows exactly, and save writes them with "
+        "this codec.",
         group="store",
         as_published="exact",
     )

@@ -316,6 +316,8 @@ class Memory:
             if self._model is not None:  # else what is indexed stays as it was
                 self._index_heads(self.backend, self.config)
             self.backend.save(path)
+            if path is None and self._model is not None:
+                self._modes.keep(self.config, self.backend)
 
     def open(self, path: Path | str) -> None:
         """Read from another store from now on; the one before is closed.

@@ -64,6 +64,11 @@ class Modes:
         """Return the mode of the settings."""
         return self._passage if self.name(config, backend) == "passage" else self._token
 
+    def keep(self, config: MemoryConfig, backend: MemoryBackend) -> None:
+        """Keep in a memory's store what its next process would have to compute anew."""
+        if self.name(config, backend) == "passage":
+            self.routing.keep(config, backend)
+
     def of_turn(self, turn: Turn) -> Mode | None:
         """Return the mode of a forward; None for the plain model."""
         if not turn.config.enabled:

@@ -35,6 +35,10 @@ class CandidateSearch:
         self._values = ValueIndex(model)
         self._heads = heads
 
+    def keep(self, backend: MemoryBackend) -> None:
+        """Keep in a memory's store what its next process would have to compute anew."""
+        self._values.keep(backend)
+
     def rankings(
         self,
         voices: Collection[str],
@@ -67,7 +71,7 @@ class CandidateSearch:
         if "values" in voices:
             scores["values"] = self._values.scores(question, backend)
         rankings = {
-            name: runs.windows(runs.inside(of_runs, scope), count, min_distance=min_distance)
+            name: runs.windows(of_runs, count, min_distance=min_distance, scope=scope)
             for name, (runs, of_runs) in scores.items()
         }
         if "heads" in voices and self._heads is not None:

@@ -105,6 +105,10 @@ class Router:
         self._candidates = CandidateSearch(model, tokenizer, heads)
         self._links = LinkIndex()
 
+    def keep(self, backend: MemoryBackend) -> None:
+        """Keep in a memory's store what its next process would have to compute anew."""
+        self._candidates.keep(backend)
+
     def route(
         self,
         token_ids: Tensor,

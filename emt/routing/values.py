@@ -25,13 +25,13 @@ from emt.model.devices import input_device, no_autocast
 from emt.model.positions import max_positions
 from emt.model.references import alive
 from emt.model.watch import watching
-from emt.routing.evidence import Window
+from emt.routing.mean_values import DIMS, MeanValues, documents_of
 from emt.routing.runs import Runs
-from memory_backends import MemoryBackend, Scope
+from memory_backends import MemoryBackend
 from memory_backends.layout import Float32Array
 
 _SHARE = 0.25  # of the layers: the last ones
-_DIMS = 128  # that are kept of a layer's mean values
+_MAX_LAYERS = 8  # of these, evenly spread: more would cost a large model's memory more than it says
 _RUNS_AT_A_TIME = 128
 
 
@@ -42,14 +42,16 @@ class _Index(NamedTuple):
         means: (layers, r, 128) float32, of each run.
         center: (layers, 1, 128) float32, of all runs.
         lengths: (layers, r) float32, how far each run is from the center.
+        is_kept: whether the store has them.
     """
 
     backend: MemoryBackend
     num_changes: int
-    runs: Runs
+    values: MeanValues
     means: Float32Array
     center: Float32Array
     lengths: Float32Array
+    is_kept: bool
 
 
 class ValueIndex:
@@ -62,23 +64,12 @@ class ValueIndex:
     def __init__(self, model: AttachedModel) -> None:
         self._model = model
         layers = sorted(model.layout.layers)
-        self._layers = layers[-math.ceil(_SHARE * len(layers)) :]
+        layers = layers[-math.ceil(_SHARE * len(layers)) :]
+        spread = np.linspace(0, len(layers) - 1, min(len(layers), _MAX_LAYERS)).round()
+        self._layers = [layers[int(at)] for at in spread]
         self._projections = {layer: _projection(_width(model, layer)) for layer in self._layers}
         self._index: _Index | None = None
         self._lock = threading.Lock()
-
-    def windows(
-        self,
-        question: Tensor,
-        backend: MemoryBackend,
-        count: int,
-        *,
-        min_distance: int,
-        scope: Scope | None = None,
-    ) -> list[Window]:
-        """Find the runs of rows nearest to a question (T,), as `Runs.windows`."""
-        runs, scores = self.scores(question, backend)
-        return runs.windows(scores, count, min_distance=min_distance, scope=scope)
 
     def scores(self, question: Tensor, backend: MemoryBackend) -> tuple[Runs, Float32Array]:
         """Return all runs of a memory, and how near each is to a question.
@@ -97,7 +88,7 @@ class ValueIndex:
         products = (index.means @ query - index.center @ query)[..., 0]
         norms = index.lengths * np.linalg.norm(query, axis=1)
         cosines = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
-        return index.runs, cosines.mean(axis=0).clip(0, 1)
+        return index.values.runs, cosines.mean(axis=0).clip(0, 1)
 
     @torch.no_grad()
     def _of_question(self, token_ids: Tensor) -> Float32Array:
@@ -115,35 +106,48 @@ class ValueIndex:
         ]
         return np.stack(means)
 
+    def keep(self, backend: MemoryBackend) -> None:
+        """Keep the mean values of a memory in its store, if it has one that can be written."""
+        if backend.catalog.path is None or backend.is_read_only:
+            return
+        with self._lock:
+            index = self._index_of(backend)
+            if not index.is_kept:
+                index.values.write(backend)
+                self._index = index._replace(is_kept=True)
+
     def _index_of(self, backend: MemoryBackend) -> _Index:
         """Return the index of a memory as it is now, for which only new documents are read."""
-        before = self._index
-        if before is not None and before.backend is not backend:
-            before = None
-        if before is not None and before.num_changes == backend.num_changes:
-            return before
-        num_changes, catalog = backend.num_changes, backend.catalog
-        with catalog.snapshot():
-            sizes = [num_rows for _, _, num_rows in catalog.document_sizes()]
-            runs = Runs.of(dict(zip(catalog.first_rows().tolist(), sizes, strict=True)))
-        means = np.empty((len(self._layers), len(runs.starts), _DIMS), dtype=np.float32)
-        is_new = np.ones(len(runs.starts), dtype=bool)
-        if before is not None:
-            at, is_known = before.runs.places_of(runs)
-            is_new = ~is_known
-            means[:, is_known] = before.means[:, at[is_known]]
-        means[:, is_new] = self._means(runs.among(is_new), backend)
-        center = means.sum(axis=1, keepdims=True) / max(len(runs.starts), 1)
+        index = self._index
+        if index is not None and index.backend is not backend:
+            index = None
+        if index is not None and index.num_changes == backend.num_changes:
+            return index
+        num_changes, documents = backend.num_changes, documents_of(backend.catalog)
+        kept = MeanValues.read(backend, self._layers) if index is None else None
+        before = kept or (MeanValues.none(self._layers) if index is None else index.values)
+        is_kept = kept is not None if index is None else index.is_kept
+        values = before.brought_to(documents, lambda runs: self._means(runs, backend))
+        means = values.means
+        center = means.sum(axis=1, keepdims=True) / max(means.shape[1], 1)
         lengths = [
             np.linalg.norm(of_layer - its, axis=-1)
             for of_layer, its in zip(means, center, strict=True)
         ]
-        self._index = _Index(backend, num_changes, runs, means, center, np.stack(lengths))
+        self._index = _Index(
+            backend,
+            num_changes,
+            values,
+            means,
+            center,
+            np.stack(lengths),
+            is_kept and np.array_equal(before.documents, documents),
+        )
         return self._index
 
     def _means(self, runs: Runs, backend: MemoryBackend) -> Float32Array:
         """Return the mean values of runs, (layers, r, 128) float32; their rows are read once."""
-        means = np.empty((len(self._layers), len(runs.starts), _DIMS), dtype=np.float32)
+        means = np.empty((len(self._layers), len(runs.starts), DIMS), dtype=np.float32)
         for first in range(0, len(runs.starts), _RUNS_AT_A_TIME):
             part = slice(first, first + _RUNS_AT_A_TIME)
             starts, stops = runs.starts[part], runs.stops[part]
@@ -175,9 +179,9 @@ def _width(model: AttachedModel, layer: int) -> int:
 def _projection(width: int) -> Float32Array:
     """Return what makes 128 dims of any width, (width, 128): zeros are added, or a random rotation
     is cut off, which nearly keeps angles."""
-    if width <= _DIMS:
-        return np.eye(width, _DIMS, dtype=np.float32)
-    normal = np.random.default_rng(width).standard_normal((width, _DIMS))
+    if width <= DIMS:
+        return np.eye(width, DIMS, dtype=np.float32)
+    normal = np.random.default_rng(width).standard_normal((width, DIMS))
     return np.linalg.qr(normal)[0].astype(np.float32)
 
 

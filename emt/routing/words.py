@@ -1,4 +1,4 @@
-"""Routing by words: BM25 over the stored text, alone or beside the heads."""
+"""Routing by words: BM25 over the stored text."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from emt.routing.bm25 import BM25
-from emt.routing.evidence import Window
 from emt.routing.runs import Runs, runs_of
 from emt.routing.terms import terms_of
-from memory_backends import DocumentError, MemoryBackend, Scope, StoredDocument
+from memory_backends import DocumentError, MemoryBackend, StoredDocument
 from memory_backends.layout import Float32Array, Int64Array
 
 
@@ -47,19 +46,6 @@ class WordIndex:
         ] = {}  # by their first row, which is not given out again
         self._index: _Index | None = None
         self._lock = threading.Lock()
-
-    def windows(
-        self,
-        question: str,
-        backend: MemoryBackend,
-        count: int,
-        *,
-        min_distance: int,
-        scope: Scope | None = None,
-    ) -> list[Window]:
-        """Find the runs of rows with most words of a question, as `Runs.windows`."""
-        runs, scores = self.scores(question, backend)
-        return runs.windows(scores, count, min_distance=min_distance, scope=scope)
 
     def scores(self, question: str, backend: MemoryBackend) -> tuple[Runs, Float32Array]:
         """Return all runs of a memory, and the share of a question's words that is in each.

@@ -15,12 +15,12 @@ import torch
 from memory_backends.errors import MemoryMismatchError
 from memory_backends.layout import MemoryLayout
 from memory_backends.rows.codecs import row_codec
-from memory_backends.rows.records import LayerRecords, num_extra_parts
+from memory_backends.rows.records import LayerRecords, rest_bytes
 
 FineHeads = Mapping[int, Sequence[int]]  # layer -> ascending KV heads, of some layers
 
 # Of codecs beside these: "exact" and "float16" have nothing to add, the others are as they were.
-CODECS_WITH_FINE_HEADS = ("int5",)
+CODECS_WITH_FINE_HEADS = ("int5.5",)
 
 
 def record_bytes(
@@ -29,10 +29,9 @@ def record_bytes(
     """Return layer -> bytes of one row's record in a store of that layout, of all KV heads."""
     codec, sizes = row_codec(codec_name, layout.dtype), {}
     for idx, layer in layout.layers.items():
-        part_bytes = codec.record_bytes(layer)
         num_fine = len((fine_heads or {}).get(idx, ()))
-        num_parts = layer.num_key_value_heads + num_fine * num_extra_parts(layer, part_bytes)
-        sizes[idx] = num_parts * part_bytes
+        sizes[idx] = layer.num_key_value_heads * codec.record_bytes(layer)
+        sizes[idx] += num_fine * rest_bytes(layer)
     return sizes
 
 

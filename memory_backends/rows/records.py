@@ -1,8 +1,8 @@
 """One layer's records, as a file has them: the KV heads' parts, then the rest of some heads' keys.
 
-Each part has the same size. A *fine* head has one or more parts beyond those of the KV heads: what
-its key is beside what its own part decodes to, in 8 bits a number. Searches of a few heads, which
-choose passages, compare keys that differ by little, and need more digits than attention does.
+Each head's part has the same size. The rest of a *fine* head's key is what it is beside what its
+part decodes to, in 8 bits a number: searches of a few heads, which choose passages, compare keys
+that differ by little, and need more digits than attention does.
 """
 
 from __future__ import annotations
@@ -43,12 +43,8 @@ class LayerRecords:
         self._heads = layer.num_key_value_heads
         self._part_bytes = part_bytes
         self._fine_heads = list(fine_heads)
-        self._num_extra = num_extra_parts(layer, part_bytes)
+        self._end_of_parts = self._heads * part_bytes
         self._dtype = dtype
-
-    @property
-    def _num_parts(self) -> int:
-        return self._heads + len(self._fine_heads) * self._num_extra
 
     def encode(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the records of rows, (n, Hkv, D + Dv) to (n, record_bytes) uint8; errors as the
@@ -58,79 +54,74 @@ class LayerRecords:
             return parts.flatten(1)
         heads, dim = self._fine_heads, self._layer.head_dim
         coded = self._coder.decode(parts[:, heads], 1, heads)[..., :dim]
-        rest = self._rest_to_bytes(rows[:, heads, :dim].to(coded) - coded)  # (n, F, extra bytes)
+        rest = _to_bytes(rows[:, heads, :dim].to(coded) - coded)  # (n, F, rest bytes)
         return torch.cat([parts.flatten(1), rest.flatten(1)], dim=1)
 
     def span(self, records: torch.Tensor, heads: Heads = None) -> torch.Tensor:
         """Return the rows of records, (n, record_bytes) to (n, h, D + Dv), of `heads` or all."""
         parts = self._parts(records)
-        chosen = list(range(self._heads) if heads is None else heads)
-        own = parts[:, chosen] if heads is not None else parts[:, : self._heads]
-        rows = self._coder.decode(own, 1, heads)
-        for at, first in self._fine_among(chosen):
-            rest = parts[:, first : first + self._num_extra].flatten(1)
-            rows[:, at, : self._layer.head_dim] += self._rest_of(rest)
+        rows = self._coder.decode(parts if heads is None else parts[:, list(heads)], 1, heads)
+        for at, rest in self._rests(records, heads):
+            rows[:, at, : self._layer.head_dim] += _from_bytes(rest)
         return rows.to(self._dtype)
 
     def gather(self, records: torch.Tensor, ids: torch.Tensor, heads: Heads = None) -> torch.Tensor:
         """Return rows by id, (h, ...) int64 to (h, ..., D + Dv), of all records; any for -1."""
-        chosen = list(range(self._heads) if heads is None else heads)
-        parts = self._parts(records)
-        rows = self._coder.decode(gather_heads(parts, ids, chosen), 0, heads)
-        return self._refined(rows, parts, ids, chosen)
+        rows = self._coder.decode(self._parts_at(records, ids, heads), 0, heads)
+        for at, rest in self._rests(records, heads):
+            if len(rest):
+                rows[at, ..., : self._layer.head_dim] += _from_bytes(rest[ids[at].clamp(min=0)])
+        return rows.to(self._dtype)
 
     def take(self, records: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """Return heads' rows by place, id * Hkv + head: (Hkv, ...) to (Hkv, ..., D + Dv)."""
-        parts = self._parts(records)
         if not self._fine_heads:
-            return self._coder.decode(take_heads(parts, places), 0)
+            return self._coder.decode(take_heads(self._parts(records), places), 0)
         return self.gather(records, places // self._heads)
 
     def _parts(self, records: torch.Tensor) -> torch.Tensor:
-        return records.view(len(records), self._num_parts, self._part_bytes)
+        """Return the heads' parts of records, (n, Hkv, part_bytes), not a copy."""
+        parts = records[:, : self._end_of_parts]
+        return parts.view(len(records), self._heads, self._part_bytes)
 
-    def _fine_among(self, chosen: list[int]) -> list[tuple[int, int]]:
-        """Return (place in `chosen`, first extra part) of the fine heads among those chosen."""
-        return [
-            (chosen.index(head), self._heads + number * self._num_extra)
-            for number, head in enumerate(self._fine_heads)
-            if head in chosen
-        ]
+    def _parts_at(self, records: torch.Tensor, ids: torch.Tensor, heads: Heads) -> torch.Tensor:
+        """Return parts by id, (h, ...) int64 to (h, ..., part_bytes)."""
+        parts = self._parts(records)
+        if parts.is_contiguous():
+            return gather_heads(parts, ids, heads)
+        chosen = torch.tensor(list(range(self._heads) if heads is None else heads))
+        # Rests lie between parts, so to see all parts in one row would copy the whole file.
+        return parts[ids.clamp(min=0), chosen.view(-1, *[1] * (ids.ndim - 1))]
 
-    def _refined(
-        self, rows: torch.Tensor, parts: torch.Tensor, ids: torch.Tensor, chosen: list[int]
-    ) -> torch.Tensor:
-        """Add the rest to the keys of fine heads, of rows (h, ..., D + Dv) gathered by id."""
-        for at, first in self._fine_among(chosen):
-            extra = list(range(first, first + self._num_extra))
-            rest = gather_heads(parts, ids[at].expand(len(extra), *ids[at].shape), extra)
-            rest = rest.movedim(0, -2).flatten(-2)  # (..., extra bytes)
-            rows[at, ..., : self._layer.head_dim] += self._rest_of(rest)
-        return rows.to(self._dtype)
-
-    def _rest_to_bytes(self, rest: torch.Tensor) -> torch.Tensor:
-        """Return (n, F, D) as step and whole steps: (n, F, extra parts * part_bytes) uint8."""
-        step = (rest.abs().amax(-1, keepdim=True) / _LARGEST).half()
-        step = step.clamp(max=torch.finfo(torch.half).max)
-        whole = (rest / step.to(rest)).nan_to_num(0.0).round().clamp(-_LARGEST, _LARGEST)
-        size = self._num_extra * self._part_bytes
-        found = rest.new_zeros(*rest.shape[:-1], size, dtype=torch.uint8)
-        found[..., :_SCALE_BYTES] = step.view(torch.uint8)
-        found[..., _SCALE_BYTES : _SCALE_BYTES + rest.shape[-1]] = whole.to(torch.int8).view(
-            torch.uint8
-        )
-        return found
-
-    def _rest_of(self, data: torch.Tensor) -> torch.Tensor:
-        """Return what `_rest_to_bytes` was given, nearly: (..., bytes) to (..., D) float32.
-
-        Bytes of no row, which a hole in a file has, give numbers, too.
-        """
-        step = data[..., :_SCALE_BYTES].contiguous().view(torch.half).float()
-        whole = data[..., _SCALE_BYTES : _SCALE_BYTES + self._layer.head_dim]
-        return step.nan_to_num(0.0, 0.0, 0.0) * whole.contiguous().view(torch.int8).float()
+    def _rests(self, records: torch.Tensor, heads: Heads) -> list[tuple[int, torch.Tensor]]:
+        """Return of the fine heads among `heads`: the place there, and the rest (n, rest bytes)."""
+        chosen = list(range(self._heads) if heads is None else heads)
+        size, rests = rest_bytes(self._layer), []
+        for number, head in enumerate(self._fine_heads):
+            if head in chosen:
+                first = self._end_of_parts + number * size
+                rests.append((chosen.index(head), records[:, first : first + size]))
+        return rests
 
 
-def num_extra_parts(layer: LayerLayout, part_bytes: int) -> int:
-    """Return how many parts the rest of one head's keys takes."""
-    return -(-(_SCALE_BYTES + layer.head_dim) // part_bytes)
+def rest_bytes(layer: LayerLayout) -> int:
+    """Return how many bytes the rest of one head's key takes."""
+    return _SCALE_BYTES + layer.head_dim
+
+
+def _to_bytes(rest: torch.Tensor) -> torch.Tensor:
+    """Return (..., D) as a step and multiples of it: (..., 2 + D) uint8."""
+    step = (rest.abs().amax(-1, keepdim=True) / _LARGEST).half()
+    step = step.clamp(max=torch.finfo(torch.half).max)
+    whole = (rest / step.to(rest)).nan_to_num(0.0).round().clamp(-_LARGEST, _LARGEST)
+    return torch.cat([step.view(torch.uint8), whole.to(torch.int8).view(torch.uint8)], dim=-1)
+
+
+def _from_bytes(data: torch.Tensor) -> torch.Tensor:
+    """Return what `_to_bytes` was given, nearly: (..., 2 + D) to (..., D) float32.
+
+    Bytes of no row, which a hole in a file has, give numbers, too.
+    """
+    step = data[..., :_SCALE_BYTES].clone(memory_format=torch.contiguous_format)  # aligned
+    step = step.view(torch.half).float().nan_to_num(0.0, 0.0, 0.0)
+    return step * data[..., _SCALE_BYTES:].view(torch.int8).float()

@@ -17,6 +17,7 @@ from pathlib import Path
 from memory_backends.rows.append_files import FIRST, AppendFile, sync_path
 from memory_backends.rows.files import FOLDER, RowFiles
 from memory_backends.scope import joined
+from memory_backends.store.derived import remove_derived
 from memory_backends.store.store import Store
 
 PARTIAL = ".partial"
@@ -44,6 +45,7 @@ def compact(store: Store) -> int:
     for layer_idx in store.layout.layers:
         _rewrite(rows.files[layer_idx], live)
     catalog.vacuum()
+    remove_derived(folder.parent)
     rows.show(catalog.num_rows, anew=True)
     return max(before - _disk_bytes([catalog.path, *folder.glob("*")]), 0)
 

@@ -16,6 +16,7 @@ from memory_backends.rows.append_files import sync_path
 from memory_backends.rows.coding import RowCoding
 from memory_backends.rows.files import RowFiles
 from memory_backends.rows.query_samples import QuerySamples
+from memory_backends.store.derived import copy_derived, remove_derived
 from memory_backends.store.store import Store
 
 _ROWS_AT_ONCE = 4096
@@ -38,11 +39,14 @@ def copy_store(store: Store, directory: Path) -> None:
             new_rows.show(catalog.num_rows)
             new_samples.show(catalog.query_samples())
         row_crc32 = dict(zip(names, flushed.row_crc32, strict=True))
+        if catalog.path is not None:
+            copy_derived(catalog.path.parent, directory)
         catalog.copy_to(directory, row_crc32, flushed.codec_states)  # last: it makes a store of it
         sync_path(directory)
     except BaseException:
         for folder in (files.FOLDER, query_samples.FOLDER):
             shutil.rmtree(directory / folder, ignore_errors=True)
+        remove_derived(directory)
         raise
 
 

@@ -18,7 +18,7 @@ CODEC_ERRORS = {
     "float16": 1e-3,
     "bfloat16": 8e-3,
     "int8": 0.05,
-    "int5": 0.9,
+    "int5.5": 0.9,
     "int4": 1.0,
 }
 

@@ -54,6 +54,7 @@ def remembered(loaded, **settings):
 
 def test_passages_are_found_if_their_rows_have_the_evidence(world, tmp_path):
     loaded, settings, folder = world
+    settings = {**settings, "candidates": 0}  # a random model finds no question likely
     names = ["passages_heads", "passages_words"]
     asked = comparison([folder], settings, conditions=names, generate=False)
     items = run(asked, loaded, tmp_path / "out")
@@ -119,6 +120,7 @@ def test_a_chunk_that_does_not_fit_is_not_found(world, tmp_path):
 
 def test_two_pieces_of_evidence_are_needed_both(world, tmp_path):
     loaded, settings, _ = world
+    settings = {**settings, "candidates": 0}
     question = asking_about("one", 20)
     question["evidence"] += asking_about("two", 50)["evidence"]
     folder = write_set(tmp_path / "two", [question], documents_of_words())

@@ -41,9 +41,9 @@ class TestFlatOverCodedRows(BackendConformance):
     options: ClassVar = {"index": "Flat", "row_codec": "int8"}
 
 
-class TestFlatOverRowsInFiveBits(BackendConformance):
+class TestFlatOverRowsForPassages(BackendConformance):
     memory_type = "vector_db"
-    options: ClassVar = {"index": "Flat", "row_codec": "int5"}
+    options: ClassVar = {"index": "Flat", "row_codec": "int5.5"}
 
 
 class Selected(ScopeConformance):

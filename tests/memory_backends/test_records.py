@@ -12,7 +12,7 @@ from memory_backends import LayerLayout, MemoryBackend, StoreError, verify
 from memory_backends.catalog import Catalog
 from memory_backends.rows import files
 from memory_backends.rows.codecs import row_codec
-from memory_backends.rows.records import LayerRecords, num_extra_parts
+from memory_backends.rows.records import LayerRecords
 from memory_backends.testing.rows import LAYOUT, make_document, make_rows
 
 SHAPES = [LayerLayout(3, 16, 16), LayerLayout(2, 24, 8), LayerLayout(4, 40, 2)]
@@ -25,7 +25,7 @@ def rows_of(layer: LayerLayout, num_rows: int = 300) -> torch.Tensor:
 
 
 def records_of(layer: LayerLayout, rows: torch.Tensor, fine: list[int]) -> LayerRecords:
-    codec = row_codec("int5", torch.float32)
+    codec = row_codec("int5.5", torch.float32)
     coder = codec.coder(layer, codec.learn(layer, rows))
     return LayerRecords(coder, layer, codec.record_bytes(layer), fine)
 
@@ -34,11 +34,9 @@ def records_of(layer: LayerLayout, rows: torch.Tensor, fine: list[int]) -> Layer
 def test_keys_of_fine_heads_are_as_near_as_their_step_says(layer: LayerLayout) -> None:
     rows, dim = rows_of(layer), layer.head_dim
     plain, fine = records_of(layer, rows, []), records_of(layer, rows, [1])
-    part_bytes = row_codec("int5", torch.float32).record_bytes(layer)
+    part_bytes = row_codec("int5.5", torch.float32).record_bytes(layer)
     records = fine.encode(rows)
-    extra = num_extra_parts(layer, part_bytes)
-    assert extra == -(-(dim + 2) // part_bytes)
-    assert records.shape == (300, (layer.num_key_value_heads + extra) * part_bytes)
+    assert records.shape == (300, layer.num_key_value_heads * part_bytes + 2 + dim)
     coded, refined = plain.span(plain.encode(rows)), fine.span(records)
     assert torch.equal(records[:, : plain.encode(rows).shape[1]], plain.encode(rows))
     rest = (rows - coded)[:, 1, :dim].numpy()
@@ -63,8 +61,23 @@ def test_gathered_and_taken_rows_are_those_of_a_span(layer: LayerLayout, fine: l
     torch.testing.assert_close(records.take(data, ids * 3 + heads), whole[ids, heads])
     torch.testing.assert_close(records.gather(data, ids[:2], [2, 0]), whole[ids[:2], heads[[2, 0]]])
     torch.testing.assert_close(records.span(data[5:9], [2, 0]), whole[5:9, [2, 0]])
+    torch.testing.assert_close(records.span(data[5:6]), whole[5:6])
     assert records.encode(rows[:0]).shape == (0, data.shape[1])
     assert records.span(data[:0]).shape == (0, 3, layer.row_dim)
+
+
+def test_a_gather_from_a_large_file_reads_what_it_takes() -> None:
+    """Of a file of 10^15 records, which are all the same here and take no space."""
+    layer = SHAPES[0]
+    rows = rows_of(layer)
+    records = records_of(layer, rows, [1])
+    data = records.encode(rows)[7:8]
+    ids = torch.tensor([[0], [10**15 - 1], [5]])
+    large = data.expand(10**15, -1)
+    expected = records.span(data)[0, :, None]  # (3, 1, R)
+    torch.testing.assert_close(records.gather(large, ids), expected)
+    torch.testing.assert_close(records.gather(large, ids[:1], [1]), expected[[1]])
+    torch.testing.assert_close(records.take(large, ids * 3 + torch.arange(3)[:, None]), expected)
 
 
 def test_any_bytes_are_finite_numbers() -> None:
@@ -84,7 +97,7 @@ def test_bits_go_where_queries_look() -> None:
     generator = torch.Generator().manual_seed(4)
     rows = torch.randn(2000, 2, 32, generator=generator)
     queries = torch.randn(2, 400, 16, generator=generator) * torch.tensor([4.0] * 4 + [0.2] * 12)
-    codec = row_codec("int5", torch.float32)
+    codec = row_codec("int5.5", torch.float32)
 
     def errors(asked: torch.Tensor | None) -> tuple[float, float]:
         coder = codec.coder(layer, codec.learn(layer, rows[:600], asked))
@@ -112,7 +125,7 @@ def test_a_new_store_keeps_the_keys_of_searched_heads_finely(
     rows, path = make_rows(600, seed=1), tmp_path / "m"
     errors = {}
     for name, heads in (("all", None), ("one", {3: [0]})):
-        backend = MemoryBackend(LAYOUT, memory_type, path=tmp_path / name, row_codec="int5")
+        backend = MemoryBackend(LAYOUT, memory_type, path=tmp_path / name, row_codec="int5.5")
         backend.index_heads(heads)
         backend.add(make_document("a", 600), [rows])
         backend.save()
@@ -137,7 +150,7 @@ def test_a_new_store_keeps_the_keys_of_searched_heads_finely(
 
 @pytest.mark.usefixtures("few_rows_are_enough")
 def test_a_memory_in_ram_is_saved_with_fine_heads(tmp_path: Path) -> None:
-    rows, backend = make_rows(600, seed=1), MemoryBackend(LAYOUT, row_codec="int5")
+    rows, backend = make_rows(600, seed=1), MemoryBackend(LAYOUT, row_codec="int5.5")
     backend.add(make_document("a", 600), [rows])
     backend.index_heads({3: [0]})
     backend.save(tmp_path / "m")
@@ -152,7 +165,7 @@ def test_a_memory_in_ram_is_saved_with_fine_heads(tmp_path: Path) -> None:
     "damage", [[0], {"3": 0}, {"1": [0]}, {"3": [99]}, {"3": [0, 0]}, {"3": [True]}, {"3": ["0"]}]
 )
 def test_fine_heads_that_the_layout_has_not_are_damage(damage: object, tmp_path: Path) -> None:
-    backend = MemoryBackend(LAYOUT, path=tmp_path / "m", row_codec="int5")
+    backend = MemoryBackend(LAYOUT, path=tmp_path / "m", row_codec="int5.5")
     backend.add(make_document("a", 5), [make_rows(5, seed=1)])
     backend.catalog.set_setting("fine_heads", damage)
     backend.close()

@@ -105,11 +105,16 @@ class ByRouting(PassageSource):
     def heads_to_index(
         self, config: MemoryConfig, backend: MemoryBackend
     ) -> Mapping[int, Sequence[int]] | None:
-        """Return the KV heads of the profile; none if words alone find passages."""
+        """Return the KV heads of the profile; none if passages are found without heads."""
         profile = self._profiles.find(config, backend)
         if profile is None or "heads" not in config.voices:
             return {}
         return profile.key_value_heads(self._model.query_heads, backend.layout)
+
+    def keep(self, config: MemoryConfig, backend: MemoryBackend) -> None:
+        """Keep in a memory's store what finds passages by values, if they do."""
+        if "values" in config.voices:
+            self.router(config, backend).keep(backend)
 
     # -- routing --------------------------------------------------------------------------------
 
@@ -156,10 +161,11 @@ class ByRouting(PassageSource):
         ]
 
     def router(self, config: MemoryConfig, backend: MemoryBackend) -> Router:
-        """Return what finds passages, with the head profile and the tokenizer that there are.
+        """Return what finds passages, with the head profile that there is.
 
         Raises:
-            ConfigError: `routing` names nothing that can find them without these.
+            ConfigError: all that the settings let find them needs what is lacking: heads a profile,
+                words a tokenizer.
         """
         if config.routing == "heads":
             profile: HeadProfile | None = self._profiles.required(config, backend)

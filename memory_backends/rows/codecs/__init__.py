@@ -1,4 +1,4 @@
-"""How a row becomes bytes: exactly, in half precision, or quantised to 8, 5 or 4 bits a number."""
+"""How a row becomes bytes: exactly, in half precision, or quantised to a few bits."""
 
 from memory_backends.rows.codecs.base import LayerCoder, RowCodec
 from memory_backends.rows.codecs.choice import CODEC_NAMES, row_codec

@@ -9,7 +9,7 @@ from memory_backends.rows.codecs.base import RowCodec
 from memory_backends.rows.codecs.plain import PlainCodec
 from memory_backends.rows.codecs.quantised import QuantisedCodec
 
-CODEC_NAMES = ("exact", "float16", "bfloat16", "int8", "int5", "int4")
+CODEC_NAMES = ("exact", "float16", "bfloat16", "int8", "int5.5", "int4")
 
 
 def row_codec(name: str, dtype: torch.dtype, decoded: torch.dtype | None = None) -> RowCodec:
@@ -22,9 +22,9 @@ def row_codec(name: str, dtype: torch.dtype, decoded: torch.dtype | None = None)
     """
     decoded = decoded or dtype
     stored = {"exact": dtype, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    bits = {"int8": 8, "int5": 5, "int4": 4}
+    bits = {"int8": 8, "int5.5": 5.5, "int4": 4}
     if name in stored:
         return PlainCodec(name, stored[name], decoded)
     if name in bits:
-        return QuantisedCodec(name, bits[name], decoded)
+        return QuantisedCodec(name, bits[name], decoded, for_passages=name == "int5.5")
     raise MemoryMismatchError(f"row_codec must be one of {CODEC_NAMES}; got {name!r}.")

@@ -1,11 +1,12 @@
-"""Rows in 8, 5 or 4 bits a number: "int8", "int5", "int4".
+"""Rows quantised to some bits a number: "int8", "int5.5", "int4".
 
 A key, or a value, is a *centre* plus a residual. The residual is turned into the principal axes of
-its head, where each coordinate is divided by its standard deviation and by a scale of this token,
-and coded by one of the levels that suit a Gaussian. Wide axes get more bits than narrow ones, and
-keys more than values. For "int5", axes and bits are those with the least error in the scores that
-sampled queries give: it is made for passages, where all rows are attended to; "int8" and "int4" are
-made for searches, where a key decides whether a row is found at all.
+its head, where each coordinate is divided by its standard deviation and by a scale of this token.
+Neighbouring coordinates are coded in pairs, by one of the points that suit two Gaussians. Wide axes
+get more bits than narrow ones, and keys more than values. For "int5.5", axes and bits are those
+with the least error in the scores that sampled queries give: it is made for passages, where all
+rows are attended to; "int8" and "int4" are made for searches, where a key decides whether a row is
+found at all.
 
 The centres are the mean and the first few rows that the store got, which decode exactly: in deep
 layers those are attention sinks, as small as no other row and attended by every query; the sinks of
@@ -21,11 +22,12 @@ TurboQuant (2504.19874).
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 
 from memory_backends.layout import Heads, LayerLayout
-from memory_backends.rows.codecs.bits import BitPacking, quantise
+from memory_backends.rows.codecs.bits import BitPacking, gaussian_points, quantise
 from memory_backends.rows.codecs.state import NUM_CENTRES, QuantisedState, learn
 
 _SCALE_BYTES = 2
@@ -38,30 +40,37 @@ _TRIED = (-2, -1, 0, 1, 2, 3)  # steps around the residual's root mean square
 
 
 class QuantisedCodec:
-    """Keep a number in 8, 5 or 4 bits, statistics and all.
+    """Keep a number in some bits, statistics and all.
 
-    Of 8 `bits`, a record is two bytes larger, for the scales; of 5 or 4, they take no more space.
+    Args:
+        name: of the codec.
+        bits: of a number; the scales' bytes are part of them, but for 8, which come on top.
+        dtype: of the rows that are read.
+        for_passages: whether bits follow what queries score, see the module.
     """
 
     learns = True
 
-    def __init__(self, name: str, bits: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, name: str, bits: float, dtype: torch.dtype, *, for_passages: bool = False
+    ) -> None:
         self.name = name
         self._bits = bits
         self._dtype = dtype
+        self._for_passages = for_passages
 
     def record_bytes(self, layer: LayerLayout) -> int:
         """Return the size of one token's and KV head's record."""
         if self._bits == 8:
             return _SCALE_BYTES + layer.row_dim
-        return max(layer.row_dim * self._bits // 8, _SCALE_BYTES + 1)
+        return max(int(layer.row_dim * self._bits / 8), _SCALE_BYTES + 1)
 
     def learn(
         self, layer: LayerLayout, rows: torch.Tensor, queries: torch.Tensor | None = None
     ) -> bytes:
         """Return means, axes, variances and widths, learned from (n, Hkv, R) rows."""
         code_bits = self._code_bits(layer)
-        if self._bits == 5:
+        if self._for_passages:
             return learn(layer, rows, code_bits, _USUAL_VARIANCE, queries).to_bytes()
         return learn(layer, rows, code_bits, _KEY_WEIGHT).to_bytes()
 
@@ -82,17 +91,18 @@ class QuantisedCoder:
     ) -> None:
         self._dtype = dtype
         self._dims = [layer.head_dim, layer.value_head_dim]
-        self._levels = state.levels
-        self._widths = state.widths.long()
-        self._packing = BitPacking(self._widths, record_bytes - _SCALE_BYTES)
+        num_pairs = [math.ceil(dim / 2) for dim in self._dims]
+        self._widths = torch.split(state.widths.long(), num_pairs)
+        self._packing = BitPacking(state.widths.long(), record_bytes - _SCALE_BYTES)
         self._centres = [  # (Hkv, C, D)
             part.contiguous() for part in torch.split(state.centres, self._dims, dim=-1)
         ]
         self._std = torch.split(state.std, self._dims, dim=-1)  # (Hkv, D)
-        self._turn_back = [  # (Hkv, D, D): coordinates @ it is the residual
+        self._axes = [  # (Hkv, D, D): coordinates @ it is the residual
             std.unsqueeze(-1) * axes.float()
             for std, axes in zip(self._std, state.axes, strict=True)
         ]
+        self._turn_back = [_first_and_second(axes, 1) for axes in self._axes]  # (Hkv, 2P, D)
         steps = torch.arange(_NUM_STEPS, dtype=torch.float32) - 1
         self._scales = torch.exp2(_LOWEST_SCALE + steps / _STEPS_PER_OCTAVE)
         self._scales[0] = 0.0
@@ -103,8 +113,9 @@ class QuantisedCoder:
 
     @functools.cached_property
     def _turn(self) -> list[torch.Tensor]:
-        """The inverses of `_turn_back`, for who writes."""
-        return [torch.linalg.inv(back.double()).float() for back in self._turn_back]
+        """The residual @ it is the coordinates, first and second of pairs: (Hkv, D, 2P)."""
+        inverses = [torch.linalg.inv(axes.double()).float() for axes in self._axes]
+        return [_first_and_second(inverse, 2) for inverse in inverses]
 
     def encode(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the records of rows: (n, Hkv, R) to (n, Hkv, record_bytes) uint8."""
@@ -114,9 +125,8 @@ class QuantisedCoder:
     def _encode(self, rows: torch.Tensor) -> torch.Tensor:
         num_rows, num_heads, _ = rows.shape
         by_head = rows.transpose(0, 1)  # (Hkv, n, R)
-        widths = torch.split(self._widths, self._dims)
         coded = [
-            self._encode_part(part, numbers, widths[part])
+            self._encode_part(part, numbers)
             for part, numbers in enumerate(torch.split(by_head, self._dims, dim=-1))
         ]
         packed = self._packing.pack(torch.cat([places for _, places in coded]))
@@ -124,30 +134,30 @@ class QuantisedCoder:
         records = torch.cat([scales, packed])  # (record_bytes, Hkv * n)
         return records.view(len(records), num_heads, num_rows).permute(2, 1, 0).contiguous()
 
-    def _encode_part(
-        self, part: int, numbers: torch.Tensor, widths: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return scale bytes (Hkv * n,) and places in the levels (D, Hkv * n)."""
+    def _encode_part(self, part: int, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scale bytes (Hkv * n,) and places of points (P, Hkv * n)."""
+        widths = self._widths[part]
         centre = torch.cdist(numbers, self._centres[part]).argmin(-1)  # (Hkv, n)
         coordinates = (numbers - self._centre(part, centre, slice(None))) @ self._turn[part]
-        coordinates = coordinates.movedim(-1, 0).flatten(1)  # (D, Hkv * n)
+        coordinates = coordinates.movedim(-1, 0).reshape(2, len(widths), -1)  # (2, P, Hkv * n)
         centre = centre.flatten()
-        variances = self._std[part].square().T  # (D, Hkv)
-        variances = variances.repeat_interleave(numbers.shape[1], dim=1)  # (D, Hkv * n)
-        used = coordinates[widths > 0] if bool((widths > 0).any()) else coordinates
-        size = used.square().mean(0).sqrt().clamp(min=1e-9)
+        variances = _first_and_second(self._std[part].square(), 1).T.reshape(2, len(widths), -1)
+        variances = variances.repeat_interleave(numbers.shape[1], dim=2)  # (2, P, Hkv * n)
+        radius = torch.hypot(*coordinates)
+        turn = (torch.atan2(coordinates[1], coordinates[0]) / (2 * math.pi)).remainder_(1.0)
+        used = radius[widths > 0] if bool((widths > 0).any()) else radius
+        size = (used.square().mean(0) / 2).sqrt().clamp(min=1e-9)
         nearest = ((size.log2() - _LOWEST_SCALE) * _STEPS_PER_OCTAVE + 1).round()
         nearest = nearest.clamp(1, _NUM_STEPS - 1).long()
-        best_error = (coordinates.square() * variances).sum(0)  # step 0: the centre itself
+        best_error = (coordinates.square() * variances).sum((0, 1))  # step 0: the centre itself
         best_step = torch.zeros_like(centre)
-        best_places = quantise(torch.zeros_like(coordinates), widths)
+        best_places = quantise(torch.zeros_like(radius), torch.zeros_like(turn), widths)
         for tried in _TRIED:
             step = (nearest + tried).clamp(1, _NUM_STEPS - 1)
             scale = self._scales[step]
-            places = quantise(coordinates / scale, widths)
-            coded = self._levels.index_select(0, places.flatten()).view(places.shape)
-            error = torch.addcmul(coordinates, coded, scale, value=-1.0)
-            error = (error.square_() * variances).sum(0)
+            places = quantise(radius / scale, turn, widths)
+            error = torch.addcmul(coordinates, _points(places), scale, value=-1.0)
+            error = (error.square_() * variances).sum((0, 1))
             better = error < best_error
             best_error = torch.where(better, error, best_error)
             best_step = torch.where(better, step, best_step)
@@ -177,11 +187,10 @@ class QuantisedCoder:
         scales = self._scale_of.index_select(0, chosen).view(_SCALE_BYTES, num_heads, num_records)
         centres = self._centre_of.index_select(0, chosen).view(scales.shape)
         places = self._packing.unpack(columns[_SCALE_BYTES:])
-        levels = self._levels.index_select(0, places.flatten())
-        levels = levels.view(sum(self._dims), num_heads, num_records)  # (R, Hkv, m)
+        points = _points(places).view(2, len(places), num_heads, num_records)  # (2, pairs, Hkv, m)
         limit = torch.finfo(self._dtype).max
-        for part, numbers in enumerate(torch.split(levels, self._dims)):
-            coordinates = (numbers * scales[part]).permute(1, 2, 0)  # (Hkv, m, D)
+        for part, numbers in enumerate(torch.split(points, [len(w) for w in self._widths], dim=1)):
+            coordinates = (numbers * scales[part]).flatten(0, 1).permute(1, 2, 0)  # (Hkv, m, 2P)
             centre = self._centre(part, centres[part], heads)
             turn_back = self._turn_back[part][heads]
             decoded = torch.baddbmm(centre, coordinates, turn_back)  # (Hkv, m, D)
@@ -193,3 +202,23 @@ class QuantisedCoder:
         at = which + self._first_centre[heads]
         chosen = centres.flatten(0, 1).index_select(0, at.flatten())
         return chosen.view(*which.shape, centres.shape[-1])
+
+
+def _points(places: torch.Tensor) -> torch.Tensor:
+    """Return the first and second number of points by place, (P, n) to (2, P, n)."""
+    table = gaussian_points()
+    points = table.new_empty(2, places.numel())
+    for numbers, out in zip(table, points, strict=True):  # faster than along dim 1 of both
+        torch.index_select(numbers, 0, places.flatten(), out=out)
+    return points.view(2, *places.shape)
+
+
+def _first_and_second(tensor: torch.Tensor, dim: int) -> torch.Tensor:
+    """Put the first numbers of all pairs along `dim` before the second ones: D to 2P.
+
+    A last number without another is paired with zeros.
+    """
+    if tensor.shape[dim] % 2:
+        tensor = torch.cat([tensor, torch.zeros_like(tensor.narrow(dim, 0, 1))], dim)
+    places = torch.arange(tensor.shape[dim]).view(-1, 2).T.flatten()
+    return tensor.index_select(dim, places)

@@ -11,12 +11,12 @@ import numpy as np
 
 from memory_backends.errors import StoreError
 from memory_backends.layout import LayerLayout
-from memory_backends.rows.codecs.bits import MAX_BITS, NUM_LEVELS, allocate, gaussian_levels
+from memory_backends.rows.codecs.bits import MAX_BITS, allocate
 
 NUM_CENTRES = 5  # the mean, and the first four rows
 
 _HEADER = struct.Struct("<4sHHHH")  # mark, Hkv, head_dim, value_head_dim, centres
-_MARK = b"EMQ1"
+_MARK = b"EMQ2"
 _LEARNED_FROM = 4096  # rows at most
 _PRIOR_ROWS = 32  # the weight of "all axes alike", for a store that begins with a few rows
 
@@ -25,8 +25,9 @@ _PRIOR_ROWS = 32  # the weight of "all axes alike", for a store that begins with
 class QuantisedState:
     """The statistics of one layer."""
 
-    levels: torch.Tensor  # (NUM_LEVELS,) float32, as `gaussian_levels`
-    widths: torch.Tensor  # (R,) uint8, bits of each coordinate, the same for all heads
+    # (pairs,) uint8, bits of each pair of neighbouring axes of keys, then of values, the same for
+    # all heads.
+    widths: torch.Tensor
     std: torch.Tensor  # (Hkv, R) float32, standard deviations along the axes, > 0
     centres: torch.Tensor  # (Hkv, C, R) float32, the mean and the first rows
     # (Hkv, D, D) and (Hkv, Dv, Dv) float16, rows are the principal axes, widest first.
@@ -36,7 +37,7 @@ class QuantisedState:
         """Return a header and the raw little-endian arrays; `from_bytes` reads them back."""
         heads, centres, _ = self.centres.shape
         header = _HEADER.pack(_MARK, heads, self.axes[0].shape[-1], self.axes[1].shape[-1], centres)
-        arrays = (self.levels, self.widths, self.std, self.centres, *self.axes)
+        arrays = (self.widths, self.std, self.centres, *self.axes)
         return header + b"".join(array.contiguous().numpy().tobytes() for array in arrays)
 
     @classmethod
@@ -45,8 +46,7 @@ class QuantisedState:
         heads, dim, value_dim = layer.num_key_value_heads, layer.head_dim, layer.value_head_dim
         expected = _HEADER.pack(_MARK, heads, dim, value_dim, NUM_CENTRES)
         shapes: list[tuple[type, tuple[int, ...]]] = [
-            (np.float32, (NUM_LEVELS,)),
-            (np.uint8, (layer.row_dim,)),
+            (np.uint8, (-(-dim // 2) - (-value_dim // 2),)),
             (np.float32, (heads, layer.row_dim)),
             (np.float32, (heads, NUM_CENTRES, layer.row_dim)),
             (np.float16, (heads, dim, dim)),
@@ -67,7 +67,7 @@ class QuantisedState:
             array: np.ndarray[Any, Any] = np.frombuffer(data, kind, count, at).reshape(shape).copy()
             arrays.append(torch.from_numpy(array))
             at += array.nbytes
-        levels, widths, std, centres, keys, values = arrays
+        widths, std, centres, keys, values = arrays
         usable = (
             all(bool(a.float().isfinite().all()) for a in arrays)
             and int(widths.max()) <= MAX_BITS
@@ -76,11 +76,11 @@ class QuantisedState:
         )
         if not usable:
             raise StoreError(
-                f"statistics of rows are damaged: widths must be at most {MAX_BITS} bits and "
-                f"{code_bits} in all, deviations positive, and all numbers finite. "
+                f"statistics of rows are damaged: a pair's width must be at most {MAX_BITS} bits, "
+                f"all of them {code_bits}, deviations positive, and all numbers finite. "
                 "Restore the store's catalogue from a copy."
             )
-        return cls(levels, widths, std, centres, (keys, values))
+        return cls(widths, std, centres, (keys, values))
 
 
 def learn(
@@ -122,14 +122,18 @@ def learn(
         key_cost = key_variance
     value_variance, value_axes = _principal_axes(values, value_mean)
     value_cost = value_variance / value_variance.sum(-1, keepdim=True)
-    costs = torch.cat([key_cost.mean(0), value_cost.mean(0)])  # (R,)
+    costs = torch.cat([_of_pairs(key_cost.mean(0)), _of_pairs(value_cost.mean(0))])  # (pairs,)
     return QuantisedState(
-        levels=gaussian_levels(),
         widths=torch.from_numpy(allocate(costs.numpy(), code_bits)),
         std=torch.cat([key_variance, value_variance], dim=-1).sqrt().float(),
         centres=torch.cat([mean, first], dim=1).float(),
         axes=(key_axes.half(), value_axes.half()),
     )
+
+
+def _of_pairs(costs: torch.Tensor) -> torch.Tensor:
+    """Return sums of two neighbours, (D,) to (P,); a last one without another is alone."""
+    return torch.nn.functional.pad(costs, (0, len(costs) % 2)).view(-1, 2).sum(1)
 
 
 def _metric(queries: torch.Tensor) -> torch.Tensor | None:

@@ -1,15 +1,15 @@
-"""Candidates of all voices, and of all of them together."""
+"""The rankings of words, values and heads: each as its own index gives it, in the scope."""
 
 import pytest
 
 from emt.routing.candidates import CandidateSearch
-from emt.routing.fusion import fused_scores
+from emt.routing.evidence import best_windows
 from emt.routing.values import ValueIndex
 from emt.routing.words import WordIndex
 from tests.emt.routing.worlds import attached_model, build, document, heads_of, routing
 from tests.emt.words import word_tokenizer
 
-OPTIONS = {"min_distance": 16}
+VOICES = ("words", "values", "heads")
 
 
 @pytest.fixture(scope="module")
@@ -17,38 +17,43 @@ def memory():
     return routing(build("llama"), tokenizer=word_tokenizer())
 
 
-def test_candidates_are_those_of_each_voice_and_of_their_sum(memory):
+def rankings_of(memory, question, voices=VOICES, *, tokenizer=True, heads=True, **options):
+    """Return the rankings of five windows by all tokens of a question."""
+    search = CandidateSearch(
+        attached_model(memory),
+        memory.tokenizer if tokenizer else None,
+        heads_of(memory) if heads else None,
+    )
+    tokens = range(len(question))
+    return search.rankings(voices, question, tokens, memory.backend, 5, min_distance=16, **options)
+
+
+@pytest.mark.parametrize("name", [None, "three"])
+def test_each_voice_ranks_its_own_scores(memory, name):
     question, backend = document(1)[20:30], memory.backend
-    search = CandidateSearch(attached_model(memory), memory.tokenizer)
-    candidates = search.candidates(question, backend, 5, **OPTIONS)
+    scope = None if name is None else backend.catalog.scope([name])
+    rankings = rankings_of(memory, question, scope=scope)
     text = " ".join(f"w{number}" for number in question.tolist())
-    words = WordIndex(memory.tokenizer).scores(text, backend)
-    values = ValueIndex(attached_model(memory)).scores(question, backend)
-    assert list(candidates.of_voices) == ["words", "values"]
-    for name, (runs, scores) in (("words", words), ("values", values)):
-        assert candidates.of_voices[name] == runs.windows(scores, 5, **OPTIONS)
-    runs, scores = fused_scores([words, values])
-    assert candidates.fused == runs.windows(scores, 5, **OPTIONS)
-    assert candidates.fused[0].document == backend.catalog.document("two").first_row
+    words, of_words = WordIndex(memory.tokenizer).scores(text, backend)
+    values, of_values = ValueIndex(attached_model(memory)).scores(question, backend)
+    hits = heads_of(memory).hits(question, range(len(question)), backend, scope=scope)
+    options = {"min_distance": 16, "scope": scope}
+    assert rankings == {
+        "words": words.windows(of_words, 5, **options),
+        "values": values.windows(of_values, 5, **options),
+        "heads": best_windows(hits, 5, min_distance=16),
+    }
+    assert rankings["words" if name is None else "heads"]
+    if name is not None:
+        first_row = backend.catalog.document(name).first_row
+        windows = [window for ranking in rankings.values() for window in ranking]
+        assert {window.document for window in windows} == {first_row}
 
 
-def test_heads_are_a_third_voice_and_words_need_a_tokenizer(memory):
+def test_the_settings_choose_voices_and_what_is_lacking_is_left_out(memory):
     question = document(2)[20:30]
-    search = CandidateSearch(attached_model(memory), None)
-    hits = heads_of(memory).hits(question, range(len(question)), memory.backend)
-    scope = memory.backend.catalog.scope(["three"])
-    candidates = search.candidates(question, memory.backend, 5, hits=hits, scope=scope, **OPTIONS)
-    assert list(candidates.of_voices) == ["values", "heads"]
-    first_row = memory.backend.catalog.document("three").first_row
-    assert {window.document for window in candidates.fused} == {first_row}
-
-
-def test_what_is_usual_is_that_of_the_scope():
-    memory = routing(build("llama"), tokenizer=word_tokenizer())
-    question = document(1)[20:30]
-    for number in range(40):  # all of them better than the document in the scope
-        memory.write(question, document=f"better {number}")
-    scope = memory.backend.catalog.scope(["two"])
-    search = CandidateSearch(attached_model(memory), memory.tokenizer)
-    candidates = search.candidates(question, memory.backend, 5, scope=scope, **OPTIONS)
-    assert candidates.fused[0].document == memory.backend.catalog.document("two").first_row
+    assert list(rankings_of(memory, question, ["values"])) == ["values"]
+    assert list(rankings_of(memory, question, ["words", "heads"])) == ["words", "heads"]
+    assert list(rankings_of(memory, question, tokenizer=False)) == ["values", "heads"]
+    assert list(rankings_of(memory, question, heads=False)) == ["words", "values"]
+    assert list(rankings_of(memory, question, tokenizer=False, heads=False)) == ["values"]

@@ -9,6 +9,7 @@ import pytest
 from emt import attach
 from emt.modes.passage.likelihood import QuestionLikelihood
 from emt.routing.evidence import Window
+from emt.routing.fusion import Place
 from emt.routing.judging import judged
 from memory_backends import MemoryBackend
 from tests.emt.routing.worlds import (
@@ -34,23 +35,25 @@ def world():
     return model, routing(model)
 
 
-def windows_of(memory, peaks):
-    """Return windows, best first, at rows of the documents in turn."""
+def places_of(memory, peaks, priors=(1.5, 0.8, 0.5, 0.2, 0.1)):
+    """Return places, best first, at rows of the documents in turn."""
     firsts = [memory.backend.catalog.document(name).first_row for name in NAMES]
     return [
-        Window(firsts[number % 3] + row, 0.5 / (1 + number), firsts[number % 3])
-        for number, row in enumerate(peaks)
+        Place(Window(firsts[number % 3] + row, 0.5 / (1 + number), firsts[number % 3]), prior)
+        for number, (row, prior) in enumerate(zip(peaks, priors, strict=False))
     ]
 
 
-def by_hand(log_probs):
-    """Return the order of n windows, and by how much the best makes the question likelier."""
+def by_hand(log_probs, priors):
+    """Return the order of n places, and by how much the best makes the question likelier.
+
+    A place's weight is how many times likelier it makes the question, times its prior squared.
+    """
     *after, none = log_probs
     gains = [[one - other for one, other in zip(row, none, strict=True)] for row in after]
-    by_gain = sorted(range(len(gains)), key=lambda i: -sum(gains[i]))
-    fused = {i: 1 / (2 + i) + 1 / (2 + by_gain.index(i)) for i in range(len(gains))}
+    weights = [math.exp(sum(row)) * prior**2 for row, prior in zip(gains, priors, strict=True)]
     return (
-        sorted(fused, key=lambda i: -fused[i]),
+        sorted(range(len(weights)), key=lambda i: -weights[i]),
         max(sum(sorted(row)[-3:]) / 3 for row in gains),
     )
 
@@ -61,7 +64,7 @@ def by_hand(log_probs):
 @pytest.mark.parametrize("num_tokens", [1, 2, 3, 9])
 def test_order_and_gain_are_those_by_hand(world, num_tokens):
     _, memory = world
-    windows = windows_of(memory, [5, 30, 60, 40, 10])
+    places = places_of(memory, [5, 30, 60, 40, 10])
     for seed in range(5):
         log_probs = -torch.rand(6, num_tokens, generator=torch.Generator().manual_seed(seed)) * 4
         given = []
@@ -70,11 +73,12 @@ def test_order_and_gain_are_those_by_hand(world, num_tokens):
             given.extend(passages)
             return log_probs
 
-        windows_found, gain = judged(windows, ask_back, memory.backend, 12)
-        order, expected = by_hand(log_probs.tolist())
-        assert windows_found == [windows[i] for i in order]
+        windows, gain = judged(places, ask_back, memory.backend, 12)
+        order, expected = by_hand(log_probs.tolist(), [place.prior for place in places])
+        assert windows == [places[i].window for i in order]
         assert gain == pytest.approx(expected, abs=1e-5)
-        for passage, window in zip(given, windows, strict=True):
+        for passage, place in zip(given, places, strict=True):
+            window = place.window
             first = memory.backend.catalog.document(passage.document).first_row
             assert first == window.document
             assert first + passage.first <= window.peak < first + passage.stop
@@ -83,14 +87,14 @@ def test_order_and_gain_are_those_by_hand(world, num_tokens):
 
 def test_without_a_token_to_judge_the_order_stays(world):
     _, memory = world
-    windows = windows_of(memory, [5, 30])
-    found = judged(windows, lambda passages: torch.zeros(3, 0), memory.backend, 12)
-    assert found == (windows, None)
+    places = places_of(memory, [5, 30])
+    found = judged(places, lambda passages: torch.zeros(3, 0), memory.backend, 12)
+    assert found == ([place.window for place in places], None)
 
 
 def test_what_was_removed_meanwhile_is_not_judged():
     memory = routing(build("llama"))
-    windows = windows_of(memory, [5, 30, 60])
+    places = places_of(memory, [5, 30, 60])
     memory.remove("two")
     given = []
 
@@ -98,10 +102,11 @@ def test_what_was_removed_meanwhile_is_not_judged():
         given.extend(passages)
         return torch.zeros(3, 4)
 
-    assert judged(windows, ask_back, memory.backend, 12) == ([windows[0], windows[2]], 0.0)
+    left = [places[0].window, places[2].window]
+    assert judged(places, ask_back, memory.backend, 12) == (left, 0.0)
     assert [passage.document for passage in given] == ["one", "three"]
     memory.clear()
-    assert judged(windows, ask_back, memory.backend, 12) == ([], None)
+    assert judged(places, ask_back, memory.backend, 12) == ([], None)
 
 
 # -- routing with a judge ---------------------------------------------------------------------

@@ -9,11 +9,13 @@ from emt.errors import ConfigError
 from emt.profiles.ranking import HeadRanking
 from emt.routing.evidence import best_windows
 from emt.routing.head_search import TOPK
+from emt.routing.values import ValueIndex
 from tests.emt.routing.worlds import (
     BACKENDS,
     NAMES,
     ROWS,
     asked,
+    attached_model,
     build,
     chosen,
     document,
@@ -81,7 +83,7 @@ def test_passages_are_around_the_best_windows(world):
     prompt = asked(1)
     hits = heads_of(memory).hits(prompt, range(len(prompt)), memory.backend)
     (best,) = best_windows(hits, 1, min_distance=1)
-    with memory.using(candidates=0):
+    with memory.using(candidates=0, routing="heads"):
         routed = memory.route(prompt)
     assert routed.score == best.score
     assert routed.passages[0].score == pytest.approx(best.score, abs=1e-4)
@@ -145,3 +147,30 @@ def test_each_of_many_short_documents_is_found_by_its_own_words():
             passages = [routed.passage for routed in memory.route(question).passages]
         assert Passage(name, 0, 6) in passages
         assert len({passage.document for passage in passages}) == 3
+
+
+def test_values_alone_find_passages_without_tokenizer_and_profile():
+    model = build("llama")
+    config = MemoryConfig.published(
+        mode="passage", remove_special_ids=False, passage_rows=ROWS, candidates=0
+    )
+    memory = attach(model, config)
+    for number, name in enumerate(NAMES):
+        memory.write(document(number), document=name)
+    for number in range(len(NAMES)):
+        prompt = document(number)[20:60]
+        runs, scores = ValueIndex(attached_model(memory)).scores(prompt, memory.backend)
+        (best,) = runs.windows(scores, 1, min_distance=1)
+        (owner,) = memory.backend.catalog.document_of_rows([best.peak]).values()
+        routed = memory.route(prompt)
+        assert (routed.passages[0].passage.document, routed.score) == (owner, best.score)
+        with memory.using(routing="values"):
+            assert memory.route(prompt) == routed
+    for setting in ("words", "both", "heads"):
+        with memory.using(routing=setting), pytest.raises(ConfigError, match="profile"):
+            memory.route(prompt)
+    plain = chosen(model, [asked(1)])
+    with memory.using(mode="auto"):
+        in_token_mode = chosen(model, [asked(1)])
+    with memory.using(mode="token"):
+        assert chosen(model, [asked(1)]) == in_token_mode != plain

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from emt.routing.evidence import Window
-from emt.routing.runs import Runs
+from emt.routing.runs import Runs, num_runs
 from memory_backends import Scope
 
 
@@ -27,19 +27,12 @@ def bounds(runs):
 def test_every_row_is_in_a_run(num_rows, expected):
     runs = Runs.of({7: num_rows})
     assert bounds(runs) == [(7 + first, 7 + stop, 7) for first, stop in expected]
+    assert num_runs(np.array([num_rows])).tolist() == [len(expected)]
 
 
 def test_runs_end_with_their_document():
     runs = Runs.of({0: 70, 100: 5})  # rows 70 to 99 were removed
     assert bounds(runs) == [(0, 64, 0), (32, 70, 0), (100, 105, 100)]
-    row, run = runs.of_rows(np.array([0, 40, 69, 75, 104]))
-    assert sorted(zip(row.tolist(), run.tolist(), strict=True)) == [
-        (0, 0),
-        (1, 0),
-        (1, 1),
-        (2, 1),
-        (4, 2),
-    ]
     assert bounds(Runs.of({})) == []
 
 
@@ -55,11 +48,3 @@ def test_windows_are_the_best_runs_in_the_scope():
     assert found(min_distance=40) == best
     assert found(scope=Scope.of([(200, 210)])) == best[1:]
     assert found(scope=Scope(())) == []
-
-
-def test_runs_are_found_among_others():
-    before, now = Runs.of({0: 70, 100: 5}), Runs.of({100: 5, 105: 3})
-    at, is_there = before.places_of(now)
-    assert is_there.tolist() == [True, False]
-    assert at[0] == 2
-    assert Runs.of({}).places_of(now)[1].tolist() == [False, False]

@@ -78,7 +78,7 @@ def test_a_memory_without_documents_or_of_one():
     memory = routing(build("llama"))
     memory.clear()
     index = index_of(memory)
-    assert index.windows(tokens(5, 1), memory.backend, 3, min_distance=8) == []
+    assert index.scores(tokens(5, 1), memory.backend)[1].tolist() == []
     memory.write(tokens(3, 1), document="short")
     assert index.scores(tokens(1, 1), memory.backend)[1].tolist() == [0]
 

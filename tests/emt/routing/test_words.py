@@ -57,6 +57,11 @@ def world():
     return with_words()
 
 
+def windows_of(index, question, memory, count, *, min_distance=8, **options):
+    runs, scores = index.scores(question, memory.backend)
+    return runs.windows(scores, count, min_distance=min_distance, **options)
+
+
 def names_of(routed):
     return [part.passage.document for part in routed.passages]
 
@@ -101,7 +106,7 @@ def test_a_score_is_the_share_of_the_weight_of_all_words():
     memory.clear()
     memory.write(torch.arange(10, 40), document="d")  # w10 to w39, once each
     memory.write(torch.arange(30, 60), document="e")
-    windows = functools.partial(WordIndex(memory.tokenizer).windows, min_distance=8)
+    windows = functools.partial(windows_of, WordIndex(memory.tokenizer), memory=memory)
     worth = 1 / (1 + 1.5)  # of a word that a text of the mean length has once
     rare, common, unknown = math.log(2), math.log(1.2), math.log(6)  # 1 + (2.5 - n) / (n + 0.5)
     for question, scores in (
@@ -110,12 +115,12 @@ def test_a_score_is_the_share_of_the_weight_of_all_words():
         ("w12 w35", [worth, worth * common / (rare + common)]),
         ("w12 w99", [worth * rare / (rare + unknown)]),
     ):
-        found = windows(question, memory.backend, 3)
+        found = windows(question, count=3)
         assert [window.score for window in found] == pytest.approx(scores)
-    assert len(windows("w35", memory.backend, 1)) == 1
+    assert len(windows("w35", count=1)) == 1
     for question in ("w98 w99", "", "the of and", "unheard"):
-        assert windows(question, memory.backend, 3) == []
-    assert windows("w12", memory.backend, 3, scope=Scope(())) == []
+        assert windows(question, count=3) == []
+    assert windows("w12", count=3, scope=Scope(())) == []
     with memory.using(routing="words"):
         assert memory.route(torch.tensor([90, 91])).passages == ()
 
@@ -125,7 +130,7 @@ def test_words_of_a_long_document_point_to_their_place():
     memory.clear()
     text = " ".join(f"w{number}" for number in [*[3] * 500, 50, *[4] * 500])
     memory.write(text, document="d")
-    (window,) = WordIndex(memory.tokenizer).windows("w50", memory.backend, 1, min_distance=64)
+    (window,) = windows_of(WordIndex(memory.tokenizer), "w50", memory, 1, min_distance=64)
     (first_row,) = memory.backend.catalog.first_rows()
     assert window.document == first_row
     assert abs(window.peak - first_row - 500) <= 32
@@ -143,11 +148,11 @@ def test_only_new_documents_are_read(monkeypatch):
     index = WordIndex(memory.tokenizer)
     monkeypatch.setattr(catalog, "document", document_of)
     for _ in range(2):
-        index.windows("w12", memory.backend, 1, min_distance=8)
+        index.scores("w12", memory.backend)
     memory.write(document(3), document="four")
     memory.write(document(4), document="one", replace=True)
     names.clear()
-    index.windows("w12", memory.backend, 1, min_distance=8)
+    index.scores("w12", memory.backend)
     assert names == ["four", "one"]
 
 
@@ -163,11 +168,11 @@ def test_words_in_many_scripts_find_their_document():
         backend.add(document, rows)
     index = WordIndex(None)
     for name, (_, question) in SCRIPTS.items():
-        best = index.windows(question, backend, 3, min_distance=8)[0]
+        (best,) = windows_of(index, question, memory, 1)
         assert backend.catalog.document_of_rows([best.peak])[best.peak] == name
 
 
 def test_words_of_an_empty_memory():
     _model, memory = with_words()
     memory.clear()
-    assert WordIndex(memory.tokenizer).windows("w12", memory.backend, 3, min_distance=8) == []
+    assert windows_of(WordIndex(memory.tokenizer), "w12", memory, 3) == []

@@ -134,6 +134,8 @@ def test_documents_narrow_what_is_recalled(memory_type):
     for name in NAMES:
         stored = memory.backend.catalog.document(name)
         spans[name] = range(stored.first_row, stored.first_row + len(stored.row_tokens))
+    memory.route(prompt)  # the means of all values are computed once
+    fetched.clear()
     with memory.using(documents=["two"]), memory.recording() as recording:
         model(prompt[None])
     assert {one.passage.document for one in recording.routed[0].passages} == {"two"}

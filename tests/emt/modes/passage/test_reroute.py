@@ -15,6 +15,7 @@ from emt.modes.passage.exchange import exchanged
 from emt.modes.passage.locate import locate
 from emt.modes.passage.rows import PlacedRows
 from emt.passage import Passage, Question, Routed, RoutedPassage
+from emt.routing.head_search import HeadSearch
 from emt.routing.question import question_of
 from emt.routing.router import Router
 from tests.emt.routing.worlds import (
@@ -108,18 +109,17 @@ def test_an_answer_that_moves_on_is_given_other_rows(model_type):
 
 
 @torch.no_grad()
-def test_the_question_and_what_was_generated_ask():
+def test_the_question_and_what_was_generated_ask(monkeypatch):
     model = build("llama")
     memory = routing(model)
     prompt, answer = tokens(90, 8), tokens(50, 9)
-    heads = memory._modes.routing.router(memory.config, memory.backend).heads(memory.config)
-    own, seen = heads.hits, []
+    own, seen = HeadSearch.hits, []
 
-    def hits(token_ids, asking, backend, **options):
+    def hits(self, token_ids, asking, backend, **options):
         seen.append(list(asking))
-        return own(token_ids, asking, backend, **options)
+        return own(self, token_ids, asking, backend, **options)
 
-    heads.hits = hits
+    monkeypatch.setattr(HeadSearch, "hits", hits)
     both = torch.cat([prompt, answer])
     for count in (0, 1, 50):
         memory._modes.routing.route(memory.new_turn(), [both[: 90 + count]], num_generated=count)
