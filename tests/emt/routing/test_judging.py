@@ -139,19 +139,13 @@ def test_as_many_places_are_judged_as_the_setting_says(world):
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_tokens_without_a_likelihood_gain_nothing(world, value):
     _, memory = world
-
-    def judge(token_ids, at, tokens, passages, backend, *, beside=None):
-        log_probs = torch.zeros(len(passages) + 1, 4)
-        log_probs[:-1] = torch.tensor([1.0, value, -2.0, 3.0])
-        log_probs[-1, 1] = value
-        return log_probs
-
-    config = memory.config.replace(relevance=1.0)
-    routed = router_of(memory).route(asked(1), memory.backend, config, judge=judge)
-    assert routed.relevance == pytest.approx(4 / 3)  # the mean of 3, 1 and 0
-    assert routed.passages
-    config = memory.config.replace(relevance=1.5)
-    assert not router_of(memory).route(asked(1), memory.backend, config, judge=judge).passages
+    places = places_of(memory, [5, 30])
+    log_probs = torch.tensor([[-4.0, value, -3.0, -1.0], [-1.0, value, -4.0, -1.0], [-2.0] * 4])
+    for none in (value, -2.0):
+        log_probs[-1, 1] = none
+        found, gain = judged(places, lambda passages: log_probs, memory.backend, 12)
+        assert found == [places[1].window, places[0].window]  # they gain 0 and -2 nats
+        assert gain == pytest.approx(2 / 3)  # of 1, 1, 0 and -2
 
 
 def test_documents_whose_rows_are_gone_are_not_followed():
