@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import numpy as np
 
-from emt.citations.generated import ChoosingQuery
+from emt.citations.generated import ChoosingQuery, GeneratedText
 from emt.errors import MemoryUseError
 from emt.passage import Retrieved
 
@@ -72,7 +72,10 @@ def of_sequence(
         beams = [int(row) for row in beam_indices if int(row) >= 0]
         queries = queries[: len(beams)]
     rows = [sequence] * len(queries) if beams is None else beams[: len(queries)]
-    batches = {query.text: len(layer.ids) for query in queries for layer in query.step.values()}
+    batches: dict[GeneratedText | None, int] = {}  # the smallest, of forwards by hand
+    for query in queries:
+        for layer in query.step.values():
+            batches[query.text] = min(len(layer.ids), batches.get(query.text, len(layer.ids)))
     batch = min(batches.values(), default=0)
     wrong = [row for row in rows if batch and not 0 <= row < batch]
     if wrong:

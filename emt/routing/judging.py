@@ -85,10 +85,19 @@ def judged(
     windows = [place.window for place in kept]
     if not log_probs.shape[1]:
         return Judged(windows, None)
-    gains = log_probs[:-1] - log_probs[-1]
+    gains = gains_of(log_probs)
     posterior = gains.sum(dim=1).numpy() + 2 * np.log([place.prior for place in kept])
     order = np.argsort(-posterior, kind="stable")
     return Judged([windows[i] for i in order], float(telling(gains).max()))
+
+
+def gains_of(log_probs: Tensor) -> Tensor:
+    """Return by how much passages make tokens likelier than none does: (n + 1, q) -> (n, q).
+
+    A token that a model never says, or whose likelihood it fails to compute, gains nothing.
+    """
+    gains = log_probs[:-1] - log_probs[-1]
+    return gains.where(gains.isfinite(), 0.0)
 
 
 def telling(gains: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from emt.routing.terms import terms_of
 from memory_backends import MemoryBackend
@@ -38,44 +39,64 @@ class LinkIndex:
     """
 
     def __init__(self) -> None:
-        self._titles: tuple[MemoryBackend, int, dict[str, dict[Title, list[str]]]] | None = None
+        self._titles: _Titles | None = None
         self._lock = threading.Lock()
 
-    def named_in(self, text: str, backend: MemoryBackend, *, known: str = "") -> list[str]:
-        """Return the documents that a text names, in its order, each once.
+    def titles_in(self, text: str, backend: MemoryBackend) -> dict[Title, list[str]]:
+        """Return the titles that a text has, in its order, and the documents that have each.
 
-        Args:
-            text: of a passage.
-            backend: whose documents.
-            known: a text, such as the question; what it names is left out.
+        At each place the longest one counts: "New York" is not named where "New York City" is. A
+        title of one word must have a capital letter if the document's name has one: "forces" do not
+        name "Force.txt".
         """
         titles = self._titles_of(backend)
-        before = set(_titles_in(terms_of(known), titles))
-        names: dict[str, None] = {}
-        words = terms_of(text)
-        for title in _titles_in(words, titles):
-            if title not in before:
-                names.update(dict.fromkeys(titles[title[0]][title]))
-        return list(names)
+        words, at = terms_of(text), 0
+        upper = set(terms_of(" ".join(word for word in text.split() if not word.islower())))
+        found: dict[Title, list[str]] = {}
+        while at < len(words):
+            starts = (tuple(words[at : at + length]) for length in titles.lengths)
+            title = next((start for start in starts if start in titles.documents), ())
+            names = titles.documents.get(title, [])
+            if len(title) == 1 and words[at] not in upper:
+                names = [name for name in names if name.rsplit("/", 1)[-1].islower()]
+            if names:
+                found[title] = names
+            at += max(len(title), 1)
+        return found
 
-    def _titles_of(self, backend: MemoryBackend) -> dict[str, dict[Title, list[str]]]:
-        """Return the first words of titles -> titles -> names of documents."""
+    def _titles_of(self, backend: MemoryBackend) -> _Titles:
         with self._lock:
             kept, num_changes = self._titles, backend.num_changes
-            if kept is None or kept[0] is not backend or kept[1] != num_changes:
-                titles: dict[str, dict[Title, list[str]]] = {}
-                for name in backend.catalog.document_names():
-                    if title := title_of(name):
-                        titles.setdefault(title[0], {}).setdefault(title, []).append(name)
-                self._titles = kept = backend, num_changes, titles
-            return kept[2]
+            if kept is None or kept.backend is not backend or kept.num_changes != num_changes:
+                known = {} if kept is None else kept.of_names
+                self._titles = kept = _Titles.read(backend, num_changes, known)
+            return kept
 
 
-def _titles_in(words: Sequence[str], titles: dict[str, dict[Title, list[str]]]) -> list[Title]:
-    """Return the titles that words have in a row, in their order."""
-    return [
-        title
-        for at, word in enumerate(words)
-        for title in titles.get(word, ())
-        if title == tuple(words[at : at + len(title)])
-    ]
+class _Titles(NamedTuple):
+    """The titles of a memory as it was after so many changes.
+
+    Attributes:
+        of_names: name of a document -> its title, () for none.
+        documents: title -> the documents that have it.
+        lengths: numbers of words that titles have, descending.
+    """
+
+    backend: MemoryBackend
+    num_changes: int
+    of_names: dict[str, Title]
+    documents: dict[Title, list[str]]
+    lengths: list[int]
+
+    @classmethod
+    def read(cls, backend: MemoryBackend, num_changes: int, known: Mapping[str, Title]) -> _Titles:
+        """Read the names of a memory's documents, some of whose titles are `known`."""
+        of_names: dict[str, Title] = {}
+        documents: dict[Title, list[str]] = {}
+        for name in backend.catalog.document_names():
+            title = known.get(name)
+            of_names[name] = title = title_of(name) if title is None else title
+            if title:
+                documents.setdefault(title, []).append(name)
+        lengths = sorted(set(map(len, documents)), reverse=True)
+        return cls(backend, num_changes, of_names, documents, lengths)

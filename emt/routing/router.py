@@ -18,7 +18,7 @@ from emt.routing.evidence import Window
 from emt.routing.fusion import Place, fuse_rankings
 from emt.routing.head_profile import HeadProfile
 from emt.routing.head_search import HeadSearch
-from emt.routing.judging import Judge, judged
+from emt.routing.judging import Judge, gains_of, judged
 from emt.routing.links import LinkIndex
 from emt.routing.question import Asking, question_of
 from emt.routing.together import Follower, together
@@ -46,7 +46,9 @@ class _Asked:
     gains: dict[Passage, Tensor] = field(default_factory=dict)
 
     def places(self, scope: Scope | None) -> list[Place]:
-        """Return the places that the voices find, best first."""
+        """Return the places that the voices find, best first; none if the scope has no rows."""
+        if not self.backend.num_searchable(scope):
+            return []
         rankings = self.candidates.rankings(
             self.voices,
             self.asking,
@@ -68,7 +70,7 @@ class _Asked:
         assert self.judge is not None
         log_probs = self.judge(self.asking, passages, self.backend, beside=beside)
         if beside is None:
-            self.gains.update(zip(passages, log_probs[:-1] - log_probs[-1], strict=True))
+            self.gains.update(zip(passages, gains_of(log_probs), strict=True))
         return log_probs
 
 
@@ -126,7 +128,7 @@ class Router:
         """
         num_rows = config.passage_rows if num_rows is None else num_rows
         question = question_of(token_ids[: len(token_ids) - num_generated], self._tokenizer)
-        if num_rows < 1 or question.first == question.stop or not backend.num_searchable(scope):
+        if num_rows < 1 or question.first == question.stop:
             return Routed(question, (), 0.0)
         budget = Budget(num_rows, min(config.max_passages, num_rows))
         asking = Asking.of(token_ids, question, num_generated)

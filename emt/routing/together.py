@@ -4,12 +4,14 @@ A question may need two documents. If it names both, the second passage is the o
 words of the question which the first does not. If it names one, and the other only by what the
 first says of it ("the mayor of the town where Marta lives"), the other is found by following: a
 document that a passage names is tried together with that passage, and the pair after which the
-question is likeliest is taken.
+question is likeliest is taken. Texts name much that a question is not about: a document that does
+not make the question likelier by itself, too, is not followed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from emt.passage import Passage
 from emt.routing.choosing import Budget, choose_passages
 from emt.routing.evidence import Window
-from emt.routing.judging import telling
+from emt.routing.judging import gains_of, telling
 from emt.routing.links import LinkIndex
 from emt.routing.words import text_of_rows
 from memory_backends import MemoryBackend, Scope
@@ -42,6 +44,20 @@ class Together(NamedTuple):
     num_needed: int
 
 
+class Pair(NamedTuple):
+    """A passage, and one of a document that it names.
+
+    Attributes:
+        number: of the first one's window, among those that were given.
+        window: of the other.
+        gains: (q,) by how much both make each token of the question likelier, in nats.
+    """
+
+    number: int
+    window: Window
+    gains: Tensor
+
+
 @dataclass(frozen=True)
 class Follower:
     """Follows what passages name to other documents, for one question.
@@ -53,8 +69,8 @@ class Follower:
         backend: where the memories are.
         scope: the rows that may be found; None for all.
         find: returns the best windows in a scope for the question.
-        ask_back: tells how likely the question is after each of n passages, with another between
-            it and the question, and after none: (n + 1, q) log-probabilities.
+        ask_back: tells how likely the question is after each of n passages, alone or with another
+            between it and the question, and after none: (n + 1, q) log-probabilities.
     """
 
     question: str
@@ -63,12 +79,10 @@ class Follower:
     backend: MemoryBackend
     scope: Scope | None
     find: Callable[[Scope], list[Window]]
-    ask_back: Callable[[Sequence[Passage], Sequence[Passage]], Tensor]
+    ask_back: Callable[[Sequence[Passage], Sequence[Passage] | None], Tensor]
 
-    def pair(
-        self, windows: Sequence[Window], least: float, num_rows: int
-    ) -> tuple[int, Window] | None:
-        """Return the passage, and the window of a document that it names, that are best together.
+    def pair(self, windows: Sequence[Window], least: float, num_rows: int) -> Pair | None:
+        """Return the passage, and the one of a document that it names, that are best together.
 
         Args:
             windows: best first; around the first three, passages are read for names.
@@ -77,50 +91,59 @@ class Follower:
             num_rows: of each passage, at most.
 
         Returns:
-            Which of `windows`, and the other window. None if no passage names a document in scope,
-            or if the question names two itself: then it asks for these.
+            None if no passage leads to a document in scope that makes the question likelier, or if
+            the question names two itself: then it asks for these.
         """
-        if self.tokenizer is None or len(self.links.named_in(self.question, self.backend)) > 1:
+        named = self._named(windows[:_MAX_FOLLOWED], num_rows)
+        others = self._others({name for *_, name in named}, num_rows)
+        tried = [link for link in named if link[2] in others][:_MAX_PAIRS]
+        if not tried:
             return None
-        around = [
-            passage_around(window, self.backend, num_rows) for window in windows[:_MAX_FOLLOWED]
-        ]
-        named = [
-            (number, passage, name)
-            for number, passage in enumerate(around)
-            if passage is not None
-            for name in self._named_by(passage)
-        ]
-        if not named:
-            return None
-        others: dict[str, tuple[Window, Passage]] = {}  # the best of each document
-        for window in self.find(self.backend.catalog.scope({name for *_, name in named})):
-            passage = passage_around(window, self.backend, num_rows)
-            if passage is not None:
-                others.setdefault(passage.document, (window, passage))
-        pairs = [pair for pair in named if pair[2] in others][:_MAX_PAIRS]
-        if not pairs:
-            return None
-        log_probs = self.ask_back(
-            [others[name][1] for *_, name in pairs], [passage for _, passage, _ in pairs]
+        gains = gains_of(
+            self.ask_back([others[name][1] for *_, name in tried], [each for _, each, _ in tried])
         )
-        gains = (log_probs[:-1] - log_probs[-1]).sum(dim=1).tolist()
-        for i in sorted(range(len(pairs)), key=lambda i: -gains[i]):
-            number, _, name = pairs[i]
-            if number == 0 or gains[i] > least:
-                return number, others[name][0]
+        for i in gains.sum(dim=1).argsort(descending=True, stable=True).tolist():
+            number, _, name = tried[i]
+            if number == 0 or float(gains[i].sum()) > least:
+                return Pair(number, others[name][0], gains[i])
         return None
 
-    def _named_by(self, passage: Passage) -> list[str]:
-        document = self.backend.catalog.document(passage.document)
-        text = text_of_rows(document, passage.first, passage.stop, self.tokenizer)
-        names = self.links.named_in(text, self.backend, known=self.question)
-        return [name for name in names if name != passage.document and self._is_in_scope(name)]
+    def _named(self, windows: Sequence[Window], num_rows: int) -> list[tuple[int, Passage, str]]:
+        """Return the documents that passages around windows name: number of the window, passage,
+        name. Those that the question names itself are left out."""
+        known = self.links.titles_in(self.question, self.backend)
+        if self.tokenizer is None or len(known) > 1:
+            return []
+        named = []
+        for number, window in enumerate(windows):
+            passage = passage_around(window, self.backend, num_rows)
+            if passage is None:
+                continue
+            document = self.backend.catalog.document(passage.document)
+            text = text_of_rows(document, passage.first, passage.stop, self.tokenizer)
+            for title, names in self.links.titles_in(text, self.backend).items():
+                if title not in known and len(names) <= _MAX_PAIRS:  # more are no name of one
+                    named += [(number, passage, name) for name in names if name != document.name]
+        return [link for link in named if self._is_in_scope(link[2])]
+
+    def _others(self, names: Collection[str], num_rows: int) -> dict[str, tuple[Window, Passage]]:
+        """Return the best place of each of some documents, if it makes the question likelier."""
+        places: dict[str, tuple[Window, Passage]] = {}
+        scope = self.backend.catalog.scope(names, missing_ok=True)
+        for window in self.find(scope) if names else ():
+            passage = passage_around(window, self.backend, num_rows)
+            if passage is not None and len(places) < _MAX_PAIRS:
+                places.setdefault(passage.document, (window, passage))
+        if not places:
+            return {}
+        alone = gains_of(self.ask_back([passage for _, passage in places.values()], None))
+        likelier = (alone.sum(dim=1) > 0).tolist()
+        return dict(itertools.compress(places.items(), likelier))
 
     def _is_in_scope(self, name: str) -> bool:
         if self.scope is None:
             return True
-        spans = self.backend.catalog.scope([name]).spans
+        spans = self.backend.catalog.scope([name], missing_ok=True).spans
         return Scope.of([*self.scope.spans, *spans]) == self.scope
 
 
@@ -149,29 +172,33 @@ def together(
         return Together(list(windows), budget.num_passages)
     of_windows = torch.stack([gains[passage] for passage in around if passage is not None])
     pair = follower.pair(windows, float(of_windows[0].sum()), budget.num_rows // 2)
-    first, *led_to = (0,) if pair is None else pair
+    first, explained, led_to = 0, of_windows[0], []
+    if pair is not None:
+        first, explained, led_to = pair.number, pair.gains, [pair.window]
     rest = [
         i
         for i, window in enumerate(windows)
         if i != first and not any(window.is_near(other, budget.min_distance) for other in led_to)
     ]
-    adding = _adding(of_windows[[first, *rest]], budget.num_passages - len(led_to))
-    order = [rest[i - 1] for i in adding[1:]]
+    adding = _adding(of_windows[rest], explained, budget.num_passages - 1 - len(led_to))
+    order = [rest[i] for i in adding]
     order += [i for i in rest if i not in order]
-    num_needed = len(adding) + len(led_to)
+    num_needed = 1 + len(led_to) + len(adding)
     if num_needed == 1:  # the best is not always right
         num_needed = budget.num_passages
     return Together([windows[first], *led_to, *(windows[i] for i in order)], num_needed)
 
 
-def _adding(gains: Tensor, count: int) -> list[int]:
+def _adding(gains: Tensor, explained: Tensor, count: int) -> list[int]:
     """Return which passages explain tokens that those before them do not: at most `count`.
 
     Args:
-        gains: (n, q) by how much each makes each token likelier, in nats. The first one adds.
+        gains: (n, q) by how much each makes each token likelier, in nats.
+        explained: (q,) by how much what is there already does.
     """
-    adding, explained = [0], gains[0].clamp(min=0)
-    for number in range(1, len(gains)):
+    adding: list[int] = []
+    explained = explained.clamp(min=0)
+    for number in range(len(gains)):
         if len(adding) == count:
             break
         if float(telling((gains[number] - explained).clamp(min=0))) >= _LEAST_ADDED:

@@ -175,12 +175,10 @@ class ByRouting(PassageSource):
         usable -= {"words"} if self._tokenizer is None else set()
         usable -= {"heads"} if profile is None else set()
         if not usable:
+            needs = "a tokenizer" + (" or a head profile" if "heads" in config.voices else "")
             raise ConfigError(
-                "passages are found by words, which needs a tokenizer, or by a model's retrieval "
-                "heads, which need a head profile; this memory has no tokenizer, and "
-                + ("no profile" if profile is None else f"routing is {config.routing}")
-                + ". Give attach() the tokenizer, or set profile to the file of a head profile "
-                "and routing to heads."
+                f"routing '{config.routing}' needs {needs}, and this memory has none. Give "
+                "attach() the tokenizer, or set routing to 'values', which needs neither."
             )
         router = self._router
         if router is None or router.profile is not profile:

@@ -4,6 +4,7 @@ import torch
 import pytest
 
 from emt import MemoryConfig, attach
+from emt.errors import MemoryUseError
 from emt.passage import Retrieved
 from tests.families import build
 
@@ -104,3 +105,15 @@ def test_a_layer_seen_again_begins_a_step_and_prompts_are_not_kept_alive():
     assert kept.tolist() == [[[[9.0, 10.0, 11.0]], [[21.0, 22.0, 23.0]]]]
     assert not kept.requires_grad
     assert kept.untyped_storage().nbytes() == kept.numel() * 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batches", [(1, 2), (2, 1)])
+def test_a_sequence_must_be_in_each_forward_by_hand(remembering, batches):
+    model, memory = remembering
+    with memory.recording() as recorded:
+        for batch in batches:
+            model(PROMPT.expand(batch, -1))
+    assert recorded.citations(sequence=0)
+    with pytest.raises(MemoryUseError, match=r"sequence must be 0 to 0, .* got 1"):
+        recorded.citations(sequence=1)

@@ -25,6 +25,7 @@ from tests.emt.routing.worlds import (
     routing,
     tokens,
 )
+from tests.emt.words import word_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +134,29 @@ def test_as_many_places_are_judged_as_the_setting_says(world):
     assert route(candidates=3, relevance=-0.1).passages == plain.passages
     with memory.using(candidates=0, relevance=1e6):
         assert memory.route(asked(1)) == plain
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_tokens_without_a_likelihood_gain_nothing(world, value):
+    _, memory = world
+    places = places_of(memory, [5, 30])
+    log_probs = torch.tensor([[-4.0, value, -3.0, -1.0], [-1.0, value, -4.0, -1.0], [-2.0] * 4])
+    for none in (value, -2.0):
+        log_probs[-1, 1] = none
+        found, gain = judged(places, lambda passages: log_probs, memory.backend, 12)
+        assert found == [places[1].window, places[0].window]  # they gain 0 and -2 nats
+        assert gain == pytest.approx(2 / 3)  # of 1, 1, 0 and -2
+
+
+def test_documents_whose_rows_are_gone_are_not_followed():
+    memory = routing(build("llama"), tokenizer=word_tokenizer())
+    memory.write("w3 w4 w5 w6 w60 w7 w8", document="first")
+    memory.write("w3 w4 w20 w21", document="w60")
+    first_row = memory.backend.catalog.document("w60").first_row
+    prompt = memory.tokenizer("w3 w4 w5", return_tensors="pt")["input_ids"][0]
+    with memory.using(documents=["first", "w60"]):
+        memory.backend.remove(range(first_row, first_row + 5))
+        assert [each.passage.document for each in memory.route(prompt).passages] == ["first"]
 
 
 def test_a_memory_is_routed_with_the_models_likelihood(world):

@@ -167,7 +167,7 @@ def test_values_alone_find_passages_without_tokenizer_and_profile():
         with memory.using(routing="values"):
             assert memory.route(prompt) == routed
     for setting in ("words", "both", "heads"):
-        with memory.using(routing=setting), pytest.raises(ConfigError, match="profile"):
+        with memory.using(routing=setting), pytest.raises(ConfigError, match=setting):
             memory.route(prompt)
     plain = chosen(model, [asked(1)])
     with memory.using(mode="auto"):

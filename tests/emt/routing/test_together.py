@@ -1,5 +1,7 @@
 """Passages that answer a question together: what adds to the best, and what it leads to."""
 
+import math
+
 import torch
 import pytest
 
@@ -40,10 +42,17 @@ def windows_and_gains(memory, gains):
     return windows, dict(zip(around, rows, strict=True))
 
 
-def follower(memory, question="w3 w20", *, find=None, log_probs=None, scope=None, asked=None):
-    """Return a follower to whom pairs are as likely as `log_probs` says of their documents."""
+def follower(
+    memory, question="w3 w20", *, find=None, log_probs=None, alone=-8.0, scope=None, asked=None
+):
+    """Return a follower to whom pairs are as likely as `log_probs` says of their documents.
+
+    Documents that are named are as likely as `alone`, if no passage is beside them; none is -9.
+    """
 
     def ask_back(passages, beside):
+        if beside is None:
+            return torch.tensor([*([alone] for _ in passages), [-9.0]])
         pairs = [
             (one.document, other.document) for one, other in zip(beside, passages, strict=True)
         ]
@@ -79,7 +88,7 @@ def has(memory, scope, name):
         # Each explains a token: by 3 nats, which is 1 of the three tokens that gain most.
         ([0.0, 8.0, 0.0], [0.0, 0.0, 3.0], ["one", "two", "three"], 3),
         # Too little: but the best alone would be too few.
-        ([5.0, 6.0, 2.9 - 1.0], [0.0, 0.0, 2.9], ["one", "two", "three"], 2),
+        ([5.0, 6.0, 2.9 - 1.0], [0.0, 0.0, 2.9], ["one", "two", "three"], 3),
         # What makes tokens less likely does not count against the others.
         ([-9.0, 5.0, 3.0], [0.0, 0.0, 2.0], ["one", "two", "three"], 2),
     ],
@@ -113,7 +122,7 @@ def test_a_document_that_the_best_passage_names_comes_second(memory):
     found = together(windows, gains, BUDGET, pairs)
     assert asked == [(MARTA, ORSK)]
     assert found.windows == [window(memory, name) for name in (MARTA, ORSK, VARN)]
-    assert found.num_needed == 3  # the third explains 4 nats more, of another token
+    assert found.num_needed == 2  # the third explains nothing that the pair does not
 
 
 def test_a_window_that_is_led_to_is_not_there_twice(memory):
@@ -143,9 +152,34 @@ def test_only_documents_in_scope_are_followed(memory):
     windows, _ = windows_and_gains(memory, {MARTA: [5.0]})
     catalog, log_probs = memory.backend.catalog, {(MARTA, ORSK): -2.0}
     inside = follower(memory, scope=catalog.scope([MARTA, ORSK]), log_probs=log_probs)
-    assert inside.pair(windows, 0.0, 16) == (0, window(memory, ORSK))
+    number, found, gains = inside.pair(windows, 0.0, 16)
+    assert (number, found, gains.tolist()) == (0, window(memory, ORSK), [7.0])
     outside = follower(memory, scope=catalog.scope([MARTA, VARN]))
     assert outside.pair(windows, 0.0, 16) is None
+
+
+@pytest.mark.parametrize("alone", [-9.0, -10.0, -math.inf, math.nan])
+def test_documents_that_do_not_help_by_themselves_are_not_followed(memory, alone):
+    windows, _ = windows_and_gains(memory, {MARTA: [5.0]})
+    pairs = follower(memory, log_probs={(MARTA, ORSK): -2.0}, alone=alone)
+    assert pairs.pair(windows, 0.0, 16) is None
+
+
+def test_a_third_passage_must_add_to_the_pair(memory):
+    windows, gains = windows_and_gains(memory, {MARTA: [5.0], VARN: [7.9]})
+    for log_prob, num_needed in {-4.0: 2, -4.2: 3}.items():
+        # The pair gains 5 or 4.8 nats, of which the third passage would have to gain 3 more.
+        pairs = follower(memory, log_probs={(MARTA, ORSK): log_prob})
+        assert together(windows, gains, BUDGET, pairs).num_needed == num_needed
+
+
+def test_a_title_of_many_documents_names_none_of_them():
+    memory = routing(build("llama"), tokenizer=word_tokenizer())
+    memory.write(TEXTS[MARTA], document=MARTA)
+    for number in range(9):
+        memory.write(TEXTS[ORSK], document=f"{number}/{ORSK}")
+    windows, _ = windows_and_gains(memory, {MARTA: [5.0]})
+    assert follower(memory).pair(windows, 0.0, 16) is None
 
 
 def test_documents_without_a_window_are_left_out(memory):

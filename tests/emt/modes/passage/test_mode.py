@@ -233,8 +233,8 @@ def test_a_model_without_a_profile_says_so():
     memory.write(document(0), document="one")
     missing = {
         "heads": r"needs a head profile .*`emt profile",
-        "words": r"no tokenizer, and no profile",
-        "both": r"no tokenizer, and no profile",
+        "words": r"'words' needs a tokenizer, and",
+        "both": r"'both' needs a tokenizer or a head profile, and",
     }
     for kind, message in missing.items():
         with memory.using(routing=kind), pytest.raises(ConfigError, match=message):
