@@ -116,7 +116,7 @@ def test_as_many_places_are_judged_as_the_setting_says(world):
     _, memory = world
     calls = []
 
-    def judge(asking, passages, backend):
+    def judge(asking, passages, backend, *, beside=None):
         calls.append((asking.at, asking.tokens, len(passages)))
         return torch.zeros(len(passages) + 1, len(asking.tokens) - 1)
 
@@ -203,7 +203,7 @@ def test_only_rows_in_scope_are_judged(world):
     seen = []
     own = memory._modes.routing._likelihood
 
-    def judge(asking, passages, backend):
+    def judge(asking, passages, backend, *, beside=None):
         seen.extend(passage.document for passage in passages)
         return own(asking, passages, backend)
 
@@ -250,7 +250,7 @@ def test_a_thousand_tokens_are_judged_by_the_last_64(world):
     assert routed == end
     seen = []
 
-    def judge(asking, passages, backend):
+    def judge(asking, passages, backend, *, beside=None):
         seen.append(asking)
         return torch.zeros(len(passages) + 1, len(asking.tokens) - 1)
 
@@ -276,7 +276,7 @@ def test_a_process_that_removes_documents_does_not_disturb_routing(tmp_path):
     gain = memory.route(asked(1)).relevance
     own = memory._modes.routing._likelihood
 
-    def judge(asking, passages, backend):
+    def judge(asking, passages, backend, *, beside=None):
         found = own(asking, passages, backend)
         for name in other.catalog.document_names():
             other.remove_document(name)
