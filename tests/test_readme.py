@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import pkgutil
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ import emt
 from emt import attach, detach
 from emt.cli import main
 from emt.config import SETTINGS
+from emt.modes.passage.likelihood import QuestionLikelihood
+from emt.passage import Passage
+from emt.routing.question import Asking
+from memory_backends import MemoryBackend
 from tests.emt.commands import make_model
 from tests.emt.routing.worlds import profile_of
 
@@ -40,6 +45,8 @@ def test_the_python_runs_from_top_to_bottom(
     make_model(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"NAME": str(tmp_path / "model"), **WORDS}
+    # A random model finds no question likelier after any passage.
+    monkeypatch.setattr(QuestionLikelihood, "__call__", _likelier_after_passages)
     for block in BLOCKS[:3]:
         exec(block, names)
     assert (tmp_path / "memories" / "catalog.sqlite").is_file()
@@ -52,6 +59,17 @@ def test_the_python_runs_from_top_to_bottom(
     assert names["profile"].model == "tiny"
     assert {routed.passage.document for routed in names["passages"]} == {"grothendieck.txt"}
     assert [citation.document for citation in names["citations"]] == ["grothendieck.txt"]
+
+
+def _likelier_after_passages(
+    likelihood: QuestionLikelihood,
+    asking: Asking,
+    passages: Sequence[Passage],
+    backend: MemoryBackend,
+    *,
+    beside: Sequence[Passage] | None = None,
+) -> torch.Tensor:
+    return torch.tensor([[-1.0] * 3] * len(passages) + [[-9.0] * 3])
 
 
 def _keep_a_profile(names: dict[str, Any]) -> None:

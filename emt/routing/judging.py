@@ -25,6 +25,7 @@ from emt.routing.question import Asking
 from memory_backends import MemoryBackend
 
 _NUM_TELLING = 3  # tokens
+_FAR = 8.0  # nats
 
 
 class Judge(Protocol):
@@ -56,11 +57,13 @@ class Judged(NamedTuple):
 
     Attributes:
         windows: best first.
+        num_likely: how many of them are not far less likely than the best, to be what is asked for.
         gain: by how much the one that helps most makes the question likelier than none does, in
             nats: the mean of the three tokens that gain most. None if there was no token to judge.
     """
 
     windows: list[Window]
+    num_likely: int
     gain: float | None
 
 
@@ -80,15 +83,16 @@ def judged(
     around = [choose_passages([place.window], backend, budget) for place in places]
     kept = [place for place, routed in zip(places, around, strict=True) if routed]
     if not kept:
-        return Judged([], None)
+        return Judged([], 0, None)
     log_probs = ask_back([routed[0].passage for routed in around if routed])
     windows = [place.window for place in kept]
     if not log_probs.shape[1]:
-        return Judged(windows, None)
+        return Judged(windows, len(windows), None)
     gains = gains_of(log_probs)
     posterior = gains.sum(dim=1).numpy() + 2 * np.log([place.prior for place in kept])
     order = np.argsort(-posterior, kind="stable")
-    return Judged([windows[i] for i in order], float(telling(gains).max()))
+    num_likely = int((posterior >= posterior.max() - _FAR).sum())
+    return Judged([windows[i] for i in order], num_likely, float(telling(gains).max()))
 
 
 def gains_of(log_probs: Tensor) -> Tensor:

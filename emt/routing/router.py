@@ -139,13 +139,19 @@ class Router:
         gain, num_needed = None, budget.num_passages
         if judge is not None and places:
             share, count = num_rows // budget.num_passages, config.candidates
-            best, gain = judged(places[:count], asked.ask_back, backend, share)
+            best, num_likely, gain = judged(places[:count], asked.ask_back, backend, share)
             least = -math.inf if config.relevance is None else config.relevance
             if gain is not None and gain < least:
                 return Routed(question, (), score, gain)
-            if gain is not None and budget.num_passages > 1:
-                best, num_needed = together(best, asked.gains, budget, self._follower(asked, scope))
-            windows = [*best, *windows[count:]]
+            if gain is None:
+                best += windows[count:]
+            elif budget.num_passages > 1:
+                best, num_needed = together(
+                    best, num_likely, asked.gains, budget, self._follower(asked, scope)
+                )
+                if len(best) == 1:  # as many rows as it would have beside others
+                    budget = Budget(num_rows // 2, 1)
+            windows = best
         passages = choose_passages(windows, backend, budget, num_needed=num_needed)
         return Routed(question, tuple(passages), score, gain)
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from emt.passage import Passage
 from emt.routing.choosing import Budget, choose_passages
-from emt.routing.evidence import Window
+from emt.routing.evidence import Window, spaced
 from emt.routing.judging import gains_of, telling
 from emt.routing.links import LinkIndex
 from emt.routing.words import text_of_rows
@@ -154,12 +154,20 @@ def passage_around(window: Window, backend: MemoryBackend, num_rows: int) -> Pas
 
 
 def together(
-    windows: Sequence[Window], gains: Mapping[Passage, Tensor], budget: Budget, follower: Follower
+    windows: Sequence[Window],
+    num_likely: int,
+    gains: Mapping[Passage, Tensor],
+    budget: Budget,
+    follower: Follower,
 ) -> Together:
     """Put windows first whose passages have something of their own to say.
 
+    Others stay if they are likely, and not in the passage around a better one: a wrong passage
+    beside the right one costs right answers.
+
     Args:
         windows: best first.
+        num_likely: how many of them may be what is asked for.
         gains: by how much the passage around each makes each token of the question likelier, (q,),
             in nats, with an equal share of the budget.
         budget: of all passages.
@@ -183,10 +191,12 @@ def together(
     adding = _adding(of_windows[rest], explained, budget.num_passages - 1 - len(led_to))
     order = [rest[i] for i in adding]
     order += [i for i in rest if i not in order]
-    num_needed = 1 + len(led_to) + len(adding)
-    if num_needed == 1:  # the best is not always right
-        num_needed = budget.num_passages
-    return Together([windows[first], *led_to, *(windows[i] for i in order)], num_needed)
+    needed = [windows[first], *led_to, *(windows[i] for i in order[: len(adding)])]
+    likely = [windows[i] for i in order[len(adding) :] if i < num_likely]
+    every = [*needed, *likely]
+    kept = spaced(every, len(every), min_distance=budget.num_rows // 2)
+    # The best alone is not always right.
+    return Together(kept, len(needed) if len(needed) > 1 else budget.num_passages)
 
 
 def _adding(gains: Tensor, explained: Tensor, count: int) -> list[int]:

@@ -224,8 +224,8 @@ def test_passage_mode_says_why_each_passage_was_recalled(routing):
             for each in routed.passages
         }
         assert len(citations) == len(routed.passages) > 1
-        attention = [citation.attention for citation in citations]
-        assert attention == sorted(attention, reverse=True)
+        order = [(citation.copied, citation.attention) for citation in citations]
+        assert order == sorted(order, reverse=True)
 
 
 def test_an_answer_has_its_passages(routing):

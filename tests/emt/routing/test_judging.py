@@ -45,7 +45,7 @@ def places_of(memory, peaks, priors=(1.5, 0.8, 0.5, 0.2, 0.1)):
 
 
 def by_hand(log_probs, priors):
-    """Return the order of n places, and by how much the best makes the question likelier.
+    """Return the order of n places, how many are not far behind, and the largest gain.
 
     A place's weight is how many times likelier it makes the question, times its prior squared.
     """
@@ -54,6 +54,7 @@ def by_hand(log_probs, priors):
     weights = [math.exp(sum(row)) * prior**2 for row, prior in zip(gains, priors, strict=True)]
     return (
         sorted(range(len(weights)), key=lambda i: -weights[i]),
+        sum(weight >= max(weights) * math.exp(-8) for weight in weights),
         max(sum(sorted(row)[-3:]) / 3 for row in gains),
     )
 
@@ -73,9 +74,12 @@ def test_order_and_gain_are_those_by_hand(world, num_tokens):
             given.extend(passages)
             return log_probs
 
-        windows, gain = judged(places, ask_back, memory.backend, 12)
-        order, expected = by_hand(log_probs.tolist(), [place.prior for place in places])
+        windows, num_likely, gain = judged(places, ask_back, memory.backend, 12)
+        order, num_expected, expected = by_hand(
+            log_probs.tolist(), [place.prior for place in places]
+        )
         assert windows == [places[i].window for i in order]
+        assert num_likely == num_expected
         assert gain == pytest.approx(expected, abs=1e-5)
         for passage, place in zip(given, places, strict=True):
             window = place.window
@@ -89,7 +93,7 @@ def test_without_a_token_to_judge_the_order_stays(world):
     _, memory = world
     places = places_of(memory, [5, 30])
     found = judged(places, lambda passages: torch.zeros(3, 0), memory.backend, 12)
-    assert found == ([place.window for place in places], None)
+    assert found == ([place.window for place in places], 2, None)
 
 
 def test_what_was_removed_meanwhile_is_not_judged():
@@ -103,10 +107,10 @@ def test_what_was_removed_meanwhile_is_not_judged():
         return torch.zeros(3, 4)
 
     left = [places[0].window, places[2].window]
-    assert judged(places, ask_back, memory.backend, 12) == (left, 0.0)
+    assert judged(places, ask_back, memory.backend, 12) == (left, 2, 0.0)
     assert [passage.document for passage in given] == ["one", "three"]
     memory.clear()
-    assert judged(places, ask_back, memory.backend, 12) == ([], None)
+    assert judged(places, ask_back, memory.backend, 12) == ([], 0, None)
 
 
 # -- routing with a judge ---------------------------------------------------------------------
@@ -128,10 +132,11 @@ def test_as_many_places_are_judged_as_the_setting_says(world):
     assert plain.relevance is None
     for count in (1, 2, 3):
         routed = route(candidates=count)
-        assert (routed.passages, routed.relevance) == (plain.passages, 0.0)
+        assert 0 < len(routed.passages) <= count  # what was not judged is left out
+        assert routed.relevance == 0.0
         assert calls.pop() == (0, list(range(len(asked(1)))), count)
     assert route(candidates=3, relevance=0.1).passages == ()
-    assert route(candidates=3, relevance=-0.1).passages == plain.passages
+    assert route(candidates=3, relevance=-0.1).passages == routed.passages
     with memory.using(candidates=0, relevance=1e6):
         assert memory.route(asked(1)) == plain
 
@@ -143,7 +148,7 @@ def test_tokens_without_a_likelihood_gain_nothing(world, value):
     log_probs = torch.tensor([[-4.0, value, -3.0, -1.0], [-1.0, value, -4.0, -1.0], [-2.0] * 4])
     for none in (value, -2.0):
         log_probs[-1, 1] = none
-        found, gain = judged(places, lambda passages: log_probs, memory.backend, 12)
+        found, _, gain = judged(places, lambda passages: log_probs, memory.backend, 12)
         assert found == [places[1].window, places[0].window]  # they gain 0 and -2 nats
         assert gain == pytest.approx(2 / 3)  # of 1, 1, 0 and -2
 

@@ -1,6 +1,7 @@
 """Passages that answer a question together: what adds to the best, and what it leads to."""
 
 import math
+from dataclasses import replace
 
 import torch
 import pytest
@@ -77,6 +78,11 @@ def has(memory, scope, name):
     return any(low <= first < high for low, high in scope.spans)
 
 
+def joined(windows, gains, follower, num_likely=3):
+    """Return what windows give together, of which some are likely."""
+    return together(windows, num_likely, gains, BUDGET, follower)
+
+
 # -- what adds --------------------------------------------------------------------------------
 
 
@@ -96,20 +102,39 @@ def has(memory, scope, name):
 def test_passages_that_explain_other_tokens_come_first(memory, second, third, order, num_needed):
     gains = {"one": [5.0, 5.0, 0.0], "two": second, "three": third}
     windows, gains = windows_and_gains(memory, gains)
-    found = together(windows, gains, BUDGET, follower(memory, NAMES_TWO))
+    found = joined(windows, gains, follower(memory, NAMES_TWO))
     assert found.windows == [window(memory, name) for name in order]
     assert found.num_needed == num_needed
 
 
 def test_one_window_is_enough_of_itself(memory):
     windows, gains = windows_and_gains(memory, {"one": [1.0, 2.0]})
-    assert together(windows, gains, BUDGET, follower(memory, NAMES_TWO)).windows == windows
+    assert joined(windows, gains, follower(memory, NAMES_TWO)).windows == windows
+
+
+def test_what_is_unlikely_or_beside_a_better_one_is_left_out(memory):
+    gains = {"one": [5.0, 5.0], "two": [5.0, 4.0], "three": [4.0, 4.0]}
+    windows, gains = windows_and_gains(memory, gains)
+    pairs = follower(memory, NAMES_TWO)
+    for num_likely in (1, 2, 3):
+        found = joined(windows, gains, pairs, num_likely)
+        assert found.windows == windows[:num_likely]
+    peak = windows[0].peak
+    for distance, expected in ((BUDGET.num_rows // 2 - 1, 1), (BUDGET.num_rows // 2, 2)):
+        near = [windows[0], replace(windows[0], peak=peak + distance)]  # of 70 rows
+        share = BUDGET.num_rows // BUDGET.num_passages
+        around = [passage_around(each, memory.backend, share) for each in near]
+        of_passages = dict.fromkeys(around, torch.tensor([5.0, 5.0]))
+        assert len(joined(near, of_passages, pairs).windows) == expected
 
 
 def test_what_was_not_judged_stays_in_its_order(memory):
     windows, gains = windows_and_gains(memory, {"one": [1.0], "two": [2.0]})
     del gains[next(iter(gains))]
-    assert together(windows, gains, BUDGET, follower(memory, NAMES_TWO)) == (windows, 3)
+    assert joined(windows, gains, follower(memory, NAMES_TWO)) == (
+        windows,
+        3,
+    )
 
 
 # -- what is led to ---------------------------------------------------------------------------
@@ -119,7 +144,7 @@ def test_a_document_that_the_best_passage_names_comes_second(memory):
     windows, gains = windows_and_gains(memory, {MARTA: [5.0, 0.0], VARN: [0.0, 4.0]})
     asked = []
     pairs = follower(memory, log_probs={(MARTA, ORSK): -2.0}, asked=asked)
-    found = together(windows, gains, BUDGET, pairs)
+    found = joined(windows, gains, pairs)
     assert asked == [(MARTA, ORSK)]
     assert found.windows == [window(memory, name) for name in (MARTA, ORSK, VARN)]
     assert found.num_needed == 2  # the third explains nothing that the pair does not
@@ -127,7 +152,9 @@ def test_a_document_that_the_best_passage_names_comes_second(memory):
 
 def test_a_window_that_is_led_to_is_not_there_twice(memory):
     windows, gains = windows_and_gains(memory, {MARTA: [5.0, 0.0], ORSK: [0.0, 4.0]})
-    found = together(windows, gains, BUDGET, follower(memory, log_probs={(MARTA, ORSK): -2.0}))
+    found = together(
+        windows, len(windows), gains, BUDGET, follower(memory, log_probs={(MARTA, ORSK): -2.0})
+    )
     assert found == (windows, 2)
 
 
@@ -136,9 +163,7 @@ def test_a_likelier_pair_takes_the_place_of_the_best_passage(memory):
     windows, gains = windows_and_gains(memory, gains)
     for log_prob, order in {-4.5: [MARTA, ORSK, VARN], -5.5: [VARN, MARTA]}.items():
         # After the pair the question gains 9 nats less these; after the best alone, 4.
-        found = together(
-            windows, gains, BUDGET, follower(memory, log_probs={(MARTA, ORSK): log_prob})
-        )
+        found = joined(windows, gains, follower(memory, log_probs={(MARTA, ORSK): log_prob}))
         assert found.windows == [window(memory, name) for name in order]
 
 
@@ -170,7 +195,7 @@ def test_a_third_passage_must_add_to_the_pair(memory):
     for log_prob, num_needed in {-4.0: 2, -4.2: 3}.items():
         # The pair gains 5 or 4.8 nats, of which the third passage would have to gain 3 more.
         pairs = follower(memory, log_probs={(MARTA, ORSK): log_prob})
-        assert together(windows, gains, BUDGET, pairs).num_needed == num_needed
+        assert joined(windows, gains, pairs).num_needed == num_needed
 
 
 def test_a_title_of_many_documents_names_none_of_them():
@@ -190,4 +215,4 @@ def test_documents_without_a_window_are_left_out(memory):
 def test_without_text_nothing_is_followed():
     memory = routing(build("llama"))
     windows, gains = windows_and_gains(memory, {"two": [5.0], "one": [0.0]})
-    assert together(windows, gains, BUDGET, follower(memory)).windows == windows
+    assert joined(windows, gains, follower(memory)).windows == windows

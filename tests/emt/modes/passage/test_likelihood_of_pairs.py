@@ -4,6 +4,7 @@ import torch
 
 from emt import Passage
 from emt.modes.passage.likelihood import QuestionLikelihood
+from emt.routing.question import Asking
 from tests.emt.routing.worlds import attached_model, build, routing, tokens
 
 
@@ -13,7 +14,7 @@ def test_pairs_are_as_likely_after_as_with_both_recalled():
     first = [Passage("one", 3, 12), Passage("two", 0, 7)]
     last = [Passage("three", 20, 31), Passage("two", 30, 33)]
     likelihood = QuestionLikelihood(attached_model(memory))
-    found = likelihood(asked, 0, range(9), first, memory.backend, beside=last)
+    found = likelihood(Asking(asked, 0, list(range(9))), first, memory.backend, beside=last)
     for pair, log_probs in zip([*zip(first, last, strict=True), ()], found, strict=True):
         with torch.no_grad(), memory.recalling(pair):
             logits = model(asked[None]).logits[0]
