@@ -59,7 +59,7 @@ def test_passages_are_found_if_their_rows_have_the_evidence(world, tmp_path):
     asked = comparison([folder], settings, conditions=names, generate=False)
     items = run(asked, loaded, tmp_path / "out")
     assert len(items) == 2 * 7
-    shares = set()
+    outcomes = set()
     for condition, routing in zip(names, ("heads", "words"), strict=True):
         records = by_id(items, condition)
         with remembered(loaded, mode="passage", routing=routing, **settings) as memory:
@@ -79,10 +79,10 @@ def test_passages_are_found_if_their_rows_have_the_evidence(world, tmp_path):
                     assert record["first_document"] == (passages[0].document == name)
                     assert record["recalled"] == sum(p.stop - p.first for p in passages)
                     assert record["is_relevant"]
-                    shares.add(record["found"])
+                    outcomes.add(record["found"])
         assert records["none"]["is_relevant"]
         assert records["none"]["found"] is None
-    assert True in shares
+    assert any(outcomes)  # else the answers would tell nothing
 
 
 def test_chunks_are_found_if_they_have_the_evidence(world, tmp_path):
