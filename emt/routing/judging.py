@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 import numpy as np
 from torch import Tensor
 
@@ -26,6 +27,8 @@ from memory_backends import MemoryBackend
 
 _NUM_TELLING = 3  # tokens
 _FAR = 8.0  # nats
+_NUM_FIRST = 4  # places that are judged before the others,
+_SURE = 4.0  # which are left out if one of these gains so many nats: few gain as much by chance
 
 
 class Judge(Protocol):
@@ -75,24 +78,35 @@ def judged(
 ) -> Judged:
     """Judge some places by passages of at most `num_rows` rows around them.
 
-    Their order is that of the question's likelihood times the square of their prior, as a posterior
-    probability. Whether they are relevant is told by few tokens, names and the like: the others are
-    as likely after anything, and there may be many, in instructions.
+    The first four are judged before the others, and alone if they leave no doubt. The order is that
+    of the question's likelihood times the square of the prior, as a posterior probability. Whether
+    places are relevant is told by few tokens, names and the like: the others are as likely after
+    anything, and there may be many, in instructions.
     """
-    budget = Budget(num_rows, 1)
-    around = [choose_passages([place.window], backend, budget) for place in places]
-    kept = [place for place, routed in zip(places, around, strict=True) if routed]
+    kept: list[Place] = []
+    of_waves: list[Tensor] = []
+    for wave in (places[:_NUM_FIRST], places[_NUM_FIRST:]):
+        around = [choose_passages([place.window], backend, Budget(num_rows, 1)) for place in wave]
+        kept += [place for place, routed in zip(wave, around, strict=True) if routed]
+        passages = [routed[0].passage for routed in around if routed]
+        if passages:
+            of_waves.append(gains_of(ask_back(passages)))
+        if any(_leave_no_doubt(gains) for gains in of_waves):
+            break
     if not kept:
         return Judged([], 0, None)
-    log_probs = ask_back([routed[0].passage for routed in around if routed])
-    windows = [place.window for place in kept]
-    if not log_probs.shape[1]:
+    gains, windows = torch.cat(of_waves), [place.window for place in kept]
+    if not gains.shape[1]:
         return Judged(windows, len(windows), None)
-    gains = gains_of(log_probs)
     posterior = gains.sum(dim=1).numpy() + 2 * np.log([place.prior for place in kept])
     order = np.argsort(-posterior, kind="stable")
     num_likely = int((posterior >= posterior.max() - _FAR).sum())
     return Judged([windows[i] for i in order], num_likely, float(telling(gains).max()))
+
+
+def _leave_no_doubt(gains: Tensor) -> bool:
+    """Tell whether a passage makes the question so much likelier that others need not be tried."""
+    return gains.shape[1] > 0 and float(telling(gains).max()) >= _SURE
 
 
 def gains_of(log_probs: Tensor) -> Tensor:

@@ -62,7 +62,6 @@ class ByRouting(PassageSource):
         self._tokenizer = tokenizer
         self._profiles = profiles
         self._router: Router | None = None
-        self._likelihood = QuestionLikelihood(model)
 
     def check(self, turn: Turn, options: GenerateOptions) -> None:
         """Refuse a call whose prompts come in parts, or that cannot be given other passages."""
@@ -144,7 +143,8 @@ class ByRouting(PassageSource):
         config, backend = turn.config, turn.backend
         router = self.router(config, backend)
         is_training = alive(self._model.decoder, "route").training  # passages are refused then
-        judge = self._likelihood if config.candidates and not is_training else None
+        is_judged = config.candidates > 0 and not is_training
+        judge = QuestionLikelihood(self._model) if is_judged else None
         return [
             router.route(
                 prompt.cpu(),

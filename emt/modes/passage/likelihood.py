@@ -1,7 +1,7 @@
 """How likely a question is after the rows of each of several passages, and after none.
 
-The rows are stored: nothing of the passages is read again. All passages are tried in one forward of
-the question's tokens; the tokens before them do not see the rows, and are computed once.
+The rows are stored: nothing of the passages is read again. Several passages are tried in one
+forward of the question's tokens; the tokens before them do not see the rows, and are computed once.
 
 Source: Sachan et al., Improving Passage Retrieval with Zero-Shot Question Generation (arXiv
 2204.07496), where each passage is read again for each question.
@@ -9,8 +9,9 @@ Source: Sachan et al., Improving Passage Retrieval with Zero-Shot Question Gener
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,8 +34,24 @@ from emt.routing.question import Asking
 from memory_backends import MemoryBackend
 
 
+class _Asked(NamedTuple):
+    """What does not depend on passages, of the question that was asked last.
+
+    Attributes:
+        asking: of the question.
+        cache: of the tokens before the passages; None if it cannot be kept.
+        after_none: (1, q - 1) float32, the log-probabilities after no passage; None before the
+            first forward.
+    """
+
+    asking: Asking
+    cache: DynamicCache | None
+    after_none: Tensor | None
+
+
 class QuestionLikelihood:
-    """Asks a model how likely a question is after passages.
+    """Asks a model how likely a question is after passages, while the model's weights are as they
+    are: what does not depend on the passages is computed once.
 
     Args:
         model: the attached model; in evaluation mode.
@@ -43,6 +60,7 @@ class QuestionLikelihood:
     def __init__(self, model: AttachedModel) -> None:
         self._model = model
         self._reaches: dict[int, Reach] = {}  # of each layer
+        self._last: _Asked | None = None
 
     @torch.no_grad()
     def __call__(
@@ -75,26 +93,52 @@ class QuestionLikelihood:
         chosen = torch.tensor(asking.tokens[1:], dtype=torch.long) - asking.at
         if not len(chosen):
             return torch.zeros(len(passages) + 1, 0)
-        before, asked = asking.token_ids[: asking.at], asking.token_ids[asking.at :]
-        places = [len(before)] * len(passages)
+        places = [asking.at] * len(passages)
         tried = [passages] if beside is None else [passages, beside]
         placements = locate(backend, list(zip(*tried, strict=True)), places)
-        placements.append(Placement((), len(before)))
+        with no_autocast(input_device(alive(self._model.decoder, "route"))):
+            last = self._last
+            if last is None or last.asking is not asking:
+                last = _Asked(asking, self._cache(asking.token_ids[: asking.at]), None)
+            if last.after_none is not None:
+                found = self._after(placements, last, chosen, backend)
+                return torch.cat([found, last.after_none])
+            found = self._after([*placements, Placement((), asking.at)], last, chosen, backend)
+        self._last = last._replace(after_none=found[-1:])
+        return found
+
+    def _after(
+        self,
+        placements: Sequence[Placement],
+        last: _Asked,
+        chosen: Tensor,
+        backend: MemoryBackend,
+    ) -> Tensor:
+        """Return the log-probabilities (n, q - 1) of tokens after each of n placements' rows.
+
+        Args:
+            placements: what is put before the question.
+            last: the question.
+            chosen: (q - 1,) int64, which of its tokens, counted from `at`.
+            backend: where the rows are.
+        """
+        if not placements:
+            return torch.zeros(0, len(chosen))
+        asking = last.asking
         rows = PlacedRows.read(self._model, backend, placements)
         model, decoder = (
             alive(model, "route") for model in (self._model.model, self._model.decoder)
         )
-        device = input_device(decoder)
-        with no_autocast(device):
-            cache = self._cache(before.to(device))
-            options: dict[str, Any] = {"use_cache": False}
-            if cache is None:
-                asked, chosen = torch.cat([before, asked]), chosen + len(before)
-            else:
-                cache.batch_repeat_interleave(len(placements))
-                options = {"use_cache": True, "past_key_values": cache}
-            options["input_ids"] = asked.to(device).expand(len(placements), -1)
-            logits = self._logits(model, Forward(decoder, (), options), rows, chosen - 1)
+        options: dict[str, Any] = {"use_cache": False}
+        asked = asking.token_ids
+        if last.cache is None:
+            chosen = chosen + asking.at
+        else:
+            asked, cache = asked[asking.at :], copy.deepcopy(last.cache)
+            cache.batch_repeat_interleave(len(placements))
+            options = {"use_cache": True, "past_key_values": cache}
+        options["input_ids"] = asked.to(input_device(decoder)).expand(len(placements), -1)
+        logits = self._logits(model, Forward(decoder, (), options), rows, chosen - 1)
         targets = asked[chosen].to(logits.device)
         # One passage after another: each needs a copy as large as the vocabulary, a token.
         losses = [cross_entropy(row.float(), targets, reduction="none") for row in logits]
@@ -133,6 +177,7 @@ class QuestionLikelihood:
         if not len(before):
             return None
         decoder = alive(self._model.decoder, "route")
+        before = before.to(input_device(decoder))
         with watching(decoder):
             output = decoder(input_ids=before[None], use_cache=True, return_dict=True)
         cache = getattr(output, "past_key_values", None)

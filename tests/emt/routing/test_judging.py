@@ -1,5 +1,6 @@
 """What the question's likelihood decides: the order of passages, and whether there are any."""
 
+import itertools
 import math
 import threading
 
@@ -62,18 +63,25 @@ def by_hand(log_probs, priors):
 # -- the order and the gain -------------------------------------------------------------------
 
 
+def answers(log_probs):
+    """Return a judge of places that are asked about in turn, and what it was given, by call."""
+    calls = []
+
+    def ask_back(passages):
+        first = sum(map(len, calls))
+        calls.append(passages)
+        return torch.cat([log_probs[first : first + len(passages)], log_probs[-1:]])
+
+    return ask_back, calls
+
+
 @pytest.mark.parametrize("num_tokens", [1, 2, 3, 9])
 def test_order_and_gain_are_those_by_hand(world, num_tokens):
     _, memory = world
     places = places_of(memory, [5, 30, 60, 40, 10])
     for seed in range(5):
         log_probs = -torch.rand(6, num_tokens, generator=torch.Generator().manual_seed(seed)) * 4
-        given = []
-
-        def ask_back(passages, log_probs=log_probs, given=given):
-            given.extend(passages)
-            return log_probs
-
+        ask_back, calls = answers(log_probs)
         windows, num_likely, gain = judged(places, ask_back, memory.backend, 12)
         order, num_expected, expected = by_hand(
             log_probs.tolist(), [place.prior for place in places]
@@ -81,12 +89,26 @@ def test_order_and_gain_are_those_by_hand(world, num_tokens):
         assert windows == [places[i].window for i in order]
         assert num_likely == num_expected
         assert gain == pytest.approx(expected, abs=1e-5)
-        for passage, place in zip(given, places, strict=True):
+        for passage, place in zip(itertools.chain(*calls), places, strict=True):
             window = place.window
             first = memory.backend.catalog.document(passage.document).first_row
             assert first == window.document
             assert first + passage.first <= window.peak < first + passage.stop
             assert passage.stop - passage.first <= 12
+
+
+@pytest.mark.parametrize(("gain", "num_judged"), [(3.9, [4, 1]), (4.1, [4])])
+def test_four_places_are_judged_alone_where_they_leave_no_doubt(world, gain, num_judged):
+    _, memory = world
+    places = places_of(memory, [5, 30, 60, 40, 10])
+    log_probs = torch.full((6, 3), -9.0)
+    log_probs[2] += gain
+    log_probs[4] += 9
+    ask_back, calls = answers(log_probs)
+    found, _, most = judged(places, ask_back, memory.backend, 12)
+    assert list(map(len, calls)) == num_judged
+    assert found[0] == places[2 if len(num_judged) == 1 else 4].window
+    assert most == pytest.approx(gain if len(num_judged) == 1 else 9)
 
 
 def test_without_a_token_to_judge_the_order_stays(world):
@@ -203,22 +225,19 @@ def test_each_prompt_of_a_padded_batch_is_judged_as_alone(world):
     assert recording.routed == [memory.route(prompt) for prompt in prompts]
 
 
-def test_only_rows_in_scope_are_judged(world):
+def test_only_rows_in_scope_are_judged(world, monkeypatch):
     _, memory = world
     seen = []
-    own = memory._modes.routing._likelihood
+    own = QuestionLikelihood.__call__
 
-    def judge(asking, passages, backend, *, beside=None):
+    def judge(self, asking, passages, backend, *, beside=None):
         seen.extend(passage.document for passage in passages)
-        return own(asking, passages, backend)
+        return own(self, asking, passages, backend, beside=beside)
 
-    memory._modes.routing._likelihood = judge
-    try:
-        with memory.using(documents=["three"]):
-            memory.route(asked(1))
-        assert set(seen) == {"three"}
-    finally:
-        memory._modes.routing._likelihood = own
+    monkeypatch.setattr(QuestionLikelihood, "__call__", judge)
+    with memory.using(documents=["three"]):
+        memory.route(asked(1))
+    assert set(seen) == {"three"}
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])
@@ -260,7 +279,8 @@ def test_a_thousand_tokens_are_judged_by_the_last_64(world):
         return torch.zeros(len(passages) + 1, len(asking.tokens) - 1)
 
     router_of(memory).route(prompt, memory.backend, memory.config, judge=judge)
-    ((token_ids, at, asking),) = seen
+    token_ids, at, asking = seen[0]
+    assert all(each is seen[0] for each in seen)
     assert torch.equal(token_ids, prompt[-64:])
     assert (at, asking) == (0, list(range(64)))
 
@@ -273,23 +293,23 @@ def test_in_training_mode_nothing_is_judged():
     assert memory.route(asked(1)) == expected
 
 
-def test_a_process_that_removes_documents_does_not_disturb_routing(tmp_path):
+def test_a_process_that_removes_documents_does_not_disturb_routing(tmp_path, monkeypatch):
     model = build("llama")
     memory = routing(model, path=str(tmp_path / "store"))
     memory.save()
     other = MemoryBackend.open(tmp_path / "store", "manual")
-    gain = memory.route(asked(1)).relevance
-    own = memory._modes.routing._likelihood
+    own = QuestionLikelihood.__call__
 
-    def judge(asking, passages, backend, *, beside=None):
-        found = own(asking, passages, backend)
+    def judge(self, *args, **options):
+        found = own(self, *args, **options)
         for name in other.catalog.document_names():
             other.remove_document(name)
         return found
 
-    memory._modes.routing._likelihood = judge
+    monkeypatch.setattr(QuestionLikelihood, "__call__", judge)
     routed = memory.route(asked(1))
-    assert (routed.passages, routed.relevance) == ((), gain)
+    assert routed.passages == ()
+    assert routed.relevance is not None  # of the places that were judged before
     assert chosen(model, [asked(1)])
     other.close()
 

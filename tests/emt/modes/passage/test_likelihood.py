@@ -113,6 +113,24 @@ def test_eager_attention_gives_the_same():
     assert (found[0] - found[1]).abs().max() <= TOLERANCE
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "mpt"])
+def test_what_does_not_depend_on_passages_is_computed_once(model_type):
+    model = build(model_type)
+    memory = remembering(model, tokens(NUM_ROWS, 1))
+    expected = asking(memory)()
+    likelihood = QuestionLikelihood(memory._attached("test"))
+    question = Asking(PROMPT, AT, list(range(AT, len(PROMPT))))
+    batches = []
+    model.lm_head.register_forward_hook(lambda *call: batches.append(len(call[2])))
+    first = likelihood(question, PASSAGES[:2], memory.backend)
+    second = likelihood(question, PASSAGES[2:], memory.backend)
+    assert batches == [3, 1]  # one more for no passage, the first time
+    found = torch.cat([first[:2], second])
+    assert (found - expected).abs().max() <= TOLERANCE
+    assert torch.equal(first[2], second[1])
+    assert torch.equal(likelihood(question, [], memory.backend), first[2:])
+
+
 def test_only_tokens_that_ask_are_returned():
     memory = remembering(build("llama"), tokens(NUM_ROWS, 1))
     ask = asking(memory)
