@@ -135,6 +135,15 @@ class MemoryConfig:
         values="a list of at least one layer index (0, 1, ...)",
         accepts=bool,
     )
+    heads: Literal["all", "profile"] = setting(
+        "all",
+        "Which heads of these layers read memories. 'profile' for the few that find what a prompt "
+        "asks for: the KV heads of the head profile's query heads. The others attend to the local "
+        "context only, which costs nothing, and no index is made of them. All heads until there is "
+        "a head profile of the model, which save makes.",
+        group="token",
+        changeable=True,
+    )
     mask_by_sim: bool = setting(
         False,
         "Leave out retrieved memories whose cosine similarity is not above sim_threshold.",

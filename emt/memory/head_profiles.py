@@ -129,5 +129,7 @@ class HeadProfiles:
             self.keep_made(profile, config, backend)
 
     def _recalls(self, config: MemoryConfig) -> bool:
-        """Tell whether heads find passages, if there is a profile."""
-        return config.mode != "token" and "heads" in config.voices
+        """Tell whether a profile's heads find passages or read memories, if there is one."""
+        if config.mode == "token":
+            return config.heads == "profile"
+        return "heads" in config.voices

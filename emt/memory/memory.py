@@ -262,8 +262,7 @@ class Memory:
         Raises:
             ConfigError: as `mode`.
         """
-        mode = self._modes.of_settings(self.config, self.backend)
-        heads = mode.heads_to_index(self.config, self.backend)
+        heads = self._heads_to_index(self.config, self.backend)
         if heads is None:
             layers = self.backend.layout.layers
             return {idx: range(layers[idx].num_key_value_heads) for idx in self.layers}
@@ -374,6 +373,8 @@ class Memory:
             self._check_open("choose documents")
         model = self._attached("change settings")
         reading_layers(model, changed)  # refuse before anything has changed
+        if self._is_open:
+            self._heads_to_index(changed, self.backend)
         try:
             with self._using.open(settings, self.backend):
                 self._settle(model)
@@ -634,8 +635,13 @@ class Memory:
 
     def _index_heads(self, backend: MemoryBackend, config: MemoryConfig) -> None:
         """Let a backend index the heads that are searched, and no others."""
-        mode = self._modes.of_settings(config, backend)
-        backend.index_heads(mode.heads_to_index(config, backend))
+        backend.index_heads(self._heads_to_index(config, backend))
+
+    def _heads_to_index(
+        self, config: MemoryConfig, backend: MemoryBackend
+    ) -> Mapping[int, Sequence[int]] | None:
+        """Return the KV heads that are searched with some settings, by layer; None for all."""
+        return self._modes.of_settings(config, backend).heads_to_index(config, backend)
 
     def _attached(self, action: str) -> AttachedModel:
         """Return what is known of the model.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,8 @@ class MemorySearch:
         scopes: the rows that may be found, alike for all sequences, or of each prompt, which has
             batch / len(scopes) consecutive sequences: its beams. None for all rows.
         batch: how many sequences.
+        heads: layer -> the KV heads that search, the same for all sequences; None for all of every
+            layer. The query heads of others find nothing.
 
     Attributes:
         topk: memories that a query retrieves at most.
@@ -57,8 +59,10 @@ class MemorySearch:
         config: MemoryConfig,
         scopes: Scope | Sequence[Scope] | None,
         batch: int,
+        heads: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
         self._backend = backend
+        self._heads = heads
         self._groups = [
             _Group(scope, sequences, config.topk_of(backend.num_searchable(scope)))
             for scope, sequences in _grouped(scopes, batch)
@@ -70,6 +74,10 @@ class MemorySearch:
             if not group.topk
             for sequence in (range(batch) if group.sequences is None else group.sequences)
         ]
+
+    def searches_in(self, layer_idx: int) -> bool:
+        """Tell whether any head of a layer searches."""
+        return self._heads is None or layer_idx in self._heads
 
     def retrieve(self, layer_idx: int, query: Tensor, num_kv_heads: int) -> list[Tensor]:
         """Search for queries (B, H, Q, D), and fetch the rows that are nearest.
@@ -94,20 +102,46 @@ class MemorySearch:
         """Return the keys and values that `retrieve` does, in any order.
 
         Returns:
-            (B, H, Q, k, D) and (B, H, Q, k, Dv); None if fewer were found for some query.
+            (B, H, Q, k, D) and (B, H, Q, k, Dv), zeros for heads that do not search; None if fewer
+            were found for some query of the others.
         """
         if not self.topk or any(group.topk < self.topk for group in self._groups):
             return None
         batch, _, num_queries, _ = query.shape
         if len(self._groups) > 1:
             _, ids, keys, values = self.retrieve(layer_idx, query, num_kv_heads)
-            return None if bool((ids < 0).any()) else (keys, values)
-        grouped = group_queries(query, num_kv_heads)
-        rows = self._backend.nearest(layer_idx, grouped, self.topk, scope=self._groups[0].scope)
+            searching = self.query_heads(layer_idx, query.shape[1], num_kv_heads)
+            found = ids if searching is None else ids[:, searching]
+            return None if bool((found < 0).any()) else (keys, values)
+        heads, grouped = self._searching(layer_idx, group_queries(query, num_kv_heads))
+        scope = self._groups[0].scope
+        rows = self._backend.nearest(layer_idx, grouped, self.topk, heads=heads, scope=scope)
         if rows is None:
             return None
-        key, value = (ungroup(part.to(query.device), batch, num_queries) for part in rows)
+        key, value = (
+            ungroup(_of_all_heads(part.to(query.device), heads, num_kv_heads), batch, num_queries)
+            for part in rows
+        )
         return key, value
+
+    def query_heads(self, layer_idx: int, num_heads: int, num_kv_heads: int) -> Tensor | None:
+        """Return which of a layer's query heads search, (H,) bool on the CPU; None for all."""
+        heads = self._heads_of(layer_idx, num_kv_heads)
+        if heads is None:
+            return None
+        searching = torch.zeros(num_kv_heads, num_heads // num_kv_heads, dtype=torch.bool)
+        searching[heads] = True
+        return searching.flatten()
+
+    def _heads_of(self, layer_idx: int, num_kv_heads: int) -> list[int] | None:
+        """Return which of a layer's KV heads search; None for all."""
+        heads = None if self._heads is None else list(self._heads[layer_idx])
+        return None if heads is None or len(heads) == num_kv_heads else heads
+
+    def _searching(self, layer_idx: int, grouped: Tensor) -> tuple[list[int] | None, Tensor]:
+        """Return the heads that search, None for all, and their part of queries (Hkv, N, D)."""
+        heads = self._heads_of(layer_idx, len(grouped))
+        return heads, grouped if heads is None else grouped[heads]
 
     def _of_group(
         self, group: _Group, layer_idx: int, query: Tensor, num_kv_heads: int
@@ -122,15 +156,35 @@ class MemorySearch:
                 query.new_empty(*shape, layer.head_dim, dtype=dtype),
                 query.new_empty(*shape, layer.value_head_dim, dtype=dtype),
             ]
-        grouped = group_queries(query, num_kv_heads)
-        retrieval = self._backend.retrieve(layer_idx, grouped, group.topk, scope=group.scope)
-        return [ungroup(part.to(query.device), batch, num_queries) for part in retrieval]
+        heads, grouped = self._searching(layer_idx, group_queries(query, num_kv_heads))
+        retrieval = self._backend.retrieve(
+            layer_idx, grouped, group.topk, heads=heads, scope=group.scope
+        )
+        return [
+            ungroup(
+                _of_all_heads(part.to(query.device), heads, num_kv_heads, nothing),
+                batch,
+                num_queries,
+            )
+            for part, nothing in zip(retrieval, _NOTHING, strict=True)
+        ]
 
     def _filled(self, part: Tensor, nothing: float) -> Tensor:
         """Append what stands for no row, up to `topk` of them: (B, H, Q, topk, ...)."""
         missing = self.topk - part.shape[3]
         sides: list[Any] = [0, 0] * (part.ndim - 4) + [0, missing]
         return pad(part, sides, value=nothing) if missing else part
+
+
+def _of_all_heads(
+    part: Tensor, heads: list[int] | None, num_kv_heads: int, nothing: float = 0.0
+) -> Tensor:
+    """Put results (h, N, ...) of some heads among those of others, who have none: (Hkv, N, ...)."""
+    if heads is None:
+        return part
+    whole = part.new_full((num_kv_heads, *part.shape[1:]), nothing)
+    whole[heads] = part
+    return whole
 
 
 def _grouped(
