@@ -137,10 +137,11 @@ class MemoryConfig:
     )
     heads: Literal["all", "profile"] = setting(
         "all",
-        "Which heads of these layers read memories. 'profile' for the few that find what a prompt "
-        "asks for: the KV heads of the head profile's query heads. The others attend to the local "
-        "context only, which costs nothing, and no index is made of them. All heads until there is "
-        "a head profile of the model, which save makes.",
+        "Which query heads of these layers read memories. 'profile' for those of the head profile "
+        "only: few, which find what is asked about. The others attend to the local context, so a "
+        "step is hardly slower than the plain model's, text that the memory has nothing about "
+        "stays nearly as it was, and only their KV heads have an index. All heads until there is a "
+        "head profile of the model, which save makes.",
         group="token",
         changeable=True,
     )

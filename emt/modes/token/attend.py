@@ -151,7 +151,7 @@ def _decode(call: AttentionCall, search: MemorySearch) -> Tensor | None:
         return None
     memory_keys, memory_values = nearest
     mask = call.mask
-    searching = search.query_heads(call.layer_idx, query.shape[1], key.shape[1])
+    searching = search.query_heads(call.layer_idx, query.shape[1])
     return decode_attention(
         query,
         key,

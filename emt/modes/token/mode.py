@@ -62,7 +62,7 @@ class TokenMode:
         """Return where the queries of this forward search: the same for all layers."""
         search = turn.state.get(self)
         if search is None:
-            heads = self.heads_to_index(turn.config, turn.backend)
+            heads = self._heads(turn.config, turn.backend)
             search = MemorySearch(turn.backend, turn.config, turn.scopes, batch, heads)
             turn.state[self] = search
         return search
@@ -73,17 +73,31 @@ class TokenMode:
     def heads_to_index(
         self, config: MemoryConfig, backend: MemoryBackend
     ) -> Mapping[int, Sequence[int]] | None:
-        """Return the KV heads that search; None if every head of a reading layer does.
+        """Return the KV heads of the query heads that search; None if all do.
 
         Raises:
             ConfigError: no head of the profile is in the layers that are to read memories.
         """
+        heads = self._heads(config, backend)
+        if heads is None:
+            return None
+        kv_heads = {}
+        for idx, of_layer in heads.items():
+            group = self._model.query_heads[idx] // backend.layout.layers[idx].num_key_value_heads
+            kv_heads[idx] = sorted({head // group for head in of_layer})
+        return kv_heads
+
+    def _heads(
+        self, config: MemoryConfig, backend: MemoryBackend
+    ) -> Mapping[int, Sequence[int]] | None:
+        """Return the query heads that search, by layer; None for all of the reading layers."""
         profile = self._profiles.find(config, backend) if config.heads == "profile" else None
         if profile is None:
             return None
-        heads = profile.key_value_heads(self._model.query_heads, backend.layout)
-        if config.layers is not None:
-            heads = {idx: of_layer for idx, of_layer in heads.items() if idx in config.layers}
+        heads: dict[int, list[int]] = {}
+        for head in profile.heads:
+            if config.layers is None or head.layer in config.layers:
+                heads.setdefault(head.layer, []).append(head.head)
         if not heads:
             raise ConfigError(
                 f"the head profile must have heads in the layers {list(config.layers or ())}; it "
