@@ -252,7 +252,7 @@ class Memory:
 
     @property
     def layers(self) -> list[int]:
-        """The layers that read memories now, ascending."""
+        """The layers that read memories now, ascending; the setting `heads` may leave some out."""
         return sorted(self._layers)
 
     @property
@@ -291,7 +291,7 @@ class Memory:
     ) -> None:
         """Bring the store up to date, or write a copy of this memory to a new directory.
 
-        At its own `path`, a memory that is read in passages is given a head profile, made if its
+        At its own `path`, a memory that needs a head profile is given one, made if its
         model has none and kept for all memories of the model. That takes about as long as reading
         6,000 tokens, which the log says, and is not done where the store cannot be written. A copy
         has what the memory has.
@@ -481,7 +481,7 @@ class Memory:
 
     @property
     def lacks_profile(self) -> bool:
-        """Whether heads would find passages if the model had a head profile; it has none.
+        """Whether heads would be searched if the model had a head profile; it has none.
 
         Raises:
             ConfigError, MemoryUseError: as `profile`.
