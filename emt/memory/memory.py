@@ -252,7 +252,7 @@ class Memory:
 
     @property
     def layers(self) -> list[int]:
-        """The layers that read memories now, ascending."""
+        """The layers that read memories now, ascending; the setting `heads` may leave some out."""
         return sorted(self._layers)
 
     @property
@@ -262,8 +262,7 @@ class Memory:
         Raises:
             ConfigError: as `mode`.
         """
-        mode = self._modes.of_settings(self.config, self.backend)
-        heads = mode.heads_to_index(self.config, self.backend)
+        heads = self._heads_to_index(self.config, self.backend)
         if heads is None:
             layers = self.backend.layout.layers
             return {idx: range(layers[idx].num_key_value_heads) for idx in self.layers}
@@ -292,7 +291,7 @@ class Memory:
     ) -> None:
         """Bring the store up to date, or write a copy of this memory to a new directory.
 
-        At its own `path`, a memory that is read in passages is given a head profile, made if its
+        At its own `path`, a memory that needs a head profile is given one, made if its
         model has none and kept for all memories of the model. That takes about as long as reading
         6,000 tokens, which the log says, and is not done where the store cannot be written. A copy
         has what the memory has.
@@ -374,6 +373,8 @@ class Memory:
             self._check_open("choose documents")
         model = self._attached("change settings")
         reading_layers(model, changed)  # refuse before anything has changed
+        if self._is_open:
+            self._heads_to_index(changed, self.backend)
         try:
             with self._using.open(settings, self.backend):
                 self._settle(model)
@@ -480,7 +481,7 @@ class Memory:
 
     @property
     def lacks_profile(self) -> bool:
-        """Whether heads would find passages if the model had a head profile; it has none.
+        """Whether heads would be searched if the model had a head profile; it has none.
 
         Raises:
             ConfigError, MemoryUseError: as `profile`.
@@ -634,8 +635,13 @@ class Memory:
 
     def _index_heads(self, backend: MemoryBackend, config: MemoryConfig) -> None:
         """Let a backend index the heads that are searched, and no others."""
-        mode = self._modes.of_settings(config, backend)
-        backend.index_heads(mode.heads_to_index(config, backend))
+        backend.index_heads(self._heads_to_index(config, backend))
+
+    def _heads_to_index(
+        self, config: MemoryConfig, backend: MemoryBackend
+    ) -> Mapping[int, Sequence[int]] | None:
+        """Return the KV heads that are searched with some settings, by layer; None for all."""
+        return self._modes.of_settings(config, backend).heads_to_index(config, backend)
 
     def _attached(self, action: str) -> AttachedModel:
         """Return what is known of the model.
