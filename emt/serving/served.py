@@ -1,0 +1,46 @@
+"""What is served: the model, its memory and the engine, as the routes find them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from fastapi import Request
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from emt.memory.memory import Memory
+from emt.serving.engine import Engine
+from emt.serving.keys import Keys
+from emt.serving.limits import Limits
+
+
+@dataclass(frozen=True)
+class Served:
+    """One model with its memory, behind an engine.
+
+    Only the engine's thread may use `model` and `memory`: `await engine.run(function, ...)`.
+
+    Attributes:
+        model: the causal language model.
+        tokenizer: of the model.
+        memory: attached to the model, with a tokenizer.
+        engine: the thread that owns both.
+        keys: who may ask for what; None if everybody may everything.
+        limits: of requests.
+        model_name: as clients know the model.
+        created: when the server began, in seconds since 1970.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    memory: Memory
+    engine: Engine
+    keys: Keys | None
+    limits: Limits
+    model_name: str
+    created: int
+
+
+def served_of(request: Request) -> Served:
+    """Return what an application serves: a dependency of the routes."""
+    return cast(Served, request.app.state.served)
