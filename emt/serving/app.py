@@ -12,11 +12,13 @@ from transformers import PreTrainedModel
 from emt.errors import MemoryUseError
 from emt.memory.memory import Memory
 from emt.serving import documents, search, store
+from emt.serving.bodies import BoundedBodies
 from emt.serving.engine import Engine
 from emt.serving.errors import add_handlers
 from emt.serving.keys import Keys
 from emt.serving.limits import Limits
 from emt.serving.served import Served
+from emt.serving.writer import Writer
 
 
 def create_app(
@@ -43,17 +45,20 @@ def create_app(
         raise MemoryUseError("a server needs a tokenizer. Pass one to attach().")
     limits = limits or Limits()
     engine = Engine(limits.max_waiting)
+    writer = Writer(memory, engine, limits.max_waiting_documents)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        await writer.close()
         engine.stop()
 
     app = FastAPI(title="emt", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.served = Served(
-        model, memory.tokenizer, memory, engine, keys, limits, model_name, int(time.time())
+        model, memory.tokenizer, memory, engine, writer, keys, limits, model_name, int(time.time())
     )
     add_handlers(app)
+    app.add_middleware(BoundedBodies, limits=limits)
     for routes in (documents, search, store):
         app.include_router(routes.router)
 

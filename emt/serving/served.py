@@ -12,6 +12,7 @@ from emt.memory.memory import Memory
 from emt.serving.engine import Engine
 from emt.serving.keys import Keys
 from emt.serving.limits import Limits
+from emt.serving.writer import Writer
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Served:
         tokenizer: of the model.
         memory: attached to the model, with a tokenizer.
         engine: the thread that owns both.
+        writer: writes documents while questions are answered.
         keys: who may ask for what; None if everybody may everything.
         limits: of requests.
         model_name: as clients know the model.
@@ -35,6 +37,7 @@ class Served:
     tokenizer: PreTrainedTokenizerBase
     memory: Memory
     engine: Engine
+    writer: Writer
     keys: Keys | None
     limits: Limits
     model_name: str
