@@ -16,15 +16,16 @@ from transformers import PreTrainedModel
 from emt.errors import MemoryUseError
 from emt.memory.memory import Memory
 from emt.serving import completions, documents, models, search, store
-from emt.serving.bodies import LimitBodies
+from emt.serving.bodies import BoundedBodies
 from emt.serving.engine import Engine
 from emt.serving.errors import add_handlers
 from emt.serving.generation import Generator
-from emt.serving.keys import Access, Keys, access_of
+from emt.serving.keys import Access, Keys, unscoped_access_of
 from emt.serving.limits import Limits
 from emt.serving.metrics import CountRequests, Metrics
 from emt.serving.prompt import PendingPrompt
 from emt.serving.served import Served
+from emt.serving.writer import Writer
 
 
 def create_app(
@@ -53,26 +54,30 @@ def create_app(
     metrics = Metrics()
     engine = Engine(Generator(model, memory, limits, metrics.count_batch), limits.max_waiting)
     metrics.watch_waiting(lambda: engine.num_waiting)
+    writer = Writer(memory, engine, limits.max_waiting_documents)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        await writer.close()
         await asyncio.to_thread(engine.stop)
 
     app = FastAPI(title="emt", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.served = Served(
         model=model,
-        tokenizer=copy.deepcopy(memory.tokenizer),
+        tokenizer=memory.tokenizer,
         memory=memory,
         engine=engine,
+        writer=writer,
         keys=keys,
         limits=limits,
         model_name=model_name,
         created=int(time.time()),
         metrics=metrics,
+        encoder=copy.deepcopy(memory.tokenizer),
     )
     add_handlers(app)
-    app.add_middleware(LimitBodies, limits=limits)
+    app.add_middleware(BoundedBodies, limits=limits)
     app.add_middleware(CountRequests, metrics=metrics)
     for routes in (completions, models, documents, search, store):
         app.include_router(routes.router)
@@ -95,6 +100,6 @@ def _add_operations(app: FastAPI, engine: Engine[PendingPrompt], metrics: Metric
         return JSONResponse({"status": "ready" if is_ready else "busy"}, 200 if is_ready else 503)
 
     @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)
-    async def figures(access: Annotated[Access, Depends(access_of)]) -> Response:
+    async def figures(access: Annotated[Access, Depends(unscoped_access_of)]) -> Response:
         """Return figures for Prometheus."""
         return PlainTextResponse(metrics.text())

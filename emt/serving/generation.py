@@ -29,11 +29,9 @@ from emt.model.devices import input_device
 from emt.model.positions import max_positions
 from emt.serving.answer_text import AnswerText
 from emt.serving.limits import Limits
-from emt.serving.prompt import Answer, Answered, FinishReason, PendingPrompt, Piece, Prompt
+from emt.serving.prompt import Answer, Answered, FinishReason, PendingPrompt, Piece
 from emt.serving.sampling import Sampler
 from emt.serving.sources import AnswerSources, sources_of
-from memory_backends.catalog.metadata import check_where, matches
-from memory_backends.catalog.reader import no_document
 
 _logger = logging.getLogger(__name__)
 
@@ -100,7 +98,8 @@ class Generator:
     def _checked(self, pending: PendingPrompt) -> bool:
         """Tell whether a prompt's settings are right; if not, it is told."""
         try:
-            check_visible(self._memory, pending.prompt)
+            prompt, catalog = pending.prompt, self._memory.backend.catalog
+            pending.scope = prompt.access.scope(catalog, prompt.documents, prompt.where)
             with self._memory.using(**_settings([pending])):
                 return True
         except Exception as error:
@@ -214,6 +213,7 @@ class Progress(StoppingCriteria):
                 self._recording,
                 number,
                 text.token_texts,
+                access=row.pending.prompt.access,
                 by_token=row.pending.prompt.by_token,
             )
         return Answer(text.content, row.reason or "length", len(text.token_ids), sources)
@@ -268,28 +268,16 @@ def padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return torch.tensor(ids), torch.tensor(mask)
 
 
-def check_visible(memory: Memory, prompt: Prompt) -> None:
-    """Refuse documents that whoever asks may not see, in the words for those that do not exist.
-
-    Raises:
-        DocumentError: naming the first.
-    """
-    catalog = memory.backend.catalog
-    for name in prompt.documents or () if prompt.visible else ():
-        if not matches(catalog.metadata(name), check_where(prompt.visible)):
-            raise no_document(name)
-
-
 def _settings(batch: Sequence[PendingPrompt]) -> dict[str, Any]:
     """Return the settings of `Memory.using` for prompts of one group."""
-    prompts = [pending.prompt for pending in batch]
-    settings = dict(prompts[0].settings)
+    settings = dict(batch[0].prompt.settings)
     for name in ("documents", "where"):
-        wanted = [getattr(prompt, name) for prompt in prompts]
+        wanted = [pending.scope.get(name) for pending in batch]
         if all(one == wanted[0] for one in wanted):
             settings[name] = wanted[0]
         else:
-            settings[name] = [getattr(p, name) for p in prompts for _ in range(p.n)]
+            times = [pending.prompt.n for pending in batch]
+            settings[name] = [one for one, n in zip(wanted, times, strict=True) for _ in range(n)]
     return settings
 
 

@@ -37,10 +37,10 @@ async def prompts_of_chat(served: Served, body: ChatRequest, access: Access) -> 
         raise bad_request("The messages are empty. Ask something.", param="messages")
 
     def encode() -> list[int]:
-        if not served.tokenizer.chat_template:  # as `emt generate`: a plain text
+        if not served.encoder.chat_template:  # as `emt generate`: a plain text
             text = "\n\n".join(text for _, text in messages)
-            return list(prompt_ids(served.tokenizer, text, chat=False).tolist())
-        return list(chat_ids(served.tokenizer, messages).tolist())
+            return list(prompt_ids(served.encoder, text, chat=False).tolist())
+        return list(chat_ids(served.encoder, messages).tolist())
 
     try:
         token_ids = await _encoded(served, encode)
@@ -73,7 +73,7 @@ async def prompts_of_texts(served: Served, body: CompletionRequest, access: Acce
                 raise bad_request("The prompt is empty. Give a text to go on from.", "prompt")
 
             def encode(text: str = text) -> list[int]:
-                return list(prompt_ids(served.tokenizer, text, chat=False).tolist())
+                return list(prompt_ids(served.encoder, text, chat=False).tolist())
 
             token_ids = await _encoded(served, encode)
         else:
@@ -106,7 +106,6 @@ def _prompt(
         raise bad_request(f"n must be at most {served.limits.max_batch}; got {n}.", param="n")
     if memory.remember or memory.conversation is not None:
         raise bad_request("memory.remember is not supported here. Leave it out.", "memory.remember")
-    scope = access.scope(memory.documents, memory.where)
     settings = {"enabled": memory.enabled, "mode": memory.mode}
     return Prompt(
         token_ids=token_ids,
@@ -116,9 +115,9 @@ def _prompt(
         stop=body.stops,
         is_chat=is_chat,
         settings={name: value for name, value in settings.items() if value is not None},
-        documents=scope.get("documents"),
-        where=scope.get("where"),
-        visible=access.where or None,
+        documents=memory.documents,
+        where=memory.where,
+        access=access,
         by_token=memory.tokens,
     )
 

@@ -15,6 +15,7 @@ from emt.serving.keys import Keys
 from emt.serving.limits import Limits
 from emt.serving.metrics import Metrics
 from emt.serving.prompt import PendingPrompt
+from emt.serving.writer import Writer
 
 
 @dataclass(frozen=True)
@@ -25,27 +26,30 @@ class Served:
 
     Attributes:
         model: the causal language model.
-        tokenizer: a copy of the model's, for the event loop's side: fast tokenizers are not for
-            several threads.
+        tokenizer: of the model; only the engine's thread may use it, too.
         memory: attached to the model, with a tokenizer.
         engine: the thread that owns both.
+        writer: writes documents while questions are answered.
         keys: who may ask for what; None if everybody may everything.
         limits: of requests.
         model_name: as clients know the model.
         created: when the server began, in seconds since 1970.
         metrics: its figures.
-        encoding: held while `tokenizer` is used.
+        encoder: a copy of the tokenizer, to make tokens of prompts while the model works.
+        encoding: held while that is used: fast tokenizers are not for several threads.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     memory: Memory
     engine: Engine[PendingPrompt]
+    writer: Writer
     keys: Keys | None
     limits: Limits
     model_name: str
     created: int
     metrics: Metrics
+    encoder: PreTrainedTokenizerBase
     encoding: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 

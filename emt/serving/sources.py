@@ -10,6 +10,7 @@ from typing import Any
 from emt.citations.citing import Citation, RowCitation, quoted
 from emt.citations.recording import Recording
 from emt.memory.memory import Memory
+from emt.serving.access import Access
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ def sources_of(
     sequence: int,
     token_texts: Sequence[str],
     *,
+    access: Access,
     by_token: bool,
 ) -> AnswerSources:
     """Return what one sequence of a batch was made from.
@@ -47,45 +49,39 @@ def sources_of(
         recording: of the batch.
         sequence: its row.
         token_texts: the text of each of its tokens.
+        access: what the documents are called.
         by_token: tell the sources of each token, too.
     """
-    num_tokens = len(token_texts)
-    cited = recording.citations(sequence=sequence, num_tokens=num_tokens)
-    recalled = recording.citations("passage", sequence=sequence, num_tokens=num_tokens, top=None)
+    num_tokens, catalog = len(token_texts), memory.backend.catalog
+    shown_name = functools.cache(functools.partial(access.shown_name, catalog))
+    document_of = functools.cache(catalog.document)
+
+    def place(cited: Citation, text: str) -> dict[str, Any]:
+        return {
+            "document": shown_name(cited.document),
+            "start": cited.start,
+            "end": cited.end,
+            text: cited.text,
+            "score": cited.score,
+            "share": cited.share,
+        }
+
+    def source(row: RowCitation) -> dict[str, Any]:
+        start, end, _ = quoted(document_of(row.document), row.token, row.token + 1, None)
+        name = shown_name(row.document)
+        return {"document": name, "start": start, "end": end, "share": row.share}
+
+    sentences = recording.citations(sequence=sequence, num_tokens=num_tokens)
+    passages = recording.citations("passage", sequence=sequence, num_tokens=num_tokens, top=None)
     tokens = None
     if by_token:
         rows = recording.token_citations(sequence=sequence, num_tokens=num_tokens)
-        tokens = _with_sources(memory, token_texts, rows)
+        tokens = [
+            {"text": text, "sources": [source(row) for row in of_token]}
+            for text, of_token in zip(token_texts, rows or [[]] * num_tokens, strict=True)
+        ]
     return AnswerSources(
-        [_place(each, "quote") | {"copied": each.copied} for each in cited],
-        [_place(each, "text") for each in recalled],
+        [place(each, "quote") | {"copied": each.copied} for each in sentences],
+        [place(each, "text") for each in passages],
         tokens,
     )
-
-
-def _place(citation: Citation, text: str) -> dict[str, Any]:
-    return {
-        "document": citation.document,
-        "start": citation.start,
-        "end": citation.end,
-        text: citation.text,
-        "score": citation.score,
-        "share": citation.share,
-    }
-
-
-def _with_sources(
-    memory: Memory, token_texts: Sequence[str], rows: Sequence[Sequence[RowCitation]]
-) -> list[dict[str, Any]]:
-    document_of = functools.cache(memory.backend.catalog.document)
-
-    def source(row: RowCitation) -> dict[str, Any]:
-        document = document_of(row.document)
-        start, end, _ = quoted(document, row.token, row.token + 1, None)
-        return {"document": row.document, "start": start, "end": end, "share": row.share}
-
-    by_token = list(rows) or [[] for _ in token_texts]
-    return [
-        {"text": text, "sources": [source(row) for row in of_token]}
-        for text, of_token in zip(token_texts, by_token, strict=True)
-    ]
