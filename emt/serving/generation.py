@@ -31,7 +31,7 @@ from emt.serving.answer_text import AnswerText
 from emt.serving.limits import Limits
 from emt.serving.prompt import Answer, Answered, FinishReason, PendingPrompt, Piece
 from emt.serving.sampling import Sampler
-from emt.serving.sources import AnswerSources, sources_of
+from emt.serving.sources import sources_of
 
 _logger = logging.getLogger(__name__)
 
@@ -206,16 +206,15 @@ class Progress(StoppingCriteria):
 
     def _answer(self, number: int) -> Answer:
         row = self._rows[number]
-        text, sources = row.text, AnswerSources()
-        if self._recording is not None:
-            sources = sources_of(
-                self._memory,
-                self._recording,
-                number,
-                text.token_texts,
-                access=row.pending.prompt.access,
-                by_token=row.pending.prompt.by_token,
-            )
+        text, prompt = row.text, row.pending.prompt
+        sources = sources_of(
+            self._memory,
+            self._recording,
+            number,
+            text.token_texts,
+            access=prompt.access,
+            by_token=prompt.by_token,
+        )
         return Answer(text.content, row.reason or "length", len(text.token_ids), sources)
 
 

@@ -35,7 +35,7 @@ class AnswerSources:
 
 def sources_of(
     memory: Memory,
-    recording: Recording,
+    recording: Recording | None,
     sequence: int,
     token_texts: Sequence[str],
     *,
@@ -46,12 +46,15 @@ def sources_of(
 
     Args:
         memory: that was recorded.
-        recording: of the batch.
+        recording: of the batch; None if the memory took no part.
         sequence: its row.
         token_texts: the text of each of its tokens.
         access: what the documents are called.
         by_token: tell the sources of each token, too.
     """
+    if recording is None:
+        tokens = [{"text": text, "sources": []} for text in token_texts]
+        return AnswerSources(tokens=tokens if by_token else None)
     num_tokens, catalog = len(token_texts), memory.backend.catalog
     shown_name = functools.cache(functools.partial(access.shown_name, catalog))
     document_of = functools.cache(catalog.document)
@@ -73,15 +76,15 @@ def sources_of(
 
     sentences = recording.citations(sequence=sequence, num_tokens=num_tokens)
     passages = recording.citations("passage", sequence=sequence, num_tokens=num_tokens, top=None)
-    tokens = None
+    by_tokens = None
     if by_token:
         rows = recording.token_citations(sequence=sequence, num_tokens=num_tokens)
-        tokens = [
+        by_tokens = [
             {"text": text, "sources": [source(row) for row in of_token]}
             for text, of_token in zip(token_texts, rows or [[]] * num_tokens, strict=True)
         ]
     return AnswerSources(
         [place(each, "quote") | {"copied": each.copied} for each in sentences],
         [place(each, "text") for each in passages],
-        tokens,
+        by_tokens,
     )
