@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from emt.serving.errors import as_serving_error
 from emt.serving.sampling import Sampling
 from emt.serving.sources import AnswerSources
 
+_SEED_STEP = 0x9E3779B97F4A7C15  # far, so that the answers to seeds 1 and 2 have none in common
 FinishReason = Literal["stop", "length"]
 
 
@@ -24,7 +25,7 @@ class Prompt:
         token_ids: of the prompt, at least one.
         max_new_tokens: of each answer.
         n: how many answers.
-        sampling: of the first answer; the next have the seeds that follow.
+        sampling: of the first answer; the next have other seeds.
         stop: strings that an answer ends before.
         is_chat: leave out spaces around an answer.
         settings: of `Memory.using`.
@@ -61,7 +62,7 @@ class Prompt:
         seed = self.sampling.seed
         if seed is None:
             return self.sampling
-        return Sampling(self.sampling.temperature, self.sampling.top_p, (seed + number) % 2**63)
+        return replace(self.sampling, seed=(seed + number * _SEED_STEP) % 2**63)
 
 
 @dataclass(frozen=True)
