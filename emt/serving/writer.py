@@ -52,7 +52,7 @@ class Writer:
         max_waiting: writes that may wait for others.
     """
 
-    def __init__(self, memory: Memory, engine: Engine, max_waiting: int) -> None:
+    def __init__(self, memory: Memory, engine: Engine[Any], max_waiting: int) -> None:
         self._memory = memory
         self._engine = engine
         self._max_waiting = max_waiting
