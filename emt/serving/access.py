@@ -87,10 +87,14 @@ class Access:
         """Return what a document that is written is called in the store.
 
         Raises:
-            ServingError: 409, a document in the key's name space was taken out of its scope.
+            ServingError: 409, the name in the store is taken, by what somebody who sees everything
+                wrote in the key's name space.
         """
-        stored = self.stored_name(catalog, name) or self._namespace + name
-        if catalog.has_document(stored) and not self.sees(catalog, stored):
+        stored = self.stored_name(catalog, name)
+        if stored is not None:
+            return stored
+        stored = self._namespace + name
+        if catalog.has_document(stored):
             raise ServingError(
                 409, "A document of this name cannot be written. Choose another name.", param="name"
             )

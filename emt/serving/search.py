@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
+from transformers import PreTrainedTokenizerBase
 
 from emt.citations.citing import quoted
 from emt.errors import DocumentError
@@ -62,7 +63,7 @@ async def search(
 
 
 def _search(served: Served, access: Access, wanted: SearchRequest) -> SearchResult:
-    memory = served.memory
+    memory, tokenizer = served.memory, cast(PreTrainedTokenizerBase, served.memory.tokenizer)
     settings = wanted.model_dump(include={"max_passages", "passage_rows"}, exclude_none=True)
     try:
         settings |= access.scope(memory.backend.catalog, wanted.documents, wanted.where)
@@ -71,7 +72,7 @@ def _search(served: Served, access: Access, wanted: SearchRequest) -> SearchResu
             str(error), "where" if wanted.documents is None else "documents"
         ) from None
     with memory.using(**settings):
-        routed = memory.route(prompt_ids(served.tokenizer, wanted.query).tolist())
+        routed = memory.route(prompt_ids(tokenizer, wanted.query).tolist())
     passages = [_described(served, access, each) for each in routed.passages]
     return SearchResult(data=passages, relevance=routed.relevance)
 
@@ -81,6 +82,8 @@ def _described(served: Served, access: Access, routed: RoutedPassage) -> Passage
     passage, catalog = routed.passage, served.memory.backend.catalog
     document = catalog.document(passage.document)
     tokens = document.row_tokens[passage.first : passage.stop]
-    start, end, text = quoted(document, int(tokens[0]), int(tokens[-1]) + 1, served.tokenizer)
+    start, end, text = quoted(
+        document, int(tokens[0]), int(tokens[-1]) + 1, served.memory.tokenizer
+    )
     name = access.shown_name(catalog, passage.document)
     return PassageObject(document=name, start=start, end=end, text=text, score=routed.score)
