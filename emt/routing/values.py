@@ -173,15 +173,12 @@ class ValueIndex:
 
 
 def _indexed(values: MeanValues, scope: Scope | None) -> _Index:
-    """Take off the mean of all runs of a scope.
-
-    Of few runs the mean is much of each; so in a scope one more is counted, which says nothing.
-    """
-    runs, means, extra = values.runs, values.means, 0
+    """Return the mean values of the runs of a scope, and their own mean."""
+    runs, means = values.runs, values.means
     if scope is not None:
-        inside, extra = runs.inside(scope), 1
+        inside = runs.inside(scope)
         runs, means = runs.among(inside), means[:, inside]
-    center = means.sum(axis=1, keepdims=True) / max(means.shape[1] + extra, 1)
+    center = means.sum(axis=1, keepdims=True) / max(means.shape[1], 1)
     lengths = [
         np.linalg.norm(of_layer - its, axis=-1) for of_layer, its in zip(means, center, strict=True)
     ]
