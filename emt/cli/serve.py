@@ -61,6 +61,7 @@ def serve(options: argparse.Namespace) -> None:
         session = Session(options, writing=True)
         if session.is_new:
             session.remember()
+            session.memory.backend.save()  # makes the store, with these settings
         name = options.served_model_name or _name_of(session.source)
         app = create_app(session.model, session.memory, keys=keys, limits=limits, model_name=name)
         if keys is None:
