@@ -1,4 +1,4 @@
-"""The rows of a batch while it is generated: their texts, their ends, and their prompts' answers."""
+"""The rows of a batch while it is generated: their texts, their ends, the answers of prompts."""
 
 from __future__ import annotations
 
