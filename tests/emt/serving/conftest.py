@@ -1,8 +1,6 @@
-"""A server with keys, for each test a new one."""
+"""Servers that tests share."""
 
 import pytest
-
-pytest.importorskip("fastapi")
 
 from tests.emt.serving.site import open_site
 
