@@ -13,7 +13,7 @@ from emt.ingest.documents import is_utf8
 from emt.model.chat import prompt_ids
 from emt.passage import RoutedPassage
 from emt.serving.documents import WhereJSON
-from emt.serving.errors import bad_request
+from emt.serving.errors import ServingError, bad_request
 from emt.serving.keys import Access, access_of
 from emt.serving.schemas import errors
 from emt.serving.served import Served, served_of
@@ -51,7 +51,7 @@ class SearchResult(BaseModel):
     relevance: float | None
 
 
-@router.post("", responses=errors(400, 401, 413, 500, 503))
+@router.post("", responses=errors(400, 401, 404, 413, 500, 503))
 async def search(
     wanted: SearchRequest,
     served: Annotated[Served, Depends(served_of)],
@@ -69,9 +69,7 @@ def _search(served: Served, access: Access, wanted: SearchRequest) -> SearchResu
     try:
         settings |= access.scope(memory.backend.catalog, wanted.documents, wanted.where)
     except DocumentError as error:
-        raise bad_request(
-            str(error), "where" if wanted.documents is None else "documents"
-        ) from None
+        raise ServingError(404, str(error), param="documents") from None
     with memory.using(**settings):
         routed = memory.route(prompt_ids(served.tokenizer, wanted.query).tolist())
     passages = [_described(served, access, each) for each in routed.passages]

@@ -178,7 +178,6 @@ REFUSED = [
     (put("x", metadata={"a": [1]}), 400, "metadata", "metadata.a"),
     (put("x", metadata={"a": None}), 400, "metadata", "metadata.a"),
     (put("x", metadata={"": 1}), 400, "metadata", "at least 1"),
-    (put("x", metadata={"a": 2**63}), 400, "metadata", "less than"),
     (put("x", metadata={"a": "b" * 16_400}), 400, "metadata", "at most 16384 bytes"),
     (raw("{"), 400, None, "Invalid JSON"),
     (raw("[]"), 400, None, "object"),
