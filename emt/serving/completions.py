@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -15,7 +13,7 @@ from emt.serving.asking import Asking, ClientGoneError, unless_gone
 from emt.serving.errors import as_serving_error
 from emt.serving.keys import Access, access_of
 from emt.serving.models import check_model
-from emt.serving.prompt import Answer, Answered, Prompt
+from emt.serving.prompt import Answered, Prompt
 from emt.serving.prompts import prompts_of_chat, prompts_of_texts
 from emt.serving.schemas import (
     ChatRequest,
@@ -26,65 +24,12 @@ from emt.serving.schemas import (
     errors,
 )
 from emt.serving.served import Served, served_of
+from emt.serving.shape import Shape
 
 router = APIRouter(prefix="/v1", tags=["answers"])
 _ERRORS = errors(400, 401, 403, 404, 413, 500, 503, 504)
 _EVENTS: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
 _CLIENT_GONE = 499  # nobody reads it; for the figures
-
-
-class _Shape:
-    """How OpenAI's API writes the answers of one route.
-
-    Args:
-        is_chat: messages, else texts.
-        model: the model's name.
-    """
-
-    def __init__(self, *, is_chat: bool, model: str) -> None:
-        self._is_chat = is_chat
-        self._head = {
-            "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}",
-            "created": int(time.time()),
-            "model": model,
-        }
-
-    def response(self, answers: Sequence[Answer], usage: Mapping[str, int]) -> dict[str, Any]:
-        """Return all answers at once."""
-        kind = "chat.completion" if self._is_chat else "text_completion"
-        choices = [self._whole(index, answer) for index, answer in enumerate(answers)]
-        return {**self._head, "object": kind, "choices": choices, "usage": dict(usage)}
-
-    def chunk(self, choices: Sequence[Mapping[str, Any]], **fields: Any) -> dict[str, Any]:
-        """Return a part of a stream."""
-        kind = "chat.completion.chunk" if self._is_chat else "text_completion"
-        return {**self._head, "object": kind, "choices": list(choices), **fields}
-
-    def begun(self, index: int) -> list[dict[str, Any]]:
-        """Return the choices of the chunk that says who speaks."""
-        return [self._part(index, {"role": "assistant", "content": ""})] if self._is_chat else []
-
-    def piece(self, index: int, text: str) -> list[dict[str, Any]]:
-        """Return the choices of a chunk with a piece of text."""
-        return [self._part(index, {"content": text}, text)]
-
-    def ended(self, index: int, answer: Answer) -> list[dict[str, Any]]:
-        """Return the choices of an answer's last chunk."""
-        return [self._part(index, {}) | {"finish_reason": answer.reason}]
-
-    def _part(self, index: int, delta: Mapping[str, Any], text: str = "") -> dict[str, Any]:
-        said = {"delta": dict(delta)} if self._is_chat else {"text": text}
-        return {"index": index, **said, "logprobs": None, "finish_reason": None}
-
-    def _whole(self, index: int, answer: Answer) -> dict[str, Any]:
-        message = {"role": "assistant", "content": answer.text, "refusal": None}
-        return {
-            "index": index,
-            **({"message": message} if self._is_chat else {"text": answer.text}),
-            "logprobs": None,
-            "finish_reason": answer.reason,
-            **answer.sources.to_json(),
-        }
 
 
 @router.post(
@@ -129,7 +74,7 @@ async def _respond(
     *,
     is_chat: bool,
 ) -> Response:
-    shape = _Shape(is_chat=is_chat, model=served.model_name)
+    shape = Shape(is_chat=is_chat, model=served.model_name)
     asking = Asking(served, prompts)
     try:
         if not body.stream:
@@ -170,7 +115,7 @@ async def _events(
 
 async def _chunks(
     asking: Asking,
-    shape: _Shape,
+    shape: Shape,
     served: Served,
     body: GenerationRequest,
     prompts: Sequence[Prompt],
@@ -183,28 +128,25 @@ async def _chunks(
     num_each = prompts[0].n
     with_usage = bool(body.stream_options and body.stream_options.include_usage)
     more: dict[str, Any] = {"usage": None} if with_usage else {}
-    begun: set[int] = set()
     answered: dict[int, Answered] = {}
+    has_begun = False
     async for number, event in asking.events():
+        if not has_begun:
+            for choices in shape.begun(len(prompts) * num_each):
+                yield shape.chunk(choices, **more)
+            has_begun = True
         if isinstance(event, Answered):
             answered[number] = event
-            continue
-        index = number * num_each + event.number
-        if index not in begun and shape.begun(index):
-            yield shape.chunk(shape.begun(index), **more)
-        begun.add(index)
-        yield shape.chunk(shape.piece(index, event.text), **more)
+        else:
+            piece = shape.piece(number * num_each + event.number, event.text)
+            yield shape.chunk(piece, **more)
     settled = [answered[number] for number in range(len(prompts))]
     answers = [answer for each in settled for answer in each.answers]
+    sources = [{"index": i, **each.sources.to_json()} for i, each in enumerate(answers)]
     for index, answer in enumerate(answers):
-        if index not in begun and shape.begun(index):
-            yield shape.chunk(shape.begun(index), **more)
-        memory = {}
-        if index == len(answers) - 1:
-            sources = [{"index": i, **each.sources.to_json()} for i, each in enumerate(answers)]
-            memory = {"memory": sources}
+        memory = {"memory": sources} if index == len(answers) - 1 else {}
         yield shape.chunk(shape.ended(index, answer), **more, **memory)
-    usage = _usage(served, prompts, settled)
+    usage = _usage(served, prompts, settled)  # counts them, asked for or not
     if with_usage:
         yield shape.chunk([], usage=usage)
 

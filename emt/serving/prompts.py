@@ -109,7 +109,7 @@ def _prompt(
     settings = {"enabled": memory.enabled, "mode": memory.mode}
     return Prompt(
         token_ids=token_ids,
-        max_new_tokens=_num_new(served, body.wanted_tokens, len(token_ids), default_tokens, param),
+        max_new_tokens=_num_new(served, body, len(token_ids), default_tokens, param),
         n=n,
         sampling=_sampling(body),
         stop=body.stops,
@@ -130,20 +130,23 @@ def _sampling(body: GenerationRequest) -> Sampling:
     return Sampling(temperature, top_p, None if body.seed is None else body.seed % 2**63)
 
 
-def _num_new(served: Served, wanted: int | None, num_prompt: int, default: int, param: str) -> int:
+def _num_new(
+    served: Served, body: GenerationRequest, num_prompt: int, default: int, param: str
+) -> int:
     """Return how many tokens an answer may have.
 
     Raises:
         ServingError: 400, there is no room for them.
     """
-    limits = served.limits
+    limits, wanted = served.limits, body.wanted_tokens
     if wanted is not None and wanted > limits.max_new_tokens:
         raise bad_request(
             f"max_tokens must be at most {limits.max_new_tokens} on this server; got {wanted}.",
             param="max_tokens",
         )
     positions = max_positions(served.model.config.get_text_config())
-    room = min(positions or limits.max_batch_tokens, limits.max_batch_tokens)
+    most = limits.max_batch_tokens // (body.n or 1)
+    room = most if positions is None else min(positions, most)
     if num_prompt + (wanted or 1) > room:
         raise ServingError(
             400,

@@ -131,11 +131,10 @@ def test_loopback_addresses():
     assert not any(map(is_loopback, ("0.0.0.0", "::", "", "example.com", "10.0.0.1")))
 
 
-def test_text_that_is_not_declared_as_json_is_refused(client):
+@pytest.mark.parametrize("headers", [{"content-type": "text/plain"}, {}])
+def test_text_that_is_not_declared_as_json_is_refused(client, headers):
     """A page of another site may send text without asking the server first."""
     body = b'{"model": "tiny", "messages": [{"role": "user", "content": "w3"}]}'
-    response = client.post(
-        "/v1/chat/completions", content=body, headers={"content-type": "text/plain"}
-    )
+    response = client.post("/v1/chat/completions", content=body, headers=headers)
     assert response.status_code == 400
     assert response.json()["error"]["type"] == "invalid_request_error"

@@ -303,6 +303,15 @@ def test_a_prompt_that_leaves_no_room_says_so_in_openais_code(client):
     assert refused.value.param == "messages"
 
 
+def test_all_answers_of_a_request_fit_a_batch():
+    limits = Limits(max_batch_tokens=100)
+    with official_client(*make_memory(), limits=limits) as client:
+        assert len(ask(client, n=4, max_tokens=19).choices) == 4
+        with pytest.raises(openai.BadRequestError, match="must fit 25 tokens"):
+            ask(client, n=4, max_tokens=20)
+        assert ask(client, max_tokens=openai.omit).usage.completion_tokens <= 94
+
+
 def test_models(client):
     (model,) = client.models.list().data
     assert model.id == "tiny"
