@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
-import unicodedata
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -19,6 +19,7 @@ from pydantic import (
     StrictFloat,
     StrictInt,
     StrictStr,
+    TypeAdapter,
     ValidationError,
 )
 
@@ -27,6 +28,7 @@ from emt.serving.errors import ServingError, bad_request
 from emt.serving.keys import Access, access_of, writing_access_of
 from emt.serving.limits import Limits
 from emt.serving.reading import committed
+from emt.serving.schemas import errors
 from emt.serving.served import Served, served_of
 from memory_backends.catalog import Catalog
 from memory_backends.catalog.metadata import check_metadata
@@ -34,7 +36,18 @@ from memory_backends.layout import Metadata
 
 router = APIRouter(prefix="/v1/documents", tags=["documents"])
 
-MetadataJSON = dict[str, StrictStr | StrictBool | StrictInt | StrictFloat]
+_ERRORS = errors(400, 401, 403, 404, 408, 409, 413, 415, 499, 500, 503)
+_MOST_NAME = 512  # characters
+# A name has parts between slashes, none of them "." or "..", and no control characters, which a
+# URL, a list or a terminal would show as something else. U+FFFD stands for what was no UTF-8.
+_NO = r"\u0000-\u001f\u007f-\u009f\u2028\u2029\ufffd/"
+_PART = rf"(?:[^.{_NO}][^{_NO}]*|\.[^.{_NO}][^{_NO}]*|\.\.[^{_NO}]+)"
+_NAME = rf"^{_PART}(?:/{_PART})*$"
+
+_Int64 = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
+_Value = StrictStr | StrictBool | _Int64 | StrictFloat
+MetadataJSON = dict[Annotated[str, Field(min_length=1)], _Value]
+WhereJSON = dict[str, _Value | list[_Value]]
 _Access = Annotated[Access, Depends(access_of)]
 _WritingAccess = Annotated[Access, Depends(writing_access_of)]
 _Served = Annotated[Served, Depends(served_of)]
@@ -45,7 +58,7 @@ class NewDocument(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    text: StrictStr
+    text: Annotated[StrictStr, Field(json_schema_extra={"pattern": r"\S"})]
     metadata: MetadataJSON = Field(default_factory=dict)
 
 
@@ -89,12 +102,18 @@ class DocumentDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
-@router.get("")
+def _json_parameter(name: str, kind: Any) -> dict[str, Any]:
+    """Describe a parameter of a URL that is JSON."""
+    content = {"application/json": {"schema": TypeAdapter(kind).json_schema()}}
+    return {"parameters": [{"name": name, "in": "query", "content": content}]}
+
+
+@router.get("", responses=_ERRORS, openapi_extra=_json_parameter("where", WhereJSON))
 def list_documents(
     served: _Served,
     access: _Access,
     query: Annotated[str, Query(description="text in the names, in any case")] = "",
-    where: Annotated[str | None, Query(description="metadata asked for, as JSON")] = None,
+    where: Annotated[str | None, Query(include_in_schema=False)] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     after: Annotated[str, Query(description="the last name of the page before")] = "",
 ) -> DocumentList:
@@ -107,7 +126,7 @@ def list_documents(
     return DocumentList(data=described, has_more=len(names) > limit)
 
 
-@router.get("/{name:path}")
+@router.get("/{name:path}", responses=_ERRORS)
 def read_document(
     name: str,
     served: _Served,
@@ -115,50 +134,51 @@ def read_document(
     start: Annotated[int, Query(ge=0, le=2**53, description="the first character")] = 0,
     end: Annotated[int | None, Query(ge=0, le=2**53, description="one after the last")] = None,
 ) -> DocumentText:
-    """Return a document with a part of its text: to the end of it, or as much as one answer has."""
-    most = served.limits.max_text_characters
-    if end is None:
-        end = start + most
-    if not 0 <= end - start <= most:
-        raise bad_request(
-            f"end must be start to start + {most}; got {start} to {end}. Ask for parts.", "end"
-        )
+    """Return a document with a part of its text, as much of it as one answer may have.
+
+    The answer says where its part ends.
+    """
+    most = start + served.limits.max_text_characters
     with committed(served.memory) as catalog:
         stored = access.stored_name(catalog, name)
         if stored is None:
             raise _not_found(name)
         described, text = _describe(catalog, name, stored), catalog.document(stored).text
-    part = None if text is None else text[start:end]
+    part = None if text is None else text[start : most if end is None else min(end, most)]
     end = start + len(part or "")
     return DocumentText(**described.model_dump(), start=start, end=end, text=part)
 
 
 @router.put(
     "/{name:path}",
-    responses={201: {"model": DocumentWritten}},
+    responses={201: {"model": DocumentWritten}, **_ERRORS},
     openapi_extra={
+        **_json_parameter("metadata", MetadataJSON),
         "requestBody": {
             "required": True,
             "content": {
                 "application/json": {"schema": NewDocument.model_json_schema()},
-                "text/plain": {"schema": {"type": "string", "minLength": 1}},
+                "text/plain": {"schema": {"type": "string", "pattern": r"\S"}},
             },
-        }
+        },
     },
 )
 async def write_document(
-    name: str,
+    name: Annotated[
+        str, Path(json_schema_extra={"pattern": _NAME, "minLength": 1, "maxLength": _MOST_NAME})
+    ],
     request: Request,
     response: Response,
     served: _Served,
     access: _WritingAccess,
-    metadata: Annotated[str | None, Query(description="as JSON, for a text/plain body")] = None,
+    metadata: Annotated[str | None, Query(include_in_schema=False)] = None,
 ) -> DocumentWritten:
     """Write a document, in place of the one of that name, if there is another one.
 
-    The body is its text, or JSON with its text and metadata.
+    The body is its text, or JSON with its text and metadata. Metadata may also be in the URL, for
+    text; of a key in both, the body's counts.
     """
-    _check_name(name, served.limits)
+    _check_name(name)
     with served.writer.slot():
         new = await _new_document(request, metadata, served.limits)
         with _told_of("metadata"):
@@ -179,7 +199,7 @@ async def write_document(
     )
 
 
-@router.delete("/{name:path}")
+@router.delete("/{name:path}", responses=_ERRORS)
 async def remove_document(name: str, served: _Served, access: _WritingAccess) -> DocumentDeleted:
     """Remove a document."""
     if not await served.writer.remove(name, access):
@@ -208,22 +228,22 @@ async def _new_document(request: Request, metadata: str | None, limits: Limits) 
     charset = parameters.partition("charset=")[2].strip().strip('"').lower()
     if charset not in ("", "utf-8", "utf8", "us-ascii"):
         raise ServingError(415, "A document must come as UTF-8.")
-    if kind == "application/json" and metadata is not None:
-        raise bad_request("Metadata of a JSON body must be in the body.", "metadata")
     try:
         async with asyncio.timeout(limits.max_seconds):
             body = await request.body()
     except TimeoutError:
         raise ServingError(408, "The body of the request took too long to come.") from None
-    return await asyncio.to_thread(_parsed, body, kind, metadata)
+    more = _json_object(metadata, "metadata") or {}
+    return await asyncio.to_thread(_parsed, body, kind, more)
 
 
-def _parsed(body: bytes, kind: str, metadata: str | None) -> NewDocument:
+def _parsed(body: bytes, kind: str, metadata: Mapping[str, Any]) -> NewDocument:
     try:
         if kind == "application/json":
-            return NewDocument.model_validate_json(body)
-        text = body.decode("utf-8-sig")
-        return NewDocument(text=text, metadata=_json_object(metadata, "metadata") or {})
+            new = NewDocument.model_validate_json(body)
+        else:
+            new = NewDocument(text=body.decode("utf-8-sig"))
+        return NewDocument(text=new.text, metadata={**metadata, **new.metadata})
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = [str(part) for part in first["loc"][:2]]
@@ -264,22 +284,12 @@ def _told_of(param: str) -> Iterator[None]:
         raise bad_request(str(error), param) from None
 
 
-def _check_name(name: str, limits: Limits) -> None:
-    """Refuse a name that a URL, a list or a terminal would show as something else."""
-    if not 0 < len(name) <= limits.max_name_characters:
+def _check_name(name: str) -> None:
+    if not re.fullmatch(_NAME, name) or len(name) > _MOST_NAME:
         raise bad_request(
-            f"A document's name must have 1 to {limits.max_name_characters} characters; "
-            f"got {len(name)}.",
-            "name",
-        )
-    if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
-        raise bad_request("A document's name must have no control characters.", "name")
-    if "\ufffd" in name:
-        raise bad_request("A document's name must be UTF-8, percent-encoded.", "name")
-    if any(part in ("", ".", "..") for part in name.split("/")) or name != name.strip():
-        raise bad_request(
-            "A document's name must not begin or end with a space or '/', nor have '//' or a part "
-            "that is '.' or '..'.",
+            f"A document's name must be UTF-8, with 1 to {_MOST_NAME} characters, no control "
+            "characters, and no part between slashes that is empty, '.' or '..'; got "
+            f"{name!r:.100}.",
             "name",
         )
 

@@ -107,7 +107,7 @@ def _of_validation(error: RequestValidationError) -> ServingError:
     the type that was given than that it is not another one.
     """
     first = min(error.errors(), key=lambda each: str(each["type"]).endswith("_type"))
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    place = [str(part) for part in first["loc"][1:]]  # after "body", "query" or "path"
     param = ".".join(part for part in place if not _OF_TYPE.search(part)) or None
     message = str(first["msg"])
     return bad_request(message if param is None else f"{param}: {message}", param=param)

@@ -20,7 +20,6 @@ class Limits:
         max_body_bytes: the largest body of a request, but for a document's.
         max_document_bytes: the largest body of a document.
         max_waiting_documents: writes that wait for others; one more is refused with 503.
-        max_name_characters: the longest name of a document that is written.
         max_metadata_bytes: the most metadata of one document, as JSON.
         max_text_characters: of a document's text, in one answer.
     """
@@ -33,7 +32,6 @@ class Limits:
     max_body_bytes: int = 2**21
     max_document_bytes: int = 2**26
     max_waiting_documents: int = 8
-    max_name_characters: int = 512
     max_metadata_bytes: int = 2**14
     max_text_characters: int = 2**20
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,8 +12,10 @@ from emt.errors import DocumentError
 from emt.ingest.documents import is_utf8
 from emt.model.chat import prompt_ids
 from emt.passage import RoutedPassage
-from emt.serving.errors import bad_request
+from emt.serving.documents import WhereJSON
+from emt.serving.errors import ServingError, bad_request
 from emt.serving.keys import Access, access_of
+from emt.serving.schemas import errors
 from emt.serving.served import Served, served_of
 
 router = APIRouter(prefix="/v1/search", tags=["search"])
@@ -24,9 +26,9 @@ class SearchRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    query: str = Field(min_length=1)
+    query: str = Field(min_length=1, json_schema_extra={"pattern": r"\S"})
     documents: list[str] | None = None
-    where: dict[str, Any] | None = Field(None, description="metadata -> a value, or a list of them")
+    where: WhereJSON | None = None
     max_passages: int | None = Field(None, ge=1, le=100)
     passage_rows: int | None = Field(None, ge=1, le=2**16, description="rows of all passages")
 
@@ -49,7 +51,7 @@ class SearchResult(BaseModel):
     relevance: float | None
 
 
-@router.post("")
+@router.post("", responses=errors(400, 401, 404, 413, 500, 503))
 async def search(
     wanted: SearchRequest,
     served: Annotated[Served, Depends(served_of)],
@@ -67,9 +69,7 @@ def _search(served: Served, access: Access, wanted: SearchRequest) -> SearchResu
     try:
         settings |= access.scope(memory.backend.catalog, wanted.documents, wanted.where)
     except DocumentError as error:
-        raise bad_request(
-            str(error), "where" if wanted.documents is None else "documents"
-        ) from None
+        raise ServingError(404, str(error), param="documents") from None
     with memory.using(**settings):
         routed = memory.route(prompt_ids(served.tokenizer, wanted.query).tolist())
     passages = [_described(served, access, each) for each in routed.passages]

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from emt.serving.keys import Access, access_of
 from emt.serving.reading import committed
+from emt.serving.schemas import errors
 from emt.serving.served import Served, served_of
 
 router = APIRouter(prefix="/v1/store", tags=["store"])
@@ -35,7 +36,7 @@ class StoreObject(BaseModel):
     index: dict[str, Any] | None = Field(description="likewise")
 
 
-@router.get("")
+@router.get("", responses=errors(401, 500))
 def figures(
     served: Annotated[Served, Depends(served_of)], access: Annotated[Access, Depends(access_of)]
 ) -> StoreObject:

@@ -76,6 +76,20 @@ def test_plain_text_has_its_metadata_in_the_address(site):
     response = site("root", "PUT", url("plain"), params={"metadata": '{"a": "b"}'}, **options)
     assert (response.status_code, response.json()["metadata"]) == (201, {"a": "b"})
     assert site("root", "GET", url("plain")).json()["text"] == TEXT
+    both = {"params": {"metadata": '{"a": "b", "c": 1}'}}
+    body = {"text": TEXT, "metadata": {"a": "d"}}
+    response = site("root", "PUT", url("plain"), json=body, **both)
+    assert response.json()["metadata"] == {"a": "d", "c": 1}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [" a ", ".a", "..a", "...", "a/.b/..c", "a.", "a?b#c", "<script>", "x" * 512],
+)
+def test_names_with_odd_characters(kept, name):
+    assert kept.put("root", name, TEXT)["name"] == name
+    assert kept("root", "GET", url(name)).json()["name"] == name
+    assert kept("root", "DELETE", url(name)).json()["name"] == name
 
 
 def test_a_list_has_pages_by_name_and_filters(site):
@@ -107,13 +121,13 @@ def test_a_list_has_pages_by_name_and_filters(site):
 def test_parts_of_a_text(site):
     text = "ä𝄞 w3 w4 \x00 w5"
     site.put("root", "x", text)
-    for start, end in ((0, 2), (1, 5), (3, 3), (5, None), (len(text), None), (2, 1000)):
+    for start, end in ((0, 2), (1, 5), (3, 3), (5, None), (4, 2), (len(text), None), (2, 2**53)):
         params = {"start": start} if end is None else {"start": start, "end": end}
         got = site("root", "GET", url("x"), params=params).json()
         assert (got["text"], got["start"]) == (text[start:end], start)
         assert (got["end"], got["num_characters"]) == (start + len(text[start:end]), len(text))
     site.put("root", "long", "w3 " * 1000)
-    got = site("root", "GET", url("long")).json()
+    got = site("root", "GET", url("long"), params={"end": 1001}).json()
     assert (len(got["text"]), got["end"], got["num_characters"]) == (1000, 1000, 3000)
 
 
@@ -148,26 +162,23 @@ def raw(content, kind="application/json", **params):
 
 
 REFUSED = [
-    (put("x" * 513), 400, "name", "1 to 512 characters; got 513"),
+    (put("x" * 513), 400, "name", "1 to 512 characters"),
     (put("a\tb"), 400, "name", "control"),
     (put("a\x00"), 400, "name", "control"),
     (put("a\u2028b"), 400, "name", "control"),
     (put("../store"), 400, "name", "'..'"),
     (put("a/./b"), 400, "name", "'.'"),
-    (put("/a"), 400, "name", "begin"),
-    (put("a//b"), 400, "name", "'//'"),
-    (put("a/"), 400, "name", "end"),
-    (put(" a"), 400, "name", "space"),
+    (put("/a"), 400, "name", "empty"),
+    (put("a//b"), 400, "name", "empty"),
+    (put("a/"), 400, "name", "empty"),
     (("PUT", "/v1/documents/%E9", {"json": {"text": "w3"}}), 400, "name", "UTF-8"),
-    (("PUT", "/v1/documents/", {"json": {"text": "w3"}}), 400, "name", "got 0"),
+    (("PUT", "/v1/documents/", {"json": {"text": "w3"}}), 400, "name", "got ''"),
     (put("x", ""), 400, "text", "empty"),
     (put("x", " \n"), 400, "text", "empty"),
     (put("x", metadata={"a": [1]}), 400, "metadata", "metadata.a"),
     (put("x", metadata={"a": None}), 400, "metadata", "metadata.a"),
-    (put("x", metadata={"": 1}), 400, "metadata", "must be text"),
-    (put("x", metadata={"a": 2**63}), 400, "metadata", "64 bits"),
+    (put("x", metadata={"": 1}), 400, "metadata", "at least 1"),
     (put("x", metadata={"a": "b" * 16_400}), 400, "metadata", "at most 16384 bytes"),
-    (put("x", params={"metadata": "{}"}), 400, "metadata", "in the body"),
     (raw("{"), 400, None, "Invalid JSON"),
     (raw("[]"), 400, None, "object"),
     (raw("{}"), 400, "text", "required"),
@@ -189,8 +200,6 @@ REFUSED = [
     (("GET", "/v1/documents", {"params": {"where": "x"}}), 400, "where", "JSON object"),
     (("GET", "/v1/documents", {"params": {"where": '{"a": {}}'}}), 400, "where", "must compare"),
     (("GET", url("there"), {"params": {"start": -1}}), 400, "start", "greater"),
-    (("GET", url("there"), {"params": {"start": 5, "end": 4}}), 400, "end", "got 5 to 4"),
-    (("GET", url("there"), {"params": {"end": 1001}}), 400, "end", "start + 1000"),
     (("POST", url("there"), {}), 405, None, ""),
 ]
 
