@@ -16,6 +16,7 @@ from emt.serving.engine import Engine
 from emt.serving.errors import add_handlers
 from emt.serving.keys import Keys
 from emt.serving.limits import Limits
+from emt.serving.page import add_page
 from emt.serving.served import Served
 
 
@@ -56,6 +57,7 @@ def create_app(
     add_handlers(app)
     for routes in (documents, search, store):
         app.include_router(routes.router)
+    add_page(app)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
