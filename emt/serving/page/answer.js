@@ -9,6 +9,7 @@ import { bar, byId, element, isolated } from "./elements.js";
 
 const MOST_SOURCES = 4;
 const HIDE_AFTER = 200; // milliseconds in which the pointer may move onto the tip
+const POINT_AFTER = 80; // milliseconds, so that a pointer on its way elsewhere points at nothing
 
 /**
  * Replace a streamed text by its tokens.
@@ -34,7 +35,7 @@ export function showTokens(node, tokens, describe, onPoint) {
       onPoint(token.sources);
     };
     word.addEventListener("focus", point);
-    word.addEventListener("pointerenter", point);
+    word.addEventListener("pointerenter", () => pointSoon(point));
     word.addEventListener("click", () => word.focus());
     word.addEventListener("blur", hideTip);
     word.addEventListener("pointerleave", hideTipSoon);
@@ -55,8 +56,14 @@ function moveFocus(event, words) {
   words[to].focus();
 }
 
+let pointing = 0;
 let hiding = 0;
 let described = null; // the word that the tip is about
+
+function pointSoon(point) {
+  clearTimeout(pointing);
+  pointing = setTimeout(point, POINT_AFTER);
+}
 
 function showTip(word, sources, describe) {
   clearTimeout(hiding);
@@ -71,15 +78,19 @@ function showTip(word, sources, describe) {
   if (sources.length > MOST_SOURCES) tip.append(`and ${sources.length - MOST_SOURCES} more`);
   tip.hidden = false;
   describedBy(word);
-  place(tip, word.getClientRects()[0]);
+  place();
 }
 
-/** Put the tip below a word, or above it where there is no room. */
-function place(tip, { left, top, bottom }) {
+/** Put the tip below the answer, whose words it must not hide; else below or above its word. */
+function place() {
+  if (!described) return;
+  const tip = byId("tip");
   const { offsetWidth: width, offsetHeight: height } = tip;
-  const isBelow = bottom + height + 8 < innerHeight;
+  const { left, top, bottom } = described.getClientRects()[0];
+  const below = [described.parentElement.getBoundingClientRect().bottom, bottom];
+  const under = below.find((edge) => edge + height + 8 < innerHeight);
   tip.style.left = `${Math.max(8, Math.min(left, innerWidth - width - 8))}px`;
-  tip.style.top = `${isBelow ? bottom + 4 : Math.max(8, top - height - 4)}px`;
+  tip.style.top = `${under === undefined ? Math.max(8, top - height - 4) : under + 4}px`;
 }
 
 function describedBy(word) {
@@ -95,6 +106,7 @@ export function hideTip() {
 }
 
 function hideTipSoon() {
+  clearTimeout(pointing);
   clearTimeout(hiding);
   hiding = setTimeout(hideTip, HIDE_AFTER);
 }
@@ -102,4 +114,5 @@ function hideTipSoon() {
 byId("tip").addEventListener("pointerenter", () => clearTimeout(hiding));
 byId("tip").addEventListener("pointerleave", hideTipSoon);
 document.addEventListener("keydown", (event) => event.key === "Escape" && hideTip());
-document.addEventListener("scroll", hideTip, { capture: true, passive: true });
+byId("conversation").addEventListener("scroll", place, { passive: true });
+addEventListener("resize", place);

@@ -28,9 +28,9 @@ function showView() {
   const isDocuments = location.hash === "#documents";
   byId("ask").hidden = isDocuments;
   byId("documents").hidden = !isDocuments;
+  byId("passages").hidden = isDocuments;
   for (const link of document.querySelectorAll("nav a")) {
-    const isHere = link.hash === (isDocuments ? "#documents" : "#ask");
-    if (isHere) link.setAttribute("aria-current", "page");
+    if (link.hash === (isDocuments ? "#documents" : "#ask")) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
 }

@@ -21,6 +21,7 @@ export class Sources {
     byId("passage-list").replaceChildren(...this.#cards);
     const none = byId("no-passages");
     none.hidden = this.#cards.length > 0;
+    byId("legend").hidden = !none.hidden;
     none.textContent = turn.usesMemory
       ? "Nothing relevant in the memory."
       : "The memory was not used for this answer.";
