@@ -361,8 +361,8 @@ class Memory:
                 names of those whose rows may be found, or a list of names for each prompt of a
                 batch, whose beams and returned sequences have their prompt's; and `where`, which
                 asks for documents whose `metadata` has, for every key, the value, or one of a list
-                of values. What both allow is read. Of blocks in one another, the innermost that
-                names a setting decides; None is no restriction.
+                of values; it may be a list for each prompt, too. What both allow is read. Of blocks
+                in one another, the innermost that names a setting decides; None is no restriction.
 
         Raises:
             ConfigError: a setting that is unknown, fixed, or of a wrong value.

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Annotated
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from transformers import PreTrainedModel
 
 from emt.errors import MemoryUseError
 from emt.memory.memory import Memory
-from emt.serving import documents, search, store
+from emt.serving import completions, documents, models, search, store
+from emt.serving.bodies import LimitBodies
 from emt.serving.engine import Engine
 from emt.serving.errors import add_handlers
-from emt.serving.keys import Keys
+from emt.serving.generation import Generator
+from emt.serving.keys import Access, Keys, access_of
 from emt.serving.limits import Limits
+from emt.serving.metrics import CountRequests, Metrics
 from emt.serving.page import add_page
+from emt.serving.prompt import PendingPrompt
 from emt.serving.served import Served
 
 
@@ -43,25 +51,52 @@ def create_app(
     if memory.tokenizer is None:
         raise MemoryUseError("a server needs a tokenizer. Pass one to attach().")
     limits = limits or Limits()
-    engine = Engine(limits.max_waiting)
+    metrics = Metrics()
+    engine = Engine(Generator(model, memory, limits, metrics.count_batch), limits.max_waiting)
+    metrics.watch_waiting(lambda: engine.num_waiting)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        engine.stop()
+        await asyncio.to_thread(engine.stop)
 
     app = FastAPI(title="emt", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.served = Served(
-        model, memory.tokenizer, memory, engine, keys, limits, model_name, int(time.time())
+        model=model,
+        tokenizer=copy.deepcopy(memory.tokenizer),
+        memory=memory,
+        engine=engine,
+        keys=keys,
+        limits=limits,
+        model_name=model_name,
+        created=int(time.time()),
+        metrics=metrics,
     )
     add_handlers(app)
-    for routes in (documents, search, store):
+    app.add_middleware(LimitBodies, limits=limits)
+    app.add_middleware(CountRequests, metrics=metrics)
+    for routes in (completions, models, documents, search, store):
         app.include_router(routes.router)
+    _add_operations(app, engine, metrics)
     add_page(app)
+    return app
 
-    @app.get("/health")
+
+def _add_operations(app: FastAPI, engine: Engine[PendingPrompt], metrics: Metrics) -> None:
+    """Add the routes of those who run the server."""
+
+    @app.get("/health", tags=["operations"])
     async def health() -> dict[str, str]:
         """Say that the process runs."""
         return {"status": "ok"}
 
-    return app
+    @app.get("/ready", tags=["operations"], responses={503: {"description": "Not now."}})
+    async def ready() -> Response:
+        """Say whether another prompt would be taken on."""
+        is_ready = engine.is_ready
+        return JSONResponse({"status": "ready" if is_ready else "busy"}, 200 if is_ready else 503)
+
+    @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)
+    async def figures(access: Annotated[Access, Depends(access_of)]) -> Response:
+        """Return figures for Prometheus."""
+        return PlainTextResponse(metrics.text())

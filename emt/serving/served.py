@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from typing import cast
 
 from fastapi import Request
@@ -12,6 +13,8 @@ from emt.memory.memory import Memory
 from emt.serving.engine import Engine
 from emt.serving.keys import Keys
 from emt.serving.limits import Limits
+from emt.serving.metrics import Metrics
+from emt.serving.prompt import PendingPrompt
 
 
 @dataclass(frozen=True)
@@ -22,23 +25,28 @@ class Served:
 
     Attributes:
         model: the causal language model.
-        tokenizer: of the model.
+        tokenizer: a copy of the model's, for the event loop's side: fast tokenizers are not for
+            several threads.
         memory: attached to the model, with a tokenizer.
         engine: the thread that owns both.
         keys: who may ask for what; None if everybody may everything.
         limits: of requests.
         model_name: as clients know the model.
         created: when the server began, in seconds since 1970.
+        metrics: its figures.
+        encoding: held while `tokenizer` is used.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     memory: Memory
-    engine: Engine
+    engine: Engine[PendingPrompt]
     keys: Keys | None
     limits: Limits
     model_name: str
     created: int
+    metrics: Metrics
+    encoding: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 def served_of(request: Request) -> Served:
