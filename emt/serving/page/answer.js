@@ -7,7 +7,7 @@
 
 import { bar, byId, element, isolated } from "./elements.js";
 
-const MOST_SOURCES = 4;
+const MOST_PLACES = 4;
 const HIDE_AFTER = 200; // milliseconds in which the pointer may move onto the tip
 const POINT_AFTER = 80; // milliseconds, so that a pointer on its way elsewhere points at nothing
 
@@ -16,7 +16,7 @@ const POINT_AFTER = 80; // milliseconds, so that a pointer on its way elsewhere 
  *
  * @param {HTMLElement} node has the text.
  * @param {{text: string, sources: object[]}[]} tokens
- * @param {(source) => {number: number|null, text: string}} describe tells what a source is.
+ * @param {(sources: object[]) => object[]} describe tells where they are, strongest place first.
  * @param {(sources: object[]) => void} onPoint told the sources of the word that is pointed at.
  */
 export function showTokens(node, tokens, describe, onPoint) {
@@ -68,14 +68,15 @@ function pointSoon(point) {
 function showTip(word, sources, describe) {
   clearTimeout(hiding);
   const tip = byId("tip");
-  const lines = sources.slice(0, MOST_SOURCES).map((source) => {
-    const { number, text } = describe(source);
-    const name = element("strong", {}, number === null ? "" : `${number} `, isolated(source.document));
-    return element("li", {}, name, text ? element("q", { dir: "auto" }, text) : null,
-      bar("share", source.share));
-  });
+  const places = describe(sources);
+  const lines = places.slice(0, MOST_PLACES).map(({ number, document, share, excerpt }) =>
+    element("li", {},
+      element("strong", {}, number === null ? "" : `${number} `, isolated(document)),
+      bar("share", share),
+      excerpt && element("q", { dir: "auto" },
+        excerpt.before, element("mark", {}, excerpt.text), excerpt.after)));
   tip.replaceChildren(element("ul", {}, ...lines));
-  if (sources.length > MOST_SOURCES) tip.append(`and ${sources.length - MOST_SOURCES} more`);
+  if (places.length > MOST_PLACES) tip.append(`and ${places.length - MOST_PLACES} more`);
   tip.hidden = false;
   describedBy(word);
   place();

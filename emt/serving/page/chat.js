@@ -109,7 +109,7 @@ export class Chat {
   #finish(answer, turn, usage) {
     const tokens = turn.tokens.map(({ text, sources }) => ({ text, sources: sources ?? [] }));
     showTokens(answer.firstElementChild, tokens,
-      (source) => this.#sources.describe(turn, source),
+      (sources) => this.#sources.describe(turn, sources),
       (sources) => this.#sources.point(turn, sources));
     this.#sources.show(turn);
     const found = turn.passages.length

@@ -5,7 +5,7 @@
  * scrolling to an end of them fetches the next one and drops the one farthest away.
  */
 
-import { readDocument } from "./api.js";
+import { ApiError, readDocument } from "./api.js";
 import { byId, counted, element, notice } from "./elements.js";
 import { cut } from "./spans.js";
 
@@ -96,6 +96,7 @@ export class Reader {
   /** Return the pieces from number `first` up to `stop`, those that the document has. */
   async #fetch(first, stop, signal) {
     const found = await readDocument(this.#name, first * PIECE, stop * PIECE, signal);
+    if (found.text === null) throw new ApiError("This document was written as token ids.", 0);
     const characters = [...found.text];
     this.#length = found.num_characters ?? characters.length;
     const pieces = new Map();

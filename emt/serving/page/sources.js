@@ -2,7 +2,7 @@
 
 import { bar, byId, element, isolated } from "./elements.js";
 import { Reader } from "./reader.js";
-import { clip } from "./spans.js";
+import { around } from "./spans.js";
 
 export class Sources {
   #reader = new Reader();
@@ -42,13 +42,22 @@ export class Sources {
     if (sources.length) this.#read(sources[0], sources);
   }
 
-  /** Tell the number of the passage that a source is in, and the words it is. */
-  describe(turn, source) {
-    const index = turn.passages.findIndex((passage) => isWithin(source, passage));
-    const passage = turn.passages[index];
-    if (!passage || passage.start === null) return { number: index < 0 ? null : index + 1, text: "" };
-    const text = clip(passage.text, source.start - passage.start, source.end - passage.start);
-    return { number: index + 1, text };
+  /** Tell in which passages the sources of a word are: strongest first, with its best words. */
+  describe(turn, sources) {
+    const places = new Map();
+    for (const source of [...sources].sort((a, b) => b.share - a.share)) {
+      const index = turn.passages.findIndex((passage) => isWithin(source, passage));
+      const id = index < 0 ? source.document : index;
+      const place = places.get(id);
+      if (place) place.share += source.share;
+      else places.set(id, {
+        number: index < 0 ? null : index + 1,
+        document: source.document,
+        share: source.share,
+        excerpt: excerptOf(turn.passages[index], source),
+      });
+    }
+    return [...places.values()].sort((a, b) => b.share - a.share);
   }
 
   /** Show a document from its start, with no answer's passages in it. */
@@ -104,3 +113,9 @@ export class Sources {
 const isWithin = (span, passage) =>
   span.document === passage.document &&
   (passage.start === null || (span.start >= passage.start && span.end <= passage.end));
+
+/** Return a source with what stands around it in its passage; null where that is not known. */
+function excerptOf(passage, source) {
+  if (!passage || passage.start === null || source.start === null) return null;
+  return around(passage.text, source.start - passage.start, source.end - passage.start);
+}

@@ -3,12 +3,17 @@
  * UTF-16 units; so texts are cut as arrays of characters.
  */
 
-const LONGEST_CLIP = 160;
+const AROUND = 40; // characters on each side
 
-/** Return some characters of a text, shortened if they are many. */
-export function clip(text, start, end) {
-  const characters = [...text].slice(Math.max(start, 0), Math.min(end, start + LONGEST_CLIP));
-  return characters.join("") + (end - start > LONGEST_CLIP ? "…" : "");
+/** Return some characters of a text, and what stands before and after them. */
+export function around(text, start, end) {
+  const characters = [...text];
+  const of = (from, to) => characters.slice(Math.max(from, 0), Math.max(to, 0)).join("");
+  return {
+    before: (start > AROUND ? "…" : "") + of(start - AROUND, start),
+    text: of(start, end),
+    after: of(end, end + AROUND) + (end + AROUND < characters.length ? "…" : ""),
+  };
 }
 
 /**

@@ -115,7 +115,8 @@ def test_a_word_tells_on_hover_what_it_drew_on(tab: Any) -> None:
     expect(tab.locator("#tip")).to_be_hidden()
     answer.locator(".word").first.hover()
     expect(tab.get_by_role("tooltip")).to_contain_text("1 tides.txt")
-    assert texts(tab.locator("#tip q")) == ["every twelve hours"]
+    assert texts(tab.locator("#tip q")) == ["water comes every twelve hours"]
+    assert texts(tab.locator("#tip q mark")) == ["every twelve hours"]
     assert tab.locator("#tip .meter").get_attribute("aria-valuenow") == "0.9"
     assert texts(tab.locator("#reader-text .pointed")) == ["every twelve hours"]
     expect(tab.locator(".card")).to_have_class("card pointed")
@@ -192,10 +193,14 @@ def test_a_stopped_answer_keeps_what_was_said(tab: Any, fake: FakeServer) -> Non
     tab.get_by_role("button", name="Stop").click()
     expect(tab.locator(".answer")).to_have_text("It isStopped.")
     expect(tab.locator("#progress")).to_have_text("Stopped.")
+    for _ in range(200):
+        if fake.num_stopped:
+            break
+        tab.wait_for_timeout(20)
+    assert fake.num_stopped == 1  # the server has noticed
     fake.gate.set()
     ask(tab, "nothing?")
     assert fake.asked[1]["messages"][1] == {"role": "assistant", "content": "It is"}
-    assert fake.num_stopped == 1
 
 
 def test_refusals_are_told_in_the_servers_words(tab: Any, fake: FakeServer) -> None:
@@ -212,7 +217,7 @@ def test_a_hostile_document_is_text_wherever_it_is_shown(tab: Any) -> None:
     answer = ask(tab, "hostile?")
     assert answer.locator(".text").text_content() == f"It is {SCRIPT} ok"
     answer.locator(".word").first.hover()
-    assert SCRIPT in tab.locator("#tip").text_content()
+    expect(tab.locator("#tip")).to_contain_text(SCRIPT)
     assert SCRIPT in tab.locator(".card").text_content()
     assert tab.locator("#reader-title").text_content() == SCRIPT
     assert tab.locator("#reader-text").text_content() == f"{SCRIPT} says the document."
