@@ -598,6 +598,21 @@ class Memory:
         """
         return Encoder(self._attached("write"), self.config, self.tokenizer)
 
+    def second_backend(self) -> MemoryBackend:
+        """Return another backend over this memory's store, to close when it is not needed.
+
+        One thread can write with it while others read with the first, which shows what was written
+        when it is refreshed.
+
+        Raises:
+            MemoryUseError: the model was detached.
+            StoreError: the memory is in RAM, or its store cannot be opened.
+        """
+        if self.backend.path is None:
+            raise StoreError("a memory in RAM has one backend. Give it a path.")
+        config = self._attached_config.replace(path=str(self.backend.path), memory_type="manual")
+        return self._make_backend(self._attached("write"), config)
+
     def forget_model(self) -> None:
         """Let go of the model; called by `detach`."""
         self._model = None

@@ -20,12 +20,13 @@ from emt.serving.bodies import LimitBodies
 from emt.serving.engine import Engine
 from emt.serving.errors import add_handlers
 from emt.serving.generation import Generator
-from emt.serving.keys import Access, Keys, access_of
+from emt.serving.keys import Access, Keys, unscoped_access_of
 from emt.serving.limits import Limits
 from emt.serving.metrics import CountRequests, Metrics
 from emt.serving.page import add_page
 from emt.serving.prompt import PendingPrompt
 from emt.serving.served import Served
+from emt.serving.writer import Writer
 
 
 def create_app(
@@ -53,11 +54,13 @@ def create_app(
     limits = limits or Limits()
     metrics = Metrics()
     engine = Engine(Generator(model, memory, limits, metrics.count_batch), limits.max_waiting)
+    writer = Writer(memory, engine, limits.max_waiting_documents)
     metrics.watch_waiting(lambda: engine.num_waiting)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        await writer.close()
         await asyncio.to_thread(engine.stop)
 
     app = FastAPI(title="emt", lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -66,6 +69,7 @@ def create_app(
         tokenizer=copy.deepcopy(memory.tokenizer),
         memory=memory,
         engine=engine,
+        writer=writer,
         keys=keys,
         limits=limits,
         model_name=model_name,
@@ -97,6 +101,6 @@ def _add_operations(app: FastAPI, engine: Engine[PendingPrompt], metrics: Metric
         return JSONResponse({"status": "ready" if is_ready else "busy"}, 200 if is_ready else 503)
 
     @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)
-    async def figures(access: Annotated[Access, Depends(access_of)]) -> Response:
+    async def figures(access: Annotated[Access, Depends(unscoped_access_of)]) -> Response:
         """Return figures for Prometheus."""
         return PlainTextResponse(metrics.text())

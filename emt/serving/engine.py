@@ -119,7 +119,7 @@ class Engine(Generic[W]):
     def _take_on(self, new: Sequence[T], queue: deque[tuple[int, T]]) -> None:
         with self._changed:
             if self._is_stopping:
-                raise _busy("The server is shutting down.")
+                raise _busy("The server is shutting down.", code="shutting_down")
             if len(queue) + len(new) > self._max_waiting:
                 raise _busy(f"The server is busy: {len(queue)} requests wait. Try again later.")
             for item in new:
@@ -153,5 +153,5 @@ class Engine(Generic[W]):
         return lambda: self._batches.answer(batch)
 
 
-def _busy(message: str) -> ServingError:
-    return ServingError(503, message, code="overloaded", headers={"Retry-After": "1"})
+def _busy(message: str, code: str = "overloaded") -> ServingError:
+    return ServingError(503, message, code=code, headers={"Retry-After": "1"})

@@ -29,11 +29,9 @@ from emt.model.devices import input_device
 from emt.model.positions import max_positions
 from emt.serving.answer_text import AnswerText
 from emt.serving.limits import Limits
-from emt.serving.prompt import Answer, Answered, FinishReason, PendingPrompt, Piece, Prompt
+from emt.serving.prompt import Answer, Answered, FinishReason, PendingPrompt, Piece
 from emt.serving.sampling import Sampler
 from emt.serving.sources import AnswerSources, sources_of
-from memory_backends.catalog.metadata import check_where, matches
-from memory_backends.catalog.reader import no_document
 
 _logger = logging.getLogger(__name__)
 
@@ -100,8 +98,7 @@ class Generator:
     def _checked(self, pending: PendingPrompt) -> bool:
         """Tell whether a prompt's settings are right; if not, it is told."""
         try:
-            check_visible(self._memory, pending.prompt)
-            with self._memory.using(**_settings([pending])):
+            with self._memory.using(**self._settings([pending])):
                 return True
         except Exception as error:
             pending.fail(error)
@@ -113,7 +110,7 @@ class Generator:
         is_recorded = batch[0].prompt.settings.get("enabled", True)
         with (
             torch.no_grad(),
-            self._memory.using(**_settings(batch)),
+            self._memory.using(**self._settings(batch)),
             self._memory.recording() if is_recorded else nullcontext() as recording,
         ):
             progress = Progress(self._model, self._memory, batch, recording)
@@ -128,6 +125,24 @@ class Generator:
                 logits_processor=LogitsProcessorList([Sampler(progress.samplings)]),
                 stopping_criteria=StoppingCriteriaList([progress]),
             )
+
+    def _settings(self, batch: Sequence[PendingPrompt]) -> dict[str, Any]:
+        """Return the settings of `Memory.using` for prompts of one group.
+
+        Raises:
+            DocumentError: a document is unknown, or not to be seen; `where` is not a filter.
+        """
+        prompts, catalog = [pending.prompt for pending in batch], self._memory.backend.catalog
+        scopes = [p.access.scope(catalog, p.documents, p.where) for p in prompts]
+        settings = dict(prompts[0].settings)
+        for name in ("documents", "where"):
+            wanted = [scope.get(name) for scope in scopes]
+            if len({repr(one) for one in wanted}) == 1:  # not ==: True is not 1 here
+                settings[name] = wanted[0]
+            else:
+                of_rows = zip(prompts, wanted, strict=True)
+                settings[name] = [one for prompt, one in of_rows for _ in range(prompt.n)]
+        return settings
 
 
 class Progress(StoppingCriteria):
@@ -214,6 +229,7 @@ class Progress(StoppingCriteria):
                 self._recording,
                 number,
                 text.token_texts,
+                row.pending.prompt.access,
                 by_token=row.pending.prompt.by_token,
             )
         return Answer(text.content, row.reason or "length", len(text.token_ids), sources)
@@ -266,31 +282,6 @@ def padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     ids = [[prompt[0]] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return torch.tensor(ids), torch.tensor(mask)
-
-
-def check_visible(memory: Memory, prompt: Prompt) -> None:
-    """Refuse documents that whoever asks may not see, in the words for those that do not exist.
-
-    Raises:
-        DocumentError: naming the first.
-    """
-    catalog = memory.backend.catalog
-    for name in prompt.documents or () if prompt.visible else ():
-        if not matches(catalog.metadata(name), check_where(prompt.visible)):
-            raise no_document(name)
-
-
-def _settings(batch: Sequence[PendingPrompt]) -> dict[str, Any]:
-    """Return the settings of `Memory.using` for prompts of one group."""
-    prompts = [pending.prompt for pending in batch]
-    settings = dict(prompts[0].settings)
-    for name in ("documents", "where"):
-        wanted = [getattr(prompt, name) for prompt in prompts]
-        if all(one == wanted[0] for one in wanted):
-            settings[name] = wanted[0]
-        else:
-            settings[name] = [getattr(p, name) for p in prompts for _ in range(p.n)]
-    return settings
 
 
 def _end_ids(model: PreTrainedModel) -> frozenset[int]:

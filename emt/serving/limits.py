@@ -19,6 +19,10 @@ class Limits:
         max_new_tokens: the largest `max_tokens`, and its default where the model has room.
         max_body_bytes: the largest body of a request, but for a document's.
         max_document_bytes: the largest body of a document.
+        max_waiting_documents: writes that wait for others; one more is refused with 503.
+        max_name_characters: the longest name of a document that is written.
+        max_metadata_bytes: the most metadata of one document, as JSON.
+        max_text_characters: of a document's text, in one answer.
     """
 
     max_batch: int = 8
@@ -28,6 +32,10 @@ class Limits:
     max_new_tokens: int = 1024
     max_body_bytes: int = 2**21
     max_document_bytes: int = 2**26
+    max_waiting_documents: int = 8
+    max_name_characters: int = 512
+    max_metadata_bytes: int = 2**14
+    max_text_characters: int = 2**20
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from emt.serving.access import Access
 from emt.serving.errors import as_serving_error
 from emt.serving.sampling import Sampling
 from emt.serving.sources import AnswerSources
@@ -27,9 +28,9 @@ class Prompt:
         stop: strings that an answer ends before.
         is_chat: leave out spaces around an answer.
         settings: of `Memory.using`.
-        documents: that may be read; None for all.
-        where: the metadata of documents that may be read; None for all.
-        visible: the metadata of documents that whoever asks may name; None for all.
+        documents: that are asked for; None for all.
+        where: the metadata of documents that are asked for; None for all.
+        access: of whoever asks: what may be read of these, and what documents are called.
         by_token: tell the sources of each token.
     """
 
@@ -42,7 +43,7 @@ class Prompt:
     settings: Mapping[str, Any] = field(default_factory=dict)
     documents: Sequence[str] | None = None
     where: Mapping[str, Any] | None = None
-    visible: Mapping[str, Any] | None = None
+    access: Access = field(default_factory=Access)
     by_token: bool = False
 
     @cached_property

@@ -106,7 +106,6 @@ def _prompt(
         raise bad_request(f"n must be at most {served.limits.max_batch}; got {n}.", param="n")
     if memory.remember or memory.conversation is not None:
         raise bad_request("memory.remember is not supported here. Leave it out.", "memory.remember")
-    scope = access.scope(memory.documents, memory.where)
     settings = {"enabled": memory.enabled, "mode": memory.mode}
     return Prompt(
         token_ids=token_ids,
@@ -116,9 +115,9 @@ def _prompt(
         stop=body.stops,
         is_chat=is_chat,
         settings={name: value for name, value in settings.items() if value is not None},
-        documents=scope.get("documents"),
-        where=scope.get("where"),
-        visible=access.where or None,
+        documents=memory.documents,
+        where=memory.where,
+        access=access,
         by_token=memory.tokens,
     )
 

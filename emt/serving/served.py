@@ -15,6 +15,7 @@ from emt.serving.keys import Keys
 from emt.serving.limits import Limits
 from emt.serving.metrics import Metrics
 from emt.serving.prompt import PendingPrompt
+from emt.serving.writer import Writer
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Served:
             several threads.
         memory: attached to the model, with a tokenizer.
         engine: the thread that owns both.
+        writer: writes documents while questions are answered.
         keys: who may ask for what; None if everybody may everything.
         limits: of requests.
         model_name: as clients know the model.
@@ -41,6 +43,7 @@ class Served:
     tokenizer: PreTrainedTokenizerBase
     memory: Memory
     engine: Engine[PendingPrompt]
+    writer: Writer
     keys: Keys | None
     limits: Limits
     model_name: str

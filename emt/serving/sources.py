@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from emt.citations.citing import Citation, RowCitation, quoted
 from emt.citations.recording import Recording
 from emt.memory.memory import Memory
+from emt.serving.access import Access
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ def sources_of(
     recording: Recording,
     sequence: int,
     token_texts: Sequence[str],
+    access: Access,
     *,
     by_token: bool,
 ) -> AnswerSources:
@@ -47,25 +49,31 @@ def sources_of(
         recording: of the batch.
         sequence: its row.
         token_texts: the text of each of its tokens.
+        access: of whoever asked: what documents are called.
         by_token: tell the sources of each token, too.
     """
-    num_tokens = len(token_texts)
+    num_tokens, catalog = len(token_texts), memory.backend.catalog
+
+    @functools.cache
+    def name_of(stored: str) -> str:
+        return access.shown_name(catalog, stored)
+
     cited = recording.citations(sequence=sequence, num_tokens=num_tokens)
     recalled = recording.citations("passage", sequence=sequence, num_tokens=num_tokens, top=None)
     tokens = None
     if by_token:
         rows = recording.token_citations(sequence=sequence, num_tokens=num_tokens)
-        tokens = _with_sources(memory, token_texts, rows)
+        tokens = _with_sources(memory, token_texts, rows, name_of)
     return AnswerSources(
-        [_place(each, "quote") | {"copied": each.copied} for each in cited],
-        [_place(each, "text") for each in recalled],
+        [_place(each, "quote", name_of) | {"copied": each.copied} for each in cited],
+        [_place(each, "text", name_of) for each in recalled],
         tokens,
     )
 
 
-def _place(citation: Citation, text: str) -> dict[str, Any]:
+def _place(citation: Citation, text: str, name_of: Callable[[str], str]) -> dict[str, Any]:
     return {
-        "document": citation.document,
+        "document": name_of(citation.document),
         "start": citation.start,
         "end": citation.end,
         text: citation.text,
@@ -75,14 +83,17 @@ def _place(citation: Citation, text: str) -> dict[str, Any]:
 
 
 def _with_sources(
-    memory: Memory, token_texts: Sequence[str], rows: Sequence[Sequence[RowCitation]]
+    memory: Memory,
+    token_texts: Sequence[str],
+    rows: Sequence[Sequence[RowCitation]],
+    name_of: Callable[[str], str],
 ) -> list[dict[str, Any]]:
     document_of = functools.cache(memory.backend.catalog.document)
 
     def source(row: RowCitation) -> dict[str, Any]:
         document = document_of(row.document)
         start, end, _ = quoted(document, row.token, row.token + 1, None)
-        return {"document": row.document, "start": start, "end": end, "share": row.share}
+        return {"document": name_of(row.document), "start": start, "end": end, "share": row.share}
 
     by_token = list(rows) or [[] for _ in token_texts]
     return [

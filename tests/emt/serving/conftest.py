@@ -12,6 +12,7 @@ uvicorn = pytest.importorskip("uvicorn")
 
 from emt import MemoryConfig, attach  # noqa: E402
 from emt.serving.app import create_app  # noqa: E402
+from tests.emt.serving.site import open_site  # noqa: E402
 from tests.emt.words import word_tokenizer  # noqa: E402
 from tests.families import build  # noqa: E402
 
@@ -77,3 +78,10 @@ def app(remembering):
 def client(app):
     with client_of(app) as client:
         yield client
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A server with keys of several scopes, and a store without documents."""
+    with open_site(tmp_path) as site:
+        yield site
