@@ -12,7 +12,8 @@ pytest.importorskip("fastapi", reason="needs the extra `serve`")
 expect = pytest.importorskip("playwright.sync_api", reason="needs playwright").expect
 
 from tests.emt.serving.browser import chromium, complaints, page  # noqa: E402, F401
-from tests.emt.serving.fake_server import Document, FakeServer, make_app, serving  # noqa: E402
+from tests.emt.serving.conftest import serving  # noqa: E402
+from tests.emt.serving.fake_server import Document, FakeServer, make_app  # noqa: E402
 
 SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 TIDES = "The moon pulls the sea. 🌊 High water comes every twelve hours.\nNothing else is said."
@@ -371,7 +372,7 @@ def test_a_key_is_asked_for_kept_for_the_tab_and_sent(
     served: tuple[FakeServer, str], fake: FakeServer, page: Any  # noqa: F811
 ) -> None:  # fmt: skip
     fake.key = "secret"
-    page.goto(served[1] + "#documents")
+    page.goto(served[1] + "/#documents")
     field = page.get_by_role("textbox", name="Key")
     field.fill("wrong")
     field.press("Enter")
@@ -387,7 +388,7 @@ def test_a_key_is_asked_for_kept_for_the_tab_and_sent(
     expect(page.locator("#list li")).to_have_count(4)
     expect(page.locator("#key-dialog")).to_be_hidden()
     assert page.evaluate("[localStorage.length, document.cookie, location.href]") == [
-        0, "", served[1] + "#documents"]  # fmt: skip
+        0, "", served[1] + "/#documents"]  # fmt: skip
 
 
 def test_on_a_phone_the_passages_come_in_front(tab: Any) -> None:
