@@ -5,6 +5,8 @@ import { complete, models } from "./api.js";
 import { byId, counted, element, isolated } from "./elements.js";
 import { Pairs } from "./pairs.js";
 
+const LEAST_COPIED = 0.1; // of all that was copied
+
 export class Chat {
   #sources;
   #messages = []; // what the model is shown: {role, content}
@@ -100,7 +102,7 @@ export class Chat {
     const turn = {
       usesMemory,
       passages: sources?.passages ?? [],
-      citations: sources?.citations ?? [],
+      quotes: quotesOf(sources?.citations ?? []),
       tokens: sources?.tokens ?? [],
     };
     return this.#finish(answer, turn, usage);
@@ -159,6 +161,12 @@ export class Chat {
     if (hadFocus) (answering ? byId("stop") : byId("question")).focus();
     byId("progress").textContent = outcome;
   }
+}
+
+/** Return the sentences that an answer was copied from; if none was, the one it attended to most. */
+function quotesOf(citations) {
+  const copied = citations.filter((citation) => citation.copied >= LEAST_COPIED);
+  return copied.length ? copied : citations.slice(0, 1);
 }
 
 function appendInView(node, text) {

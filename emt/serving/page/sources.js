@@ -25,7 +25,8 @@ export class Sources {
     none.textContent = turn.usesMemory
       ? "Nothing relevant in the memory."
       : "The memory was not used for this answer.";
-    if (turn.passages.length) this.#read(turn.passages[0]);
+    const [best] = turn.passages;
+    if (best) this.#read(turn.quotes.find((quote) => isWithin(quote, best)) ?? best);
   }
 
   /** Show the sources of a word: which passages have them, and the first one in its document. */
@@ -39,25 +40,22 @@ export class Sources {
     }
     const card = this.#cards.find((each) => each.classList.contains("pointed"));
     card?.scrollIntoView({ block: "nearest" });
-    if (sources.length) this.#read(sources[0], sources);
+    this.#read(sources[0], sources);
   }
 
-  /** Tell in which passages the sources of a word are: strongest first, with its best words. */
+  /** Tell in which passages the sources of a word are, in the server's order, each with a text. */
   describe(turn, sources) {
     const places = new Map();
-    for (const source of [...sources].sort((a, b) => b.share - a.share)) {
+    for (const source of sources) {
       const index = turn.passages.findIndex((passage) => isWithin(source, passage));
       const id = index < 0 ? source.document : index;
-      const place = places.get(id);
-      if (place) place.share += source.share;
-      else places.set(id, {
-        number: index < 0 ? null : index + 1,
-        document: source.document,
-        share: source.share,
-        excerpt: excerptOf(turn.passages[index], source),
-      });
+      const place = places.get(id) ?? {
+        number: index < 0 ? null : index + 1, document: source.document, share: 0, excerpt: null };
+      place.share += source.share;
+      place.excerpt ??= excerptOf(turn.passages[index], source);
+      places.set(id, place);
     }
-    return [...places.values()].sort((a, b) => b.share - a.share);
+    return [...places.values()];
   }
 
   /** Show a document from its start, with no answer's passages in it. */
@@ -81,7 +79,7 @@ export class Sources {
   }
 
   #card(passage, index) {
-    const quotes = this.#turn.citations.filter((citation) => isWithin(citation, passage));
+    const quotes = this.#turn.quotes.filter((quote) => isWithin(quote, passage));
     const title = element(
       "button",
       { type: "button", class: "name", "aria-label": `Read passage ${index + 1} in ${passage.document}`,
@@ -90,7 +88,8 @@ export class Sources {
     );
     const bars = element("p", { class: "bars" }, bar("score", passage.score), bar("share", passage.share));
     const lines = quotes.map((quote) =>
-      element("li", {}, element("q", { dir: "auto" }, quote.quote), bar("share", quote.share)));
+      element("li", {}, element("q", { dir: "auto" }, quote.quote),
+        element("span", { class: "bars" }, bar("copied", quote.copied), bar("share", quote.share))));
     return element("li", { class: "card" }, title, bars,
       lines.length ? element("ul", { "aria-label": "Quotes" }, ...lines)
         : element("p", { class: "excerpt", dir: "auto" }, passage.text));
@@ -104,7 +103,7 @@ export class Sources {
         .map(({ start, end }) => ({ start, end, kind }));
     this.#reader.open(place.document, place.start === null ? null : place, [
       ...of(this.#turn.passages, "passage"),
-      ...of(this.#turn.citations, "quote"),
+      ...of(this.#turn.quotes, "quote"),
       ...of(pointed, "pointed"),
     ], place.text);
   }
@@ -114,8 +113,8 @@ const isWithin = (span, passage) =>
   span.document === passage.document &&
   (passage.start === null || (span.start >= passage.start && span.end <= passage.end));
 
-/** Return a source with what stands around it in its passage; null where that is not known. */
+/** Return a source with what stands around it in its passage; null where there is no text of it. */
 function excerptOf(passage, source) {
-  if (!passage || passage.start === null || source.start === null) return null;
+  if (!passage || passage.start === null || source.start === source.end) return null;
   return around(passage.text, source.start - passage.start, source.end - passage.start);
 }

@@ -8,11 +8,12 @@ const AROUND = 40; // characters on each side
 /** Return some characters of a text, and what stands before and after them. */
 export function around(text, start, end) {
   const characters = [...text];
-  const of = (from, to) => characters.slice(Math.max(from, 0), Math.max(to, 0)).join("");
+  const before = characters.slice(Math.max(start - AROUND, 0), start).join("");
+  const after = characters.slice(end, end + AROUND).join("");
   return {
-    before: (start > AROUND ? "…" : "") + of(start - AROUND, start),
-    text: of(start, end),
-    after: of(end, end + AROUND) + (end + AROUND < characters.length ? "…" : ""),
+    before: start > AROUND ? before.replace(/^\S*/, "…") : before,
+    text: characters.slice(start, end).join(""),
+    after: end + AROUND < characters.length ? after.replace(/\S*$/, "…") : after,
   };
 }
 

@@ -101,7 +101,7 @@ def test_an_answer_shows_its_passage_in_the_document(tab: Any, fake: FakeServer)
     card = tab.locator(".card")
     assert [(each.get_attribute("aria-label"), each.get_attribute("aria-valuetext"))
             for each in card.get_by_role("meter").all()] == [
-        ("score", "80 %"), ("share", "60 %"), ("share", "50 %")]  # fmt: skip
+        ("score", "80 %"), ("share", "60 %"), ("copied", "70 %"), ("share", "50 %")]  # fmt: skip
     assert texts(card.locator("q")) == ["every twelve hours"]
     expect(tab.locator("#reader-title")).to_have_text("tides.txt")
     assert tab.locator("#reader-text").text_content() == TIDES
@@ -244,8 +244,7 @@ def test_a_million_characters_are_read_in_pieces(tab: Any, fake: FakeServer) -> 
         text.evaluate("e => e.scrollTop = e.scrollHeight")
         tab.wait_for_timeout(30)
     shown = text.text_content()
-    assert "line 00042000" in shown
-    assert "line 00040000" not in shown  # far away by now
+    assert int(re.findall(r"line (\d{8})", shown)[0]) > 40_000  # what was above is far away by now
     assert shown in fake.documents["long.txt"].text
     tab.get_by_label("Go to").fill("0")
     expect(text).to_contain_text("line 00000000")
