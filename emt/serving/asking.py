@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import TypeVar
 
 from fastapi import Request
 
@@ -13,6 +14,7 @@ from emt.serving.errors import ServingError
 from emt.serving.prompt import Answered, Event, Failed, PendingPrompt, Piece, Prompt
 from emt.serving.served import Served
 
+T = TypeVar("T")
 _NO_RETRY = {"x-should-retry": "false"}  # official clients would ask again, and wait as long
 
 
@@ -66,26 +68,12 @@ class Asking:
             self._num_unsettled -= isinstance(event, Answered)
             yield number, event
 
-    async def answered(self, request: Request) -> list[Answered]:
+    async def answered(self) -> list[Answered]:
         """Return the answers to each prompt.
 
         Raises:
             ServingError: as `events`.
-            ClientGoneError: whoever asked has gone.
         """
-        waiting = asyncio.ensure_future(self._answered())
-        gone = asyncio.ensure_future(_client_gone(request))
-        try:
-            await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not waiting.done():
-                raise ClientGoneError
-            return waiting.result()
-        finally:
-            for task in (waiting, gone):
-                task.cancel()
-            self.cancel()
-
-    async def _answered(self) -> list[Answered]:
         settled = {
             number: event async for number, event in self.events() if isinstance(event, Answered)
         }
@@ -99,6 +87,24 @@ class Asking:
     def _tell(self, number: int, event: Event) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
             self._loop.call_soon_threadsafe(self._events.put_nowait, (number, event))
+
+
+async def unless_gone(request: Request, awaited: Awaitable[T]) -> T:
+    """Wait for something while whoever asked for it does.
+
+    Raises:
+        ClientGoneError: whoever asked has gone; what was awaited is cancelled.
+    """
+    waiting = asyncio.ensure_future(awaited)
+    gone = asyncio.ensure_future(_client_gone(request))
+    try:
+        await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            raise ClientGoneError
+        return waiting.result()
+    finally:
+        waiting.cancel()
+        gone.cancel()
 
 
 async def _client_gone(request: Request) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from emt.serving.asking import Asking, ClientGoneError
+from emt.serving.asking import Asking, ClientGoneError, unless_gone
 from emt.serving.errors import as_serving_error
 from emt.serving.keys import Access, access_of
 from emt.serving.models import check_model
@@ -131,17 +131,18 @@ async def _respond(
 ) -> Response:
     shape = _Shape(is_chat=is_chat, model=served.model_name)
     asking = Asking(served, prompts)
-    if not body.stream:
-        try:
-            answered = await asking.answered(request)
-        except ClientGoneError:
-            return Response(status_code=_CLIENT_GONE)
-        usage = _usage(served, prompts, answered)
-        answers = [answer for each in answered for answer in each.answers]
-        return JSONResponse(shape.response(answers, usage))
-    chunks = _chunks(asking, shape, served, body, prompts)
     try:
-        first = await anext(chunks)  # an error that comes before the first text has its status
+        if not body.stream:
+            answered = await unless_gone(request, asking.answered())
+            usage = _usage(served, prompts, answered)
+            answers = [answer for each in answered for answer in each.answers]
+            return JSONResponse(shape.response(answers, usage))
+        chunks = _chunks(asking, shape, served, body, prompts)
+        # An error that comes before the first text has its status.
+        first = await unless_gone(request, anext(chunks))
+    except ClientGoneError:
+        asking.cancel()
+        return Response(status_code=_CLIENT_GONE)
     except BaseException:
         asking.cancel()
         raise

@@ -121,7 +121,7 @@ class Engine(Generic[W]):
             if self._is_stopping:
                 raise _busy("The server is shutting down.", code="shutting_down")
             if len(queue) + len(new) > self._max_waiting:
-                raise _busy(f"The server is busy: {len(queue)} requests wait. Try again later.")
+                raise _busy(f"The server is busy: {len(queue)} are waiting. Try again later.")
             for item in new:
                 self._num_taken_on += 1
                 queue.append((self._num_taken_on, item))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 from emt.errors import ConfigError, DocumentError, EMTError
 
 _logger = logging.getLogger(__name__)
+_OF_TYPE = re.compile(r"^(str|int|bool|float|dict|constrained-.*)$|\[")  # one of a field's types
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -99,9 +101,13 @@ def add_handlers(app: FastAPI) -> None:
 
 
 def _of_validation(error: RequestValidationError) -> ServingError:
-    """Return the first of the mistakes that were found in a request's fields."""
-    first = error.errors()[0]
+    """Return the first of the mistakes that were found in a request's fields.
+
+    Where a field may be of several types, one mistake is told for each: rather what is wrong with
+    the type that was given than that it is not another one.
+    """
+    first = min(error.errors(), key=lambda each: str(each["type"]).endswith("_type"))
     place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-    param = ".".join(place) or None
+    param = ".".join(part for part in place if not _OF_TYPE.search(part)) or None
     message = str(first["msg"])
     return bad_request(message if param is None else f"{param}: {message}", param=param)

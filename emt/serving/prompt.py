@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from emt.serving.errors import as_serving_error
 from emt.serving.sampling import Sampling
 from emt.serving.sources import AnswerSources
 
+_SEED_STEP = 0x9E3779B97F4A7C15  # far, so that the answers to seeds 1 and 2 have none in common
 FinishReason = Literal["stop", "length"]
 
 
@@ -24,13 +25,13 @@ class Prompt:
         token_ids: of the prompt, at least one.
         max_new_tokens: of each answer.
         n: how many answers.
-        sampling: of the first answer; the next have the seeds that follow.
+        sampling: of the first answer; the next have other seeds.
         stop: strings that an answer ends before.
         is_chat: leave out spaces around an answer.
         settings: of `Memory.using`.
-        documents: that are asked for; None for all.
-        where: the metadata of documents that are asked for; None for all.
-        access: of whoever asks: what may be read of these, and what documents are called.
+        documents: those that may be read, as the request names them; None for all.
+        where: the metadata of documents that may be read; None for all.
+        access: what whoever asks may see.
         by_token: tell the sources of each token.
     """
 
@@ -61,7 +62,7 @@ class Prompt:
         seed = self.sampling.seed
         if seed is None:
             return self.sampling
-        return Sampling(self.sampling.temperature, self.sampling.top_p, (seed + number) % 2**63)
+        return replace(self.sampling, seed=(seed + number * _SEED_STEP) % 2**63)
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class PendingPrompt:
 
     Attributes:
         prompt: what is generated.
+        scope: the settings of `Memory.using` that choose documents, once it is answered.
         is_cancelled: nobody wants the answers any more.
         is_settled: the last event was told.
         has_text: a piece of text was told.
@@ -118,6 +120,7 @@ class PendingPrompt:
 
     def __init__(self, prompt: Prompt, on_event: Callable[[Event], None]) -> None:
         self.prompt = prompt
+        self.scope: Mapping[str, Any] = {}
         self.is_cancelled = False
         self.is_settled = False
         self.has_text = False

@@ -115,7 +115,12 @@ class ChatRequest(GenerationRequest):
 class CompletionRequest(GenerationRequest):
     """Texts, or token ids, to go on from."""
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1)] | TokenIds | list[TokenIds]
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(min_length=1)]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(min_length=1)]
+    )
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:

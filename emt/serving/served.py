@@ -26,8 +26,7 @@ class Served:
 
     Attributes:
         model: the causal language model.
-        tokenizer: a copy of the model's, for the event loop's side: fast tokenizers are not for
-            several threads.
+        tokenizer: of the model; only the engine's thread may use it, too.
         memory: attached to the model, with a tokenizer.
         engine: the thread that owns both.
         writer: writes documents while questions are answered.
@@ -36,7 +35,8 @@ class Served:
         model_name: as clients know the model.
         created: when the server began, in seconds since 1970.
         metrics: its figures.
-        encoding: held while `tokenizer` is used.
+        encoder: a copy of the tokenizer, to make tokens of prompts while the model works.
+        encoding: held while that is used: fast tokenizers are not for several threads.
     """
 
     model: PreTrainedModel
@@ -49,6 +49,7 @@ class Served:
     model_name: str
     created: int
     metrics: Metrics
+    encoder: PreTrainedTokenizerBase
     encoding: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 

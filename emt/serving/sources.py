@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,68 +35,56 @@ class AnswerSources:
 
 def sources_of(
     memory: Memory,
-    recording: Recording,
+    recording: Recording | None,
     sequence: int,
     token_texts: Sequence[str],
-    access: Access,
     *,
+    access: Access,
     by_token: bool,
 ) -> AnswerSources:
     """Return what one sequence of a batch was made from.
 
     Args:
         memory: that was recorded.
-        recording: of the batch.
+        recording: of the batch; None if the memory took no part.
         sequence: its row.
         token_texts: the text of each of its tokens.
-        access: of whoever asked: what documents are called.
+        access: what the documents are called.
         by_token: tell the sources of each token, too.
     """
+    if recording is None:
+        tokens = [{"text": text, "sources": []} for text in token_texts]
+        return AnswerSources(tokens=tokens if by_token else None)
     num_tokens, catalog = len(token_texts), memory.backend.catalog
+    shown_name = functools.cache(functools.partial(access.shown_name, catalog))
+    document_of = functools.cache(catalog.document)
 
-    @functools.cache
-    def name_of(stored: str) -> str:
-        return access.shown_name(catalog, stored)
-
-    cited = recording.citations(sequence=sequence, num_tokens=num_tokens)
-    recalled = recording.citations("passage", sequence=sequence, num_tokens=num_tokens, top=None)
-    tokens = None
-    if by_token:
-        rows = recording.token_citations(sequence=sequence, num_tokens=num_tokens)
-        tokens = _with_sources(memory, token_texts, rows, name_of)
-    return AnswerSources(
-        [_place(each, "quote", name_of) | {"copied": each.copied} for each in cited],
-        [_place(each, "text", name_of) for each in recalled],
-        tokens,
-    )
-
-
-def _place(citation: Citation, text: str, name_of: Callable[[str], str]) -> dict[str, Any]:
-    return {
-        "document": name_of(citation.document),
-        "start": citation.start,
-        "end": citation.end,
-        text: citation.text,
-        "score": citation.score,
-        "share": citation.share,
-    }
-
-
-def _with_sources(
-    memory: Memory,
-    token_texts: Sequence[str],
-    rows: Sequence[Sequence[RowCitation]],
-    name_of: Callable[[str], str],
-) -> list[dict[str, Any]]:
-    document_of = functools.cache(memory.backend.catalog.document)
+    def place(cited: Citation, text: str) -> dict[str, Any]:
+        return {
+            "document": shown_name(cited.document),
+            "start": cited.start,
+            "end": cited.end,
+            text: cited.text,
+            "score": cited.score,
+            "share": cited.share,
+        }
 
     def source(row: RowCitation) -> dict[str, Any]:
-        document = document_of(row.document)
-        start, end, _ = quoted(document, row.token, row.token + 1, None)
-        return {"document": name_of(row.document), "start": start, "end": end, "share": row.share}
+        start, end, _ = quoted(document_of(row.document), row.token, row.token + 1, None)
+        name = shown_name(row.document)
+        return {"document": name, "start": start, "end": end, "share": row.share}
 
-    by_token = list(rows) or [[] for _ in token_texts]
-    return [
-        {"text": text, "sources": [source(row) for row in of_token]}
-        for text, of_token in zip(token_texts, by_token, strict=True)
-    ]
+    sentences = recording.citations(sequence=sequence, num_tokens=num_tokens)
+    passages = recording.citations("passage", sequence=sequence, num_tokens=num_tokens, top=None)
+    by_tokens = None
+    if by_token:
+        rows = recording.token_citations(sequence=sequence, num_tokens=num_tokens)
+        by_tokens = [
+            {"text": text, "sources": [source(row) for row in of_token]}
+            for text, of_token in zip(token_texts, rows or [[]] * num_tokens, strict=True)
+        ]
+    return AnswerSources(
+        [place(each, "quote") | {"copied": each.copied} for each in sentences],
+        [place(each, "text") for each in passages],
+        by_tokens,
+    )

@@ -90,7 +90,8 @@ function place() {
   const { left, top, bottom } = described.getClientRects()[0];
   const below = [described.parentElement.getBoundingClientRect().bottom, bottom];
   const under = below.find((edge) => edge + height + 8 < innerHeight);
-  tip.style.left = `${Math.max(8, Math.min(left, innerWidth - width - 8))}px`;
+  const rightmost = byId("conversation").getBoundingClientRect().right - width;
+  tip.style.left = `${Math.max(8, Math.min(left, rightmost))}px`;
   tip.style.top = `${under === undefined ? Math.max(8, top - height - 4) : under + 4}px`;
 }
 

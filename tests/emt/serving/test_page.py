@@ -11,9 +11,10 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
 expect = pytest.importorskip("playwright.sync_api", reason="needs playwright").expect
 
+from emt.serving.app import create_app  # noqa: E402
 from tests.emt.serving.browser import chromium, complaints, page  # noqa: E402, F401
-from tests.emt.serving.conftest import serving  # noqa: E402
 from tests.emt.serving.fake_server import Document, FakeServer, make_app  # noqa: E402
+from tests.emt.serving.tiny_server import TEXTS, make_memory, serving  # noqa: E402
 
 SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 TIDES = "The moon pulls the sea. 🌊 High water comes every twelve hours.\nNothing else is said."
@@ -415,3 +416,29 @@ def test_markup_that_slipped_in_would_not_run(
     assert complaints
     assert all("Content Security Policy" in complaint for complaint in complaints)
     complaints.clear()
+
+
+def test_the_page_works_with_the_real_server(page: Any) -> None:  # noqa: F811
+    """What a tiny model says has no sense, but its tokens, passages and documents are real."""
+    with serving(create_app(*make_memory(), model_name="tiny")) as address:
+        page.goto(address)
+        page.get_by_text("Options").click()
+        page.get_by_label("Longest answer").fill("8")
+        answer = ask(page, "w30 w31 w32")
+        expect(answer.locator(".footer")).to_have_text("Drawn from 1 passage · 8 tokens")
+        expect(page.locator("#reader-title")).to_have_text("b")
+        assert page.locator("#reader-text").text_content() == TEXTS["b"]
+        answer.locator(".word").first.hover()
+        expect(page.locator(".card.pointed")).to_have_count(1)
+        assert texts(page.locator("#reader-text .pointed"))
+        page.get_by_role("link", name="Documents").click()
+        page.locator("#files").set_input_files(
+            {"name": "new.txt", "mimeType": "text/plain", "buffer": TEXTS["a"].encode()}
+        )
+        expect(page.locator("#uploads [role=status]")).to_have_text("added")
+        expect(page.locator("#summary")).to_have_text("4 documents, 84 tokens")
+        page.get_by_role("button", name="Show only user=c").click()
+        expect(page.locator("#list li")).to_have_count(1)
+        page.get_by_role("button", name="Remove c").click()
+        page.get_by_role("button", name="Remove", exact=True).click()
+        expect(page.locator("#summary")).to_have_text("3 documents, 63 tokens")
