@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from emt.errors import MemoryUseError
 from emt.memory.memory import Memory
 from emt.serving import completions, documents, models, search, store
-from emt.serving.bodies import BoundedBodies
+from emt.serving.bodies import LimitBodies
 from emt.serving.engine import Engine
 from emt.serving.errors import add_handlers
 from emt.serving.generation import Generator
@@ -66,7 +66,7 @@ def create_app(
     app = FastAPI(title="emt", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.served = Served(
         model=model,
-        tokenizer=memory.tokenizer,
+        tokenizer=copy.deepcopy(memory.tokenizer),
         memory=memory,
         engine=engine,
         writer=writer,
@@ -75,10 +75,9 @@ def create_app(
         model_name=model_name,
         created=int(time.time()),
         metrics=metrics,
-        encoder=copy.deepcopy(memory.tokenizer),
     )
     add_handlers(app)
-    app.add_middleware(BoundedBodies, limits=limits)
+    app.add_middleware(LimitBodies, limits=limits)
     app.add_middleware(CountRequests, metrics=metrics)
     for routes in (completions, models, documents, search, store):
         app.include_router(routes.router)

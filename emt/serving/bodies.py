@@ -10,8 +10,8 @@ from emt.serving.errors import ServingError
 from emt.serving.limits import Limits
 
 
-class BoundedBodies:
-    """Refuse a body that says that it is too large, and one that turns out to be, with 413.
+class LimitBodies:
+    """Refuses a body that says that it is too large, and one that turns out to be, with 413.
 
     Args:
         app: the application.

@@ -98,9 +98,7 @@ class Generator:
     def _checked(self, pending: PendingPrompt) -> bool:
         """Tell whether a prompt's settings are right; if not, it is told."""
         try:
-            prompt, catalog = pending.prompt, self._memory.backend.catalog
-            pending.scope = prompt.access.scope(catalog, prompt.documents, prompt.where)
-            with self._memory.using(**_settings([pending])):
+            with self._memory.using(**self._settings([pending])):
                 return True
         except Exception as error:
             pending.fail(error)
@@ -112,7 +110,7 @@ class Generator:
         is_recorded = batch[0].prompt.settings.get("enabled", True)
         with (
             torch.no_grad(),
-            self._memory.using(**_settings(batch)),
+            self._memory.using(**self._settings(batch)),
             self._memory.recording() if is_recorded else nullcontext() as recording,
         ):
             progress = Progress(self._model, self._memory, batch, recording)
@@ -127,6 +125,24 @@ class Generator:
                 logits_processor=LogitsProcessorList([Sampler(progress.samplings)]),
                 stopping_criteria=StoppingCriteriaList([progress]),
             )
+
+    def _settings(self, batch: Sequence[PendingPrompt]) -> dict[str, Any]:
+        """Return the settings of `Memory.using` for prompts of one group.
+
+        Raises:
+            DocumentError: a document is unknown, or not to be seen; `where` is not a filter.
+        """
+        prompts, catalog = [pending.prompt for pending in batch], self._memory.backend.catalog
+        scopes = [each.access.scope(catalog, each.documents, each.where) for each in prompts]
+        settings = dict(prompts[0].settings)
+        for name in ("documents", "where"):
+            wanted = [scope.get(name) for scope in scopes]
+            if len({repr(one) for one in wanted}) == 1:  # not ==: True is not 1 here
+                settings[name] = wanted[0]
+            else:
+                of_rows = zip(prompts, wanted, strict=True)
+                settings[name] = [one for prompt, one in of_rows for _ in range(prompt.n)]
+        return settings
 
 
 class Progress(StoppingCriteria):
@@ -265,19 +281,6 @@ def padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     ids = [[prompt[0]] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return torch.tensor(ids), torch.tensor(mask)
-
-
-def _settings(batch: Sequence[PendingPrompt]) -> dict[str, Any]:
-    """Return the settings of `Memory.using` for prompts of one group."""
-    settings = dict(batch[0].prompt.settings)
-    for name in ("documents", "where"):
-        wanted = [pending.scope.get(name) for pending in batch]
-        if all(one == wanted[0] for one in wanted):
-            settings[name] = wanted[0]
-        else:
-            times = [pending.prompt.n for pending in batch]
-            settings[name] = [one for one, n in zip(wanted, times, strict=True) for _ in range(n)]
-    return settings
 
 
 def _end_ids(model: PreTrainedModel) -> frozenset[int]:

@@ -112,7 +112,6 @@ class PendingPrompt:
 
     Attributes:
         prompt: what is generated.
-        scope: the settings of `Memory.using` that choose documents, once it is answered.
         is_cancelled: nobody wants the answers any more.
         is_settled: the last event was told.
         has_text: a piece of text was told.
@@ -120,7 +119,6 @@ class PendingPrompt:
 
     def __init__(self, prompt: Prompt, on_event: Callable[[Event], None]) -> None:
         self.prompt = prompt
-        self.scope: Mapping[str, Any] = {}
         self.is_cancelled = False
         self.is_settled = False
         self.has_text = False

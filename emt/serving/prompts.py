@@ -37,10 +37,10 @@ async def prompts_of_chat(served: Served, body: ChatRequest, access: Access) -> 
         raise bad_request("The messages are empty. Ask something.", param="messages")
 
     def encode() -> list[int]:
-        if not served.encoder.chat_template:  # as `emt generate`: a plain text
+        if not served.tokenizer.chat_template:  # as `emt generate`: a plain text
             text = "\n\n".join(text for _, text in messages)
-            return list(prompt_ids(served.encoder, text, chat=False).tolist())
-        return list(chat_ids(served.encoder, messages).tolist())
+            return list(prompt_ids(served.tokenizer, text, chat=False).tolist())
+        return list(chat_ids(served.tokenizer, messages).tolist())
 
     try:
         token_ids = await _encoded(served, encode)
@@ -73,7 +73,7 @@ async def prompts_of_texts(served: Served, body: CompletionRequest, access: Acce
                 raise bad_request("The prompt is empty. Give a text to go on from.", "prompt")
 
             def encode(text: str = text) -> list[int]:
-                return list(prompt_ids(served.encoder, text, chat=False).tolist())
+                return list(prompt_ids(served.tokenizer, text, chat=False).tolist())
 
             token_ids = await _encoded(served, encode)
         else:

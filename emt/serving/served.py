@@ -26,7 +26,7 @@ class Served:
 
     Attributes:
         model: the causal language model.
-        tokenizer: of the model; only the engine's thread may use it, too.
+        tokenizer: a copy of the memory's, to make tokens of prompts while the model works.
         memory: attached to the model, with a tokenizer.
         engine: the thread that owns both.
         writer: writes documents while questions are answered.
@@ -35,8 +35,7 @@ class Served:
         model_name: as clients know the model.
         created: when the server began, in seconds since 1970.
         metrics: its figures.
-        encoder: a copy of the tokenizer, to make tokens of prompts while the model works.
-        encoding: held while that is used: fast tokenizers are not for several threads.
+        encoding: held while `tokenizer` is used: fast tokenizers are not for several threads.
     """
 
     model: PreTrainedModel
@@ -49,7 +48,6 @@ class Served:
     model_name: str
     created: int
     metrics: Metrics
-    encoder: PreTrainedTokenizerBase
     encoding: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 

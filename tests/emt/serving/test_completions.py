@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,15 @@ def remembering():
 def client(remembering):
     with official_client(*remembering, limits=Limits(max_new_tokens=2000)) as client:
         yield client
+
+
+def by_library(client, text, **options):
+    """Return what `emt.answer` says, in the thread that may use the model."""
+    served = client.app.state.served
+    options = {"max_new_tokens": 8, **options}
+    return asyncio.run(
+        served.engine.run(functools.partial(answer, served.model, served.memory, text, **options))
+    )
 
 
 def ask(client, text="w10 w11", **options):
@@ -54,10 +64,9 @@ def streamed(chunks, is_chat=True):
 # -- answers ------------------------------------------------------------------------------------
 
 
-def test_a_chat_is_answered_as_by_the_command_line(client, remembering):
-    model, memory = remembering
+def test_a_chat_is_answered_as_by_the_command_line(client):
     got = ask(client, extra_body={"memory": {"tokens": True}})
-    expected = answer(model, memory, "w10 w11", chat=True, max_new_tokens=8)
+    expected = by_library(client, "w10 w11", chat=True)
     (choice,) = got.choices
     assert choice.message.role == "assistant"
     assert choice.message.content == expected.text
@@ -90,17 +99,15 @@ def test_the_whole_chat_is_asked(client):
 
 
 def test_completions_go_on_from_texts_and_ids(client, remembering):
-    model, memory = remembering
     prompts = ["w10 w11", "w33"]
     got = complete(client, prompts, n=2, temperature=0)
     assert [choice.index for choice in got.choices] == [0, 1, 2, 3]
     for number, choice in enumerate(got.choices):
-        text = prompts[number // 2]
-        expected = answer(model, memory, text, chat=False, max_new_tokens=8)
+        expected = by_library(client, prompts[number // 2], chat=False)
         assert choice.text == " " + expected.text  # as it goes on
     assert got.usage.prompt_tokens == 3 + 2
     assert got.usage.completion_tokens == 32
-    ids = memory.tokenizer(prompts)["input_ids"]
+    ids = remembering[1].tokenizer(prompts)["input_ids"]
     assert [choice.text for choice in complete(client, ids, n=2, temperature=0).choices] == [
         choice.text for choice in got.choices
     ]
@@ -109,9 +116,7 @@ def test_completions_go_on_from_texts_and_ids(client, remembering):
     assert complete(client, "w10", max_tokens=openai.omit).usage.completion_tokens == 16
 
 
-def test_memory_options(client, remembering):
-    model, memory = remembering
-
+def test_memory_options(client):
     def content(**memory):
         return ask(client, extra_body={"memory": memory}).choices[0]
 
@@ -123,7 +128,7 @@ def test_memory_options(client, remembering):
         {"where": {"user": "c"}},
         {"where": {"user": ["a", "c"]}},
     ):
-        expected = answer(model, memory, "w10 w11", chat=True, max_new_tokens=8, **settings)
+        expected = by_library(client, "w10 w11", chat=True, **settings)
         got = content(**settings)
         assert got.message.content == expected.text
         assert [each["document"] for each in got.citations] == [
