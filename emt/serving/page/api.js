@@ -39,13 +39,17 @@ export async function* complete(body, signal) {
     headers: { "Content-Type": "application/json" },
     signal,
   });
-  for await (const data of events(response.body)) {
-    if (data === "[DONE]") return;
-    const chunk = JSON.parse(data);
-    if (chunk.error) throw new ApiError(chunk.error.message, 500);
-    yield chunk;
+  try {
+    for await (const data of events(response.body)) {
+      if (data === "[DONE]") return;
+      const chunk = JSON.parse(data);
+      if (chunk.error) throw new ApiError(chunk.error.message, 500);
+      yield chunk;
+    }
+  } catch (error) {
+    if (!(error instanceof TypeError)) throw error; // which a lost connection is
   }
-  throw new ApiError("The answer broke off: the connection was closed before its end.", 0);
+  throw new ApiError("The answer broke off: the connection was lost before its end.", 0);
 }
 
 /**
@@ -62,7 +66,9 @@ export async function writeDocument(name, file, metadata, onProgress) {
     const answer = await put(withQuery(documentPath(name), { metadata: JSON.stringify(metadata) }),
       file, onProgress);
     if (answer.status === 401 && (await askForKey(shown))) continue;
-    if (answer.status === 0) throw new ApiError("The server was not reached.", 0);
+    if (answer.status === 0) {
+      throw new ApiError("It was not sent: it is too large, or no file, or the server is away.", 0);
+    }
     if (answer.status >= 300) throw errorOf(answer.status, answer.text, answer.retryAfter);
     return JSON.parse(answer.text);
   }
