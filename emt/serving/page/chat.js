@@ -60,38 +60,34 @@ export class Chat {
     const question = field.value.trim();
     if (!question || this.#answering) return;
     field.value = "";
-    byId("welcome").hidden = true;
-    const answer = element("article", { class: "answer", "aria-label": "Answer", "aria-busy": "true" },
-      element("p", { class: "text", dir: "auto" }));
-    const conversation = byId("conversation");
-    conversation.append(
-      element("article", { class: "question", "aria-label": "You asked" },
-        element("p", { class: "text", dir: "auto" }, question)), answer);
-    conversation.scrollTop = conversation.scrollHeight;
+    const answer = showTurn(question);
     const messages = [...this.#messages, { role: "user", content: question }];
     this.#busy(new AbortController());
-    const { signal } = this.#answering;
-    let outcome;
-    try {
-      outcome = await this.#stream(messages, answer, signal);
-    } catch (error) {
-      const isStopped = signal.aborted;
-      outcome = isStopped ? "Stopped." : error.message;
-      answer.append(element("p", { class: isStopped ? "muted" : "error" }, outcome));
-    }
-    const content = answer.firstElementChild.textContent;
-    // after New chat, an answer of the chat before must not come back
-    if (answer.isConnected) this.#messages = content ? [...messages, { role: "assistant", content }] : this.#messages;
-    if (!content && answer.isConnected && !field.value) field.value = question; // to try it again
+    const outcome = await this.#outcome(messages, answer, this.#answering.signal);
     answer.removeAttribute("aria-busy");
     this.#busy(null, outcome);
+    if (!answer.isConnected) return; // there is a new chat meanwhile, which it is no part of
+    const content = answer.firstElementChild.textContent;
+    if (content) this.#messages = [...messages, { role: "assistant", content }];
+    else field.value ||= question; // to be sent again
+  }
+
+  /** Let an answer come to its end, to an error, or to where it is stopped; returns it in words. */
+  async #outcome(messages, answer, signal) {
+    try {
+      return await this.#stream(messages, answer, signal);
+    } catch (error) {
+      const [outcome, kind] = signal.aborted ? ["Stopped.", "muted"] : [error.message, "error"];
+      answer.append(element("p", { class: kind }, outcome));
+      return outcome;
+    }
   }
 
   /** Show an answer while it comes, and then what it drew on; returns the outcome in words. */
   async #stream(messages, answer, signal) {
     const usesMemory = byId("use-memory").checked;
     const text = answer.firstElementChild;
-    let sources = null;
+    let sources;
     let usage = null;
     for await (const chunk of complete(await this.#request(messages, usesMemory), signal)) {
       const piece = chunk.choices[0]?.delta?.content;
@@ -99,17 +95,11 @@ export class Chat {
       sources = chunk.memory?.[0] ?? sources;
       usage = chunk.usage ?? usage;
     }
-    const turn = {
-      usesMemory,
-      passages: sources?.passages ?? [],
-      quotes: quotesOf(sources?.citations ?? []),
-      tokens: sources?.tokens ?? [],
-    };
-    return this.#finish(answer, turn, usage);
+    const tokens = sources?.tokens ?? [];
+    return this.#finish(answer, { usesMemory, ...evidenceOf(sources) }, tokens, usage);
   }
 
-  #finish(answer, turn, usage) {
-    const tokens = turn.tokens.map(({ text, sources }) => ({ text, sources: sources ?? [] }));
+  #finish(answer, turn, tokens, usage) {
     showTokens(answer.firstElementChild, tokens,
       (sources) => this.#sources.describe(turn, sources),
       (sources) => this.#sources.point(turn, sources));
@@ -163,10 +153,30 @@ export class Chat {
   }
 }
 
-/** Return the sentences that an answer was copied from; if none was, the one it attended to most. */
-function quotesOf(citations) {
+/** Add a question to the conversation; returns the element of its answer, which has no text yet. */
+function showTurn(question) {
+  const conversation = byId("conversation");
+  const answer = element("article", { class: "answer", "aria-label": "Answer", "aria-busy": "true" },
+    element("p", { class: "text", dir: "auto" }));
+  byId("welcome").hidden = true;
+  conversation.append(
+    element("article", { class: "question", "aria-label": "You asked" },
+      element("p", { class: "text", dir: "auto" }, question)), answer);
+  keepInView(answer);
+  return answer;
+}
+
+/**
+ * Return the passages that an answer drew on, and the sentences in them that it copied; if it
+ * copied none, the one it attended to most. Where no passage was recalled as a whole, as in token
+ * mode, the sentences are the passages.
+ */
+function evidenceOf({ passages = [], citations = [] } = {}) {
+  if (!passages.length) {
+    return { passages: citations.map((each) => ({ ...each, text: each.quote })), quotes: [] };
+  }
   const copied = citations.filter((citation) => citation.copied >= LEAST_COPIED);
-  return copied.length ? copied : citations.slice(0, 1);
+  return { passages, quotes: copied.length ? copied : citations.slice(0, 1) };
 }
 
 function appendInView(node, text) {

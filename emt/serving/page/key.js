@@ -14,48 +14,48 @@ export function keyHeaders() {
 }
 
 /**
- * Ask for a key; resolves to whether one was given.
+ * Ask for a key that the server wants; resolves to whether one was given.
  *
  * @param {string} refused the key that the server has refused, empty if none was shown.
  */
 export function askForKey(refused) {
   if (currentKey() !== refused) return Promise.resolve(true); // given meanwhile
-  asking ??= ask(refused).finally(() => (asking = null));
+  const reason = refused
+    ? "The server does not know this key."
+    : "This server answers those who have a key.";
+  asking ??= ask(reason)
+    .then((key) => {
+      if (key) sessionStorage.setItem(NAME, key);
+      return Boolean(key);
+    })
+    .finally(() => (asking = null));
   return asking;
 }
 
 /** Let the user change the key, and start again with it. */
-export async function changeKey() {
-  const before = currentKey();
-  if ((await ask(before, "An empty field takes the key away.")) && currentKey() !== before) {
-    location.reload();
-  }
+async function changeKey() {
+  const key = await ask("An empty field takes the key away.");
+  if (key === null) return;
+  sessionStorage.setItem(NAME, key);
+  location.reload();
 }
 
-function ask(refused, reason = "") {
+/** Show the dialog; resolves to what was written, or null if the user wants no other key. */
+function ask(reason) {
   const dialog = byId("key-dialog");
   const field = byId("key");
-  byId("key-reason").textContent =
-    reason ||
-    (refused ? "The server does not know this key." : "This server answers those who have a key.");
-  field.value = "";
+  byId("key-reason").textContent = reason;
   byId("change-key").hidden = false;
+  field.value = "";
   dialog.returnValue = "cancel";
   dialog.showModal();
   field.focus();
   return new Promise((resolve) => {
-    const isEmptyRight = Boolean(reason);
-    dialog.addEventListener(
-      "close",
-      () => {
-        const key = field.value.trim();
-        field.value = "";
-        const isGiven = dialog.returnValue === "use" && (Boolean(key) || isEmptyRight);
-        if (isGiven) sessionStorage.setItem(NAME, key);
-        resolve(isGiven);
-      },
-      { once: true },
-    );
+    const finish = () => {
+      resolve(dialog.returnValue === "use" ? field.value.trim() : null);
+      field.value = "";
+    };
+    dialog.addEventListener("close", finish, { once: true });
   });
 }
 

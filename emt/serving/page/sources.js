@@ -86,7 +86,8 @@ export class Sources {
         click: () => this.#read(passage) },
       `${index + 1} `, isolated(passage.document),
     );
-    const bars = element("p", { class: "bars" }, bar("score", passage.score), bar("share", passage.share));
+    const bars = element("p", { class: "bars" },
+      bar("score", passage.score), bar("copied", passage.copied), bar("share", passage.share));
     const lines = quotes.map((quote) =>
       element("li", {}, element("q", { dir: "auto" }, quote.quote),
         element("span", { class: "bars" }, bar("copied", quote.copied), bar("share", quote.share))));

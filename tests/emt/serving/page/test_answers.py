@@ -85,6 +85,17 @@ def test_nothing_relevant_is_said(tab: Any) -> None:
     expect(ask(tab, "nothing?").locator(".footer")).to_contain_text("without the memory")
 
 
+def test_sentences_stand_where_no_passage_was_recalled_as_a_whole(
+    tab: Any, fake: FakeServer
+) -> None:
+    """As in token mode, in which rows are retrieved one by one."""
+    fake.answers["tides?"]["passages"] = []
+    answer = ask(tab, "tides?")
+    expect(answer.locator(".footer")).to_contain_text("Drawn from 1 passage")
+    expect(tab.locator(".card .excerpt")).to_have_text("every twelve hours")
+    assert texts(tab.locator("#reader-text mark")) == ["every twelve hours"]
+
+
 def test_an_earlier_answer_keeps_its_words_and_the_model_is_told_both(
     tab: Any, fake: FakeServer
 ) -> None:
