@@ -50,3 +50,9 @@ def is_seen(tab: Any, selector: str) -> bool:
 
 def texts(locator: Any) -> list[str]:
     return locator.all_text_contents()
+
+
+def read(tab: Any) -> str:
+    """Return what the reader shows, when it has come."""
+    expect(tab.locator("#reader-text:not([aria-busy]) [data-piece]").first).to_be_visible()
+    return tab.locator("#reader-text").text_content()

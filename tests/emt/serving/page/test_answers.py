@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.emt.serving.page.fake_server import FakeServer
-from tests.emt.serving.page.steps import TIDES, ask, is_seen, texts
+from tests.emt.serving.page.steps import TIDES, ask, is_seen, read, texts
 
 
 def test_an_answer_shows_its_passage_in_the_document(tab: Any, fake: FakeServer) -> None:
@@ -22,7 +22,7 @@ def test_an_answer_shows_its_passage_in_the_document(tab: Any, fake: FakeServer)
         ("score", "80 %"), ("share", "60 %"), ("copied", "70 %"), ("share", "50 %")]  # fmt: skip
     assert texts(card.locator("q")) == ["every twelve hours"]
     expect(tab.locator("#reader-title")).to_have_text("tides.txt")
-    assert tab.locator("#reader-text").text_content() == TIDES
+    assert read(tab) == TIDES
     assert texts(tab.locator("#reader-text mark")) == ["water comes ", "every twelve hours"]
     assert fake.asked[0]["memory"] == {"enabled": True, "tokens": True}
     assert fake.asked[0]["messages"] == [{"role": "user", "content": "tides?"}]

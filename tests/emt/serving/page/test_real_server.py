@@ -7,7 +7,7 @@ from typing import Any
 from playwright.sync_api import expect
 
 from emt.serving.app import create_app
-from tests.emt.serving.page.steps import ask, texts
+from tests.emt.serving.page.steps import ask, read, texts
 from tests.emt.serving.tiny_server import TEXTS, make_memory, serving
 
 
@@ -20,7 +20,7 @@ def test_the_page_works_with_the_real_server(empty_tab: Any) -> None:
         answer = ask(empty_tab, "w30 w31 w32")
         expect(answer.locator(".footer")).to_have_text("Drawn from 1 passage · 8 tokens")
         expect(empty_tab.locator("#reader-title")).to_have_text("b")
-        assert empty_tab.locator("#reader-text").text_content() == TEXTS["b"]
+        assert read(empty_tab) == TEXTS["b"]
         answer.locator(".word").first.hover()
         expect(empty_tab.locator(".card.pointed")).to_have_count(1)
         assert texts(empty_tab.locator("#reader-text .pointed"))
