@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,7 @@ def serve(options: argparse.Namespace) -> None:
         session = Session(options, writing=True)
         if session.is_new:
             session.remember()
+            session.memory.backend.save()  # makes the store, with these settings
         name = options.served_model_name or _name_of(session.source)
         app = create_app(session.model, session.memory, keys=keys, limits=limits, model_name=name)
         if keys is None:
@@ -79,7 +80,7 @@ def serve(options: argparse.Namespace) -> None:
 
 def _check_installed() -> None:
     for package in ("fastapi", "uvicorn", "prometheus_client"):
-        if importlib.util.find_spec(package) is None:
+        if find_spec(package) is None:
             raise ConfigError(
                 f"`emt serve` needs the package {package}. Install it with "
                 "`pip install 'emt[serve]'`."
@@ -92,12 +93,13 @@ def _listening(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: the address is taken, or none.
     """
+    if not 0 <= port < 2**16:  # the system would take what is left of it
+        raise ConfigError(f"port must be 0 to {2**16 - 1}; got {port}.")
     try:
-        places = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-        family, _, _, _, address = places[0]
+        family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), port)[0]
         return socket.create_server(address[:2], family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
+        reason = str(error.strerror or error).partition(" (while")[0]
         raise ConfigError(f"cannot listen at {host}, port {port}: {reason}.") from error
 
 

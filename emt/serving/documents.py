@@ -6,8 +6,8 @@ import asyncio
 import json
 import threading
 import unicodedata
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -22,12 +22,15 @@ from pydantic import (
     ValidationError,
 )
 
+from emt.errors import DocumentError
 from emt.serving.errors import ServingError, bad_request
 from emt.serving.keys import Access, access_of, writing_access_of
 from emt.serving.limits import Limits
 from emt.serving.reading import committed
 from emt.serving.served import Served, served_of
 from memory_backends.catalog import Catalog
+from memory_backends.catalog.metadata import check_metadata
+from memory_backends.layout import Metadata
 
 router = APIRouter(prefix="/v1/documents", tags=["documents"])
 
@@ -97,7 +100,7 @@ def list_documents(
 ) -> DocumentList:
     """List the documents by name, a page at a time."""
     asked, wanted = _json_object(where, "where"), query.casefold()
-    with committed(served.memory) as catalog:
+    with committed(served.memory) as catalog, _told_of("where"):
         stored_names = access.documents(catalog, asked)
         names = sorted(name for name in stored_names if name > after and wanted in name.casefold())
         described = [_describe(catalog, name, stored_names[name]) for name in names[:limit]]
@@ -158,11 +161,14 @@ async def write_document(
     _check_name(name, served.limits)
     with served.writer.slot():
         new = await _new_document(request, metadata, served.limits)
-        stamped = access.stamped(_checked_metadata(new.metadata, served.limits))
+        with _told_of("metadata"):
+            _check_size(check_metadata(new.metadata, name), served.limits)
+        stamped = access.stamped(new.metadata)
         async with _gone(request) as cancelled:
-            written = await served.writer.write(
-                name, new.text, stamped, access, cancelled=cancelled
-            )
+            with _told_of("text"):
+                written = await served.writer.write(
+                    name, new.text, stamped, access, cancelled=cancelled
+                )
     response.status_code = 201 if written.status == "added" else 200
     return DocumentWritten(
         name=name,
@@ -220,8 +226,9 @@ def _parsed(body: bytes, kind: str, metadata: str | None) -> NewDocument:
         return NewDocument(text=text, metadata=_json_object(metadata, "metadata") or {})
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"][:2]))
-        raise bad_request(f"{place or 'body'}: {first['msg']}", place or None) from None
+        place = [str(part) for part in first["loc"][:2]]
+        message = f"{'.'.join(place) or 'body'}: {first['msg']}"
+        raise bad_request(message, place[0] if place else None) from None
     except UnicodeDecodeError as error:
         raise bad_request(f"The body is not UTF-8 at byte {error.start}. Convert it.") from None
 
@@ -239,14 +246,22 @@ def _json_object(text: str | None, param: str) -> dict[str, Any] | None:
     return value
 
 
-def _checked_metadata(metadata: dict[str, Any], limits: Limits) -> dict[str, Any]:
-    num_bytes = len(json.dumps(metadata).encode())
+def _check_size(metadata: Metadata, limits: Limits) -> None:
+    num_bytes = len(json.dumps(dict(metadata)).encode())
     if num_bytes > limits.max_metadata_bytes:
         raise bad_request(
             f"metadata must be at most {limits.max_metadata_bytes} bytes of JSON; got {num_bytes}.",
             "metadata",
         )
-    return metadata
+
+
+@contextmanager
+def _told_of(param: str) -> Iterator[None]:
+    """Name the field of the request that the memory refuses."""
+    try:
+        yield
+    except DocumentError as error:
+        raise bad_request(str(error), param) from None
 
 
 def _check_name(name: str, limits: Limits) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
-from transformers import PreTrainedTokenizerBase
 
 from emt.citations.citing import quoted
 from emt.errors import DocumentError
@@ -63,7 +62,7 @@ async def search(
 
 
 def _search(served: Served, access: Access, wanted: SearchRequest) -> SearchResult:
-    memory, tokenizer = served.memory, cast(PreTrainedTokenizerBase, served.memory.tokenizer)
+    memory = served.memory
     settings = wanted.model_dump(include={"max_passages", "passage_rows"}, exclude_none=True)
     try:
         settings |= access.scope(memory.backend.catalog, wanted.documents, wanted.where)
@@ -72,7 +71,7 @@ def _search(served: Served, access: Access, wanted: SearchRequest) -> SearchResu
             str(error), "where" if wanted.documents is None else "documents"
         ) from None
     with memory.using(**settings):
-        routed = memory.route(prompt_ids(tokenizer, wanted.query).tolist())
+        routed = memory.route(prompt_ids(served.tokenizer, wanted.query).tolist())
     passages = [_described(served, access, each) for each in routed.passages]
     return SearchResult(data=passages, relevance=routed.relevance)
 
