@@ -37,7 +37,7 @@ def test_a_word_tells_on_hover_what_it_drew_on(tab: Any) -> None:
     assert texts(tab.locator("#tip q")) == ["water comes every twelve hours"]
     assert texts(tab.locator("#tip q mark")) == ["every twelve hours"]
     assert tab.locator("#tip .meter").get_attribute("aria-valuenow") == "0.9"
-    assert texts(tab.locator("#reader-text .pointed")) == ["every twelve hours"]
+    expect(tab.locator("#reader-text .pointed")).to_have_text(["every twelve hours"])
     expect(tab.locator(".card")).to_have_class("card pointed")
     strong, weak = (each.evaluate("e => getComputedStyle(e).getPropertyValue('--share')")
                     for each in answer.locator(".word").all())  # fmt: skip
@@ -93,7 +93,7 @@ def test_sentences_stand_where_no_passage_was_recalled_as_a_whole(
     answer = ask(tab, "tides?")
     expect(answer.locator(".footer")).to_contain_text("Drawn from 1 passage")
     expect(tab.locator(".card .excerpt")).to_have_text("every twelve hours")
-    assert texts(tab.locator("#reader-text mark")) == ["every twelve hours"]
+    expect(tab.locator("#reader-text mark")).to_have_text(["every twelve hours"])
 
 
 def test_an_earlier_answer_keeps_its_words_and_the_model_is_told_both(

@@ -7,7 +7,7 @@ from typing import Any
 from playwright.sync_api import expect
 
 from emt.serving.app import create_app
-from tests.emt.serving.page.steps import ask, read, texts
+from tests.emt.serving.page.steps import ask, read
 from tests.emt.serving.tiny_server import TEXTS, make_memory, serving
 
 
@@ -23,7 +23,7 @@ def test_the_page_works_with_the_real_server(empty_tab: Any) -> None:
         assert read(empty_tab) == TEXTS["b"]
         answer.locator(".word").first.hover()
         expect(empty_tab.locator(".card.pointed")).to_have_count(1)
-        assert texts(empty_tab.locator("#reader-text .pointed"))
+        expect(empty_tab.locator("#reader-text .pointed").first).to_be_visible()
         empty_tab.get_by_role("link", name="Documents").click()
         empty_tab.locator("#files").set_input_files(
             {"name": "new.txt", "mimeType": "text/plain", "buffer": TEXTS["a"].encode()}
