@@ -15,7 +15,7 @@ const documentPath = (name) => `v1/documents/${encodeURIComponent(name)}`;
 const withQuery = (path, parameters) => `${path}?${new URLSearchParams(parameters)}`;
 
 export const models = () => json("v1/models");
-export const store = () => json("v1/store");
+export const store = (signal) => json("v1/store", { signal });
 export const removeDocument = (name) => json(documentPath(name), { method: "DELETE" });
 
 /** Return documents whose names have `query` in them, after the document `after`. */

@@ -28,20 +28,25 @@ export class Documents {
   /** List from the start, and tell the store's figures anew. */
   async refresh() {
     this.#last = null;
-    await Promise.all([this.#list(), showFigures()]);
+    const signal = this.#begin();
+    await Promise.all([this.#list(signal), showFigures(signal)]);
   }
 
   async #more() {
     const list = byId("list");
     const numShown = list.childElementCount;
-    await this.#list();
+    await this.#list(this.#begin());
     list.children[numShown]?.querySelector("button").focus();
   }
 
-  async #list() {
+  /** Return a signal for what is fetched from now on; answers to older requests are of the past. */
+  #begin() {
     this.#listing.abort();
     this.#listing = new AbortController();
-    const { signal } = this.#listing;
+    return this.#listing.signal;
+  }
+
+  async #list(signal) {
     const isFirst = this.#last === null;
     const query = byId("list-query").value;
     try {
@@ -110,16 +115,16 @@ export class Documents {
 }
 
 /** Show the figures of the store, the most telling ones in the page's header. */
-async function showFigures() {
+async function showFigures(signal) {
   try {
-    const figures = await store();
+    const figures = await store(signal);
     byId("summary").textContent =
       `${counted(figures.num_documents, "document")}, ${counted(figures.num_tokens, "token")}`;
     byId("figures").replaceChildren(
       ...flat(figures).flatMap(([key, value]) => [
         element("dt", {}, key), element("dd", {}, isolated(value))]));
   } catch (error) {
-    notice(error.message);
+    if (!signal.aborted) notice(error.message);
   }
 }
 

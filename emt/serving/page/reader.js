@@ -39,7 +39,7 @@ export class Reader {
     this.#marks = marks;
     const at = place?.start ?? 0;
     if (name === this.#name && this.#pieces.has(Math.floor(at / PIECE))) {
-      this.#opening.abort();
+      this.#begin();
       this.#render();
       this.#scrollTo(at);
       return;
@@ -56,7 +56,7 @@ export class Reader {
   /** Close a document that was written anew or removed. */
   forget(name) {
     if (name !== this.#name) return;
-    this.#opening.abort();
+    this.#begin();
     this.#name = null;
     this.#pieces.clear();
     this.#text.replaceChildren();
@@ -90,6 +90,7 @@ export class Reader {
   #begin() {
     this.#opening.abort();
     this.#opening = new AbortController();
+    this.#text.removeAttribute("aria-busy");
     return this.#opening.signal;
   }
 

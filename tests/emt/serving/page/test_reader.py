@@ -12,9 +12,11 @@ from tests.emt.serving.page.steps import ask, is_seen
 
 
 def test_a_million_characters_are_read_in_pieces(tab: Any, fake: FakeServer) -> None:
-    ask(tab, "long?")
+    answer = ask(tab, "long?")
     expect(tab.locator("#reader-text .quote")).to_have_text("line 00040000")
     assert is_seen(tab, "#reader-text .quote")
+    answer.locator(".word").first.hover()
+    expect(tab.locator("#reader-text .pointed")).to_have_text("line 00040000")
     text = tab.locator("#reader-text")
     for _ in range(12):
         text.evaluate("e => e.scrollTop = e.scrollHeight")
