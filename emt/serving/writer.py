@@ -142,12 +142,14 @@ class Writer:
         async with self._lock:
             if self._has_written and self._memory.backend.path is not None:
                 await self._run(self._save)
+                self._has_written = False
 
     def _save(self) -> None:
         if self._memory.config.path is not None and not self._memory.lacks_profile:
             self._memory.save()
 
     def _remove(self, name: str, access: Access) -> bool:
+        self._memory.refresh()  # what another process has written
         stored = access.stored_name(self._memory.backend.catalog, name)
         if stored is None:
             return False
