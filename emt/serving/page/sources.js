@@ -26,7 +26,7 @@ export class Sources {
       ? "Nothing relevant in the memory."
       : "The memory was not used for this answer.";
     const [best] = turn.passages;
-    if (best) this.#read(turn.quotes.find((quote) => isWithin(quote, best)) ?? best);
+    if (best) this.#read(turn.quotes.find((quote) => overlaps(quote, best)) ?? best);
   }
 
   /** Show the sources of a word: which passages have them, and the first one in its document. */
@@ -34,7 +34,7 @@ export class Sources {
     this.show(turn);
     for (const [index, card] of this.#cards.entries()) {
       const share = sources
-        .filter((source) => isWithin(source, turn.passages[index]))
+        .filter((source) => overlaps(source, turn.passages[index]))
         .reduce((sum, source) => sum + source.share, 0);
       card.classList.toggle("pointed", share > 0);
     }
@@ -47,7 +47,7 @@ export class Sources {
   describe(turn, sources) {
     const places = new Map();
     for (const source of sources) {
-      const index = turn.passages.findIndex((passage) => isWithin(source, passage));
+      const index = turn.passages.findIndex((passage) => overlaps(source, passage));
       const id = index < 0 ? source.document : index;
       const place = places.get(id) ?? {
         number: index < 0 ? null : index + 1, document: source.document, share: 0, excerpt: null };
@@ -79,7 +79,7 @@ export class Sources {
   }
 
   #card(passage, index) {
-    const quotes = this.#turn.quotes.filter((quote) => isWithin(quote, passage));
+    const quotes = this.#turn.quotes.filter((quote) => overlaps(quote, passage));
     const title = element(
       "button",
       { type: "button", class: "name", "aria-label": `Read passage ${index + 1} in ${passage.document}`,
@@ -110,9 +110,10 @@ export class Sources {
   }
 }
 
-const isWithin = (span, passage) =>
+/** A sentence may begin before the passage that it is quoted from, and a place may be empty. */
+const overlaps = (span, passage) =>
   span.document === passage.document &&
-  (passage.start === null || (span.start >= passage.start && span.end <= passage.end));
+  (passage.start === null || (span.start < passage.end && span.end > passage.start));
 
 /** Return a source with what stands around it in its passage; null where there is no text of it. */
 function excerptOf(passage, source) {
