@@ -23,6 +23,7 @@ from emt.serving.generation import Generator
 from emt.serving.keys import Access, Keys, unscoped_access_of
 from emt.serving.limits import Limits
 from emt.serving.metrics import CountRequests, Metrics
+from emt.serving.page import add_page
 from emt.serving.prompt import PendingPrompt
 from emt.serving.served import Served
 from emt.serving.writer import Writer
@@ -81,6 +82,7 @@ def create_app(
     for routes in (completions, models, documents, search, store):
         app.include_router(routes.router)
     _add_operations(app, engine, metrics)
+    add_page(app)
     return app
 
 
