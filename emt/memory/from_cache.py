@@ -16,8 +16,8 @@ import torch
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedTokenizerBase
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers import PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from emt.citations.characters import text_of_tokens
 from emt.errors import DocumentError, MemoryUseError, UnsupportedModelError
@@ -80,7 +80,9 @@ class CacheReader:
         """
         reader = encoder.row_reader()  # refuses a model that has changed
         layers = self._layers(cache)
-        num_cached, batch = int(cache.get_seq_length()), len(next(iter(layers.values())).keys)
+        # A cache with recurrent layers counts otherwise.
+        num_cached = max(int(layer.get_seq_length()) for layer in layers.values())
+        batch = len(next(iter(layers.values())).keys)
         whole = encoder.document(token_ids, name, metadata=metadata)
         num_given = len(whole.token_ids)
         if isinstance(token_ids, str) or not num_cached <= num_given <= num_cached + 1:
@@ -158,8 +160,9 @@ class CacheReader:
             MemoryUseError: it is no cache, or has no tokens.
             UnsupportedModelError: it keeps something else.
         """
-        if not isinstance(cache, Cache) or not cache.get_seq_length():
-            got = "an empty one" if isinstance(cache, Cache) else type(cache).__name__
+        kept_layers = getattr(cache, "layers", None)
+        if not kept_layers or all(getattr(layer, "keys", None) is None for layer in kept_layers):
+            got = type(cache).__name__ + ("" if kept_layers is None else " without tokens")
             raise MemoryUseError(
                 "remembering needs the cache that tokens were run with, such as a DynamicCache "
                 f"given to generate(); got {got}."
@@ -209,17 +212,17 @@ class CacheReader:
             UnsupportedModelError: it has something else than what a layer attends to.
         """
         decoder = alive(self._model.decoder, "remember")
-        cache, device = DynamicCache(config=decoder.config), input_device(decoder)
-        size = decoder.config.vocab_size
+        size, device = decoder.config.vocab_size, input_device(decoder)
         token_ids = torch.tensor([[size // 2, size // 3]], device=device)
         with torch.no_grad(), watching(decoder) as seen, no_autocast(device):
-            decoder(input_ids=token_ids, past_key_values=cache, use_cache=True)
+            output = decoder(input_ids=token_ids, use_cache=True, return_dict=True)
+        layers: list[Any] = list(getattr(output.get("past_key_values"), "layers", ()))
         calls = {call.layer_idx: call for call in seen.calls}
         kept = {}
         for idx in self._model.layout.layers:
             # Some models let their last layers share the keys and values of earlier ones.
-            order = [idx, *range(idx), *range(idx + 1, len(cache.layers))]
-            places = (_place(cache, other, calls[idx]) for other in order)
+            order = [idx, *range(idx), *range(idx + 1, len(layers))]
+            places = (_place(layers, other, calls[idx]) for other in order)
             place = next((place for place in places if place is not None), None)
             if place is None:
                 raise UnsupportedModelError(
@@ -231,12 +234,12 @@ class CacheReader:
         return kept
 
 
-def _place(cache: DynamicCache, layer_idx: int, call: AttentionCall) -> _Kept | None:
+def _place(layers: Sequence[Any], layer_idx: int, call: AttentionCall) -> _Kept | None:
     """Return how a layer of a cache keeps what an attention call attends to; None if it does not.
 
     The cache has the tokens of the call, and no others.
     """
-    layer: Any = cache.layers[layer_idx] if layer_idx < len(cache.layers) else None
+    layer = layers[layer_idx] if layer_idx < len(layers) else None
     if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
         return None
     times = max(layer.keys.shape[1] // call.key.shape[1], 1)  # Falcon repeats KV heads

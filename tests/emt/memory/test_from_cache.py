@@ -11,6 +11,7 @@ from emt import MemoryConfig, Passage, attach
 from emt.errors import DocumentError, MemoryUseError, UnsupportedModelError
 from tests.emt.words import word_tokenizer
 from tests.families import FAMILIES, VOCAB_SIZE, build
+from tests.tiny_models import build_tiny
 
 TOLERANCE = 2e-5
 WITHOUT = {"deepseek_v3"}  # it caches what it makes keys and values from
@@ -182,7 +183,7 @@ def test_caches_that_do_not_keep_what_was_computed_are_refused():
     model(token_ids, past_key_values=static)
     with pytest.raises(UnsupportedModelError, match="this cache has a StaticLayer"):
         memory.remember(static, token_ids, document="chat")
-    for cache, got in ((DynamicCache(), "an empty one"), (None, "NoneType")):
+    for cache, got in ((DynamicCache(), "DynamicCache without tokens"), (None, "NoneType")):
         with pytest.raises(MemoryUseError, match=rf"needs the cache .* got {got}"):
             memory.remember(cache, token_ids, document="chat")
     assert memory.documents == []
@@ -246,3 +247,14 @@ def test_remembering_is_writing():
     memory.close()
     with pytest.raises(MemoryUseError, match="closed"):
         memory.remember(cache, token_ids, document="chat")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["falcon_h1", "lfm2"])
+@torch.no_grad()
+def test_layers_with_attention_are_remembered_beside_recurrent_ones(family):
+    memory = attach(model := build_tiny(family))
+    token_ids = tokens(20)
+    cache = model(token_ids, use_cache=True).past_key_values
+    memory.remember(cache, token_ids, document="chat")
+    assert_same(rows_in(memory, "chat"), read(memory, token_ids))
