@@ -86,3 +86,9 @@ def state_in(cache: Any) -> PassageState | None:
     """Return what a cache's keys were computed with; None for no passages."""
     state: PassageState | None = getattr(cache, _MARK, None)
     return state
+
+
+def forget_passages(cache: Any) -> None:
+    """Let a cache that was cut back to before its passages be one without them."""
+    if state_in(cache) is not None:
+        delattr(cache, _MARK)

@@ -1,0 +1,102 @@
+"""Turns of a chat as documents, taken from the cache that they were said in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import Cache
+
+from emt.errors import UnsupportedModelError
+from emt.memory.memory import Memory
+from emt.model.chat import last_message
+from memory_backends.layout import Metadata
+
+
+@dataclass(frozen=True)
+class Said:
+    """A user's message and its answer, as a model has run them.
+
+    Attributes:
+        message: what the user said.
+        answer: what the model did.
+        token_ids: of the whole prompt, padding included, and after it of the answer.
+        num_prompt: how many of them are the prompt.
+        cache: filled by generating.
+        sequence: which of the cache's sequences it is.
+        attention_mask: of the cache's sequences; None if none is padded.
+    """
+
+    message: str
+    answer: str
+    token_ids: Sequence[int]
+    num_prompt: int
+    cache: Cache | None
+    sequence: int = 0
+    attention_mask: Tensor | None = None
+
+
+def remember_turn(
+    memory: Memory, said: Said, conversation: str, turn: int, metadata: Metadata | None = None
+) -> str:
+    """Write a turn as a document, and return its name: "CONVERSATION/0007".
+
+    Its rows are taken from the cache, without the template; where that does not have them, the
+    turn's text is read. A turn of the same number is replaced.
+
+    Args:
+        memory: with a tokenizer.
+        said: the turn.
+        conversation: its name.
+        turn: its number there, from 1.
+        metadata: beside `conversation`, `turn`, and `time`, in seconds since 1970.
+
+    Raises:
+        DocumentError: metadata that is not flat.
+        MemoryUseError, StoreError: as `Memory.write`.
+    """
+    name = f"{conversation}/{turn:04d}"
+    about: Metadata = {
+        **(metadata or {}),
+        "conversation": conversation,
+        "turn": turn,
+        "time": round(time.time(), 3),
+    }
+    options: dict[str, Any] = {"document": name, "replace": True, "metadata": about}
+    if not _is_remembered(memory, said, options):
+        memory.write(f"{said.message}\n{said.answer}".strip(), **options)
+    return name
+
+
+def turns_of(memory: Memory, conversation: str) -> dict[int, str]:
+    """Return the remembered turns of a conversation: number -> name of the document."""
+    every = memory.backend.catalog.all_metadata()
+    return {
+        int(about["turn"]): name
+        for name, about in every.items()
+        if about.get("conversation") == conversation and isinstance(about.get("turn"), int)
+    }
+
+
+def _is_remembered(memory: Memory, said: Said, options: dict[str, Any]) -> bool:
+    """Remember a turn from its cache; False if that does not have it as it was computed."""
+    assert memory.tokenizer is not None
+    message = last_message(list(said.token_ids[: said.num_prompt]), memory.tokenizer)
+    if said.cache is None or message is None:
+        return False
+    spans = [message, (said.num_prompt, len(said.token_ids))]
+    try:
+        memory.remember(
+            said.cache,
+            list(said.token_ids),
+            spans=spans,
+            sequence=said.sequence,
+            attention_mask=said.attention_mask,
+            **options,
+        )
+    except UnsupportedModelError:
+        return False
+    return True
