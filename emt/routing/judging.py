@@ -22,6 +22,7 @@ from emt.routing.choosing import Budget, choose_passages
 from emt.routing.evidence import Window
 from emt.routing.fusion import Place
 from emt.routing.question import Asking
+from emt.routing.recency import newest_of_same, times_of
 from memory_backends import MemoryBackend
 
 _NUM_TELLING = 3  # tokens
@@ -84,14 +85,18 @@ def judged(
     kept = [place for place, routed in zip(places, around, strict=True) if routed]
     if not kept:
         return Judged([], 0, None)
-    log_probs = ask_back([routed[0].passage for routed in around if routed])
+    passages = [routed[0].passage for routed in around if routed]
+    log_probs = ask_back(passages)
     windows = [place.window for place in kept]
     if not log_probs.shape[1]:
         return Judged(windows, len(windows), None)
     gains = gains_of(log_probs)
     posterior = gains.sum(dim=1).numpy() + 2 * np.log([place.prior for place in kept])
-    order = np.argsort(-posterior, kind="stable")
+    order = np.argsort(-posterior, kind="stable").tolist()
     num_likely = int((posterior >= posterior.max() - _FAR).sum())
+    times = times_of(passages, backend)
+    missed = telling((gains[order[0]] - gains).clamp(min=0))
+    order = newest_of_same(order, posterior, missed, times)
     return Judged([windows[i] for i in order], num_likely, float(telling(gains).max()))
 
 
