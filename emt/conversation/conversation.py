@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from emt.answer import Answer, answer_to, check_prompt, seeded, tokenizer_of
 from emt.conversation.cache import ChatCache
-from emt.conversation.turns import Said, remember_turn, turns_of
+from emt.conversation.turns import Said, only_asks, remember_turn, turns_of
 from emt.errors import ConfigError
 from emt.memory.memory import Memory
 from emt.model.chat import prompt_of
@@ -59,7 +59,8 @@ class Conversation:
         self.messages: list[tuple[str, str]] = []
         self._cache = ChatCache()
         self._num_turns = max(turns_of(memory, name), default=0)
-        self._in_prompt: list[str] = []  # documents of the turns that the next prompt has
+        # Documents of the turns that the next prompt has; None for one that is not remembered.
+        self._in_prompt: list[str | None] = []
         prompt_of(tokenizer_of(memory), [("user", "Hello.")])
 
     def ask(
@@ -75,7 +76,8 @@ class Conversation:
     ) -> Answer:
         """Answer a message, and remember both if the conversation does so.
 
-        What the prompt has of the chat is not recalled as well.
+        What the prompt has of the chat is not recalled as well. A message that only asks what the
+        memory answers is not remembered.
 
         Args:
             message: what the user says.
@@ -119,10 +121,11 @@ class Conversation:
         self.messages = [*messages, ("assistant", answered.text)]
         self._in_prompt = in_prompt
         self._num_turns += 1
-        if self.remembers:
+        name = None
+        if self.remembers and not (answered.passages and only_asks(message)):
             said = Said(message, answered.text, token_ids, len(prompt), self._cache.cache)
             name = remember_turn(self._memory, said, self.name, self._num_turns, self._metadata)
-            self._in_prompt.append(name)
+        self._in_prompt.append(name)
         return answered
 
     def forget(self) -> int:
@@ -163,13 +166,13 @@ class Conversation:
         text = prompt_of(tokenizer, messages)
         return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    def _scope(self, settings: dict[str, Any], in_prompt: list[str]) -> dict[str, Any]:
+    def _scope(self, settings: dict[str, Any], in_prompt: list[str | None]) -> dict[str, Any]:
         """Return settings that leave documents out which the prompt has."""
-        if not in_prompt:
+        hidden = set(in_prompt) - {None}
+        if not hidden:
             return settings
         chosen = settings.get("documents")
         names = self._memory.documents if chosen is None else chosen
-        hidden = set(in_prompt)
         return {**settings, "documents": list(itertools.filterfalse(hidden.__contains__, names))}
 
 

@@ -10,10 +10,13 @@ from typing import Any
 from torch import Tensor
 from transformers import Cache
 
+from emt.citations.sentences import sentence_spans
 from emt.errors import UnsupportedModelError
 from emt.memory.memory import Memory
 from emt.model.chat import last_message
 from memory_backends.layout import Metadata
+
+_QUESTION_MARKS = ("?", "\uff1f", "\u061f", "\u037e")
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,16 @@ def remember_turn(
     if not _is_remembered(memory, said, options):
         memory.write(f"{said.message}\n{said.answer}".strip(), **options)
     return name
+
+
+def only_asks(message: str) -> bool:
+    """Tell whether each sentence of a message is a question.
+
+    Asked of what is remembered, it says nothing new; remembered itself, it would be found first
+    when somebody asks the same again, before what was corrected since.
+    """
+    sentences = [message[start:stop].strip() for start, stop in sentence_spans(message)]
+    return bool(sentences) and all(each.endswith(_QUESTION_MARKS) for each in sentences if each)
 
 
 def turns_of(memory: Memory, conversation: str) -> dict[int, str]:

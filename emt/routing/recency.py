@@ -16,7 +16,7 @@ from emt.passage import Passage
 from memory_backends import MemoryBackend
 from memory_backends.errors import DocumentError
 
-_NEAR = 6.0  # nats
+_LEAST_SHARE = 0.75  # of the nats of the best
 _LEAST_MISSED = 1.5  # nats a token
 
 
@@ -58,7 +58,7 @@ def newest_of_same(
         times: (n,) as `times_of`.
     """
     best = order[0]
-    is_same = (posterior >= posterior[best] - _NEAR) & (missed.numpy() < _LEAST_MISSED)
+    is_same = (posterior >= _LEAST_SHARE * posterior[best]) & (missed.numpy() < _LEAST_MISSED)
     newer = np.flatnonzero(is_same & (times > times[best]))
     if not len(newer):
         return list(order)

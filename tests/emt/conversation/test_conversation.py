@@ -7,8 +7,9 @@ import pytest
 
 from emt import MemoryConfig, attach
 from emt.answer import answer_to
+from emt.conversation import conversation as module
 from emt.conversation.conversation import Conversation
-from emt.conversation.turns import turns_of
+from emt.conversation.turns import only_asks, turns_of
 from emt.errors import ConfigError, MemoryUseError
 from emt.model.chat import prompt_of
 from tests.emt.chats import CHAT, chat_tokenizer
@@ -193,3 +194,30 @@ def test_a_message_that_says_nothing_is_refused(message, complaint):
     model, memory = chatting()
     with pytest.raises(ConfigError, match=complaint):
         Conversation(model, memory, name="c").ask(message)
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("Where do I live?", True),
+        ("Who? And when?", True),
+        ("\u8c01\uff1f", True),
+        ("I moved to Ostley. Do you know it?", False),
+        ("Do you know Ostley? I moved there.", False),
+        ("I live in Ostley", False),
+        ("?", True),
+    ],
+)
+def test_a_message_only_asks_if_each_sentence_does(message, expected):
+    assert only_asks(message) == expected
+
+
+def test_a_question_that_the_memory_answers_is_not_remembered(monkeypatch):
+    monkeypatch.setattr(module, "only_asks", lambda message: message == MESSAGES[1])
+    model, memory = chatting(book=None)
+    conversation = Conversation(model, memory, name="c", remembers=True)
+    conversation.ask(MESSAGES[1], max_new_tokens=NEW)  # nothing is there to answer it
+    later = Conversation(model, memory, name="d", remembers=True)
+    assert later.ask(MESSAGES[1], max_new_tokens=NEW).passages
+    later.ask(MESSAGES[2], max_new_tokens=NEW)
+    assert memory.documents == ["c/0001", "d/0002"]
