@@ -23,7 +23,7 @@ from transformers import DynamicCache, PreTrainedModel
 from emt import Memory, MemoryConfig, attach, detach
 from emt.citations.citing import quoted
 from emt.conversation.turns import Said, remember_turn
-from emt.model.chat import prompt_ids, prompt_of
+from emt.model.chat import chat_ids, prompt_ids
 from emt.model.loading import load
 
 ROOT = Path(__file__).resolve().parent
@@ -97,16 +97,13 @@ def prompts_of(
     """Yield message, answer, and the tokens of the prompt and of the answer with its end."""
     tokenizer: Any = memory.tokenizer
 
-    def encoded(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
     messages: list[tuple[str, str]] = []
     for message, answer in turns:
         messages.append(("user", message))
-        new = [*encoded(answer), tokenizer.eos_token_id]
-        if len(encoded(prompt_of(tokenizer, messages))) + len(new) > WINDOW:
+        new = tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        if len(chat_ids(tokenizer, messages)) + len(new) > WINDOW:
             messages = messages[-KEPT - 1 :]
-        yield message, answer, encoded(prompt_of(tokenizer, messages)), new
+        yield message, answer, chat_ids(tokenizer, messages).tolist(), new
         messages.append(("assistant", answer))
 
 

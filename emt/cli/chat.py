@@ -38,8 +38,8 @@ def add_to(commands: Any) -> None:
         help="talk with a model that has a store",
         description="Talk with a model that has a store: each line is a message, or a command such "
         "as /help. With --remember, each turn becomes part of the store when it is answered, "
-        "without being read again, and later conversations recall it. A message that only asks what the "
-        "store answers says nothing new, and is not kept.",
+        "without being read again, and later conversations recall it. A message that only asks "
+        "what the store answers says nothing new, and is not kept.",
     )
     parser.set_defaults(run=chat)
     parser.add_argument("--store", required=True, metavar="DIR")

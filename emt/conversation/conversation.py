@@ -15,7 +15,7 @@ from emt.conversation.cache import ChatCache
 from emt.conversation.turns import Said, only_asks, remember_turn, turns_of
 from emt.errors import ConfigError
 from emt.memory.memory import Memory
-from emt.model.chat import prompt_of
+from emt.model.chat import chat_ids
 from emt.model.devices import input_device
 from emt.model.positions import max_positions
 from memory_backends.layout import Metadata
@@ -61,7 +61,7 @@ class Conversation:
         self._num_turns = max(turns_of(memory, name), default=0)
         # Documents of the turns that the next prompt has; None for one that is not remembered.
         self._in_prompt: list[str | None] = []
-        prompt_of(tokenizer_of(memory), [("user", "Hello.")])
+        chat_ids(tokenizer_of(memory), [("user", "Hello.")])
 
     def ask(
         self,
@@ -148,23 +148,19 @@ class Conversation:
         """
         positions = max_positions(self._model.config.get_text_config())
         messages = [*self.messages, ("user", message)]
-        prompt = self._token_ids(messages)
+        tokenizer = tokenizer_of(self._memory)
+        prompt = chat_ids(tokenizer, messages).tolist()
         if positions is None or len(prompt) + max_new_tokens <= positions * _FULL:
             return messages, prompt
         while len(messages) > 1 and len(prompt) + max_new_tokens > positions * _KEPT:
             messages = messages[2:]
-            prompt = self._token_ids(messages)
+            prompt = chat_ids(tokenizer, messages).tolist()
         if len(prompt) + max_new_tokens > positions:
             raise ConfigError(
                 f"the message's {len(prompt)} tokens and {max_new_tokens} new ones must fit the "
                 f"model's {positions} positions. Shorten it, or index it as a document."
             )
         return messages, prompt
-
-    def _token_ids(self, messages: list[tuple[str, str]]) -> list[int]:
-        tokenizer = tokenizer_of(self._memory)
-        text = prompt_of(tokenizer, messages)
-        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _scope(self, settings: dict[str, Any], in_prompt: list[str | None]) -> dict[str, Any]:
         """Return settings that leave documents out which the prompt has."""

@@ -417,8 +417,8 @@ class Memory:
                 names of those whose rows may be found, or a list of names for each prompt of a
                 batch, whose beams and returned sequences have their prompt's; and `where`, which
                 asks for documents whose `metadata` has, for every key, the value, or one of a list
-                of values. What both allow is read. Of blocks in one another, the innermost that
-                names a setting decides; None is no restriction.
+                of values; it may be a list for each prompt, too. What both allow is read. Of blocks
+                in one another, the innermost that names a setting decides; None is no restriction.
 
         Raises:
             ConfigError: a setting that is unknown, fixed, or of a wrong value.
@@ -653,6 +653,21 @@ class Memory:
             MemoryUseError: the model was detached.
         """
         return Encoder(self._attached("write"), self.config, self.tokenizer)
+
+    def second_backend(self) -> MemoryBackend:
+        """Return another backend over this memory's store, to close when it is not needed.
+
+        One thread can write with it while others read with the first, which shows what was written
+        when it is refreshed.
+
+        Raises:
+            MemoryUseError: the model was detached.
+            StoreError: the memory is in RAM, or its store cannot be opened.
+        """
+        if self.backend.path is None:
+            raise StoreError("a memory in RAM has one backend. Give it a path.")
+        config = self._attached_config.replace(path=str(self.backend.path), memory_type="manual")
+        return self._make_backend(self._attached("write"), config)
 
     def forget_model(self) -> None:
         """Let go of the model; called by `detach`."""

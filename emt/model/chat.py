@@ -34,14 +34,14 @@ def in_template(
     if chat is False:
         return None
     try:
-        return prompt_of(tokenizer, [("user", message)])
+        return _prompt_of(tokenizer, [("user", message)])
     except ConfigError:
         if chat:
             raise
         return None
 
 
-def prompt_of(tokenizer: PreTrainedTokenizerBase, messages: list[tuple[str, str]]) -> str:
+def _prompt_of(tokenizer: PreTrainedTokenizerBase, messages: list[tuple[str, str]]) -> str:
     """Return the prompt of a chat, of pairs (role, content).
 
     Raises:
@@ -96,6 +96,21 @@ def prompt_ids(
     return torch.tensor(encoded["input_ids"], dtype=torch.long)
 
 
+def chat_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]]) -> Tensor:
+    """Return the tokens of a chat with which the model is asked for the next message, (T,) int64.
+
+    Args:
+        tokenizer: the model's, with a chat template.
+        messages: pairs (role, content), the first one first.
+
+    Raises:
+        ConfigError: there is no template, or none that takes the chat.
+    """
+    text = _prompt_of(tokenizer, list(messages))
+    encoded = tokenizer(text, add_special_tokens=False, verbose=False)
+    return torch.tensor(encoded["input_ids"], dtype=torch.long)
+
+
 def last_message(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[int, int] | None:
     """Return (first, stop) of the user's last message among the tokens of a prompt.
 
@@ -144,7 +159,7 @@ def _search_marks(tokenizer: PreTrainedTokenizerBase) -> _Marks | None:
     roles = ("user", "assistant", "user")
     chat = list(zip(roles, (_FIRST, _REPLY, _LAST), strict=True))
     try:
-        short, long = prompt_of(tokenizer, chat[:1]), prompt_of(tokenizer, chat)
+        short, long = _prompt_of(tokenizer, chat[:1]), _prompt_of(tokenizer, chat)
     except ConfigError:
         return None
     if _FIRST not in short or _REPLY not in long or _LAST not in long:

@@ -34,6 +34,7 @@ FLOORS = [
     "published",
     "answer",
     "conversation",
+    "serving",
     "cli",
     "integrations",
     "",

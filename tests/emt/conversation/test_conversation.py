@@ -11,7 +11,7 @@ from emt.conversation import conversation as module
 from emt.conversation.conversation import Conversation
 from emt.conversation.turns import only_asks, turns_of
 from emt.errors import ConfigError, MemoryUseError
-from emt.model.chat import prompt_of
+from emt.model.chat import chat_ids
 from tests.emt.chats import CHAT, chat_tokenizer
 from tests.emt.memory.test_from_cache import rows_in
 from tests.emt.words import word_tokenizer
@@ -41,8 +41,7 @@ def chatting(family="llama", template=CHAT, *, relevance=None, book=BOOK, **opti
 
 def read_anew(model, memory, messages):
     """Return what the model answers to a whole chat that is read from its start."""
-    text = prompt_of(memory.tokenizer, messages)
-    ids = torch.tensor([memory.tokenizer(text, add_special_tokens=False)["input_ids"]])
+    ids = chat_ids(memory.tokenizer, messages)[None]
     return answer_to(model, memory, ids, "", max_new_tokens=NEW, do_sample=False)[0]
 
 
@@ -94,8 +93,7 @@ def test_turns_are_documents_of_what_was_run():
         about = dict(document.metadata)
         assert about.pop("time") > 1.7e9
         assert about == {"conversation": "c", "turn": turn, "user": "ann"}
-        prompt = prompt_of(memory.tokenizer, [*messages, ("user", message)])
-        ids = memory.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        ids = chat_ids(memory.tokenizer, [*messages, ("user", message)]).tolist()
         whole = [*ids, *memory.tokenizer(text, add_special_tokens=False)["input_ids"]]
         (expected,) = memory.read(whole)
         length = len(message.split())
