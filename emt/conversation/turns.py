@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 from transformers import Cache
@@ -14,6 +13,7 @@ from emt.citations.sentences import sentence_spans
 from emt.errors import UnsupportedModelError
 from emt.memory.memory import Memory
 from emt.model.chat import last_message
+from memory_backends import Document, Rows
 from memory_backends.layout import Metadata
 
 _QUESTION_MARKS = ("?", "\uff1f", "\u061f", "\u037e")
@@ -68,10 +68,40 @@ def remember_turn(
         "turn": turn,
         "time": round(time.time(), 3),
     }
-    options: dict[str, Any] = {"document": name, "replace": True, "metadata": about}
-    if not _is_remembered(memory, said, options):
-        memory.write(f"{said.message}\n{said.answer}".strip(), **options)
+    read = read_turn(memory, said, name, about)
+    if read is not None:
+        memory.add(*read, replace=True)
+    else:
+        text = f"{said.message}\n{said.answer}".strip()
+        memory.write(text, document=name, replace=True, metadata=about)
     return name
+
+
+def read_turn(
+    memory: Memory, said: Said, name: str, metadata: Metadata
+) -> tuple[Document, Rows] | None:
+    """Return a turn as `Memory.add` writes it; None if its cache does not have what was computed.
+
+    Raises:
+        DocumentError: metadata that is not flat.
+        MemoryUseError: as `Memory.remember`.
+    """
+    assert memory.tokenizer is not None
+    message = last_message(list(said.token_ids[: said.num_prompt]), memory.tokenizer)
+    if said.cache is None or message is None:
+        return None
+    try:
+        return memory.read_cache(
+            said.cache,
+            list(said.token_ids),
+            document=name,
+            spans=[message, (said.num_prompt, len(said.token_ids))],
+            sequence=said.sequence,
+            attention_mask=said.attention_mask,
+            metadata=metadata,
+        )
+    except UnsupportedModelError:
+        return None
 
 
 def only_asks(message: str) -> bool:
@@ -92,24 +122,3 @@ def turns_of(memory: Memory, conversation: str) -> dict[int, str]:
         for name, about in every.items()
         if about.get("conversation") == conversation and isinstance(about.get("turn"), int)
     }
-
-
-def _is_remembered(memory: Memory, said: Said, options: dict[str, Any]) -> bool:
-    """Remember a turn from its cache; False if that does not have it as it was computed."""
-    assert memory.tokenizer is not None
-    message = last_message(list(said.token_ids[: said.num_prompt]), memory.tokenizer)
-    if said.cache is None or message is None:
-        return False
-    spans = [message, (said.num_prompt, len(said.token_ids))]
-    try:
-        memory.remember(
-            said.cache,
-            list(said.token_ids),
-            spans=spans,
-            sequence=said.sequence,
-            attention_mask=said.attention_mask,
-            **options,
-        )
-    except UnsupportedModelError:
-        return False
-    return True

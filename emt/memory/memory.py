@@ -35,7 +35,7 @@ from emt.profiles.examples import Example
 from emt.profiles.ranking import Ranked
 from emt.routing.head_profile import HeadProfile
 from emt.turn import Turn, begun_turn, set_turn
-from memory_backends import MemoryBackend, Rows
+from memory_backends import Document, MemoryBackend, Rows
 from memory_backends.errors import StoreReplacedError
 from memory_backends.layout import Metadata
 from memory_backends.store.directory import check_directory, has_no_store
@@ -206,19 +206,44 @@ class Memory:
             DocumentError: as `write`; or ids, spans, sequence or mask are not those of the cache.
             StoreError: as `write`.
         """
-        self._check_open("remember")
-        remembered, rows = self._cache_reader.read(
+        read = self.read_cache(
             cache,
             token_ids,
-            document,
-            self.encoder,
+            document=document,
             spans=spans,
             sequence=sequence,
             attention_mask=attention_mask,
             metadata=metadata,
         )
+        return self.add(*read, replace=replace)
+
+    def read_cache(
+        self, cache: Cache, token_ids: Source, *, document: str, **options: Any
+    ) -> tuple[Document, Rows]:
+        """Return what `remember` would write, for `add`; write nothing. May run while generating.
+
+        Args:
+            cache: as for `remember`, and so are the others.
+            token_ids: of the cache.
+            document: its name.
+            **options: spans, sequence, attention_mask, metadata.
+
+        Raises:
+            As `remember`.
+        """
+        self._check_open("remember")
+        return self._cache_reader.read(cache, token_ids, document, self.encoder, **options)
+
+    def add(self, document: Document, rows: Rows, *, replace: bool = False) -> range:
+        """Write what `read_cache` has read; return the row ids.
+
+        Raises:
+            DocumentError: the name is taken.
+            MemoryUseError: while generating, or after `close`.
+            StoreError: the store cannot be written; it is as it was before.
+        """
         with self._alone("remember"):
-            return self.backend.add(remembered, [rows], replace=replace)
+            return self.backend.add(document, [rows], replace=replace)
 
     def read(
         self, source: Source, *, stride: int | None = None, max_length: int | None = None

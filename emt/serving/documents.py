@@ -158,7 +158,7 @@ async def write_document(
 
     The body is its text, or JSON with its text and metadata.
     """
-    _check_name(name, served.limits)
+    check_name(name, served.limits)
     with served.writer.slot():
         new = await _new_document(request, metadata, served.limits)
         with _told_of("metadata"):
@@ -264,23 +264,27 @@ def _told_of(param: str) -> Iterator[None]:
         raise bad_request(str(error), param) from None
 
 
-def _check_name(name: str, limits: Limits) -> None:
-    """Refuse a name that a URL, a list or a terminal would show as something else."""
+def check_name(name: str, limits: Limits, param: str = "name") -> None:
+    """Refuse a name that a URL, a list or a terminal would show as something else.
+
+    Raises:
+        ServingError: 400, naming `param`.
+    """
     if not 0 < len(name) <= limits.max_name_characters:
         raise bad_request(
             f"A document's name must have 1 to {limits.max_name_characters} characters; "
             f"got {len(name)}.",
-            "name",
+            param,
         )
     if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
-        raise bad_request("A document's name must have no control characters.", "name")
+        raise bad_request("A document's name must have no control characters.", param)
     if "\ufffd" in name:
-        raise bad_request("A document's name must be UTF-8, percent-encoded.", "name")
+        raise bad_request("A document's name must be UTF-8, percent-encoded.", param)
     if any(part in ("", ".", "..") for part in name.split("/")) or name != name.strip():
         raise bad_request(
             "A document's name must not begin or end with a space or '/', nor have '//' or a part "
             "that is '.' or '..'.",
-            "name",
+            param,
         )
 
 
