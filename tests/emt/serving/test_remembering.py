@@ -1,12 +1,17 @@
 """Turns that clients ask to be remembered: written as they were run, and recalled later."""
 
+import torch
 import openai
 import pytest
 
+from emt.model.chat import chat_ids
 from emt.serving.keys import Keys
 from emt.serving.limits import Limits
+from emt.serving.prompt import Prompt
+from emt.serving.remembering import Conversation
 from tests.emt.conversation.test_conversation import chatting
 from tests.emt.memory.test_from_cache import read, rows_in
+from tests.emt.serving.test_generation import Run
 from tests.emt.serving.tiny_server import official_client
 
 SAID = ["w5 w6 w7", "w20 w21 w22", "w5 w40"]
@@ -54,6 +59,35 @@ def test_turns_are_remembered_and_recalled_by_others(memory, client):
         model="tiny", max_tokens=4, messages=[{"role": "user", "content": SAID[1]}]
     )
     assert given.choices[0].passages[0]["document"] == "one/0002"
+
+
+def test_turns_of_one_batch_are_read_each_from_its_row(memory):
+    """Prompts are padded on the left, and end at different steps."""
+    model, memory = memory
+    memory.write(" ".join(f"w{number}" for number in range(5, 40)), document="book")
+    prompts = [
+        Prompt(
+            token_ids=chat_ids(memory.tokenizer, [("user", text)]).tolist(),
+            max_new_tokens=length,
+            settings={"enabled": False},
+            conversation=Conversation("c", [text]),
+        )
+        for text, length in zip(("w5 w6 w7 w8 w9", "w50 w51"), (3, 6), strict=True)
+    ]
+    run = Run(model, memory, prompts)
+    assert run.batches == [2]
+    for number, prompt in enumerate(prompts):
+        (answered,) = run.answers(number)
+        document, rows = answered.turn.read
+        assert document.text == f"{prompt.conversation.messages[0]}\n{answered.text}"
+        new = memory.tokenizer(answered.text, add_special_tokens=False)["input_ids"]
+        assert len(new) == prompt.max_new_tokens
+        expected = read(memory, [*prompt.token_ids, *new])
+        length = len(prompt.token_ids)  # <user> ... <end> <assistant>
+        kept = [*range(1, length - 2), *range(length, length + len(new) - 1)]
+        for idx, key in rows.keys.items():
+            both = torch.cat([key, rows.values[idx]], dim=-1)
+            torch.testing.assert_close(both, expected[idx][:, kept], rtol=0, atol=2e-5)
 
 
 def test_what_the_prompt_has_is_not_recalled(client):
