@@ -256,6 +256,7 @@ def _is_token(mask: Tensor | None, num_cached: int, sequence: int) -> npt.NDArra
     """
     if mask is None:
         return np.ones(num_cached, dtype=bool)
+    mask = torch.as_tensor(mask)
     if mask.ndim != 2 or not sequence < len(mask) or mask.shape[1] < num_cached:
         raise DocumentError(
             f"attention_mask must be (batch, tokens) with the {num_cached} tokens of the cache; "
@@ -271,7 +272,10 @@ def _chosen(spans: Sequence[Span] | None, num_tokens: int, name: str) -> list[Sp
     Raises:
         DocumentError: they are not in order, or not among the tokens.
     """
-    chosen = [(0, num_tokens)] if spans is None else [(int(a), int(b)) for a, b in spans]
+    try:
+        chosen = [(0, num_tokens)] if spans is None else [(int(a), int(b)) for a, b in spans]
+    except (TypeError, ValueError):
+        chosen = []
     borders = [border for span in chosen for border in span]
     if not chosen or borders != sorted(borders) or borders[0] < 0 or borders[-1] > num_tokens:
         raise DocumentError(

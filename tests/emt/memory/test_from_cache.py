@@ -200,6 +200,7 @@ def test_caches_that_do_not_keep_what_was_computed_are_refused():
         ({"spans": [(0, 9)]}, "from 0 to 6"),
         ({"spans": [(-2, 3)]}, "must be pairs"),
         ({"spans": []}, "must be pairs"),
+        ({"spans": [3, 4]}, "must be pairs"),
         ({"spans": [(3, 3)]}, "no token to remember"),
         ({"attention_mask": torch.ones(6)}, r"attention_mask must be \(batch, tokens\)"),
         ({"attention_mask": torch.ones(1, 5)}, r"with the 6 tokens of the cache; got \(1, 5\)"),
