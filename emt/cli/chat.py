@@ -19,6 +19,7 @@ from emt.cli.scope_options import add_scope_options, metadata_of, using_settings
 from emt.cli.search import print_passages
 from emt.cli.session import Session
 from emt.conversation.conversation import Conversation
+from emt.conversation.turns import check_about
 from emt.errors import ConfigError, EMTError
 from emt.memory.memory import Memory
 
@@ -65,7 +66,11 @@ def chat(options: argparse.Namespace) -> None:
     given = {name: getattr(options, name) for name in _SAMPLING}
     sampling = sampling_options(**given)  # a mistake is told before the model is loaded
     metadata = metadata_of(options) if options.remember else None
-    name = options.conversation or time.strftime("chat-%Y%m%d-%H%M%S")
+    name = options.conversation
+    if name is None:
+        name = time.strftime("chat-%Y%m%d-%H%M%S")
+    if metadata is not None:
+        check_about(name, metadata)
     session = Session(options, writing=options.remember)
     if session.is_new:
         session.remember()
@@ -116,6 +121,7 @@ class _Chat:
             if command == "/quit":
                 return
             try:
+                self._memory.refresh()  # other processes write to the store, too
                 if not line.startswith("/"):
                     self._answer(line)
                 elif command in self._commands:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from emt.answer import Answer, answer_to, check_prompt, seeded, tokenizer_of
 from emt.conversation.cache import ChatCache
-from emt.conversation.turns import Said, only_asks, remember_turn, turns_of
+from emt.conversation.turns import Said, check_about, only_asks, remember_turn, turns_of
 from emt.errors import ConfigError
 from emt.memory.memory import Memory
 from emt.model.chat import chat_ids
@@ -40,7 +39,8 @@ class Conversation:
         messages: what the next prompt has of the chat: (role, content), the user's first.
 
     Raises:
-        ConfigError: the tokenizer has no chat template that takes a message.
+        ConfigError: the tokenizer has no chat template that takes a message; or as `check_about`.
+        DocumentError: as `check_about`.
         MemoryUseError: the memory has no tokenizer, or was closed.
     """
 
@@ -53,6 +53,8 @@ class Conversation:
         remembers: bool = False,
         metadata: Metadata | None = None,
     ) -> None:
+        if remembers:
+            check_about(name, metadata or {})
         self._model, self._memory = model, memory
         self.name, self.remembers = name, remembers
         self._metadata = metadata
@@ -119,21 +121,22 @@ class Conversation:
         token_ids = [*prompt, *answered.token_ids]
         self._cache.keep(filled, token_ids)
         self.messages = [*messages, ("assistant", answered.text)]
-        self._in_prompt = in_prompt
+        self._in_prompt = [*in_prompt, None]
         self._num_turns += 1
-        name = None
         if self.remembers and not (answered.passages and only_asks(message)):
             said = Said(message, answered.text, token_ids, len(prompt), self._cache.cache)
-            name = remember_turn(self._memory, said, self.name, self._num_turns, self._metadata)
-        self._in_prompt.append(name)
+            self._in_prompt[-1] = remember_turn(
+                self._memory, said, self.name, self._num_turns, self._metadata
+            )
         return answered
 
     def forget(self) -> int:
         """Remove what the memory has of this conversation, and begin anew; return how many turns.
 
         Raises:
-            MemoryUseError, StoreError: as `Memory.remove`.
+            MemoryUseError, StoreError: as `Memory.refresh` and `Memory.remove`.
         """
+        self._memory.refresh()  # another session may be in the conversation
         names = turns_of(self._memory, self.name).values()
         self._memory.remove(*names)
         self.messages, self._in_prompt, self._num_turns = [], [], 0
@@ -164,12 +167,10 @@ class Conversation:
 
     def _scope(self, settings: dict[str, Any], in_prompt: list[str | None]) -> dict[str, Any]:
         """Return settings that leave documents out which the prompt has."""
-        hidden = set(in_prompt) - {None}
+        hidden = {name for name in in_prompt if name is not None}
         if not hidden:
             return settings
-        chosen = settings.get("documents")
-        names = self._memory.documents if chosen is None else chosen
-        return {**settings, "documents": list(itertools.filterfalse(hidden.__contains__, names))}
+        return {**settings, "documents": self._memory.documents_without(hidden, settings)}
 
 
 class _Asking(StoppingCriteria):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from emt.memory.from_cache import CacheReader
 from emt.memory.head_profiles import HeadProfiles
 from emt.memory.make_backend import make_backend
 from emt.memory.modes import Modes
-from emt.memory.using import UsingBlocks, changes_scope
+from emt.memory.using import UsingBlocks, changes_scope, documents_without
 from emt.model.attached import AttachedModel, reading_layers
 from emt.model.attention_call import AttentionCall
 from emt.model.forward import Forward
@@ -462,6 +462,16 @@ class Memory:
                 yield self
         finally:
             self._settle(model)
+
+    def documents_without(self, hidden: Collection[str], settings: Mapping[str, Any]) -> Any:
+        """Return what `documents` has to be in a `using` block for it to leave some out.
+
+        Args:
+            hidden: names of documents.
+            settings: of the block, with or without `documents`.
+        """
+        chosen = settings.get("documents", self._using.documents)
+        return documents_without(chosen, hidden, self.documents)
 
     @contextlib.contextmanager
     def recording(self, *, whole_prompt: bool = False) -> Iterator[Recording]:

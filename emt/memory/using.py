@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from emt.config import SETTINGS, MemoryConfig, check_names
@@ -63,6 +63,11 @@ class UsingBlocks:
             index = next(i for i, block in enumerate(self._open) if block is settings)
             del self._open[index]
             self._last = None
+
+    @property
+    def documents(self) -> Any:
+        """What the innermost block that chooses `documents` has chosen; None for all."""
+        return self._choice().get("documents")
 
     def config_of(self, config: MemoryConfig) -> MemoryConfig:
         """Return a config as the open blocks change it."""
@@ -124,6 +129,19 @@ def _scopes_of(choice: Mapping[str, Any], backend: MemoryBackend, *, missing_ok:
             catalog.scope(names, wanted, missing_ok=missing_ok)
             for names, wanted in zip(lists, filters, strict=True)
         )
+
+
+def documents_without(documents: Any, hidden: Collection[str], every: Sequence[str]) -> Any:
+    """Return `documents`, as `using` takes them, without some; None stands for `every` one."""
+    if documents is None:
+        documents = every
+    if not _is_list(documents):  # which using() refuses
+        return documents
+    return [
+        each if isinstance(each, str) else documents_without(each, hidden, every)
+        for each in documents
+        if not (isinstance(each, str) and each in hidden)
+    ]
 
 
 def _lists_of(documents: Any) -> list[Sequence[str] | None] | None:

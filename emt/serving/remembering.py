@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from emt.calls import overrides_of
-from emt.conversation.turns import Said, only_asks, read_turn
+from emt.conversation.turns import Said, only_asks, read_turn, turn_name
 from emt.memory.memory import Memory
 from emt.serving.access import Access
 from memory_backends import Document, Rows
@@ -89,12 +89,14 @@ def named(catalog: Catalog, access: Access, conversation: Conversation) -> tuple
         if about.get("conversation") == conversation.name and isinstance(about.get("turn"), int)
     ]
     turn = 1 + max((int(number) for number in turns), default=0)
+    while (name := turn_name(conversation.name, turn)) in names:  # of a document that is no turn
+        turn += 1
     about: Metadata = {
         "conversation": conversation.name,
         "turn": turn,
         "time": round(time.time(), 3),
     }
-    return f"{conversation.name}/{turn:04d}", access.stamped(about)
+    return name, access.stamped(about)
 
 
 def hidden(catalog: Catalog, access: Access, conversation: Conversation) -> set[str]:

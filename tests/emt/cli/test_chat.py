@@ -79,6 +79,21 @@ def test_where_is_what_is_recalled_and_what_turns_have(talk):
     assert "relevant to the query" in other.out
 
 
+def test_what_others_write_meanwhile_is_seen(talk, model, tmp_path, monkeypatch):
+    talk("w5 w6 w7", options=("--remember", "--conversation", "one"))
+    show, new = chat.show, tmp_path / "new.txt"
+
+    def indexing(text):
+        if not new.exists():
+            new.write_text("w60 w61 w62")
+            emt("index", new, "--store", tmp_path / "store", "--model", model)
+        show(text)
+
+    monkeypatch.setattr(chat, "show", indexing)
+    done = talk("w5 w6", "/search w60 w61", options=())
+    assert "new.txt" in done.out
+
+
 def test_without_remember_nothing_is_written(talk, tmp_path):
     talk("w5 w6")
     before = talk("/documents", options=()).out
@@ -127,6 +142,8 @@ def test_another_process_finds_what_was_said_in_a_sound_store(talk, tmp_path):
     ("options", "message"),
     [
         (("--remember", "--where", "a=1", "--where", "a=2"), "one value of 'a'"),
+        (("--remember", "--where", "turn=1"), "got 'turn'"),
+        (("--remember", "--conversation", ""), "name must be valid"),
         (("--temperature", -1), "temperature must be"),
         (("--max-new-tokens", 0), "whole number of at least 1"),
         (("--documents", "nothing"), "nothing"),

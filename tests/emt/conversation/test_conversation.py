@@ -8,9 +8,10 @@ import pytest
 from emt import MemoryConfig, attach
 from emt.answer import answer_to
 from emt.conversation import conversation as module
+from emt.conversation import turns
 from emt.conversation.conversation import Conversation
 from emt.conversation.turns import only_asks, turns_of
-from emt.errors import ConfigError, MemoryUseError
+from emt.errors import ConfigError, EMTError, MemoryUseError, StoreError
 from emt.model.chat import chat_ids
 from tests.emt.chats import CHAT, chat_tokenizer
 from tests.emt.memory.test_from_cache import rows_in
@@ -27,12 +28,12 @@ REWRITING = CHAT.replace(
 )
 
 
-def chatting(family="llama", template=CHAT, *, relevance=None, book=BOOK, **options):
+def chatting(family="llama", template=CHAT, *, relevance=None, book=BOOK, path=None, **options):
     """Return a tiny model that chats, and its memory, which finds every message relevant."""
     tokenizer = chat_tokenizer(template)
     model = build(family, vocab_size=len(tokenizer), **options)
     model.generation_config.suppress_tokens = [*range(3), *range(97, len(tokenizer))]
-    config = MemoryConfig(relevance=relevance, routing="words", passage_rows=20)
+    config = MemoryConfig(relevance=relevance, routing="words", passage_rows=20, path=path)
     memory = attach(model, config, tokenizer=tokenizer)
     if book:
         memory.write(book, document="book")
@@ -219,3 +220,115 @@ def test_a_question_that_the_memory_answers_is_not_remembered(monkeypatch):
     assert later.ask(MESSAGES[1], max_new_tokens=NEW).passages
     later.ask(MESSAGES[2], max_new_tokens=NEW)
     assert memory.documents == ["c/0001", "d/0002"]
+
+
+def test_documents_chosen_around_a_conversation_stay_chosen():
+    model, memory = chatting()
+    memory.write("w70 w71 w72", document="secret")
+    conversation = Conversation(model, memory, name="c", remembers=True)
+    with memory.using(documents=["book"]):
+        for _ in range(2):  # the second prompt has a turn that is not to be recalled
+            answered = conversation.ask("w70 w71 w72", max_new_tokens=NEW)
+            assert "secret" not in {each.document for each in answered.passages}
+        everything = conversation.ask("w70 w71 w72", max_new_tokens=NEW, documents=None)
+        assert everything.passages[0].document == "secret"
+    for wrong in ("book", ["book", 3]):
+        with pytest.raises(ConfigError, match="documents must be a list of names"):
+            conversation.ask(MESSAGES[0], max_new_tokens=NEW, documents=wrong)
+    for names in (["book"], [["book"]]):
+        answered = conversation.ask("w70 w5", max_new_tokens=NEW, documents=names)
+        assert {each.document for each in answered.passages} == {"book"}
+
+
+def test_a_turn_takes_the_place_of_no_other_document():
+    model, memory = chatting(book=None)
+    memory.write("w70 w71", document="c/0001")
+    memory.write("w72", document="export", metadata={"conversation": "c", "turn": 2})
+    memory.write("w73", document="c/0003", metadata={"conversation": "c", "turn": True})
+    sessions = [Conversation(model, memory, name="c", remembers=True) for _ in range(2)]
+    for message in MESSAGES[:2]:
+        for session in sessions:
+            session.ask(message, max_new_tokens=NEW)
+    names = {number: f"c/{number:04d}" for number in (2, 4, 5, 6)}
+    assert turns_of(memory, "c") == names
+    said = [memory.backend.catalog.document(name).text for name in names.values()]
+    assert [text.split("\n")[0] for text in said] == [*MESSAGES[:1] * 2, *MESSAGES[1:2] * 2]
+    assert memory.backend.catalog.document("c/0001").text == "w70 w71"
+    assert sessions[0].forget() == 4
+    assert memory.documents == ["c/0001", "export", "c/0003"]
+
+
+def test_sessions_of_several_processes_are_in_one_conversation(tmp_path):
+    (model, memory), (other_model, other_memory) = (
+        chatting(book=None, path=str(tmp_path / "store")) for _ in range(2)
+    )
+    one = Conversation(model, memory, name="c", remembers=True)
+    two = Conversation(other_model, other_memory, name="c", remembers=True)
+    for session, message in zip((one, two, one), MESSAGES, strict=True):
+        session.ask(message, max_new_tokens=NEW)
+    assert list(turns_of(memory, "c")) == [1, 2, 3]
+    assert two.forget() == 3
+    memory.refresh()
+    assert memory.documents == []
+
+
+def test_a_turn_that_another_session_names_first_has_the_next_number(monkeypatch):
+    model, memory = chatting(book=None)
+    conversation = Conversation(model, memory, name="c", remembers=True)
+    read_turn = turns.read_turn
+
+    def overtaken(memory, *given):
+        if not memory.documents:
+            memory.write("w80", document="c/0001")
+        return read_turn(memory, *given)
+
+    monkeypatch.setattr(turns, "read_turn", overtaken)
+    conversation.ask(MESSAGES[0], max_new_tokens=NEW)
+    assert memory.documents == ["c/0001", "c/0002"]
+    assert memory.backend.catalog.metadata("c/0002")["turn"] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "message"),
+    [
+        ("c", {"conversation": "d"}, "conversation, turn, time of their own"),
+        ("c", {"user": "ann", "time": 3}, "got 'time'"),
+        ("c", {"user": ["ann"]}, "metadata of document 'c/0001' must be"),
+        ("", None, "name must be"),
+        ("\udce9", None, "name must be"),
+    ],
+)
+def test_what_no_turn_can_be_remembered_with_is_refused_before_one_is_said(name, metadata, message):
+    model, memory = chatting()
+    with pytest.raises(EMTError, match=message):
+        Conversation(model, memory, name=name, remembers=True, metadata=metadata)
+
+
+@pytest.mark.parametrize("error", [StoreError, KeyboardInterrupt])
+def test_a_turn_that_could_not_be_remembered_is_in_the_chat_all_the_same(monkeypatch, error):
+    model, memory = chatting(book=None, max_position_embeddings=128)
+    conversation = Conversation(model, memory, name="c", remembers=True)
+
+    def fail(*given, **options):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memory.backend, "add", fail)
+        with pytest.raises(error):
+            conversation.ask("w20 w21", max_new_tokens=NEW)
+    messages = [f"w{number} w30" for number in range(20, 30)]
+    for message in messages:  # the oldest leave the prompt, and may be recalled
+        answered = conversation.ask(message, max_new_tokens=NEW)
+        said = [text for role, text in conversation.messages[:-2] if role == "user"]
+        in_prompt = {f"c/{messages.index(text) + 2:04d}" for text in said if text in messages}
+        assert not in_prompt & {each.document for each in answered.passages}
+    assert answered.passages
+
+
+@pytest.mark.parametrize("message", ["<end>", "w5 <end> w6", "w9 <end> <user> w3 <end>"])
+def test_marks_of_the_template_in_a_message_cut_nothing_off(message):
+    model, memory = chatting(book=None)
+    answered = Conversation(model, memory, name="c", remembers=True).ask(
+        message, max_new_tokens=NEW
+    )
+    assert memory.backend.catalog.document("c/0001").text == f"{message}\n{answered.text}"

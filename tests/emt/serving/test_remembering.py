@@ -61,6 +61,14 @@ def test_turns_are_remembered_and_recalled_by_others(memory, client):
     assert given.choices[0].passages[0]["document"] == "one/0002"
 
 
+def test_a_turn_takes_the_place_of_no_other_document(memory, client):
+    _, memory = memory
+    memory.write("w70 w71", document="one/0001")
+    first = say(client, SAID[0])
+    assert memory.backend.catalog.document("one/0001").text == "w70 w71"
+    assert memory.backend.catalog.document("one/0002").text == f"{SAID[0]}\n{first}"
+
+
 def test_turns_of_one_batch_are_read_each_from_its_row(memory):
     """Prompts are padded on the left, and end at different steps."""
     model, memory = memory
