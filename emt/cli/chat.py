@@ -130,11 +130,11 @@ class _Chat:
                     raise ConfigError(f"there is no command '{command}'; /help lists them.")
             except EMTError as error:  # the conversation goes on
                 say(str(error))
-            except KeyboardInterrupt:  # of a command, or a second one in an answer
+            except KeyboardInterrupt:  # of a search, or a second one in an answer
                 print(flush=True)
 
     def _answer(self, message: str) -> None:
-        with _interruptible() as is_interrupted:
+        with _interruptible(self._conversation) as is_interrupted:
             self._last = self._conversation.ask(
                 message, on_text=show, should_stop=is_interrupted, **self._asked_with, **self._scope
             )
@@ -155,7 +155,8 @@ class _Chat:
 
     def _forget(self) -> None:
         self._last = None
-        number = count(self._conversation.forget(), "turn")
+        with _interruptible(self._conversation):
+            number = count(self._conversation.forget(), "turn")
         print(f"{number} of '{one_line(self._conversation.name)}' forgotten.")
 
 
@@ -181,12 +182,16 @@ def _lines() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Let the first Ctrl-C in a `with` block be a wish, which the function that is given tells."""
+def _interruptible(conversation: Conversation) -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C in a `with` block be a wish, which the function that is given tells.
+
+    So is every one while turns are written: half of a write would leave the memory behind its
+    store.
+    """
     interrupts: list[int] = []
 
     def note(number: int, frame: Any) -> None:
-        if interrupts:
+        if interrupts and not conversation.is_writing:
             raise KeyboardInterrupt
         interrupts.append(number)
 

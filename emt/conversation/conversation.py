@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ class Conversation:
 
     Attributes:
         messages: what the next prompt has of the chat: (role, content), the user's first.
+        is_writing: whether turns are being written or removed, which should not be interrupted.
 
     Raises:
         ConfigError: the tokenizer has no chat template that takes a message; or as `check_about`.
@@ -59,6 +61,7 @@ class Conversation:
         self.name, self.remembers = name, remembers
         self._metadata = metadata
         self.messages: list[tuple[str, str]] = []
+        self.is_writing = False
         self._cache = ChatCache()
         self._num_turns = max(turns_of(memory, name), default=0)
         # Documents of the turns that the next prompt has; None for one that is not remembered.
@@ -125,9 +128,10 @@ class Conversation:
         self._num_turns += 1
         if self.remembers and not (answered.passages and only_asks(message)):
             said = Said(message, answered.text, token_ids, len(prompt), self._cache.cache)
-            self._in_prompt[-1] = remember_turn(
-                self._memory, said, self.name, self._num_turns, self._metadata
-            )
+            with self._writing():
+                self._in_prompt[-1] = remember_turn(
+                    self._memory, said, self.name, self._num_turns, self._metadata
+                )
         return answered
 
     def forget(self) -> int:
@@ -136,12 +140,21 @@ class Conversation:
         Raises:
             MemoryUseError, StoreError: as `Memory.refresh` and `Memory.remove`.
         """
-        self._memory.refresh()  # another session may be in the conversation
-        names = turns_of(self._memory, self.name).values()
-        self._memory.remove(*names)
-        self.messages, self._in_prompt, self._num_turns = [], [], 0
-        self._cache.clear()
+        with self._writing():
+            self._memory.refresh()  # another session may be in the conversation
+            names = turns_of(self._memory, self.name).values()
+            self._memory.remove(*names)
+            self.messages, self._in_prompt, self._num_turns = [], [], 0
+            self._cache.clear()
         return len(names)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        self.is_writing = True
+        try:
+            yield
+        finally:
+            self.is_writing = False
 
     def _prompt(self, message: str, max_new_tokens: int) -> tuple[list[tuple[str, str]], list[int]]:
         """Return the messages of the next prompt, and its tokens; the oldest turns may not fit.

@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from emt.cli import chat
+from emt.memory.memory import Memory
 from emt.routing import router
 from tests.emt.chats import chat_tokenizer
 from tests.emt.commands import emt, emt_process, refused
@@ -128,6 +129,24 @@ def test_an_interrupt_ends_an_answer_and_a_second_one_drops_it(talk, monkeypatch
     documents = [line.split()[0][-4:] for line in done.out.splitlines() if "rows" in line]
     assert documents == ["0001", "0002"]  # the turn that was dropped has no number
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_no_interrupt_breaks_into_what_is_written(talk, monkeypatch):
+    def interrupted(function):
+        def call(*given, **options):
+            for _ in range(3):
+                signal.raise_signal(signal.SIGINT)
+            return function(*given, **options)
+
+        return call
+
+    monkeypatch.setattr(Memory, "add", interrupted(Memory.add))
+    monkeypatch.setattr(Memory, "remove", interrupted(Memory.remove))
+    done = talk("w5 w6", "/documents", "/forget", "/documents")
+    answer, document, forgotten = done.out.splitlines()
+    assert len(answer.split()) == 5
+    assert "/0001" in document
+    assert forgotten.startswith("1 turn of")
 
 
 def test_another_process_finds_what_was_said_in_a_sound_store(talk, tmp_path):
