@@ -91,7 +91,7 @@ def _keep(made: HeadProfile, memory: Memory, options: argparse.Namespace) -> str
 
 
 def profile_if_needed(memory: Memory) -> None:
-    """Make a head profile if that is all that a memory's passage mode lacks; say so."""
+    """Make a head profile if a memory's heads would be searched, but for the lack of one; say so."""
     if not memory.lacks_profile:
         return
     say("no head profile of this model: one is made, and kept for all its stores")
@@ -99,7 +99,9 @@ def profile_if_needed(memory: Memory) -> None:
         with _progress() as on_tokens:
             made = memory.make_profile(on_tokens=on_tokens)
     except (ConfigError, MemoryUseError) as error:
-        say(f"no head profile could be made: {error} Passages are found by words only.")
+        is_read = memory.mode == "token"
+        instead = "All heads read memories." if is_read else "Passages are found without heads."
+        say(f"no head profile could be made: {error} {instead}")
     else:
         say(f"head profile: {count(len(made.heads), 'head')}")
 

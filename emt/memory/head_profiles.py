@@ -124,7 +124,7 @@ class HeadProfiles:
             if on_tokens is not None:
                 on_tokens(num_read, total)
 
-        with contextlib.suppress(ConfigError, MemoryUseError):  # passages are found by words
+        with contextlib.suppress(ConfigError, MemoryUseError):  # it goes without
             profile = self.rank(None, on_tokens=count).profile
             self.keep_made(profile, config, backend)
 

@@ -226,20 +226,28 @@ def test_a_profile_needs_no_text_of_a_kind(tmp_path, model, text):
     assert emt_json("info", store)["profile"]["source"] == "texts of emt"
 
 
-def test_a_model_that_cannot_have_a_profile_is_told_of(tmp_path):
+@pytest.mark.parametrize(
+    ("settings", "instead"),
+    [
+        ("", "Passages are found without heads."),
+        ("routing: heads\n", "All heads read memories."),
+        ("mode: token\nheads: profile\n", "All heads read memories."),
+    ],
+)
+def test_a_model_that_cannot_have_a_profile_is_told_of(tmp_path, settings, instead):
     model = build("gemma3_text", sliding_window=16, layer_types=["sliding_attention"] * 3)
     model.save_pretrained(tmp_path / "model")
     make_word_model(tmp_path / "words")
     for file in (tmp_path / "words").glob("*token*"):
         shutil.copy(file, tmp_path / "model")
-    (tmp_path / "c.yaml").write_text("layers: [0]\n")
+    (tmp_path / "c.yaml").write_text(f"layers: [0]\n{settings}")
     (tmp_path / "d.txt").write_text("w5 w6 w7 w8")
     store = tmp_path / "store"
     options = ("--store", store, "--model", tmp_path / "model", "--config", tmp_path / "c.yaml")
     done = emt("index", tmp_path / "d.txt", *options)
     assert (
         "\nemt: no head profile could be made: a head profile needs layers that see the whole "
-        "context; this model has none. Passages are found by words only.\n" in done.err
+        f"context; this model has none. {instead}\n" in done.err
     )
     assert done.out.startswith("1 document added")
 
