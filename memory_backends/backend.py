@@ -488,7 +488,13 @@ class MemoryBackend:
             self._refresh()
             if self.catalog is not before:  # the store was made just now, maybe by someone else
                 self._changed()
-            yield
+            try:
+                yield
+            except KeyboardInterrupt:  # only the catalogue knows whether that was after a commit
+                self._store.refresh()
+                self._store.show_committed(anew=True)
+                self._changed()
+                raise
 
     @contextlib.contextmanager
     def _unchanging(self) -> Iterator[None]:

@@ -91,7 +91,7 @@ def _keep(made: HeadProfile, memory: Memory, options: argparse.Namespace) -> str
 
 
 def profile_if_needed(memory: Memory) -> None:
-    """Make a head profile if a memory's heads would be searched, but for the lack of one; say so."""
+    """Make a head profile if heads would be searched, but for the lack of one; say so."""
     if not memory.lacks_profile:
         return
     say("no head profile of this model: one is made, and kept for all its stores")

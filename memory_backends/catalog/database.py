@@ -51,8 +51,8 @@ def file_id(path: Path) -> tuple[int, int] | None:
 @contextlib.contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """Make all changes of a block, or none if it or the disk fails."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    try:  # Ctrl-C may come right after the beginning, too
+        connection.execute("BEGIN IMMEDIATE")
         yield
         connection.execute("COMMIT")
     except BaseException:

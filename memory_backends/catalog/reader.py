@@ -102,8 +102,8 @@ class CatalogReader:
             if self.connection.in_transaction:
                 yield
                 return
-            self.connection.execute("BEGIN")
-            try:
+            try:  # Ctrl-C may come right after the beginning, too
+                self.connection.execute("BEGIN")
                 yield
             finally:
                 self.connection.rollback()

@@ -38,14 +38,12 @@ def write_lock(path: Path) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout:
         raise StoreError(_refusal(path)) from None
-    try:
+    with contextlib.ExitStack() as at_end:
+        at_end.callback(lock.release)
+        at_end.callback(_remove_owner, path)
         with contextlib.suppress(OSError):  # a full disk must not keep anyone from removing rows
             _write_owner(path)
         yield
-    finally:
-        with contextlib.suppress(OSError):
-            (path / OWNER_FILE_NAME).unlink()
-        lock.release()
 
 
 def _write_owner(path: Path) -> None:
@@ -59,6 +57,11 @@ def _write_owner(path: Path) -> None:
     partial.unlink(missing_ok=True)  # it may be a link, too
     partial.write_text(json.dumps(owner), encoding="utf-8")
     partial.replace(path / OWNER_FILE_NAME)
+
+
+def _remove_owner(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        (path / OWNER_FILE_NAME).unlink()
 
 
 def _refusal(path: Path) -> str:

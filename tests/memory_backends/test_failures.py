@@ -7,18 +7,22 @@ import os
 import re
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
+import torch
 import filelock
 import pytest
 
 from memory_backends import MemoryBackend, Rows, StoreError, verify
+from memory_backends.catalog import catalog
+from memory_backends.catalog.database import transaction
 from memory_backends.store import Store
 from memory_backends.store.copying import copy_store
 from memory_backends.testing.checks import assert_fetches, assert_finds
-from memory_backends.testing.rows import LAYOUT, make_document, make_rows
+from memory_backends.testing.rows import LAYOUT, make_document, make_queries, make_rows
 from tests.memory_backends.test_queries import with_queries
 from tests.read_only import forbid_writing
 
@@ -108,6 +112,44 @@ def test_what_was_committed_before_the_disk_was_full_is_kept(tmp_path: Path) -> 
     assert_finds(backend, RUNS, range(70))
     assert_fetches(MemoryBackend.open(tmp_path / "store"), RUNS[:1])
     assert verify(tmp_path / "store") == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda backend: backend.add(make_document("d", 300), [MORE[0]]),
+        lambda backend: backend.add(make_document("a", 300), [MORE[0]], replace=True),
+        lambda backend: backend.remove_document("a"),
+        lambda backend: backend.remove([3]),
+        lambda backend: backend.clear(),
+    ],
+    ids=["add", "replace", "remove document", "remove", "clear"],
+)
+def test_ctrl_c_in_a_commit_leaves_the_memory_as_its_store_is(
+    store: Path, change: Callable[[MemoryBackend], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = MemoryBackend.open(store)
+
+    @contextmanager
+    def interrupted(connection: sqlite3.Connection) -> Iterator[None]:
+        with transaction(connection):
+            yield
+        raise KeyboardInterrupt
+
+    num_changes = backend.num_changes
+    with monkeypatch.context() as patch:
+        patch.setattr(catalog, "transaction", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            change(backend)
+    assert backend.num_changes > num_changes
+    expected = MemoryBackend.open(store)
+    assert backend.catalog.document_names() == expected.catalog.document_names()
+    assert len(backend) == len(expected)
+    for layer_idx in LAYOUT.layers:
+        queries = make_queries(layer_idx, 4)
+        found, right = (each.search(layer_idx, queries, 5) for each in (backend, expected))
+        assert torch.equal(found[1], right[1])
+    assert backend.add(make_document("e", 100), [MORE[1]]).start == expected.catalog.num_rows
 
 
 @pytest.mark.parametrize("directory_exists", [False, True])
@@ -229,3 +271,26 @@ def test_index_files_that_are_up_to_date_need_no_permission(
         forbid_writing(patch, store)
         with pytest.raises(StoreError, match="Permission denied"):
             backend.save()
+
+
+@pytest.mark.parametrize("begin", ["BEGIN IMMEDIATE", "BEGIN"])
+def test_ctrl_c_right_after_a_beginning_ends_it(store: Path, begin: str) -> None:
+    backend = MemoryBackend.open(store)
+    real = backend.catalog.connection
+
+    class Interrupted:
+        def __getattr__(self, name: str) -> object:
+            return getattr(real, name)
+
+        def execute(self, statement: str, *given: object) -> object:
+            result = real.execute(statement, *given)
+            if statement == begin:
+                raise KeyboardInterrupt
+            return result
+
+    backend.catalog.connection = cast(Any, Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        backend.remove_document("a")
+    backend.catalog.connection = real
+    assert not real.in_transaction
+    backend.remove_document("a")
