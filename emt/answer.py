@@ -221,8 +221,7 @@ def _input_ids(
 ) -> torch.Tensor:
     """Return the prompt's tokens on the model's device, (1, T) int64; refuse what does not fit."""
     check_prompt(prompt)
-    if max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens must be at least 1; got {max_new_tokens}.")
+    check_max_new_tokens(max_new_tokens)
     input_ids = prompt_ids(tokenizer, prompt, chat)[None].to(input_device(model))
     num_prompt = input_ids.shape[1]
     positions = max_positions(model.config.get_text_config())
@@ -232,6 +231,12 @@ def _input_ids(
             f"{positions} positions. Shorten the prompt, or index it as a document."
         )
     return input_ids
+
+
+def check_max_new_tokens(number: int) -> None:
+    """Refuse an answer of no tokens; raises a ConfigError."""
+    if number < 1:
+        raise ConfigError(f"max_new_tokens must be at least 1; got {number}.")
 
 
 def check_prompt(prompt: str, noun: str = "prompt") -> None:

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
-from emt.answer import Answer, answer_to, check_prompt, seeded, tokenizer_of
+from emt.answer import (
+    Answer,
+    answer_to,
+    check_max_new_tokens,
+    check_prompt,
+    seeded,
+    tokenizer_of,
+)
 from emt.conversation.cache import ChatCache
 from emt.conversation.turns import Said, check_about, only_asks, remember_turn, turns_of
 from emt.errors import ConfigError
@@ -27,7 +34,7 @@ class Conversation:
     """A chat, turn after turn, in one cache.
 
     When it fills the model's positions, its oldest turns are left out of the prompt; the memory
-    still has those that it remembers.
+    still has those that it remembers. One conversation of a memory asks at a time.
 
     Args:
         model: the model the memory is attached to.
@@ -95,9 +102,11 @@ class Conversation:
 
         Raises:
             ConfigError: the message is empty, not Unicode or too long, or as `answer`.
-            DocumentError, MemoryUseError, StoreError: as `answer`, and as `remember_turn`.
+            DocumentError, MemoryUseError, StoreError: as `answer`, and as `remember_turn`; then
+                `messages` has the turn all the same.
         """
         check_prompt(message)
+        check_max_new_tokens(max_new_tokens)
         messages, prompt = self._prompt(message, max_new_tokens)
         num_left_out = (len(self.messages) + 1 - len(messages)) // 2
         in_prompt = self._in_prompt[num_left_out:]

@@ -193,6 +193,8 @@ def test_a_message_that_says_nothing_is_refused(message, complaint):
     model, memory = chatting()
     with pytest.raises(ConfigError, match=complaint):
         Conversation(model, memory, name="c").ask(message)
+    with pytest.raises(ConfigError, match="max_new_tokens must be at least 1; got 0"):
+        Conversation(model, memory, name="c").ask("w5", max_new_tokens=0)
 
 
 @pytest.mark.parametrize(
