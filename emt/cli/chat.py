@@ -20,7 +20,7 @@ from emt.cli.search import print_passages
 from emt.cli.session import Session
 from emt.conversation.conversation import Conversation
 from emt.conversation.turns import check_about
-from emt.errors import ConfigError, EMTError
+from emt.errors import ConfigError, EMTError, StoreError
 from emt.memory.memory import Memory
 
 _HELP = """\
@@ -72,6 +72,11 @@ def chat(options: argparse.Namespace) -> None:
     if metadata is not None:
         check_about(name, metadata)
     session = Session(options, writing=options.remember)
+    if options.remember and session.memory.backend.is_read_only:
+        raise StoreError(
+            f"the store at '{options.store}' cannot be written. Change its permissions, or leave "
+            "out --remember."
+        )
     if session.is_new:
         session.remember()
     conversation = Conversation(

@@ -8,6 +8,7 @@ import pytest
 from emt.cli import chat
 from emt.memory.memory import Memory
 from emt.routing import router
+from memory_backends import MemoryBackend
 from tests.emt.chats import chat_tokenizer
 from tests.emt.commands import emt, emt_process, refused
 from tests.families import build
@@ -171,6 +172,16 @@ def test_another_process_finds_what_was_said_in_a_sound_store(talk, tmp_path):
 def test_mistakes_in_options_are_told_at_once(talk, tmp_path, model, options, message):
     talk("w5")
     refused("chat", "--store", tmp_path / "store", "--model", model, *options, message=message)
+
+
+def test_a_store_that_cannot_be_written_is_told_before_the_first_answer(
+    talk, tmp_path, model, monkeypatch
+):
+    talk("w5")
+    monkeypatch.setattr(MemoryBackend, "is_read_only", True)
+    options = ("--store", tmp_path / "store", "--model", model)
+    refused("chat", *options, "--remember", message="cannot be written")
+    assert talk("w5", options=()).out
 
 
 def test_a_store_that_is_not_there_is_only_made_to_remember(tmp_path, model):
