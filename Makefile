@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 GEMMA := $(VENV)/.gemma
 JOBS ?= auto
 
-.PHONY: demo test test-slow torture lint bench bench-store clean
+.PHONY: demo test test-slow torture lint bench bench-store gpu-check clean
 
 # what users install, and the demo's model
 $(BASE): pyproject.toml constraints.txt
@@ -56,6 +56,10 @@ bench: $(READY)
 # stores of 10,000 to 1,000,000 rows: 25 GB of disk and some two hours, STORES=DIR keeps them
 bench-store: $(READY)
 	$(BIN)/python scripts/bench_store.py $(if $(STORES),--folder $(STORES))
+
+# on a machine with a GPU, with torch for it and emt[gpu]; some minutes
+gpu-check: $(READY)
+	$(BIN)/python scripts/gpu_check.py
 
 clean:
 	rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
