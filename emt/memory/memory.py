@@ -141,8 +141,6 @@ class Memory:
         Raises:
             DocumentError: as `write`, or a name comes twice.
             MemoryUseError, ConfigError, StoreError: as `write`.
-
-            Documents before the one that failed stay.
         """
         encoder = self.encoder
         with self._alone("write"):
@@ -169,13 +167,12 @@ class Memory:
     ) -> Iterator[Rows]:
         """Read text or token ids as `write` does, and remember nothing; special ids have rows.
 
+        It raises what `write` raises.
+
         Args:
             source: as in `write`.
             stride: instead of the setting.
             max_length: instead of the setting.
-
-        Raises:
-            As `write`.
         """
         config = self.config.replace(
             stride=self.config.stride if stride is None else stride,
