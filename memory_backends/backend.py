@@ -182,31 +182,41 @@ class MemoryBackend:
         Raises:
             MemoryMismatchError: a shape, layer or head that is not the layout's, or k < 1.
         """
-        layer = checked_layer(self.layout, layer_idx)
-        chosen = None if heads is None else check_heads(layer, layer_idx, heads)
-        check_search(layer, queries, k, chosen)
+        chosen = self._checked(layer_idx, queries, k, heads)
         return self.searcher.search(layer_idx, queries, k, chosen, scope)
 
     def retrieve(
-        self, layer_idx: int, queries: torch.Tensor, k: int, *, scope: Scope | None = None
+        self,
+        layer_idx: int,
+        queries: torch.Tensor,
+        k: int,
+        *,
+        heads: Heads = None,
+        scope: Scope | None = None,
     ) -> Retrieval:
-        """Search all KV heads, and fetch the rows; arguments and errors as for `search`."""
-        check_search(checked_layer(self.layout, layer_idx), queries, k)
-        return self.searcher.retrieve(layer_idx, queries, k, scope)
+        """Search, and fetch the rows; arguments and errors as for `search`."""
+        chosen = self._checked(layer_idx, queries, k, heads)
+        return self.searcher.retrieve(layer_idx, queries, k, chosen, scope)
 
     def nearest(
-        self, layer_idx: int, queries: torch.Tensor, k: int, *, scope: Scope | None = None
+        self,
+        layer_idx: int,
+        queries: torch.Tensor,
+        k: int,
+        *,
+        heads: Heads = None,
+        scope: Scope | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return the keys and values that `retrieve` does, in any order and without scores.
 
         Arguments and errors as for `search`.
 
         Returns:
-            Keys (Hkv, N, k, head_dim) and values (Hkv, N, k, value_head_dim); None if there are
-            fewer than k rows for some query.
+            Keys (Hkv, N, k, head_dim) and values (Hkv, N, k, value_head_dim), of `heads` if they
+            are given; None if there are fewer than k rows for some query.
         """
-        check_search(checked_layer(self.layout, layer_idx), queries, k)
-        return self.searcher.nearest(layer_idx, queries, k, scope)
+        chosen = self._checked(layer_idx, queries, k, heads)
+        return self.searcher.nearest(layer_idx, queries, k, chosen, scope)
 
     def fetch(self, layer_idx: int, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the keys and values of rows, one set of ids for each KV head.
@@ -435,6 +445,13 @@ class MemoryBackend:
         return self.searcher.searches_exactly
 
     # -- plumbing -------------------------------------------------------------------------------
+
+    def _checked(self, layer_idx: int, queries: torch.Tensor, k: int, heads: Heads) -> Heads:
+        """Return the heads of a search; refuse what `search` refuses."""
+        layer = checked_layer(self.layout, layer_idx)
+        chosen = None if heads is None else check_heads(layer, layer_idx, heads)
+        check_search(layer, queries, k, chosen)
+        return chosen
 
     def _refresh(self) -> None:
         changed = self._store.open_if_made()

@@ -37,6 +37,11 @@ KINDS = {
     "vector_db Flat": {"memory_type": "vector_db", "index": "Flat"},
     "vector_db IVF128,SQfp16": {"memory_type": "vector_db", "index": "IVF128,SQfp16"},
     "vector_db auto": {"memory_type": "vector_db", "index": "auto"},
+    "vector_db auto, heads of the profile": {
+        "memory_type": "vector_db",
+        "index": "auto",
+        "heads": "profile",  # all heads of the random model, which has no profile
+    },
 }
 CONFIG = emt.MemoryConfig.published(topk=10, stride=512, max_length=512)
 
@@ -109,7 +114,8 @@ def measure(
             if name == "no memory":
                 spent = milliseconds_a_token(model, prompt)
             else:
-                memory = emt.attach(model, CONFIG)
+                heads = KINDS[name].get("heads", "all")
+                memory = emt.attach(model, CONFIG.replace(heads=heads))
                 memory.backend = found[name]
                 spent = milliseconds_a_token(model, prompt)
                 emt.detach(model)

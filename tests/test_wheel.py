@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("emt", "memory_backends")
+SUFFIXES = {".py", ".json", ".html", ".css", ".js", ".svg"}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_both_packages_are_in_it_with_their_types_and_nothing_else(wheel):
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
-        if path.suffix in (".py", ".json") or path.name == "py.typed"
+        if path.suffix in SUFFIXES or path.name == "py.typed"
     }
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
     assert {name.split("/")[0] for name in names} == set(PACKAGES)

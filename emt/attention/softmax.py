@@ -218,13 +218,15 @@ def decode_attention(
     scaling: float,
     attention_mask: Tensor | None = None,
     memory_bias: Tensor | None = None,
+    has_memories: Tensor | None = None,
 ) -> Tensor:
     """Compute what `memory_attention` does for one query a sequence, with one fused call.
 
     The query heads of a group become the queries of their KV head, whose keys are the group's
     memories followed by the local ones; a mask lets each query head see its own memories only. The
     arguments are those of `memory_attention` for Q = 1 and k of at least 1; `memory_bias` is
-    (B or 1, H, 1, 1). Returns the output (B, H, 1, Dv), in the query's dtype; computed in float32.
+    (B or 1, H, 1, 1), and `has_memories` (H,) bool is False for query heads that see none of
+    theirs. Returns the output (B, H, 1, Dv), in the query's dtype; computed in float32.
     """
     batch, num_heads, _, dim = query.shape
     num_kv_heads, num_keys = key.shape[1], key.shape[2]
@@ -235,9 +237,12 @@ def decode_attention(
         local = _by_kv_head(added, group)  # (B or 1, Hkv or 1, G or 1, S)
         mask = mask.expand(*local.shape[:2], -1, -1).clone()
         mask[..., group * k :] += local.float()
-    if memory_bias is not None:
+    if memory_bias is not None or has_memories is not None:
         is_memory = torch.arange(mask.shape[-1], device=mask.device) < group * k
-        mask = mask + _by_kv_head(memory_bias, group) * is_memory
+        if memory_bias is not None:
+            mask = mask + _by_kv_head(memory_bias, group) * is_memory
+        if has_memories is not None:
+            mask = mask.masked_fill(~has_memories.view(1, -1, group, 1) & is_memory, -torch.inf)
     joined_keys, joined_values = (
         torch.cat([memory.reshape(batch, num_kv_heads, group * k, -1).float(), local.float()], 2)
         for memory, local in ((memory_keys, key), (memory_values, value))

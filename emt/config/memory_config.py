@@ -135,6 +135,16 @@ class MemoryConfig:
         values="a list of at least one layer index (0, 1, ...)",
         accepts=bool,
     )
+    heads: Literal["all", "profile"] = setting(
+        "all",
+        "Which query heads of these layers read memories. 'profile' for those of the head profile "
+        "only: few, which find what is asked about. The others attend to the local context, so a "
+        "step is hardly slower than the plain model's, text that the memory has nothing about "
+        "stays nearly as it was, and only their KV heads have an index. All heads until there is a "
+        "head profile of the model, which save makes.",
+        group="token",
+        changeable=True,
+    )
     mask_by_sim: bool = setting(
         False,
         "Leave out retrieved memories whose cosine similarity is not above sim_threshold.",

@@ -22,10 +22,11 @@ GROUPS = {
 _WIDTH = 100
 
 
-class _Loader(yaml.SafeLoader):
+class StrictLoader(yaml.SafeLoader):
     """YAML's safe loader, except that a mapping may not have a key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping, if no key comes twice."""
         names: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in names:
@@ -43,7 +44,7 @@ def load(path: Path | str) -> dict[Any, Any]:
         ConfigError: the file is missing, no YAML or no mapping, or has a key twice.
     """
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), StrictLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"config '{path}' cannot be read as YAML: {reason}") from error

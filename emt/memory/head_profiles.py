@@ -26,7 +26,7 @@ _logger = logging.getLogger(__name__)
 _MAKES_PROFILE = (
     "this model has no head profile: one is made, and kept for all its memories, which takes about "
     "as long as reading 6,000 tokens. To avoid it, make one beforehand with `emt profile`, or set "
-    "mode to token."
+    "mode to token and heads to all."
 )
 
 
@@ -53,7 +53,7 @@ class HeadProfiles:
         self._read = read
 
     def is_lacking(self, config: MemoryConfig, backend: MemoryBackend) -> bool:
-        """Tell whether heads would find passages if there was a profile, and there is none."""
+        """Tell whether heads would be searched if there was a profile, and there is none."""
         return self._recalls(config) and self._modes.profiles.find(config, backend) is None
 
     def rank(
@@ -129,5 +129,7 @@ class HeadProfiles:
             self.keep_made(profile, config, backend)
 
     def _recalls(self, config: MemoryConfig) -> bool:
-        """Tell whether heads find passages, if there is a profile."""
-        return config.mode != "token" and "heads" in config.voices
+        """Tell whether a profile's heads find passages or read memories, if there is one."""
+        if config.mode == "token":
+            return config.heads == "profile"
+        return "heads" in config.voices

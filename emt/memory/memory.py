@@ -249,7 +249,7 @@ class Memory:
 
     @property
     def layers(self) -> list[int]:
-        """The layers that read memories now, ascending."""
+        """The layers that read memories now, ascending; the setting `heads` may leave some out."""
         return sorted(self._layers)
 
     @property
@@ -259,8 +259,7 @@ class Memory:
         Raises:
             ConfigError: as `mode`.
         """
-        mode = self._modes.of_settings(self.config, self.backend)
-        heads = mode.heads_to_index(self.config, self.backend)
+        heads = self._heads_to_index(self.config, self.backend)
         if heads is None:
             layers = self.backend.layout.layers
             return {idx: range(layers[idx].num_key_value_heads) for idx in self.layers}
@@ -289,7 +288,7 @@ class Memory:
     ) -> None:
         """Bring the store up to date, or write a copy of this memory to a new directory.
 
-        At its own `path`, a memory that is read in passages is given a head profile, made if its
+        At its own `path`, a memory that needs a head profile is given one, made if its
         model has none and kept for all memories of the model. That takes about as long as reading
         6,000 tokens, which the log says, and is not done where the store cannot be written. A copy
         has what the memory has.
@@ -358,8 +357,8 @@ class Memory:
                 names of those whose rows may be found, or a list of names for each prompt of a
                 batch, whose beams and returned sequences have their prompt's; and `where`, which
                 asks for documents whose `metadata` has, for every key, the value, or one of a list
-                of values. What both allow is read. Of blocks in one another, the innermost that
-                names a setting decides; None is no restriction.
+                of values; it may be a list for each prompt, too. What both allow is read. Of blocks
+                in one another, the innermost that names a setting decides; None is no restriction.
 
         Raises:
             ConfigError: a setting that is unknown, fixed, or of a wrong value.
@@ -371,6 +370,8 @@ class Memory:
             self._check_open("choose documents")
         model = self._attached("change settings")
         reading_layers(model, changed)  # refuse before anything has changed
+        if self._is_open:
+            self._heads_to_index(changed, self.backend)
         try:
             with self._using.open(settings, self.backend):
                 self._settle(model)
@@ -477,7 +478,7 @@ class Memory:
 
     @property
     def lacks_profile(self) -> bool:
-        """Whether heads would find passages if the model had a head profile; it has none.
+        """Whether heads would be searched if the model had a head profile; it has none.
 
         Raises:
             ConfigError, MemoryUseError: as `profile`.
@@ -595,6 +596,21 @@ class Memory:
         """
         return Encoder(self._attached("write"), self.config, self.tokenizer)
 
+    def second_backend(self) -> MemoryBackend:
+        """Return another backend over this memory's store, to close when it is not needed.
+
+        One thread can write with it while others read with the first, which shows what was written
+        when it is refreshed.
+
+        Raises:
+            MemoryUseError: the model was detached.
+            StoreError: the memory is in RAM, or its store cannot be opened.
+        """
+        if self.backend.path is None:
+            raise StoreError("a memory in RAM has one backend. Give it a path.")
+        config = self._attached_config.replace(path=str(self.backend.path), memory_type="manual")
+        return self._make_backend(self._attached("write"), config)
+
     def forget_model(self) -> None:
         """Let go of the model; called by `detach`."""
         self._model = None
@@ -631,8 +647,13 @@ class Memory:
 
     def _index_heads(self, backend: MemoryBackend, config: MemoryConfig) -> None:
         """Let a backend index the heads that are searched, and no others."""
-        mode = self._modes.of_settings(config, backend)
-        backend.index_heads(mode.heads_to_index(config, backend))
+        backend.index_heads(self._heads_to_index(config, backend))
+
+    def _heads_to_index(
+        self, config: MemoryConfig, backend: MemoryBackend
+    ) -> Mapping[int, Sequence[int]] | None:
+        """Return the KV heads that are searched with some settings, by layer; None for all."""
+        return self._modes.of_settings(config, backend).heads_to_index(config, backend)
 
     def _attached(self, action: str) -> AttachedModel:
         """Return what is known of the model.

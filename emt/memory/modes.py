@@ -41,7 +41,7 @@ class Modes:
         self._reads_words = tokenizer is not None
         self.profiles = ProfileChoice(model)
         self.routing = ByRouting(model, tokenizer, self.profiles)
-        self._token = TokenMode()
+        self._token = TokenMode(model, self.profiles)
         self._passage = PassageMode(model, self.routing)
         self._cached = PassageMode(model, Cached())
         self._cached_and_token = PassageMode(model, Cached(), self._token)

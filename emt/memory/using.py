@@ -109,14 +109,24 @@ def _scopes_of(choice: Mapping[str, Any], backend: MemoryBackend, *, missing_ok:
     where, documents = choice.get("where"), choice.get("documents")
     if where is None and documents is None:
         return None
-    lists, catalog = _lists_of(documents), backend.catalog
+    lists, filters, catalog = _lists_of(documents), _filters_of(where), backend.catalog
     with catalog.snapshot():
-        if lists is None:
+        if lists is None and filters is None:
             return catalog.scope(documents, where, missing_ok=missing_ok)
-        return tuple(catalog.scope(names, where, missing_ok=missing_ok) for names in lists)
+        lists = [documents] * len(filters or ()) if lists is None else lists
+        filters = [where] * len(lists) if filters is None else filters
+        if len(lists) != len(filters):
+            raise ConfigError(
+                f"documents were given for {len(lists)} prompts, and where for {len(filters)}. "
+                "Give both for each prompt of the batch, or one of them for all of it."
+            )
+        return tuple(
+            catalog.scope(names, wanted, missing_ok=missing_ok)
+            for names, wanted in zip(lists, filters, strict=True)
+        )
 
 
-def _lists_of(documents: Any) -> list[Sequence[str]] | None:
+def _lists_of(documents: Any) -> list[Sequence[str] | None] | None:
     """Return documents by prompt; None if they are for all prompts alike.
 
     Raises:
@@ -124,15 +134,23 @@ def _lists_of(documents: Any) -> list[Sequence[str]] | None:
     """
     if documents is None:
         return None
-    given: list[Any] = list(documents) if _is_list(documents) else [None]
-    if all(isinstance(name, str) for name in given):
+    given: list[Any] = list(documents) if _is_list(documents) else [documents]
+    if all(isinstance(name, str) for name in given) and _is_list(documents):
         return None
-    if not all(_is_list(names) and all(isinstance(name, str) for name in names) for names in given):
+    if not all(
+        names is None or (_is_list(names) and all(isinstance(name, str) for name in names))
+        for names in given
+    ):
         raise ConfigError(
             "documents must be a list of names, or a list of them for each prompt of a batch; "
             f"got {documents!r:.100}."
         )
     return given
+
+
+def _filters_of(where: Any) -> list[Any] | None:
+    """Return filters by prompt; None if one is for all prompts alike."""
+    return list(where) if isinstance(where, list | tuple) and where else None
 
 
 def _is_list(value: Any) -> bool:

@@ -96,6 +96,21 @@ def prompt_ids(
     return torch.tensor(encoded["input_ids"], dtype=torch.long)
 
 
+def chat_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]]) -> Tensor:
+    """Return the tokens of a chat with which the model is asked for the next message, (T,) int64.
+
+    Args:
+        tokenizer: the model's, with a chat template.
+        messages: pairs (role, content), the first one first.
+
+    Raises:
+        ConfigError: there is no template, or none that takes the chat.
+    """
+    text = _prompt_of(tokenizer, list(messages))
+    encoded = tokenizer(text, add_special_tokens=False, verbose=False)
+    return torch.tensor(encoded["input_ids"], dtype=torch.long)
+
+
 def last_message(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[int, int] | None:
     """Return (first, stop) of the user's last message among the tokens of a prompt.
 

@@ -48,6 +48,7 @@ class CandidateSearch:
         *,
         min_distance: int,
         scope: Scope | None = None,
+        among: Scope | None = None,
     ) -> dict[str, list[Window]]:
         """Find the places that a question may be about.
 
@@ -57,7 +58,8 @@ class CandidateSearch:
             backend: where the memories are.
             count: of windows in each ranking, at most.
             min_distance: rows that peaks in one document are apart, at least.
-            scope: the rows that may be found; None for all.
+            scope: what is known of the memory; None for all of it.
+            among: the rows of it that may be found; None for all.
 
         Returns:
             The ranking of each voice, best first.
@@ -65,14 +67,15 @@ class CandidateSearch:
         question, scores = asking.token_ids[asking.tokens], {}
         if "words" in voices and self._tokenizer is not None:
             text = str(self._tokenizer.decode(question.tolist(), skip_special_tokens=True))
-            scores["words"] = self._words.scores(text, backend)
+            scores["words"] = self._words.scores(text, backend, scope)
         if "values" in voices:
-            scores["values"] = self._values.scores(question, backend)
+            scores["values"] = self._values.scores(question, backend, scope)
         rankings = {
-            name: runs.windows(of_runs, count, min_distance=min_distance, scope=scope)
+            name: runs.windows(of_runs, count, min_distance=min_distance, scope=among)
             for name, (runs, of_runs) in scores.items()
         }
         if "heads" in voices and self._heads is not None:
-            hits = self._heads.hits(asking.token_ids, asking.tokens, backend, scope=scope)
+            found = scope if among is None else among
+            hits = self._heads.hits(asking.token_ids, asking.tokens, backend, scope=found)
             rankings["heads"] = best_windows(hits, count, min_distance=min_distance)
         return rankings

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from emt.routing.terms import terms_of
-from memory_backends import MemoryBackend
+from memory_backends import MemoryBackend, Scope
 
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}$")
 
@@ -42,12 +42,14 @@ class LinkIndex:
         self._titles: _Titles | None = None
         self._lock = threading.Lock()
 
-    def titles_in(self, text: str, backend: MemoryBackend) -> dict[Title, list[str]]:
+    def titles_in(
+        self, text: str, backend: MemoryBackend, scope: Scope | None = None
+    ) -> dict[Title, list[str]]:
         """Return the titles that a text has, in its order, and the documents that have each.
 
         At each place the longest one counts: "New York" is not named where "New York City" is. A
         title of one word must have a capital letter if the document's name has one: "forces" do not
-        name "Force.txt".
+        name "Force.txt". Documents that are not in the scope count for nothing.
         """
         titles = self._titles_of(backend)
         words, at = terms_of(text), 0
@@ -55,8 +57,8 @@ class LinkIndex:
         found: dict[Title, list[str]] = {}
         while at < len(words):
             starts = (tuple(words[at : at + length]) for length in titles.lengths)
-            title = next((start for start in starts if start in titles.documents), ())
-            names = titles.documents.get(title, [])
+            named = ((start, titles.names(start, scope)) for start in starts)
+            title, names = next(((title, names) for title, names in named if names), ((), []))
             if len(title) == 1 and words[at] not in upper:
                 names = [name for name in names if name.rsplit("/", 1)[-1].islower()]
             if names:
@@ -78,6 +80,7 @@ class _Titles(NamedTuple):
 
     Attributes:
         of_names: name of a document -> its title, () for none.
+        first_rows: name of a document -> its first row.
         documents: title -> the documents that have it.
         lengths: numbers of words that titles have, descending.
     """
@@ -85,6 +88,7 @@ class _Titles(NamedTuple):
     backend: MemoryBackend
     num_changes: int
     of_names: dict[str, Title]
+    first_rows: dict[str, int]
     documents: dict[Title, list[str]]
     lengths: list[int]
 
@@ -93,10 +97,24 @@ class _Titles(NamedTuple):
         """Read the names of a memory's documents, some of whose titles are `known`."""
         of_names: dict[str, Title] = {}
         documents: dict[Title, list[str]] = {}
-        for name in backend.catalog.document_names():
+        with backend.catalog.snapshot():
+            names, rows = backend.catalog.document_names(), backend.catalog.first_rows().tolist()
+        for name in names:
             title = known.get(name)
             of_names[name] = title = title_of(name) if title is None else title
             if title:
                 documents.setdefault(title, []).append(name)
         lengths = sorted(set(map(len, documents)), reverse=True)
-        return cls(backend, num_changes, of_names, documents, lengths)
+        return cls(
+            backend, num_changes, of_names, dict(zip(names, rows, strict=True)), documents, lengths
+        )
+
+    def names(self, title: Title, scope: Scope | None) -> list[str]:
+        """Return the documents of a scope that have a title."""
+        names = self.documents.get(title, [])
+        if scope is None:
+            return names
+        rows = self.first_rows
+        return [
+            name for name in names if any(low <= rows[name] < high for low, high in scope.spans)
+        ]

@@ -33,21 +33,23 @@ class _Asked:
 
     Attributes:
         asking: what is read of it.
+        scope: what is known of the memory; None for all of it.
         voices: what finds places.
         gains: by how much each passage that was judged makes each token that asks likelier.
     """
 
     asking: Asking
     backend: MemoryBackend
+    scope: Scope | None
     budget: Budget
     candidates: CandidateSearch
     voices: frozenset[str]
     judge: Judge | None
     gains: dict[Passage, Tensor] = field(default_factory=dict)
 
-    def places(self, scope: Scope | None) -> list[Place]:
-        """Return the places that the voices find, best first; none if the scope has no rows."""
-        if not self.backend.num_searchable(scope):
+    def places(self, among: Scope | None = None) -> list[Place]:
+        """Return the places that the voices find, best first, among all rows or some."""
+        if not self.backend.num_searchable(self.scope if among is None else among):
             return []
         rankings = self.candidates.rankings(
             self.voices,
@@ -55,13 +57,14 @@ class _Asked:
             self.backend,
             _MAX_WINDOWS,
             min_distance=self.budget.min_distance,
-            scope=scope,
+            scope=self.scope,
+            among=among,
         )
         return fuse_rankings(list(rankings.values()), min_distance=self.budget.min_distance)
 
-    def windows(self, scope: Scope | None) -> list[Window]:
-        """Return the windows of the places."""
-        return [place.window for place in self.places(scope)]
+    def windows(self, among: Scope) -> list[Window]:
+        """Return the windows of the places among some rows."""
+        return [place.window for place in self.places(among)]
 
     def ask_back(
         self, passages: Sequence[Passage], beside: Sequence[Passage] | None = None
@@ -132,8 +135,8 @@ class Router:
             return Routed(question, (), 0.0)
         budget = Budget(num_rows, min(config.max_passages, num_rows))
         asking = Asking.of(token_ids, question, num_generated)
-        asked = _Asked(asking, backend, budget, self._candidates, config.voices, judge)
-        places = asked.places(scope)
+        asked = _Asked(asking, backend, scope, budget, self._candidates, config.voices, judge)
+        places = asked.places()
         windows = [place.window for place in places]
         score = max((window.score for window in windows), default=0.0)
         gain, num_needed = None, budget.num_passages
@@ -147,7 +150,7 @@ class Router:
                 best += windows[count:]
             elif budget.num_passages > 1:
                 best, num_needed = together(
-                    best, num_likely, asked.gains, budget, self._follower(asked, scope)
+                    best, num_likely, asked.gains, budget, self._follower(asked)
                 )
                 if len(best) == 1:  # as many rows as it would have beside others
                     budget = Budget(num_rows // 2, 1)
@@ -155,11 +158,11 @@ class Router:
         passages = choose_passages(windows, backend, budget, num_needed=num_needed)
         return Routed(question, tuple(passages), score, gain)
 
-    def _follower(self, asked: _Asked, scope: Scope | None) -> Follower:
+    def _follower(self, asked: _Asked) -> Follower:
         tokenizer, text = self._tokenizer, ""
         if tokenizer is not None:
             ids = asked.asking.token_ids[asked.asking.tokens].tolist()
             text = str(tokenizer.decode(ids, skip_special_tokens=True))
         return Follower(
-            text, self._links, tokenizer, asked.backend, scope, asked.windows, asked.ask_back
+            text, self._links, tokenizer, asked.backend, asked.scope, asked.windows, asked.ask_back
         )

@@ -62,7 +62,9 @@ class Runs:
             min_distance: rows that peaks in one document are apart, at least.
             scope: the rows that a peak may be among; None for all.
         """
-        middles, scores = self.middles, self._inside(scores, scope)
+        middles = self.middles
+        if scope is not None:
+            scores = np.where(self.inside(scope), scores, 0)
         found = np.flatnonzero(scores > 0)
         ranked = found[np.argsort(-scores[found], kind="stable")]
         windows = (
@@ -70,15 +72,13 @@ class Runs:
         )
         return spaced(windows, count, min_distance=min_distance)
 
-    def _inside(self, scores: Float32Array, scope: Scope | None) -> Float32Array:
-        """Return scores (r,), with 0 for runs whose middle is not in a scope."""
-        if scope is None:
-            return scores
-        middles, kept = self.middles, np.zeros_like(scores)
+    def inside(self, scope: Scope) -> npt.NDArray[np.bool_]:
+        """Return a mask (r,) of the runs whose middle is in a scope."""
+        middles = self.middles
+        mask = np.zeros(len(middles), dtype=bool)
         for span in scope.spans:
-            part = slice(*np.searchsorted(middles, span))
-            kept[part] = scores[part]
-        return kept
+            mask[slice(*np.searchsorted(middles, span))] = True
+        return mask
 
 
 def num_runs(num_rows: Int64Array) -> Int64Array:

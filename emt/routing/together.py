@@ -111,7 +111,7 @@ class Follower:
     def _named(self, windows: Sequence[Window], num_rows: int) -> list[tuple[int, Passage, str]]:
         """Return the documents that passages around windows name: number of the window, passage,
         name. Those that the question names itself are left out."""
-        known = self.links.titles_in(self.question, self.backend)
+        known = self.links.titles_in(self.question, self.backend, self.scope)
         if self.tokenizer is None or len(known) > 1:
             return []
         named = []
@@ -121,10 +121,11 @@ class Follower:
                 continue
             document = self.backend.catalog.document(passage.document)
             text = text_of_rows(document, passage.first, passage.stop, self.tokenizer)
-            for title, names in self.links.titles_in(text, self.backend).items():
+            titles = self.links.titles_in(text, self.backend, self.scope)
+            for title, names in titles.items():
                 if title not in known and len(names) <= _MAX_PAIRS:  # more are no name of one
                     named += [(number, passage, name) for name in names if name != document.name]
-        return [link for link in named if self._is_in_scope(link[2])]
+        return named
 
     def _others(self, names: Collection[str], num_rows: int) -> dict[str, tuple[Window, Passage]]:
         """Return the best place of each of some documents, if it makes the question likelier."""
@@ -139,12 +140,6 @@ class Follower:
         alone = gains_of(self.ask_back([passage for _, passage in places.values()], None))
         likelier = (alone.sum(dim=1) > 0).tolist()
         return dict(itertools.compress(places.items(), likelier))
-
-    def _is_in_scope(self, name: str) -> bool:
-        if self.scope is None:
-            return True
-        spans = self.backend.catalog.scope([name], missing_ok=True).spans
-        return Scope.of([*self.scope.spans, *spans]) == self.scope
 
 
 def passage_around(window: Window, backend: MemoryBackend, num_rows: int) -> Passage | None:

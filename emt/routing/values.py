@@ -27,7 +27,7 @@ from emt.model.references import alive
 from emt.model.watch import watching
 from emt.routing.mean_values import DIMS, MeanValues, documents_of
 from emt.routing.runs import Runs
-from memory_backends import MemoryBackend
+from memory_backends import MemoryBackend, Scope
 from memory_backends.layout import Float32Array
 
 _SHARE = 0.25  # of the layers: the last ones
@@ -35,8 +35,19 @@ _MAX_LAYERS = 8  # of these, evenly spread: more would cost a large model's memo
 _RUNS_AT_A_TIME = 128
 
 
+_SCOPES_KEPT = 4  # whose mean values are kept: a copy takes 4 KB a run
+
+
+class _Read(NamedTuple):
+    """The mean values of a memory as it was after so many changes."""
+
+    backend: MemoryBackend
+    num_changes: int
+    values: MeanValues
+
+
 class _Index(NamedTuple):
-    """The mean values of a memory as it was after so many changes.
+    """The mean values of a scope.
 
     Attributes:
         means: (layers, r, 128) float32, of each run.
@@ -44,9 +55,7 @@ class _Index(NamedTuple):
         lengths: (layers, r) float32, how far each run is from the center.
     """
 
-    backend: MemoryBackend
-    num_changes: int
-    values: MeanValues
+    runs: Runs
     means: Float32Array
     center: Float32Array
     lengths: Float32Array
@@ -66,15 +75,19 @@ class ValueIndex:
         spread = np.linspace(0, len(layers) - 1, min(len(layers), _MAX_LAYERS)).round()
         self._layers = [layers[int(at)] for at in spread]
         self._projections = {layer: _projection(_width(model, layer)) for layer in self._layers}
-        self._index: _Index | None = None
+        self._read: _Read | None = None
+        self._indexes: dict[Scope | None, _Index] = {}  # the last used is the last
         self._lock = threading.Lock()
 
-    def scores(self, question: Tensor, backend: MemoryBackend) -> tuple[Runs, Float32Array]:
-        """Return all runs of a memory, and how near each is to a question.
+    def scores(
+        self, question: Tensor, backend: MemoryBackend, scope: Scope | None = None
+    ) -> tuple[Runs, Float32Array]:
+        """Return the runs of a scope, and how near each is to a question.
 
         Args:
             question: (T,) int64, its tokens, without a chat template.
             backend: where the memories are.
+            scope: what is known of the memory; None for all of it.
 
         Returns:
             The r runs, and (r,) float32, 0 to 1: the mean over the layers of the cosine between the
@@ -82,11 +95,11 @@ class ValueIndex:
         """
         query = self._of_question(question)[..., None]
         with self._lock:
-            index = self._index_of(backend)
+            index = self._index_of(backend, scope)
         products = (index.means @ query - index.center @ query)[..., 0]
         norms = index.lengths * np.linalg.norm(query, axis=1)
         cosines = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
-        return index.values.runs, cosines.mean(axis=0).clip(0, 1)
+        return index.runs, cosines.mean(axis=0).clip(0, 1)
 
     @torch.no_grad()
     def _of_question(self, token_ids: Tensor) -> Float32Array:
@@ -109,33 +122,36 @@ class ValueIndex:
         if backend.catalog.path is None or backend.is_read_only:
             return
         with self._lock:
-            values = self._index_of(backend).values
+            values = self._read_values(backend)
         kept = MeanValues.read(backend, self._layers)
         if kept is None or not np.array_equal(kept.documents, values.documents):
             values.write(backend)
 
-    def _index_of(self, backend: MemoryBackend) -> _Index:
-        """Return the index of a memory as it is now, for which only new documents are read."""
-        index = self._index
-        if index is not None and index.backend is not backend:
-            index = None
-        if index is not None and index.num_changes == backend.num_changes:
-            return index
+    def _index_of(self, backend: MemoryBackend, scope: Scope | None) -> _Index:
+        """Return the index of a scope as it is now."""
+        values = self._read_values(backend)
+        index = self._indexes.pop(scope, None) or _indexed(values, scope)
+        self._indexes[scope] = index
+        if len(self._indexes) > _SCOPES_KEPT:
+            del self._indexes[next(iter(self._indexes))]
+        return index
+
+    def _read_values(self, backend: MemoryBackend) -> MeanValues:
+        """Return the mean values of a memory as it is now; only new documents are read."""
+        read = self._read
+        if read is not None and read.backend is not backend:
+            read = None
+        if read is not None and read.num_changes == backend.num_changes:
+            return read.values
         num_changes, documents = backend.num_changes, documents_of(backend.catalog)
-        if index is None:
+        if read is None:
             kept = MeanValues.read(backend, self._layers)
             before = kept or MeanValues.none(self._layers)
         else:
-            before = index.values
+            before = read.values
         values = before.brought_to(documents, lambda runs: self._means(runs, backend))
-        means = values.means
-        center = means.sum(axis=1, keepdims=True) / max(means.shape[1], 1)
-        lengths = [
-            np.linalg.norm(of_layer - its, axis=-1)
-            for of_layer, its in zip(means, center, strict=True)
-        ]
-        self._index = _Index(backend, num_changes, values, means, center, np.stack(lengths))
-        return self._index
+        self._read, self._indexes = _Read(backend, num_changes, values), {}
+        return values
 
     def _means(self, runs: Runs, backend: MemoryBackend) -> Float32Array:
         """Return the mean values of runs, (layers, r, 128) float32; their rows are read once."""
@@ -154,6 +170,19 @@ class ValueIndex:
                 sums = np.add.reduceat(values, bounds, axis=0)[::2]
                 means[i, part] = sums / (high - low)[:, None] @ self._projections[layer]
         return means
+
+
+def _indexed(values: MeanValues, scope: Scope | None) -> _Index:
+    """Return the mean values of the runs of a scope, and their own mean."""
+    runs, means = values.runs, values.means
+    if scope is not None:
+        inside = runs.inside(scope)
+        runs, means = runs.among(inside), means[:, inside]
+    center = means.sum(axis=1, keepdims=True) / max(means.shape[1], 1)
+    lengths = [
+        np.linalg.norm(of_layer - its, axis=-1) for of_layer, its in zip(means, center, strict=True)
+    ]
+    return _Index(runs, means, center, np.stack(lengths))
 
 
 def _stored_values(rows: Tensor, layer: int, backend: MemoryBackend) -> Float32Array:

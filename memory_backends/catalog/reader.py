@@ -143,6 +143,18 @@ class CatalogReader:
             document = from_record(records[0], self.num_rows)
             return dataclasses.replace(document, metadata=self._metadata_at(document.first_row))
 
+    def lengths(self, name: str) -> tuple[int, int | None]:
+        """Return a document's tokens, and the characters of its text, None if it has only ids.
+
+        Raises:
+            DocumentError: there is none of that name.
+        """
+        records = self._visible("num_tokens, text", "AND name = ?", name)
+        if not records:
+            raise no_document(name)
+        ((num_tokens, text),) = records
+        return int(num_tokens), None if text is None else len(text)
+
     def metadata(self, name: str) -> Metadata:
         """Return a document's metadata, {} if it has none; a DocumentError if there is no such."""
         with self.snapshot():

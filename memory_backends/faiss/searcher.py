@@ -89,35 +89,61 @@ class FaissSearcher(Searcher):
         """Search; half-precision indexes without ranking anything again."""
         if self.precision != "half" or len(self.rows) < k or scope is not None:
             return super().search(layer_idx, queries, k, heads, scope)
+        return self._search_half(layer_idx, queries, k, heads, is_thorough=heads is not None)
+
+    def _search_half(
+        self,
+        layer_idx: int,
+        queries: torch.Tensor,
+        k: int,
+        heads: Heads,
+        *,
+        is_thorough: bool,
+    ) -> SearchResult:
         queries = queries.detach().float().cpu()  # FAISS ranks queries of any length alike
-        scores, ids = self._search_indexes(layer_idx, queries.numpy(), k, heads)
+        scores, ids = self._search_indexes(
+            layer_idx, queries.numpy(), k, heads, is_thorough=is_thorough
+        )
         lengths = torch.linalg.vector_norm(queries, dim=-1, keepdim=True)
         return SearchResult(
             torch.from_numpy(scores) / lengths.clamp(min=1e-12), torch.from_numpy(ids)
         )
 
     def retrieve(
-        self, layer_idx: int, queries: torch.Tensor, k: int, scope: Scope | None = None
+        self,
+        layer_idx: int,
+        queries: torch.Tensor,
+        k: int,
+        heads: Heads = None,
+        scope: Scope | None = None,
     ) -> Retrieval:
         """Search, and take keys and values where they are, on the GPU or in the mapped files."""
         layer = self.layout.layers[layer_idx]
-        scores, ids = self.search(layer_idx, queries, k, scope=scope)
+        if self.precision != "half" or len(self.rows) < k or scope is not None:
+            scores, ids = self.search(layer_idx, queries, k, heads, scope)
+        else:  # as `nearest` does
+            scores, ids = self._search_half(layer_idx, queries, k, heads, is_thorough=False)
         if not len(self.rows):
             rows = torch.zeros(*ids.shape, layer.row_dim, dtype=self.layout.dtype)
         else:
-            rows = self._take(layer_idx, np.maximum(ids.numpy(), 0))
+            rows = self._take(layer_idx, np.maximum(ids.numpy(), 0), heads)
         return Retrieval(scores, ids, rows[..., : layer.head_dim], rows[..., layer.head_dim :])
 
     def nearest(
-        self, layer_idx: int, queries: torch.Tensor, k: int, scope: Scope | None = None
+        self,
+        layer_idx: int,
+        queries: torch.Tensor,
+        k: int,
+        heads: Heads = None,
+        scope: Scope | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return keys and values; a decode step waits for this, so it does no more than it must."""
         if self.precision != "half" or scope is not None:
-            return super().nearest(layer_idx, queries, k, scope)
-        layer_indexes = self._indexes.of_layer(layer_idx)
+            return super().nearest(layer_idx, queries, k, heads, scope)
+        layer_indexes = self._indexes.of_layer(layer_idx, heads)
         parameters = self._parameters.of(layer_idx, layer_indexes, self._indexes.bitmap)
         wanted = queries.detach().to("cpu", torch.float32).contiguous().numpy()
-        on_gpu = self._on_gpu(layer_idx, layer_indexes, k)
+        on_gpu = self._on_gpu(layer_idx, layer_indexes, k) if heads is None else None
         if on_gpu is not None:
             positions = on_gpu.search(wanted, k)[1]
         else:
@@ -128,7 +154,7 @@ class FaissSearcher(Searcher):
                 )
         if positions.min() < 0:
             return None
-        rows = self._take(layer_idx, self._indexes.rows_at(positions, layer_idx))
+        rows = self._take(layer_idx, self._indexes.rows_at(positions, layer_idx), heads)
         head_dim = self.layout.layers[layer_idx].head_dim
         return rows[..., :head_dim], rows[..., head_dim:]
 
@@ -136,7 +162,9 @@ class FaissSearcher(Searcher):
         self, layer_idx: int, unit_queries: torch.Tensor, k: int, heads: Heads
     ) -> SearchResult:
         """Search the indexes."""
-        scores, ids = self._search_indexes(layer_idx, unit_queries.cpu().numpy(), k, heads)
+        scores, ids = self._search_indexes(
+            layer_idx, unit_queries.cpu().numpy(), k, heads, is_thorough=heads is not None
+        )
         return SearchResult(torch.from_numpy(scores), torch.from_numpy(ids))
 
     def candidates_in(
@@ -152,7 +180,14 @@ class FaissSearcher(Searcher):
                 self.rows.ids_in(scope), self._indexes.ids, self.rows.stored.num_rows
             ),
         )
-        hits = self._search_indexes(layer_idx, unit_queries.numpy(), k, heads, selection)
+        hits = self._search_indexes(
+            layer_idx,
+            unit_queries.numpy(),
+            k,
+            heads,
+            is_thorough=heads is not None,
+            selection=selection,
+        )
         scores, ids = (torch.from_numpy(part) for part in hits)
         if len(selection.unindexed):
             keys = self.unit_keys_of(layer_idx, selection.unindexed, heads)
@@ -180,6 +215,8 @@ class FaissSearcher(Searcher):
         queries: Float32Array,
         k: int,
         heads: Heads,
+        *,
+        is_thorough: bool,
         selection: Selection | None = None,
     ) -> tuple[Float32Array, Int64Array]:
         """Return inner products and row ids, each (h, N, k), for queries (h, N, head_dim)."""
@@ -189,7 +226,7 @@ class FaissSearcher(Searcher):
             layer_indexes,
             self._indexes.bitmap,
             selection=selection,
-            is_thorough=heads is not None,
+            is_thorough=is_thorough,
         )
         queries = np.ascontiguousarray(queries)
         # Copies on a GPU are of whole layers; a few heads are not worth one.
@@ -203,8 +240,12 @@ class FaissSearcher(Searcher):
             )
         return scores, np.where(positions < 0, -1, self._indexes.rows_at(positions, layer_idx))
 
-    def _take(self, layer_idx: int, ids: Int64Array) -> torch.Tensor:
-        """Return rows by id, (Hkv, N, k) to (Hkv, N, k, R), from the GPU if the layer is there."""
+    def _take(self, layer_idx: int, ids: Int64Array, heads: Heads) -> torch.Tensor:
+        """Return rows by id, (h, N, k) to (h, N, k, R), from the GPU if the layer is there."""
+        if self._limit is not None:
+            self._limit.count(ids.size)
+        if heads is not None:
+            return self.rows.stored.gather(layer_idx, torch.from_numpy(ids), heads)
         num_heads = len(ids)
         places = ids * num_heads
         places += np.arange(num_heads).reshape(-1, 1, 1)
@@ -213,8 +254,6 @@ class FaissSearcher(Searcher):
             rows = self.rows.stored.take(layer_idx, torch.from_numpy(places))
         else:
             rows = take_heads(on_gpu.rows, torch.from_numpy(places).to(on_gpu.rows.device))
-        if self._limit is not None:
-            self._limit.count(places.size)
         return rows
 
     def _on_gpu(self, layer_idx: int, layer_indexes: LayerIndexes, k: int) -> GPULayer | None:

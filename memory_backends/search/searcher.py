@@ -127,19 +127,29 @@ class Searcher(ABC):
         return SearchResult(scores, ids)
 
     def retrieve(
-        self, layer_idx: int, queries: torch.Tensor, k: int, scope: Scope | None = None
+        self,
+        layer_idx: int,
+        queries: torch.Tensor,
+        k: int,
+        heads: Heads = None,
+        scope: Scope | None = None,
     ) -> Retrieval:
         """Search, and fetch keys and values; see `MemoryBackend.retrieve`."""
         head_dim = self.layout.layers[layer_idx].head_dim
-        scores, ids = self.search(layer_idx, queries, k, scope=scope)
-        rows = self.gather(layer_idx, ids)
+        scores, ids = self.search(layer_idx, queries, k, heads, scope)
+        rows = self.gather(layer_idx, ids, heads)
         return Retrieval(scores, ids, rows[..., :head_dim], rows[..., head_dim:])
 
     def nearest(
-        self, layer_idx: int, queries: torch.Tensor, k: int, scope: Scope | None = None
+        self,
+        layer_idx: int,
+        queries: torch.Tensor,
+        k: int,
+        heads: Heads = None,
+        scope: Scope | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return keys and values without scores, in any order; see `MemoryBackend.nearest`."""
-        hits = self.retrieve(layer_idx, queries, k, scope)
+        hits = self.retrieve(layer_idx, queries, k, heads, scope)
         return None if bool((hits.ids < 0).any()) else (hits.keys, hits.values)
 
     def gather(self, layer_idx: int, ids: torch.Tensor, heads: Heads = None) -> torch.Tensor:

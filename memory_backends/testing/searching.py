@@ -9,6 +9,7 @@ import torch
 import numpy as np
 import pytest
 
+from memory_backends.errors import MemoryMismatchError
 from memory_backends.layout import LayerLayout, MemoryLayout
 from memory_backends.search.scores import SearchResult
 from memory_backends.testing.base import Make, Suite
@@ -77,6 +78,22 @@ class SearchConformance(Suite):
             for part, expected in zip(rows, (keys, values), strict=True):
                 torch.testing.assert_close(part.sum(dim=2), expected.sum(dim=2))
             assert backend.nearest(layer_idx, queries, 8) is None  # there are seven
+
+    def test_named_heads_find_and_fetch_what_they_do_among_all(self, make: Make) -> None:
+        """Each head has its own rows, in whatever order the heads are named."""
+        backend = self.filled(make())
+        queries = make_queries(0, 4)
+        of_all = backend.retrieve(0, queries, 3)
+        for heads in ([1], [1, 0]):
+            hits = backend.retrieve(0, queries[heads], 3, heads=heads)
+            for part, expected in zip(hits, of_all, strict=True):
+                torch.testing.assert_close(part, expected[heads])
+            rows = backend.nearest(0, queries[heads], 3, heads=heads)
+            assert rows is not None
+            for part, expected in zip(rows, of_all[2:], strict=True):
+                torch.testing.assert_close(part.sum(dim=2), expected[heads].sum(dim=2))
+        with pytest.raises(MemoryMismatchError, match="heads must be one or more"):
+            backend.retrieve(0, queries[[1]], 3, heads=[2])
 
     def test_fetch_gives_each_head_its_own_rows(self, make: Make) -> None:
         """Ids differ by head."""

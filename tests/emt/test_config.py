@@ -22,6 +22,7 @@ VALUES = {  # setting: its default, another value, and wrong ones
     "topk": (4, 3, [0, -1, 2.0, "3", None, True]),
     "uncertainty": (None, {"entropy": 1.0, "topk": 12}, [1.0, True, "1.0", (1.0, 12)]),
     "layers": (None, (0, 2), [[], [-1], [1.0], [True], 1, "0", {0: 1}, ["0"]]),
+    "heads": ("all", "profile", ["some", None, ["all"], 1]),
     "mask_by_sim": (False, True, [1, 0, None, "yes"]),
     "sim_threshold": (0.25, -0.5, [1.01, -1.01, float("nan"), "0.5", None, True]),
     "routing": ("all", "heads", ["bm25", None, ["heads"]]),

@@ -33,6 +33,7 @@ FLOORS = [
     "attach",
     "published",
     "answer",
+    "serving",
     "cli",
     "integrations",
     "",

@@ -340,3 +340,21 @@ def test_coverage_tells_the_bytes_and_estimates_those_of_all_heads(tmp_path: Pat
     shutil.rmtree(some)
     written(some, indexed_heads={})
     assert coverage_of(setting(some), LAYOUT) == ({}, 0, 0)
+
+
+def test_rows_of_some_heads_are_retrieved_with_the_effort_of_all(tmp_path: Path) -> None:
+    """Only `search` looks into more lists for named heads: a decode step has no time for it."""
+    with contextlib.closing(
+        written(tmp_path / "m", 2000, index="IVF32,SQfp16", recall=0.3)
+    ) as backend:
+        queries = torch.randn(3, 40, 8, generator=torch.Generator().manual_seed(3))
+        of_all = backend.retrieve(0, queries, 5)
+        hits = backend.retrieve(0, queries[[2, 0]], 5, heads=[2, 0])
+        for part, expected in zip(hits, of_all, strict=True):
+            assert torch.equal(part, expected[[2, 0]])
+        rows = backend.nearest(0, queries[[2, 0]], 5, heads=[2, 0])
+        assert rows is not None
+        for part, expected in zip(rows, hits[2:], strict=True):
+            torch.testing.assert_close(part.sum(dim=2), expected.sum(dim=2))
+        thorough = backend.search(0, queries[[2, 0]], 5, heads=[2, 0])
+        assert thorough.scores.sum() > hits.scores.sum()

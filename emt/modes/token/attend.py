@@ -151,6 +151,7 @@ def _decode(call: AttentionCall, search: MemorySearch) -> Tensor | None:
         return None
     memory_keys, memory_values = nearest
     mask = call.mask
+    searching = search.query_heads(call.layer_idx, query.shape[1])
     return decode_attention(
         query,
         key,
@@ -160,6 +161,7 @@ def _decode(call: AttentionCall, search: MemorySearch) -> Tensor | None:
         scaling=call.scaling,
         attention_mask=mask if call.alibi is None else call.alibi.of_keys(mask),
         memory_bias=None if call.alibi is None else call.alibi.of_memories(mask),
+        has_memories=None if searching is None else searching.to(query.device),
     )
 
 

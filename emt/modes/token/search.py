@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,54 @@ class _Group:
     topk: int
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """The queries of a layer's heads that search, as a backend takes them.
+
+    Attributes:
+        query: (B, H, Q, D), of all heads.
+        grouped: (h, N, D), of those that search, by their h KV heads.
+        kv_heads: which these are; None for all.
+        query_heads: which query heads those of `grouped` are, as many for each KV head; a KV head
+            with fewer names its last one again. None for all.
+    """
+
+    query: Tensor
+    grouped: Tensor
+    kv_heads: list[int] | None
+    query_heads: list[int] | None
+
+    @classmethod
+    def of(cls, query: Tensor, num_kv_heads: int, heads: Sequence[int] | None) -> _Asked:
+        """Choose from queries (B, H, Q, D) those of some query heads; of all if `heads` is None."""
+        if heads is None:
+            return cls(query, group_queries(query, num_kv_heads), None, None)
+        size = query.shape[1] // num_kv_heads
+        groups: dict[int, list[int]] = {}
+        for head in sorted(heads):
+            groups.setdefault(head // size, []).append(head)
+        most = max(map(len, groups.values()))
+        chosen = [head for group in groups.values() for head in _repeated(group, most)]
+        return cls(query, group_queries(query[:, chosen], len(groups)), list(groups), chosen)
+
+    def of_all_heads(self, results: Tensor, nothing: float = 0.0) -> Tensor:
+        """Return results for the queries, (h, N, ...), as (B, H, Q, ...).
+
+        Heads that do not search have `nothing`.
+        """
+        batch, num_heads, num_queries, _ = self.query.shape
+        results = ungroup(results.to(self.query.device), batch, num_queries)
+        if self.query_heads is None:
+            return results
+        whole = results.new_full((batch, num_heads, *results.shape[2:]), nothing)
+        whole[:, self.query_heads] = results
+        return whole
+
+
+def _repeated(heads: list[int], count: int) -> list[int]:
+    return heads + heads[-1:] * (count - len(heads))
+
+
 class MemorySearch:
     """Where the queries of a batch search.
 
@@ -42,6 +90,8 @@ class MemorySearch:
         scopes: the rows that may be found, alike for all sequences, or of each prompt, which has
             batch / len(scopes) consecutive sequences: its beams. None for all rows.
         batch: how many sequences.
+        heads: layer -> the query heads that search, the same for all sequences; None for all of
+            every layer. Others find nothing.
 
     Attributes:
         topk: memories that a query retrieves at most.
@@ -57,8 +107,10 @@ class MemorySearch:
         config: MemoryConfig,
         scopes: Scope | Sequence[Scope] | None,
         batch: int,
+        heads: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
         self._backend = backend
+        self._heads = heads
         self._groups = [
             _Group(scope, sequences, config.topk_of(backend.num_searchable(scope)))
             for scope, sequences in _grouped(scopes, batch)
@@ -70,6 +122,18 @@ class MemorySearch:
             if not group.topk
             for sequence in (range(batch) if group.sequences is None else group.sequences)
         ]
+
+    def searches_in(self, layer_idx: int) -> bool:
+        """Tell whether any head of a layer searches."""
+        return self._heads is None or layer_idx in self._heads
+
+    def query_heads(self, layer_idx: int, num_heads: int) -> Tensor | None:
+        """Return which of a layer's query heads search, (H,) bool on the CPU; None for all."""
+        if self._heads is None:
+            return None
+        searching = torch.zeros(num_heads, dtype=torch.bool)
+        searching[list(self._heads[layer_idx])] = True
+        return searching
 
     def retrieve(self, layer_idx: int, query: Tensor, num_kv_heads: int) -> list[Tensor]:
         """Search for queries (B, H, Q, D), and fetch the rows that are nearest.
@@ -94,37 +158,49 @@ class MemorySearch:
         """Return the keys and values that `retrieve` does, in any order.
 
         Returns:
-            (B, H, Q, k, D) and (B, H, Q, k, Dv); None if fewer were found for some query.
+            (B, H, Q, k, D) and (B, H, Q, k, Dv), zeros for heads that do not search; None if fewer
+            were found for some query of the others.
         """
         if not self.topk or any(group.topk < self.topk for group in self._groups):
             return None
-        batch, _, num_queries, _ = query.shape
         if len(self._groups) > 1:
             _, ids, keys, values = self.retrieve(layer_idx, query, num_kv_heads)
-            return None if bool((ids < 0).any()) else (keys, values)
-        grouped = group_queries(query, num_kv_heads)
-        rows = self._backend.nearest(layer_idx, grouped, self.topk, scope=self._groups[0].scope)
+            searching = self.query_heads(layer_idx, query.shape[1])
+            found = ids if searching is None else ids[:, searching]
+            return None if bool((found < 0).any()) else (keys, values)
+        asked = self._asked(layer_idx, query, num_kv_heads)
+        rows = self._backend.nearest(
+            layer_idx, asked.grouped, self.topk, heads=asked.kv_heads, scope=self._groups[0].scope
+        )
         if rows is None:
             return None
-        key, value = (ungroup(part.to(query.device), batch, num_queries) for part in rows)
+        key, value = (asked.of_all_heads(part) for part in rows)
         return key, value
+
+    def _asked(self, layer_idx: int, query: Tensor, num_kv_heads: int) -> _Asked:
+        heads = None if self._heads is None else self._heads[layer_idx]
+        return _Asked.of(query, num_kv_heads, heads)
 
     def _of_group(
         self, group: _Group, layer_idx: int, query: Tensor, num_kv_heads: int
     ) -> list[Tensor]:
-        batch, num_heads, num_queries, _ = query.shape
         if not group.topk:
             layer, dtype = self._backend.layout.layers[layer_idx], self._backend.layout.dtype
-            shape = (batch, num_heads, num_queries, 0)
+            shape = (*query.shape[:3], 0)
             return [
                 query.new_empty(shape, dtype=torch.float32),
                 query.new_empty(shape, dtype=torch.int64),
                 query.new_empty(*shape, layer.head_dim, dtype=dtype),
                 query.new_empty(*shape, layer.value_head_dim, dtype=dtype),
             ]
-        grouped = group_queries(query, num_kv_heads)
-        retrieval = self._backend.retrieve(layer_idx, grouped, group.topk, scope=group.scope)
-        return [ungroup(part.to(query.device), batch, num_queries) for part in retrieval]
+        asked = self._asked(layer_idx, query, num_kv_heads)
+        retrieval = self._backend.retrieve(
+            layer_idx, asked.grouped, group.topk, heads=asked.kv_heads, scope=group.scope
+        )
+        return [
+            asked.of_all_heads(part, nothing)
+            for part, nothing in zip(retrieval, _NOTHING, strict=True)
+        ]
 
     def _filled(self, part: Tensor, nothing: float) -> Tensor:
         """Append what stands for no row, up to `topk` of them: (B, H, Q, topk, ...)."""

@@ -93,6 +93,18 @@ def test_questions_make_no_profile(tmp_path, ranked):
     assert kept_in(memory) is None
 
 
+def test_token_mode_is_given_a_profile_if_its_heads_are_to_read(tmp_path, ranked):
+    memory = remembering(
+        tmp_path / "m", mode="token", heads="profile", memory_type="vector_db", index="Flat"
+    )
+    assert memory.heads_to_index == {idx: range(2) for idx in memory.layers}
+    memory.save()
+    assert kept_in(memory) == ranked[0].to_json()
+    assert memory.heads_to_index == {0: [0], 2: [1]}
+    heads = memory.backend.catalog.setting("index")["heads"]
+    assert heads == {"0": [0], "2": [1]}
+
+
 def test_no_copy_is_kept_of_what_every_user_has_or_brings(tmp_path, ranked, monkeypatch):
     profile = profile_of(build("llama"))
     profile.write(tmp_path / "p.json")

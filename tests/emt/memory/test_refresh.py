@@ -1,5 +1,6 @@
 """`Memory.refresh` and `Memory.compact`: what other processes wrote, and space given back."""
 
+import contextlib
 import shutil
 import threading
 
@@ -21,7 +22,10 @@ def logits(model):
 def attached(path, memory_type):
     model = build("llama")
     return model, attach(
-        model, MemoryConfig.published(memory_type=memory_type, path=str(path), mode="token")
+        model,
+        MemoryConfig.published(
+            memory_type=memory_type, path=None if path is None else str(path), mode="token"
+        ),
     )
 
 
@@ -150,3 +154,30 @@ def test_a_forward_goes_on_with_the_rows_that_it_began_with(tmp_path):
     assert torch.equal(logits(model), before)
     assert memory.documents == ["new"]
     assert not torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("memory_type", ["manual", "vector_db"])
+@pytest.mark.parametrize("has_path", [True, False])
+def test_a_second_backend_writes_while_the_first_is_read(tmp_path, memory_type, has_path):
+    _, memory = attached(tmp_path / "store" if has_path else None, memory_type)
+    if memory.backend.path is None:
+        with pytest.raises(StoreError, match="in RAM has one backend"):
+            memory.second_backend()
+        return
+    _, alone = attached(None, "manual")
+    encoder = alone.encoder
+    for ids, name in ((range(3, 40), "first"), (range(40, 90), "second")):  # the first makes it
+        document = encoder.document(ids, name)
+        with contextlib.closing(memory.second_backend()) as second:
+            second.add(document, encoder.encode(document))
+        assert name not in memory.documents
+        memory.refresh()
+        alone.write(ids, document=name)
+        assert memory.documents == alone.documents
+    for layer in memory.layers:
+        ids = torch.arange(87).expand(memory.backend.layout.layers[layer].num_key_value_heads, -1)
+        for got, expected in zip(
+            memory.backend.fetch(layer, ids), alone.backend.fetch(layer, ids), strict=True
+        ):
+            torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-3)
+    assert memory.backend.catalog.lengths("second") == (50, None)

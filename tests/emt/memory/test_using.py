@@ -235,6 +235,28 @@ def test_a_batch_that_scopes_do_not_divide_is_refused():
         assert torch.equal(logits(model, BATCH, MASK), logits(build("llama"), BATCH, MASK))
 
 
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"documents": [["b"], None, ["a", "c"]]}, ["b", "abcd", "ac"]),
+        ({"where": [{"year": 2001}, None, {"language": "en"}]}, ["bc", "abcd", "ac"]),
+        (
+            {"documents": [["a", "b"], ["d"], None], "where": [{"year": 2001}, None, {"year": 3}]},
+            ["b", "d", ""],
+        ),
+        ({"documents": [["a"], ["b"], ["c", "d"]], "where": {"year": 2001}}, ["", "b", "c"]),
+        ({"documents": ["a", "b"], "where": [{"year": 1999}, {"year": 2001}, None]}, "a b ab"),
+    ],
+)
+def test_documents_and_where_of_each_prompt(settings, names):
+    _, memory = remembering()
+    catalog = memory.backend.catalog
+    with memory.using(**settings):
+        scopes = memory.new_turn().scopes
+    names = names.split() if isinstance(names, str) else names
+    assert scopes == tuple(catalog.scope(list(each)) for each in names)
+
+
 # -- with the rest ------------------------------------------------------------------------------
 
 
@@ -284,6 +306,13 @@ def test_uncertain_steps_are_redone_in_scope():
         ({"documents": ["a", ["b"]]}, ConfigError, "or a list of them for each prompt"),
         ({"documents": [["a", 3]]}, ConfigError, "must be a list of names"),
         ({"documents": 3}, ConfigError, "got 3"),
+        ({"where": [{"year": 1}, "year"]}, DocumentError, "where must be a mapping"),
+        ({"where": []}, DocumentError, "where must be a mapping"),
+        (
+            {"documents": [["a"], ["b"]], "where": [{}, {}, {}]},
+            ConfigError,
+            "given for 2 prompts, and where for 3",
+        ),
         ({"where": "year"}, DocumentError, "where must be a mapping"),
         ({"where": {"year": None}}, DocumentError, "got 'year': None"),
         ({"document": ["a"]}, ConfigError, "'document'. Did you mean 'documents'"),

@@ -3,7 +3,7 @@
 import pytest
 
 from emt.errors import ConfigError
-from emt.model.chat import in_template, last_message, prompt_ids
+from emt.model.chat import chat_ids, in_template, last_message, prompt_ids
 from tests.emt.words import word_tokenizer
 
 TEMPLATE = "{% for m in messages %}<bos> w90 {{ m.content }} w91 {% endfor %}"
@@ -53,6 +53,19 @@ def test_without_a_template_for_a_message_alone_it_is_a_plain_text(template, mes
     with pytest.raises(ConfigError, match=f"{message}.* Use --no-chat"):
         prompt_ids(tokenizer, "w5 w9", chat=True)
     assert last_message(PLAIN, tokenizer) is None
+
+
+def test_a_whole_chat_becomes_the_prompt_for_the_next_message():
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<bos> {{ 'w90' if m.role == 'user' else 'w91' }} {{ m.content }} "
+        "{% endfor %}{% if add_generation_prompt %}w92{% endif %}"
+    )
+    ids = chat_ids(tokenizer, [("user", "w3"), ("assistant", "w4 w5"), ("user", "w6")])
+    assert ids.tolist() == [1, 90, 3, 1, 91, 4, 5, 1, 90, 6, 92]
+    tokenizer.chat_template = None
+    with pytest.raises(ConfigError, match="no chat template"):
+        chat_ids(tokenizer, [("user", "w3")])
 
 
 def test_a_template_may_want_contents_in_parts():

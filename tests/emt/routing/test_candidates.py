@@ -35,10 +35,10 @@ def test_each_voice_ranks_its_own_scores(memory, name):
     scope = None if name is None else backend.catalog.scope([name])
     rankings = rankings_of(memory, question, scope=scope)
     text = " ".join(f"w{number}" for number in question.tolist())
-    words, of_words = WordIndex(memory.tokenizer).scores(text, backend)
-    values, of_values = ValueIndex(attached_model(memory)).scores(question, backend)
+    words, of_words = WordIndex(memory.tokenizer).scores(text, backend, scope)
+    values, of_values = ValueIndex(attached_model(memory)).scores(question, backend, scope)
     hits = heads_of(memory).hits(question, range(len(question)), backend, scope=scope)
-    options = {"min_distance": 16, "scope": scope}
+    options = {"min_distance": 16}
     assert rankings == {
         "words": words.windows(of_words, 5, **options),
         "values": values.windows(of_values, 5, **options),

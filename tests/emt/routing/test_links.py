@@ -60,6 +60,12 @@ def test_documents_are_named_by_the_longest_titles_in_the_order_of_the_text(back
     assert list(LinkIndex().titles_in(text, backend).values()) == names
 
 
+def test_a_document_out_of_scope_hides_no_other(backend):
+    scope = backend.catalog.scope(["Polar", "ships/Gadford.txt"])
+    named = LinkIndex().titles_in("The Polar Bee at Gadford", backend, scope)
+    assert list(named.values()) == [["Polar"], ["ships/Gadford.txt"]]
+
+
 def test_titles_are_read_again_when_documents_come_and_go():
     memory, links = routing(build("llama")), LinkIndex()
 

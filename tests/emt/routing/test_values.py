@@ -94,3 +94,17 @@ def test_a_question_longer_than_the_positions_is_asked_by_its_end():
 def test_of_many_layers_eight_have_means():
     memory = routing(build("llama", num_hidden_layers=40))
     assert index_of(memory)._layers == [30, 31, 33, 34, 35, 36, 38, 39]
+
+
+@pytest.mark.parametrize("names", [["one"], ["two", "three"], []])
+def test_values_in_a_scope_are_as_if_there_were_nothing_else(names):
+    memory, question = routing(build("llama")), document(2)[:20]
+    index, catalog = index_of(memory), memory.backend.catalog
+    whole, _ = index.scores(question, memory.backend)
+    scope = catalog.scope(names)
+    runs, scores = index.scores(question, memory.backend, scope)
+    chosen = np.isin(whole.documents, [catalog.document(name).first_row for name in names])
+    np.testing.assert_array_equal(runs.starts, whole.starts[chosen])
+    memory.remove(*({"one", "two", "three"} - set(names)))
+    alone = index_of(memory).scores(question, memory.backend)[1]
+    np.testing.assert_array_equal(scores, alone)

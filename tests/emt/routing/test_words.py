@@ -176,3 +176,19 @@ def test_words_of_an_empty_memory():
     _model, memory = with_words()
     memory.clear()
     assert windows_of(WordIndex(memory.tokenizer), "w12", memory, 3) == []
+
+
+@pytest.mark.parametrize("names", [["one"], ["two", "three"], []])
+def test_words_count_in_a_scope_as_if_there_were_nothing_else(names):
+    _, memory = with_words()
+    index, question = WordIndex(memory.tokenizer), " ".join(f"w{n}" for n in range(3, 97, 5))
+    scope = memory.backend.catalog.scope(names)
+    runs, scores = index.scores(question, memory.backend, scope)
+    rows = {memory.backend.catalog.document(name).first_row for name in names}
+    assert set(runs.documents.tolist()) == rows
+    assert index.scores(question, memory.backend)[1].shape != scores.shape
+    memory.remove(*({"one", "two", "three"} - set(names)))
+    alone_runs, alone = WordIndex(memory.tokenizer).scores(question, memory.backend)
+    np.testing.assert_array_equal(scores, alone)
+    np.testing.assert_array_equal(runs.starts, alone_runs.starts)
+    np.testing.assert_array_equal(index.scores(question, memory.backend, scope)[1], alone)

@@ -17,8 +17,9 @@ def attend(
     backend: MemoryBackend,
     config: MemoryConfig,
     scope: Any = None,
+    heads: Any = None,
     **options: Any,
 ) -> Attended:
     """Attend to memories, as token mode does."""
-    search = MemorySearch(backend, config, scope, len(call.query))
+    search = MemorySearch(backend, config, scope, len(call.query), heads)
     return attend_to_memories(call, search, config, **options)

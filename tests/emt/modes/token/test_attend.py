@@ -20,10 +20,10 @@ from tests.families import VOCAB_SIZE, build
 B, H, HKV, Q, S, D, DV, ROWS, LAYER = 2, 6, 2, 5, 9, 8, 4, 30, 3
 
 
-def backend(memory_type, num_rows=ROWS):
+def backend(memory_type, num_rows=ROWS, **options):
     """Return a backend with one layer of random rows, and those rows."""
     layout = MemoryLayout({LAYER: LayerLayout(HKV, D, DV)}, torch.float32)
-    made = MemoryBackend(layout, memory_type)
+    made = MemoryBackend(layout, memory_type, **options)
     keys, values = torch.randn(HKV, num_rows, D), torch.randn(HKV, num_rows, DV)
     made.add(
         Document("d", np.arange(num_rows, dtype=np.int32)),

@@ -1,0 +1,113 @@
+"""Errors in the shape of OpenAI's API: `{"error": {message, type, param, code}}`."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from emt.errors import ConfigError, DocumentError, EMTError
+
+_logger = logging.getLogger(__name__)
+_OF_TYPE = re.compile(r"^(str|int|bool|float|dict|constrained-.*)$|\[")  # one of a field's types
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+
+
+class ServingError(Exception):
+    """What a request is refused with.
+
+    Attributes:
+        status: of HTTP.
+        message: expected, got, what to do.
+        param: the field of the request that is wrong, or None.
+        code: a word for programs, or None.
+        headers: of the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The error as JSON."""
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        error = {
+            "message": self.message,
+            "type": _TYPES.get(self.status, kind),
+            "param": self.param,
+            "code": self.code,
+        }
+        return {"error": error}
+
+
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> ServingError:
+    """Return the error for a wrong field of a request."""
+    return ServingError(400, message, param=param, code=code)
+
+
+def as_serving_error(error: BaseException) -> ServingError:
+    """Return what a client is told about an error.
+
+    What is no mistake of the client's is logged, and told without its details.
+    """
+    if isinstance(error, ServingError):
+        return error
+    if isinstance(error, DocumentError):
+        return bad_request(str(error), param="memory")
+    if isinstance(error, ConfigError):
+        return bad_request(str(error))
+    if isinstance(error, RequestValidationError):
+        return _of_validation(error)
+    if isinstance(error, HTTPException):
+        return ServingError(error.status_code, str(error.detail), headers=error.headers)
+    _logger.error("a request failed", exc_info=error)
+    kind = type(error).__name__ if isinstance(error, EMTError) else "internal error"
+    return ServingError(500, f"The server failed: {kind}. Its log says more.")
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Answer every error of an application in OpenAI's shape."""
+
+    async def respond(request: Request, error: Exception) -> JSONResponse:
+        told = as_serving_error(error)
+        return JSONResponse(told.body, told.status, told.headers)
+
+    for kind in (ServingError, RequestValidationError, HTTPException, EMTError, Exception):
+        app.add_exception_handler(kind, respond)
+
+
+def _of_validation(error: RequestValidationError) -> ServingError:
+    """Return the first of the mistakes that were found in a request's fields.
+
+    Where a field may be of several types, one mistake is told for each: rather what is wrong with
+    the type that was given than that it is not another one.
+    """
+    first = min(error.errors(), key=lambda each: str(each["type"]).endswith("_type"))
+    place = [str(part) for part in first["loc"][1:]]  # after "body", "query" or "path"
+    param = ".".join(part for part in place if not _OF_TYPE.search(part)) or None
+    message = str(first["msg"])
+    return bad_request(message if param is None else f"{param}: {message}", param=param)

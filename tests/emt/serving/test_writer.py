@@ -1,0 +1,194 @@
+"""Documents are written while questions are answered, whole or not at all."""
+
+import concurrent.futures
+import contextlib
+import itertools
+import json
+import socket
+import threading
+import time
+
+import pytest
+
+from emt.errors import StoreError
+from emt.ingest.rows import RowReader
+from emt.serving import writer
+from emt.serving.limits import Limits
+from memory_backends.store.batch import Batch
+from memory_backends.store.verify import verify
+from tests.emt.serving.site import open_site, url
+from tests.emt.serving.tiny_server import serving
+
+LONG = " ".join(f"w{3 + 7 * number % 90}" for number in range(300))
+SMALL_WINDOWS = {"stride": 16, "max_length": 32, "relevance": None}
+
+
+@pytest.fixture
+def site(tmp_path):
+    with open_site(tmp_path, Limits(), **SMALL_WINDOWS) as site:
+        site.put("root", "before", "w3 w4 w5")
+        yield site
+
+
+class Gate:
+    """Holds a writer before it asks for its fourth window, until it is opened."""
+
+    def __init__(self, monkeypatch):
+        self.is_reached, self.is_open = threading.Event(), threading.Event()
+        own, count = writer._Writing._in_engine, itertools.count()
+
+        def gated(writing, function, *args):
+            if function is next and next(count) == 3:
+                self.is_reached.set()
+                assert self.is_open.wait(20)
+            return own(writing, function, *args)
+
+        monkeypatch.setattr(writer._Writing, "_in_engine", gated)
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    return Gate(monkeypatch)
+
+
+def ask(site, text="w3 w4"):
+    body = {"model": "emt", "messages": [{"role": "user", "content": text}], "max_tokens": 2}
+    response = site("root", "POST", "/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    return {passage["document"] for passage in response.json()["choices"][0]["passages"]}
+
+
+def found(site, text):
+    response = site("root", "POST", "/v1/search", json={"query": text})
+    assert response.status_code == 200, response.text
+    return response.json()["data"]
+
+
+def test_questions_are_answered_while_a_document_is_read(site, gate):
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        written = pool.submit(site.put, "root", "long", LONG)
+        assert gate.is_reached.wait(20)
+        assert ask(site) == {"before"}
+        assert site.names("root") == ["before"]
+        assert [passage["document"] for passage in found(site, "w3 w10 w17")] == ["before"]
+        assert site("root", "GET", "/v1/store").json()["num_documents"] == 1
+        waits = pool.submit(site, "root", "DELETE", url("before"))
+        time.sleep(0.05)
+        assert not waits.done()  # one after the other
+        gate.is_open.set()
+        assert written.result()["status"] == "added"
+        assert waits.result().status_code == 200
+    assert site.names("root") == ["long"]
+    assert ask(site) == {"long"}
+
+
+def test_a_client_that_goes_away_leaves_nothing(site, gate):
+    num_rows = site.memory.backend.catalog.num_rows
+    head = "PUT /v1/documents/long HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n"
+    head += f"Authorization: Bearer {site.keys['root']}\r\nContent-Length: {len(LONG)}\r\n\r\n"
+    with serving(site.app) as address:
+        place = ("127.0.0.1", int(address.rpartition(":")[2]))
+        for sent in (len(LONG) // 2, len(LONG)):  # in the upload, and while the model reads
+            with socket.create_connection(place) as connection:
+                connection.sendall((head + LONG[:sent]).encode())
+                if sent == len(LONG):
+                    assert gate.is_reached.wait(20)
+        time.sleep(0.2)
+        gate.is_open.set()
+        assert site.names("root") == ["before"]
+        status = site.put("root", "after", "w6 w7")["status"]  # waits for the one before
+    assert status == "added"
+    assert site.names("root") == ["after", "before"]
+    assert site.memory.backend.catalog.num_rows == num_rows + 2
+    assert verify(site.folder / "store") == []
+
+
+@pytest.mark.parametrize("what", ["the model", "the disk", "the last step"])
+def test_what_fails_leaves_nothing_and_the_server_goes_on(site, monkeypatch, what):
+    with monkeypatch.context() as broken:
+        if what == "the model":
+            own, count = RowReader.forward, itertools.count()
+
+            def forward(*args, **options):
+                if next(count) == 4:
+                    raise RuntimeError("out of memory")
+                return own(*args, **options)
+
+            broken.setattr(RowReader, "forward", forward)
+        elif what == "the disk":
+
+            def commit(batch):
+                raise StoreError("the disk is full")
+
+            broken.setattr(Batch, "commit", commit)
+        else:
+            own, count = site.memory.refresh, itertools.count()
+
+            def refresh():
+                if next(count) == 1:  # the first is before the document is read
+                    raise StoreError("the disk is gone")
+                own()
+
+            broken.setattr(site.memory, "refresh", refresh)
+        response = site("root", "PUT", url("long"), json={"text": LONG})
+        assert response.status_code == 500
+        assert response.json()["error"]["type"] == "server_error"
+        assert "disk" not in response.text
+    if what != "the last step":
+        assert site.names("root") == ["before"]
+    assert ask(site) == {"before"}
+    assert site.put("root", "long", LONG)["status"] in ("added", "skipped")
+    assert {passage["document"] for passage in found(site, "w4 w10 w17")} == {"before", "long"}
+    assert verify(site.folder / "store") == []
+
+
+def test_another_process_has_written_meanwhile(site):
+    with contextlib.closing(site.memory.second_backend()) as other:
+        (rows,) = site.memory.read([3, 4, 5])
+        document = site.memory.encoder.document([3, 4, 5], "theirs")
+        other.add(document, [rows])
+    assert site.names("root") == ["before", "theirs"]
+    assert site("root", "DELETE", url("theirs")).status_code == 200
+    assert site.names("root") == ["before"]
+
+
+def test_a_crowd_that_writes_removes_and_asks(site):
+    """Nothing fails, and what is found of a document is one of the texts that it has had."""
+    texts = [" ".join(f"w{3 + (17 * n + k) % 90}" for k in range(40)) for n in range(4)]
+    wrong = []
+
+    def write(name):
+        for text in texts * 2:
+            site.put("root", name, text)
+            if text is texts[2]:
+                response = site("root", "DELETE", url(name))
+                assert response.status_code == 200, response.text
+
+    def read(number):
+        for k in range(8):
+            for passage in found(site, f"w{3 + (5 * number + k) % 90}"):
+                wrong.extend([passage] * (passage["text"] not in (*texts, "w3 w4 w5")))
+            ask(site, f"w{10 + number}")
+            for name in site.names("root"):
+                response = site("root", "GET", url(name))
+                assert response.status_code in (200, 404)
+                if response.status_code == 200:
+                    wrong.extend([name] * (response.json()["text"] not in (*texts, "w3 w4 w5")))
+
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        jobs = [pool.submit(write, name) for name in ("one", "two", "three")]
+        jobs += [pool.submit(read, number) for number in range(3)]
+        for job in jobs:
+            job.result()
+    assert wrong == []
+    assert site.names("root") == ["before", "one", "three", "two"]
+    assert verify(site.folder / "store") == []
+
+
+def test_the_index_is_brought_up_to_date_at_the_end(tmp_path):
+    with open_site(tmp_path, Limits(), routing="words", **SMALL_WINDOWS) as site:
+        site.put("root", "long", LONG)
+        assert not (tmp_path / "store" / "index").exists()
+    facts = site.memory.backend.catalog.setting("index")
+    assert facts["num_rows"] == 300
+    assert json.dumps(facts)
