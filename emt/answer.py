@@ -97,32 +97,57 @@ def answer(
         DocumentError: a document is unknown, or `where` is not a filter.
         MemoryUseError: the memory has no tokenizer.
     """
-    tokenizer = memory.tokenizer
-    if tokenizer is None:
-        raise MemoryUseError("generating from text needs a tokenizer. Pass one to attach().")
     sampling = sampling_options(temperature, top_p, seed)
-    input_ids = _input_ids(model, tokenizer, prompt, chat, max_new_tokens)
+    input_ids = _input_ids(model, tokenizer_of(memory), prompt, chat, max_new_tokens)
+    with memory.using(**settings), seeded(seed, input_ids.device):
+        return answer_to(
+            model,
+            memory,
+            input_ids,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            on_text=on_text,
+            **sampling,
+        )[0]
+
+
+def answer_to(
+    model: PreTrainedModel,
+    memory: Memory,
+    input_ids: torch.Tensor,
+    prompt: str,
+    *,
+    on_text: Callable[[str], object] | None = None,
+    **options: Any,
+) -> tuple[Answer, Any]:
+    """Answer token ids, (1, T) int64 on the model's device; return the cache that is filled, too.
+
+    Args:
+        model: the model the memory is attached to.
+        memory: with a tokenizer.
+        input_ids: of the whole prompt, what a cache among the options holds included.
+        prompt: what was asked, for the answer.
+        on_text: as for `answer`.
+        **options: of `generate`.
+    """
+    tokenizer = tokenizer_of(memory)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     started = time.perf_counter()
     streamer = None if on_text is None else TextPieces(tokenizer, on_text)
-    with (
-        memory.using(**settings),
-        memory.recording() as recording,
-        _seeded(seed, input_ids.device),
-    ):
+    with memory.recording() as recording:
         output = cast(Any, model).generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),
-            max_new_tokens=max_new_tokens,
             num_beams=1,
             use_cache=True,
             pad_token_id=pad,
             streamer=streamer,
-            **sampling,
+            return_dict_in_generate=True,
+            **options,
         )
     seconds = time.perf_counter() - started
-    token_ids = output[0, input_ids.shape[1] :].tolist()
-    return Answer(
+    token_ids = output.sequences[0, input_ids.shape[1] :].tolist()
+    answered = Answer(
         prompt=prompt,
         text=text_of(tokenizer, token_ids),
         token_ids=token_ids,
@@ -137,6 +162,18 @@ def answer(
             "tokens_per_second": round(len(token_ids) / seconds, 2),
         },
     )
+    return answered, output.past_key_values
+
+
+def tokenizer_of(memory: Memory) -> PreTrainedTokenizerBase:
+    """Return a memory's tokenizer.
+
+    Raises:
+        MemoryUseError: it has none.
+    """
+    if memory.tokenizer is None:
+        raise MemoryUseError("generating from text needs a tokenizer. Pass one to attach().")
+    return memory.tokenizer
 
 
 def sampling_options(
@@ -163,7 +200,7 @@ def sampling_options(
 
 
 @contextlib.contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     """Draw random numbers from a seed, and put back the state of the generators after that."""
     if seed is None:
         yield
@@ -183,10 +220,7 @@ def _input_ids(
     max_new_tokens: int,
 ) -> torch.Tensor:
     """Return the prompt's tokens on the model's device, (1, T) int64; refuse what does not fit."""
-    if not prompt.strip():
-        raise ConfigError("the prompt is empty. Ask something.")
-    if not is_utf8(prompt):
-        raise ConfigError("the prompt is not UTF-8. Convert it.")
+    check_prompt(prompt)
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens must be at least 1; got {max_new_tokens}.")
     input_ids = prompt_ids(tokenizer, prompt, chat)[None].to(input_device(model))
@@ -198,3 +232,15 @@ def _input_ids(
             f"{positions} positions. Shorten the prompt, or index it as a document."
         )
     return input_ids
+
+
+def check_prompt(prompt: str, noun: str = "prompt") -> None:
+    """Refuse a prompt, which errors call `noun`, that says nothing.
+
+    Raises:
+        ConfigError: it is empty, or not Unicode.
+    """
+    if not prompt.strip():
+        raise ConfigError(f"the {noun} is empty. Ask something.")
+    if not is_utf8(prompt):
+        raise ConfigError(f"the {noun} is not UTF-8. Convert it.")

@@ -65,6 +65,11 @@ class Generation:
         self.num_forwards += 1
         return True
 
+    @property
+    def cache(self) -> Any:
+        """The cache of the text; None before its first forward, and if there is none."""
+        return self._cache
+
     def chosen_tokens(self, forward: Forward) -> ChosenTokens:
         """Return which tokens of the text a forward's queries choose."""
         cache, width = forward.cache, self.width or 0

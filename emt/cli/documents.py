@@ -41,7 +41,7 @@ def list_documents(options: argparse.Namespace) -> None:
     """List the documents of a store, in the order they were written."""
     store = existing(options.store)
     with contextlib.closing(Catalog.open(store)) as catalog:
-        documents = _records(catalog)
+        documents = records_of(catalog)
     if options.json:
         print_json({"store": str(store), "documents": documents})
         return
@@ -92,7 +92,7 @@ def document_line(document: dict[str, Any]) -> str:
     return "  ".join(words)
 
 
-def _records(catalog: Catalog) -> list[dict[str, Any]]:
+def records_of(catalog: Catalog) -> list[dict[str, Any]]:
     """Return what is known of each document, as plain JSON types."""
     files, metadata = files_of_documents(catalog), catalog.all_metadata()
     return [

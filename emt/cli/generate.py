@@ -41,14 +41,8 @@ def add_to(commands: Any) -> None:
         choices=("token", "passage", "auto"),
         help="how the memory is used (default: the store's setting)",
     )
-    parser.add_argument("--max-new-tokens", type=_positive, default=64, metavar="N")
-    parser.add_argument(
-        "--temperature", type=float, metavar="T", help="sample with this temperature (default: 0)"
-    )
-    parser.add_argument(
-        "--top-p", type=float, metavar="P", help="sample from the likeliest tokens of P together"
-    )
-    parser.add_argument("--seed", type=int, metavar="N", help="the same seed samples the same")
+    parser.add_argument("--max-new-tokens", type=positive, default=64, metavar="N")
+    add_sampling_options(parser)
     parser.add_argument("--topk", type=_topk, metavar="K", help="memories for each query, or auto")
     parser.add_argument(
         "--uncertainty",
@@ -70,6 +64,17 @@ def add_to(commands: Any) -> None:
     )
 
 
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of sampling to a subcommand's parser."""
+    parser.add_argument(
+        "--temperature", type=float, metavar="T", help="sample with this temperature (default: 0)"
+    )
+    parser.add_argument(
+        "--top-p", type=float, metavar="P", help="sample from the likeliest tokens of P together"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="the same seed samples the same")
+
+
 def generate(options: argparse.Namespace) -> None:
     """Answer a prompt from a store."""
     sampling = {name: getattr(options, name) for name in ("temperature", "top_p", "seed")}
@@ -86,7 +91,7 @@ def generate(options: argparse.Namespace) -> None:
             prompt,
             chat=options.chat,
             max_new_tokens=options.max_new_tokens,
-            on_text=None if options.json else _show,
+            on_text=None if options.json else show,
             **sampling,
             **using_settings(options, "enabled", "mode", "topk", "uncertainty"),
         )
@@ -100,7 +105,7 @@ def generate(options: argparse.Namespace) -> None:
         return
     print()
     if options.citations:
-        _print_sources(answered)
+        print_sources(answered)
 
 
 def _check_template(chat: bool | None, memory: Memory, prompt: str) -> None:
@@ -113,11 +118,12 @@ def _check_template(chat: bool | None, memory: Memory, prompt: str) -> None:
             say(f"the prompt is asked as a plain text: {error}")
 
 
-def _show(text: str) -> None:
+def show(text: str) -> None:
+    """Print a piece of an answer."""
     print(printable(text), end="", flush=True)
 
 
-def _print_sources(answered: Answer) -> None:
+def print_sources(answered: Answer) -> None:
     """Print the sentences that were used, and the passages they are from if those were recalled."""
     print()
     for rank, citation in enumerate(answered.citations, start=1):
@@ -138,10 +144,11 @@ def _place(citation: Citation) -> str:
 
 
 def _topk(text: str) -> int | str:
-    return text if text == "auto" else _positive(text)
+    return text if text == "auto" else positive(text)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Read a whole number of at least 1."""
     try:
         number = int(text)
     except ValueError:

@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from emt.errors import ConfigError
 from memory_backends.catalog.metadata import is_value
 
 
@@ -30,6 +31,20 @@ def using_settings(options: argparse.Namespace, *names: str) -> dict[str, Any]:
             where.setdefault(key, []).extend(values)
         settings["where"] = where
     return {name: value for name, value in settings.items() if value is not None}
+
+
+def metadata_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return metadata that `--where` finds, for what is written.
+
+    Raises:
+        ConfigError: there are several values of a key.
+    """
+    metadata = {}
+    for key, values in options.where or ():
+        if key in metadata:
+            raise ConfigError(f"with --remember, --where must have one value of '{key}'.")
+        metadata[key] = values[-1]
+    return metadata
 
 
 def _where(text: str) -> tuple[str, list[Any]]:

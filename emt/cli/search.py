@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from emt.answer import check_prompt
 from emt.citations.citing import quoted
 from emt.cli.model_options import add_model_options
 from emt.cli.printing import one_line, print_json, printable
@@ -12,7 +13,6 @@ from emt.cli.prompt import add_prompt, read_prompt
 from emt.cli.scope_options import add_scope_options, using_settings
 from emt.cli.session import Session
 from emt.errors import ConfigError
-from emt.ingest.documents import is_utf8
 from emt.memory.memory import Memory
 from emt.model.chat import prompt_ids
 from emt.passage import RoutedPassage
@@ -49,21 +49,34 @@ def add_to(commands: Any) -> None:
 def search(options: argparse.Namespace) -> None:
     """Find the passages that a query is about."""
     query = read_prompt(options)
-    if not query.strip():
-        raise ConfigError("the query is empty. Ask something.")
-    if not is_utf8(query):
-        raise ConfigError("the query is not UTF-8. Convert it.")
+    check_prompt(query, "query")
     memory = Session(options, writing=False).memory
     with memory.using(**using_settings(options, "max_passages", "passage_rows")):
-        routed = memory.route(_prompt(memory, query))
-    passages = [_describe(memory, each) for each in routed.passages]
-    if options.json:
-        print_json({"query": query, "passages": passages, "relevance": routed.relevance})
-        return
+        if not options.json:
+            print_passages(memory, query, options.store)
+            return
+        relevance, passages = _passages(memory, query)
+    print_json({"query": query, "passages": passages, "relevance": relevance})
+
+
+def print_passages(memory: Memory, query: str, store: str) -> None:
+    """Print the passages that a query is about, of a memory whose store has a name.
+
+    Raises:
+        ConfigError: the query is empty, or not Unicode; or the model has no tokenizer.
+    """
+    check_prompt(query, "query")
+    _, passages = _passages(memory, query)
     for rank, passage in enumerate(passages, start=1):
         _print(rank, passage)
     if not passages:
-        print(f"Nothing in '{one_line(options.store)}' is relevant to the query.")
+        print(f"Nothing in '{one_line(store)}' is relevant to the query.")
+
+
+def _passages(memory: Memory, query: str) -> tuple[float | None, list[dict[str, Any]]]:
+    """Return how relevant the memory is to a query, and its passages as plain JSON types."""
+    routed = memory.route(_prompt(memory, query))
+    return routed.relevance, [_describe(memory, each) for each in routed.passages]
 
 
 def _prompt(memory: Memory, query: str) -> list[int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedTokenizerBase
 
 from emt.calls import overrides_of
 from emt.citations.citing import Sources
@@ -20,6 +20,7 @@ from emt.ingest.changes import Changes, Written, counting
 from emt.ingest.documents import Source
 from emt.ingest.encoder import Encoder
 from emt.memory.activity import Activity
+from emt.memory.from_cache import CacheReader
 from emt.memory.head_profiles import HeadProfiles
 from emt.memory.make_backend import make_backend
 from emt.memory.modes import Modes
@@ -34,7 +35,7 @@ from emt.profiles.examples import Example
 from emt.profiles.ranking import Ranked
 from emt.routing.head_profile import HeadProfile
 from emt.turn import Turn, begun_turn, set_turn
-from memory_backends import MemoryBackend, Rows
+from memory_backends import Document, MemoryBackend, Rows
 from memory_backends.errors import StoreReplacedError
 from memory_backends.layout import Metadata
 from memory_backends.store.directory import check_directory, has_no_store
@@ -73,6 +74,7 @@ class Memory:
         self._is_open = True
         self.config = config
         self._modes = Modes(model, tokenizer)
+        self._cache_reader = CacheReader(model)
         self._profiles = HeadProfiles(model, tokenizer, self._modes, self.read)
         self.backend = self._make_backend(model, config)
 
@@ -161,6 +163,85 @@ class Memory:
         if self.config.path is not None:  # else nothing is kept
             self.save(on_tokens=on_tokens)
         return changes.counts
+
+    def remember(
+        self,
+        cache: Cache,
+        token_ids: Source,
+        *,
+        document: str,
+        spans: Sequence[tuple[int, int]] | None = None,
+        sequence: int = 0,
+        attention_mask: torch.Tensor | None = None,
+        replace: bool = False,
+        metadata: Metadata | None = None,
+    ) -> range:
+        """Remember tokens that the model has run, from its cache: nothing is read again.
+
+        Their rows are what was computed in the conversation, where they had seen all that was said
+        and recalled before; rows that `write` makes of the same tokens have seen these only.
+
+        Args:
+            cache: filled by `generate(past_key_values=cache)` or by forwards.
+            token_ids: what the cache holds, (T,) or (1, T), padding included; the token that
+                `generate` chose last may follow, and has no row.
+            document: as in `write`.
+            spans: (first, stop) of the tokens to remember, in order, such as a message without its
+                template; None for all. Special ids leave no rows, as in `write`.
+            sequence: which of the cache's sequences it is.
+            attention_mask: (B, T) of the cache's sequences; None if none is padded.
+            replace: as in `write`.
+            metadata: as in `write`.
+
+        Returns:
+            The row ids of the tokens.
+
+        Raises:
+            UnsupportedModelError: the cache does not have these tokens as they were computed: it is
+                quantised or of fixed size, a sliding window has left them behind, or the model
+                caches something else than keys and values.
+            MemoryUseError: as `write`; or `cache` is none, or is empty.
+            DocumentError: as `write`; or ids, spans, sequence or mask are not those of the cache.
+            StoreError: as `write`.
+        """
+        read = self.read_cache(
+            cache,
+            token_ids,
+            document=document,
+            spans=spans,
+            sequence=sequence,
+            attention_mask=attention_mask,
+            metadata=metadata,
+        )
+        return self.add(*read, replace=replace)
+
+    def read_cache(
+        self, cache: Cache, token_ids: Source, *, document: str, **options: Any
+    ) -> tuple[Document, Rows]:
+        """Return what `remember` would write, for `add`; write nothing. May run while generating.
+
+        Args:
+            cache: as for `remember`, and so are the others.
+            token_ids: of the cache.
+            document: its name.
+            **options: spans, sequence, attention_mask, metadata.
+
+        Raises:
+            As `remember`.
+        """
+        self._check_open("remember")
+        return self._cache_reader.read(cache, token_ids, document, self.encoder, **options)
+
+    def add(self, document: Document, rows: Rows, *, replace: bool = False) -> range:
+        """Write what `read_cache` has read; return the row ids.
+
+        Raises:
+            DocumentError: the name is taken.
+            MemoryUseError: while generating, or after `close`.
+            StoreError: the store cannot be written; it is as it was before.
+        """
+        with self._alone("remember"):
+            return self.backend.add(document, [rows], replace=replace)
 
     def read(
         self, source: Source, *, stride: int | None = None, max_length: int | None = None

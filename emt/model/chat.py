@@ -146,7 +146,7 @@ class _Marks:
         if start is None:
             return None
         start += len(stable)
-        start += _num_shared(ids[start:], self.before[len(stable) :])
+        start += num_shared(ids[start:], self.before[len(stable) :])
         length = len(self.after)
         stop = next(
             (i for i in range(start, len(ids)) if ids[i : i + length] == self.after), len(ids)
@@ -165,12 +165,12 @@ def _search_marks(tokenizer: PreTrainedTokenizerBase) -> _Marks | None:
     if _FIRST not in short or _REPLY not in long or _LAST not in long:
         return None
     opening, other = short.partition(_FIRST)[0], long.partition(_REPLY)[2].partition(_LAST)[0]
-    opening = opening[len(opening) - _num_shared(opening[::-1], other[::-1]) :]
+    opening = opening[len(opening) - num_shared(opening[::-1], other[::-1]) :]
     closing, other = short.partition(_FIRST)[2], long.partition(_LAST)[2]
-    closing = closing[: _num_shared(closing, other)]
+    closing = closing[: num_shared(closing, other)]
     encode = functools.partial(tokenizer.encode, add_special_tokens=False)
     before, after = list(encode(opening)), list(encode(closing))
-    num_stable = min(_num_shared(before, encode(opening + text)) for text in _BEGINNINGS)
+    num_stable = min(num_shared(before, encode(opening + text)) for text in _BEGINNINGS)
     # The end of a message may join what follows it: the first special token is enough.
     special = set(tokenizer.all_special_ids)
     after = next(([idx] for idx in after if idx in special), after[:1])
@@ -200,7 +200,7 @@ def _are_right(marks: _Marks, tokenizer: PreTrainedTokenizerBase, prompt: str) -
     return str(tokenizer.decode(message)).strip() == _LAST
 
 
-def _num_shared(items: Sequence[Any], others: Sequence[Any]) -> int:
+def num_shared(items: Sequence[Any], others: Sequence[Any]) -> int:
     """Return how many items two sequences have in common at their start."""
     pairs = zip(items, others, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -23,6 +23,7 @@ from emt.routing.choosing import Budget, choose_passages
 from emt.routing.evidence import Window
 from emt.routing.fusion import Place
 from emt.routing.question import Asking
+from emt.routing.recency import newest_of_same, times_of
 from memory_backends import MemoryBackend
 
 _NUM_TELLING = 3  # tokens
@@ -84,13 +85,15 @@ def judged(
     anything, and there may be many, in instructions.
     """
     kept: list[Place] = []
+    passages: list[Passage] = []
     of_waves: list[Tensor] = []
     for wave in (places[:_NUM_FIRST], places[_NUM_FIRST:]):
         around = [choose_passages([place.window], backend, Budget(num_rows, 1)) for place in wave]
         kept += [place for place, routed in zip(wave, around, strict=True) if routed]
-        passages = [routed[0].passage for routed in around if routed]
-        if passages:
-            of_waves.append(gains_of(ask_back(passages)))
+        found = [routed[0].passage for routed in around if routed]
+        if found:
+            passages += found
+            of_waves.append(gains_of(ask_back(found)))
         if any(_leave_no_doubt(gains) for gains in of_waves):
             break
     if not kept:
@@ -99,8 +102,11 @@ def judged(
     if not gains.shape[1]:
         return Judged(windows, len(windows), None)
     posterior = gains.sum(dim=1).numpy() + 2 * np.log([place.prior for place in kept])
-    order = np.argsort(-posterior, kind="stable")
+    order = np.argsort(-posterior, kind="stable").tolist()
     num_likely = int((posterior >= posterior.max() - _FAR).sum())
+    times = times_of(passages, backend)
+    missed = telling((gains[order[0]] - gains).clamp(min=0))
+    order = newest_of_same(order, posterior, missed, times)
     return Judged([windows[i] for i in order], num_likely, float(telling(gains).max()))
 
 

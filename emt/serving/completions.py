@@ -79,6 +79,7 @@ async def _respond(
     try:
         if not body.stream:
             answered = await unless_gone(request, asking.answered())
+            await _remember(served, prompts, answered)
             usage = _usage(served, prompts, answered)
             answers = [answer for each in answered for answer in each.answers]
             return JSONResponse(shape.response(answers, usage))
@@ -141,6 +142,7 @@ async def _chunks(
             piece = shape.piece(number * num_each + event.number, event.text)
             yield shape.chunk(piece, **more)
     settled = [answered[number] for number in range(len(prompts))]
+    await _remember(served, prompts, settled)
     answers = [answer for each in settled for answer in each.answers]
     sources = [{"index": i, **each.sources.to_json()} for i, each in enumerate(answers)]
     for index, answer in enumerate(answers):
@@ -149,6 +151,16 @@ async def _chunks(
     usage = _usage(served, prompts, settled)  # counts them, asked for or not
     if with_usage:
         yield shape.chunk([], usage=usage)
+
+
+async def _remember(
+    served: Served, prompts: Sequence[Prompt], answered: Sequence[Answered]
+) -> None:
+    """Write turns before their answers end, so that the next request finds them."""
+    for prompt, each in zip(prompts, answered, strict=True):
+        turn = each.answers[0].turn
+        if turn is not None and prompt.conversation is not None:
+            await served.writer.remember(turn, prompt.conversation, prompt.access)
 
 
 def _usage(

@@ -178,7 +178,7 @@ async def write_document(
     The body is its text, or JSON with its text and metadata. Metadata may also be in the URL, for
     text; of a key in both, the body's counts.
     """
-    _check_name(name)
+    check_name(name)
     with served.writer.slot():
         new = await _new_document(request, metadata, served.limits)
         with _told_of("metadata"):
@@ -284,13 +284,18 @@ def _told_of(param: str) -> Iterator[None]:
         raise bad_request(str(error), param) from None
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str, param: str = "name") -> None:
+    """Refuse a name that a URL, a list or a terminal would show as something else.
+
+    Raises:
+        ServingError: 400, naming `param`.
+    """
     if not re.fullmatch(_NAME, name) or len(name) > _MOST_NAME:
         raise bad_request(
             f"A document's name must be UTF-8, with 1 to {_MOST_NAME} characters, no control "
             "characters, and no part between slashes that is empty, '.' or '..'; got "
             f"{name!r:.100}.",
-            "name",
+            param,
         )
 
 

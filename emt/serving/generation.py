@@ -24,6 +24,7 @@ from emt.model.devices import input_device
 from emt.serving.limits import Limits
 from emt.serving.progress import Progress
 from emt.serving.prompt import PendingPrompt
+from emt.serving.remembering import hidden
 from emt.serving.sampling import Sampler
 
 _logger = logging.getLogger(__name__)
@@ -126,6 +127,11 @@ class Generator:
         """
         prompts, catalog = [pending.prompt for pending in batch], self._memory.backend.catalog
         scopes = [each.access.scope(catalog, each.documents, each.where) for each in prompts]
+        for prompt, scope in zip(prompts, scopes, strict=True):
+            if prompt.conversation is not None:  # what the prompt has is not recalled as well
+                names = scope.get("documents", catalog.document_names())
+                out = hidden(catalog, prompt.access, prompt.conversation)
+                scope["documents"] = [name for name in names if name not in out]
         settings = dict(prompts[0].settings)
         for name in ("documents", "where"):
             wanted = [scope.get(name) for scope in scopes]

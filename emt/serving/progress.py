@@ -16,6 +16,7 @@ from emt.memory.memory import Memory
 from emt.model.positions import max_positions
 from emt.serving.answer_text import AnswerText
 from emt.serving.prompt import Answer, Answered, FinishReason, PendingPrompt, Piece
+from emt.serving.remembering import says_something, turn_in_batch
 from emt.serving.sampling import Sampling
 from emt.serving.sources import sources_of
 
@@ -65,7 +66,7 @@ class Progress(StoppingCriteria):
         for pending in self._batch:
             rows = [number for number, row in enumerate(self._rows) if row.pending is pending]
             if not pending.is_settled and all(self._rows[number].has_ended for number in rows):
-                self._settle(pending, rows, input_ids[:, -self._num_steps :])
+                self._settle(pending, rows, input_ids)
         ended = [row.has_ended for row in self._rows]
         return torch.tensor(ended, device=input_ids.device)
 
@@ -83,18 +84,18 @@ class Progress(StoppingCriteria):
             room = self._positions - len(row.pending.prompt.token_ids) - num_rows
             row.max_new_tokens = max(min(row.max_new_tokens, room), 1)
 
-    def _settle(self, pending: PendingPrompt, rows: Sequence[int], new_ids: Tensor) -> None:
+    def _settle(self, pending: PendingPrompt, rows: Sequence[int], input_ids: Tensor) -> None:
         if pending.is_cancelled:
             return
         try:
             generation = overrides_of(self._memory).generation
             if generation is not None:  # else it tells only at its end which tokens it chose
-                generation.text.returned(new_ids, None)
-            pending.tell(Answered([self._answer(number) for number in rows]))
+                generation.text.returned(input_ids[:, -self._num_steps :], None)
+            pending.tell(Answered([self._answer(number, input_ids) for number in rows]))
         except Exception as error:
             pending.fail(error)
 
-    def _answer(self, number: int) -> Answer:
+    def _answer(self, number: int, input_ids: Tensor) -> Answer:
         row = self._rows[number]
         text, prompt = row.text, row.pending.prompt
         sources = sources_of(
@@ -105,7 +106,21 @@ class Progress(StoppingCriteria):
             access=prompt.access,
             by_token=prompt.by_token,
         )
-        return Answer(text.content, row.reason or "length", len(text.token_ids), sources)
+        turn = None
+        if prompt.conversation is not None and says_something(
+            prompt.conversation, sources.passages
+        ):
+            lengths = [len(each.pending.prompt.token_ids) for each in self._rows]
+            turn = turn_in_batch(
+                self._memory,
+                prompt.conversation,
+                text.content,
+                input_ids,
+                number,
+                lengths,
+                self._num_steps,
+            )
+        return Answer(text.content, row.reason or "length", len(text.token_ids), sources, turn)
 
 
 class _Row:

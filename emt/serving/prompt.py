@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from emt.serving.access import Access
 from emt.serving.errors import as_serving_error
+from emt.serving.remembering import Conversation, Turn
 from emt.serving.sampling import Sampling
 from emt.serving.sources import AnswerSources
 
@@ -33,6 +34,7 @@ class Prompt:
         where: the metadata of documents that may be read; None for all.
         access: what whoever asks may see.
         by_token: tell the sources of each token.
+        conversation: in which the turn is remembered; None if it is not.
     """
 
     token_ids: Sequence[int]
@@ -46,6 +48,7 @@ class Prompt:
     where: Mapping[str, Any] | None = None
     access: Access = field(default_factory=Access)
     by_token: bool = False
+    conversation: Conversation | None = None
 
     @cached_property
     def group(self) -> str:
@@ -82,12 +85,14 @@ class Answer:
         reason: why it ended: "stop", or "length" if there was no room for more.
         num_tokens: how many tokens were generated.
         sources: what it was made from.
+        turn: to be remembered; None if it is not.
     """
 
     text: str
     reason: FinishReason
     num_tokens: int
     sources: AnswerSources
+    turn: Turn | None = None
 
 
 @dataclass(frozen=True)

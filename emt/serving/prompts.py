@@ -10,9 +10,11 @@ from emt.errors import ConfigError
 from emt.ingest.documents import is_utf8
 from emt.model.chat import chat_ids, prompt_ids
 from emt.model.positions import max_positions
+from emt.serving.documents import check_name
 from emt.serving.errors import ServingError, bad_request
 from emt.serving.keys import Access
 from emt.serving.prompt import Prompt
+from emt.serving.remembering import Conversation
 from emt.serving.sampling import Sampling
 from emt.serving.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from emt.serving.served import Served
@@ -46,8 +48,25 @@ async def prompts_of_chat(served: Served, body: ChatRequest, access: Access) -> 
         token_ids = await _encoded(served, encode)
     except ConfigError as error:
         raise bad_request(str(error), param="messages") from error
-    default = served.limits.max_new_tokens
-    return [_prompt(served, body, access, token_ids, default, "messages", is_chat=True)]
+    conversation = None
+    if body.memory.conversation is not None:
+        said = [text for role, text in messages if role == "user"]
+        if messages[-1][0] != "user":
+            raise bad_request("The last message must be the user's to be remembered.", "messages")
+        check_name(body.memory.conversation, "memory.conversation")
+        conversation = Conversation(body.memory.conversation, said)
+    return [
+        _prompt(
+            served,
+            body,
+            access,
+            token_ids,
+            served.limits.max_new_tokens,
+            "messages",
+            is_chat=True,
+            conversation=conversation,
+        )
+    ]
 
 
 async def prompts_of_texts(served: Served, body: CompletionRequest, access: Access) -> list[Prompt]:
@@ -100,12 +119,12 @@ def _prompt(
     param: str,
     *,
     is_chat: bool,
+    conversation: Conversation | None = None,
 ) -> Prompt:
     memory, n = body.memory, body.n or 1
     if n > served.limits.max_batch:
         raise bad_request(f"n must be at most {served.limits.max_batch}; got {n}.", param="n")
-    if memory.remember or memory.conversation is not None:
-        raise bad_request("memory.remember is not supported here. Leave it out.", "memory.remember")
+    _check_remembering(body, access, is_chat=is_chat)
     settings = {"enabled": memory.enabled, "mode": memory.mode}
     return Prompt(
         token_ids=token_ids,
@@ -119,7 +138,29 @@ def _prompt(
         where=memory.where,
         access=access,
         by_token=memory.tokens,
+        conversation=conversation,
     )
+
+
+def _check_remembering(body: GenerationRequest, access: Access, *, is_chat: bool) -> None:
+    """Refuse to remember what is no turn of a conversation.
+
+    Raises:
+        ServingError: 400; 403, the key may only read.
+    """
+    memory = body.memory
+    if memory.remember != (memory.conversation is not None):
+        raise bad_request(
+            "memory.remember and memory.conversation, the name of the conversation, belong "
+            "together. Give both or none.",
+            "memory.remember",
+        )
+    if not memory.remember:
+        return
+    if not is_chat or (body.n or 1) > 1:
+        raise bad_request("Only one answer of a chat can be remembered.", "memory.remember")
+    if not access.can_write:
+        raise ServingError(403, "This key may not write documents.", code="read_only")
 
 
 def _sampling(body: GenerationRequest) -> Sampling:

@@ -22,6 +22,7 @@ from emt.memory.memory import Memory
 from emt.serving.access import Access
 from emt.serving.engine import Engine
 from emt.serving.errors import ServingError
+from emt.serving.remembering import Conversation, Turn, named, renamed
 from memory_backends import Document, Rows
 from memory_backends.layout import Metadata
 
@@ -122,6 +123,28 @@ class Writer:
         if status == "skipped" and before != metadata:
             status = "replaced"
         return Written(len(document.token_ids), status)
+
+    async def remember(self, turn: Turn, conversation: Conversation, access: Access) -> str:
+        """Write a turn of a conversation; return its name.
+
+        Raises:
+            ServingError: as `Access.new_name` and `Access.stamped`.
+            StoreError: the store cannot be written.
+        """
+        async with self._lock:
+            self._has_written = True
+            return await self._run(self._remember, turn, conversation, access)
+
+    def _remember(self, turn: Turn, conversation: Conversation, access: Access) -> str:
+        self._memory.refresh()
+        catalog = self._memory.backend.catalog
+        name, metadata = named(catalog, access, conversation)
+        stored = access.new_name(catalog, name)
+        if turn.read is None:
+            self._memory.write(turn.text, document=stored, replace=True, metadata=metadata)
+        else:
+            self._memory.add(*renamed(turn.read, stored, metadata), replace=True)
+        return name
 
     async def remove(self, name: str, access: Access) -> bool:
         """Remove a document; return False if there is none that the access sees.

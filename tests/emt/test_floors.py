@@ -33,6 +33,7 @@ FLOORS = [
     "attach",
     "published",
     "answer",
+    "conversation",
     "serving",
     "cli",
     "integrations",

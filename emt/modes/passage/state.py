@@ -75,8 +75,20 @@ def state_of(forward: Forward) -> PassageState | None:
     A cache of fixed size that is used again is empty, and forgets what it held before.
     """
     cache = forward.cache
-    state: PassageState | None = getattr(cache, _MARK, None)
+    state = state_in(cache)
     if state is not None and not int(cache.get_seq_length()):
         delattr(cache, _MARK)
         return None
     return state
+
+
+def state_in(cache: Any) -> PassageState | None:
+    """Return what a cache's keys were computed with; None for no passages."""
+    state: PassageState | None = getattr(cache, _MARK, None)
+    return state
+
+
+def forget_passages(cache: Any) -> None:
+    """Let a cache that was cut back to before its passages be one without them."""
+    if state_in(cache) is not None:
+        delattr(cache, _MARK)

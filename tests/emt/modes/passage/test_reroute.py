@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import torch
 import pytest
-from tokenizers import AddedToken
 
 from emt.errors import ConfigError
 from emt.modes.passage.exchange import exchanged
@@ -18,6 +17,7 @@ from emt.passage import Passage, Question, Routed, RoutedPassage
 from emt.routing.head_search import HeadSearch
 from emt.routing.question import question_of
 from emt.routing.router import Router
+from tests.emt.chats import chat_tokenizer
 from tests.emt.routing.worlds import (
     GREEDY,
     HEADS,
@@ -30,12 +30,6 @@ from tests.emt.routing.worlds import (
     put,
     routing,
     tokens,
-)
-from tests.emt.words import word_tokenizer
-
-CHAT = (
-    "{% for message in messages %}{{ '<' + message['role'] + '> ' + message['content'] + ' <end> ' "
-    "}}{% endfor %}{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
 )
 
 
@@ -254,16 +248,6 @@ def test_ways_without_steps_of_one_token_are_refused(options):
         chosen(model, [asked(0)], **options)
     with memory.using(mode="token"):
         chosen(model, [asked(0)], **options)
-
-
-def chat_tokenizer():
-    tokenizer = word_tokenizer()
-    marks = ["<user>", "<assistant>", "<end>"]
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": [AddedToken(mark, special=True) for mark in marks]}
-    )
-    tokenizer.chat_template = CHAT
-    return tokenizer
 
 
 def chat(tokenizer, *messages):
