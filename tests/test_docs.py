@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 import tomllib
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -77,8 +76,6 @@ def test_every_command_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_command_has_the_options_that_are_shown(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if find_spec(f"emt.cli.{command}") is None and command == "serve":
-        pytest.skip("the server is not part of this version")
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert end.value.code == 0
@@ -98,8 +95,7 @@ def test_scripts_targets_and_extras_that_a_page_names_are_there(page: str) -> No
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = re.findall(r"\bemt\[([a-z,]+)\]", text_of(page))
     extras = {extra for several in named for extra in several.split(",")}
-    coming = set() if find_spec("emt.serving") else {"serve"}
-    assert extras - coming <= set(project["optional-dependencies"])
+    assert extras <= set(project["optional-dependencies"])
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -85,7 +85,9 @@ def check_folder(names: Names) -> None:
     assert {each.document for each in names["sentences"]} == {"notes.txt"}
     assert [each.document for each in names["passages"]] == ["notes.txt"]
     assert names["found"].passage.document == "notes.txt"
-    assert sorted(names["memory"].documents) == ["b.txt", "notes.txt", "report.txt"]
+    assert sorted(names["memory"].documents) == ["b.txt", "chat/1", "notes.txt", "report.txt"]
+    tokens = names["memory"].backend.catalog.document("chat/1").token_ids
+    assert tokens.tolist() == names["said"][0].tolist()
     assert names["memory"].backend.catalog.metadata("report.txt") == {"year": 2025}
 
 

@@ -220,14 +220,13 @@ class Memory:
     ) -> tuple[Document, Rows]:
         """Return what `remember` would write, for `add`; write nothing. May run while generating.
 
+        It raises what `remember` raises.
+
         Args:
             cache: as for `remember`, and so are the others.
             token_ids: of the cache.
             document: its name.
             **options: spans, sequence, attention_mask, metadata.
-
-        Raises:
-            As `remember`.
         """
         self._check_open("remember")
         return self._cache_reader.read(cache, token_ids, document, self.encoder, **options)
