@@ -20,6 +20,9 @@ import emt
 import memory_backends
 from emt.cli import main
 from emt.config import SETTINGS
+from emt.serving.keys import Keys
+from emt.serving.limits import Limits
+from emt.serving.schemas import MemoryOptions
 from tests.pages import MEASURED, PAGES, ROOT, shell_of, text_of
 
 FOLDERS = "emt|memory_backends|tests|scripts|configs|docs|benchmarks"
@@ -124,6 +127,20 @@ def test_settings_that_are_explained_are_there() -> None:
     assert len(explained) > 10
     assert set(explained) <= set(SETTINGS)
     assert len(set(advised) & set(SETTINGS)) > 8
+
+
+def test_the_operators_guide_has_the_keys_limits_and_options_of_the_server(tmp_path: Path) -> None:
+    guide = text_of("docs/guides/operator.md")
+    (keys,) = re.findall(r"^```yaml\n(.*?)^```$", guide, flags=re.M | re.S)
+    (tmp_path / "keys.yaml").write_text(keys, encoding="utf-8")
+    access = Keys.read(tmp_path / "keys.yaml").access("a-long-random-text-of-anns-own")
+    assert access is not None
+    assert (access.name, access.can_write) == ("ann", True)
+    for name, default in re.findall(r"^\| `--([a-z-]+)` \| ([\d,]+) \|", guide, flags=re.M):
+        assert getattr(Limits(), name.replace("-", "_")) == int(default.replace(",", ""))
+    section = guide.partition("object `memory`")[2].partition("\n\nEach choice")[0]
+    options = re.findall(r"`(\w+)`", "".join(re.findall(r"^(\|[^|]*\|)", section, flags=re.M)))
+    assert set(options) == set(MemoryOptions.model_fields)
 
 
 @pytest.mark.parametrize("package", [emt, memory_backends])
