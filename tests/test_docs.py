@@ -33,6 +33,11 @@ def test_the_readme_is_short() -> None:
     assert len(text_of("README.md").splitlines()) <= MOST_LINES
 
 
+def test_the_readme_counts_the_families_of_the_table() -> None:
+    (counted,) = re.findall(r"(\d+ of \d+) families", text_of("README.md"))
+    assert f"\n{counted} buildable families work" in text_of("docs/families.md")
+
+
 def anchors_of(page: str) -> set[str]:
     """Return the names of a page's headings, as the site and the forge make them."""
     text = re.sub(r"^```.*?^```$", "", text_of(page), flags=re.M | re.S)
