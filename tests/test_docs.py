@@ -143,7 +143,7 @@ def test_the_operators_guide_has_the_keys_limits_and_options_of_the_server(tmp_p
     assert (access.name, access.can_write) == ("ann", True)
     for name, default in re.findall(r"^\| `--([a-z-]+)` \| ([\d,]+) \|", guide, flags=re.M):
         assert getattr(Limits(), name.replace("-", "_")) == int(default.replace(",", ""))
-    section = guide.partition("object `memory`")[2].partition("\n\nEach choice")[0]
+    section = guide.partition("may have an object `memory`")[2].partition("\n\nEach choice")[0]
     options = re.findall(r"`(\w+)`", "".join(re.findall(r"^(\|[^|]*\|)", section, flags=re.M)))
     assert set(options) == set(MemoryOptions.model_fields)
 
