@@ -11,6 +11,7 @@ import torch
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import memory_backends.testing
 from emt import MemoryConfig, attach, detach
 from emt.modes.passage.likelihood import QuestionLikelihood
 from emt.passage import Passage
@@ -144,6 +145,13 @@ def test_the_python_of_a_page_runs(page: str) -> None:
     for block in python_of(page):
         exec(block, names)
     CHECKS[page](names)
+
+
+def test_the_suites_docstring_shows_a_class_of_tests() -> None:
+    shown = (memory_backends.testing.__doc__ or "").partition("\n\n")[2]
+    names: Names = {}
+    exec(shown, names)
+    assert issubclass(names["TestMine"], BackendConformance)
 
 
 def test_a_model_reads_its_memories_through_the_recipes_searcher() -> None:
