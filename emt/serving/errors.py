@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from emt.errors import ConfigError, DocumentError, EMTError
+from memory_backends.errors import StoreLockedError
 
 _logger = logging.getLogger(__name__)
 _OF_TYPE = re.compile(r"^(str|int|bool|float|dict|constrained-.*)$|\[")  # one of a field's types
@@ -84,6 +85,13 @@ def as_serving_error(error: BaseException) -> ServingError:
         return _of_validation(error)
     if isinstance(error, HTTPException):
         return ServingError(error.status_code, str(error.detail), headers=error.headers)
+    if isinstance(error, StoreLockedError):  # its own message has paths and processes
+        return ServingError(
+            503,
+            "Another process is writing to the store. Try again when it has ended.",
+            code="locked",
+            headers={"Retry-After": "5"},
+        )
     _logger.error("a request failed", exc_info=error)
     kind = type(error).__name__ if isinstance(error, EMTError) else "internal error"
     return ServingError(500, f"The server failed: {kind}. Its log says more.")

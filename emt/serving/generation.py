@@ -71,6 +71,12 @@ class Generator:
 
     def answer(self, batch: Sequence[PendingPrompt]) -> None:
         """Answer prompts, or tell them why not. What one of them does wrong harms no other."""
+        try:
+            self._memory.refresh()  # what another process has written
+        except Exception as error:
+            for pending in batch:
+                pending.fail(error)
+            return
         batch = [each for each in batch if not each.is_cancelled and self._checked(each)]
         if not batch:
             return

@@ -65,6 +65,7 @@ async def search(
 
 def _search(served: Served, access: Access, wanted: SearchRequest) -> SearchResult:
     memory = served.memory
+    memory.refresh()  # what another process has written
     settings = wanted.model_dump(include={"max_passages", "passage_rows"}, exclude_none=True)
     try:
         settings |= access.scope(memory.backend.catalog, wanted.documents, wanted.where)
