@@ -44,7 +44,7 @@ def serve(options: argparse.Namespace) -> None:
     import uvicorn
 
     from emt.serving.app import create_app
-    from emt.serving.hosts import OnlyLocalHosts, is_loopback
+    from emt.serving.hosts import is_loopback
     from emt.serving.keys import Keys
     from emt.serving.limits import Limits
 
@@ -63,9 +63,14 @@ def serve(options: argparse.Namespace) -> None:
             session.remember()
             session.memory.backend.save()  # makes the store, with these settings
         name = options.served_model_name or _name_of(session.source)
-        app = create_app(session.model, session.memory, keys=keys, limits=limits, model_name=name)
-        if keys is None:
-            app.add_middleware(OnlyLocalHosts)
+        app = create_app(
+            session.model,
+            session.memory,
+            keys=keys,
+            limits=limits,
+            model_name=name,
+            only_local_hosts=keys is None,
+        )
         _say_where(app, listener, options)
         config = uvicorn.Config(
             app,
