@@ -10,6 +10,7 @@ Text = Annotated[str, Field(max_length=2**21)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Value = bool | int | float | str
+NewText = Annotated[str, Field(min_length=1, max_length=2**21)]
 
 
 class _Strict(BaseModel):
@@ -116,8 +117,8 @@ class CompletionRequest(GenerationRequest):
     """Texts, or token ids, to go on from."""
 
     prompt: (
-        Text
-        | Annotated[list[Text], Field(min_length=1)]
+        NewText
+        | Annotated[list[NewText], Field(min_length=1)]
         | TokenIds
         | Annotated[list[TokenIds], Field(min_length=1)]
     )
