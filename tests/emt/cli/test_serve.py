@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 
 import httpx
 import openai
@@ -98,27 +97,3 @@ def test_a_store_is_served_until_sigterm_and_answers_are_finished(tmp_path, mode
         assert server.returncode == -signal.SIGTERM
     assert "d" in emt("list", store).out
     assert emt("verify", store).code == 0
-
-
-def test_a_server_that_is_killed_while_writing_leaves_a_good_store(tmp_path, model):
-    store = tmp_path / "store"
-    long_text = " ".join(f"w{3 + number % 90}" for number in range(30_000))
-    with process("--store", store, "--model", model) as (server, url, _):
-        small = httpx.put(f"{url}/v1/documents/small", json={"text": "w20 w30"}, timeout=60)
-        assert small.status_code == 201
-
-        def put():
-            with contextlib.suppress(httpx.HTTPError):
-                httpx.put(f"{url}/v1/documents/long", json={"text": long_text}, timeout=60)
-
-        writing = threading.Thread(target=put)
-        writing.start()
-        writing.join(1.0)
-        server.kill()
-        server.wait(60)
-        writing.join()
-    assert emt("verify", store).code == 0
-    with process("--store", store) as (_, url, said):
-        assert " document" in said[0]
-        names = [each["name"] for each in httpx.get(f"{url}/v1/documents").json()["data"]]
-        assert "small" in names
