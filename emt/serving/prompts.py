@@ -144,7 +144,7 @@ def _check_remembering(body: GenerationRequest, access: Access, *, is_chat: bool
     """Refuse to remember what is no turn of a conversation.
 
     Raises:
-        ServingError: 400; 403, the key may only read.
+        ServingError: 400; 403, the key may only read, or not see the turn.
     """
     memory = body.memory
     if memory.remember != (memory.conversation is not None):
@@ -159,6 +159,7 @@ def _check_remembering(body: GenerationRequest, access: Access, *, is_chat: bool
         raise bad_request("Only one answer of a chat can be remembered.", "memory.remember")
     if not access.can_write:
         raise ServingError(403, "This key may not write documents.", code="read_only")
+    access.stamped({"conversation": str(memory.conversation), "turn": 1, "time": 0.0})
 
 
 def _sampling(body: GenerationRequest) -> Sampling:

@@ -31,7 +31,9 @@ class MemoryOptions(_Strict):
     ] = None
     mode: Literal["token", "passage", "auto"] | None = None
     tokens: Annotated[bool, Field(description="Tell the sources of each token.")] = False
-    remember: bool = False
+    remember: Annotated[
+        bool, Field(description="Keep the turn as a document of the `conversation`.")
+    ] = False
     conversation: Annotated[str, Field(max_length=256)] | None = None
 
 
@@ -191,6 +193,9 @@ class ChatChoice(_Choice):
     """One answer to a chat."""
 
     message: AssistantMessage
+    remembered: Annotated[
+        str | None, Field(description="the document of the turn; null: not written, or not yet")
+    ] = None
 
 
 class CompletionChoice(_Choice):

@@ -84,6 +84,37 @@ def test_questions_are_answered_while_a_document_is_read(site, gate):
     assert ask(site) == {"long"}
 
 
+def ask_to_remember(site, who="root", content="w3 w4"):
+    memory = {"remember": True, "conversation": "talk"}
+    messages = [{"role": "user", "content": content}]
+    body = {"model": "emt", "messages": messages, "max_tokens": 2, "memory": memory}
+    response = site(who, "POST", "/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    (choice,) = response.json()["choices"]
+    return choice["remembered"]
+
+
+def test_an_answer_does_not_wait_until_a_long_document_is_read(site, gate, monkeypatch):
+    """Its turn is written after the document."""
+    monkeypatch.setattr(writer, "_REMEMBER_SECONDS", 0.1)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        written = pool.submit(site.put, "root", "long", LONG)
+        assert gate.is_reached.wait(20)
+        assert ask_to_remember(site) is None
+        gate.is_open.set()
+        written.result()
+    site.put("root", "last", "w9")
+    assert site.names("root") == ["before", "last", "long", "talk/0001"]
+    assert ask_to_remember(site, content="w5") == "talk/0002"
+
+
+def test_an_answer_is_given_though_its_turn_cannot_be_written(site, caplog):
+    with write_lock(site.folder / "store"):
+        assert ask_to_remember(site) is None
+    assert "a turn was not remembered" in caplog.text
+    assert ask_to_remember(site) == "talk/0001"
+
+
 def test_a_client_that_goes_away_leaves_nothing(site, gate):
     num_rows = site.memory.backend.catalog.num_rows
     head = "PUT /v1/documents/long HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n"
