@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 _REMEMBER_SECONDS = 5.0  # that an answer waits for its turn to be written
+_MOST_TURNS = 32  # that wait, with their rows in memory
 _BUSY_SECONDS = 0.05  # until the next try, while the engine's queue is full
 
 
@@ -134,6 +135,9 @@ class Writer:
         Its answer is there, and must not be lost nor wait until something long is written: the turn
         is written then, and what goes wrong is logged.
         """
+        if len(self._turns) >= _MOST_TURNS:
+            _logger.warning("a turn was not remembered: %d wait to be written", _MOST_TURNS)
+            return None
         writing = asyncio.create_task(self._remember_alone(turn, conversation, access))
         self._turns.add(writing)  # a loop does not keep its tasks
         writing.add_done_callback(self._turns.discard)
@@ -144,7 +148,7 @@ class Writer:
         self, turn: Turn, conversation: Conversation, access: Access
     ) -> str | None:
         try:
-            async with self.alone():
+            async with self._lock:
                 self._has_written = True
                 return await self._run(self._remember, turn, conversation, access)
         except Exception:

@@ -108,6 +108,14 @@ def test_an_answer_does_not_wait_until_a_long_document_is_read(site, gate, monke
     assert ask_to_remember(site, content="w5") == "talk/0002"
 
 
+def test_turns_that_end_together_are_all_remembered(tmp_path):
+    limits = Limits(max_waiting_documents=1)
+    with open_site(tmp_path, limits, **SMALL_WINDOWS) as site:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            names = pool.map(lambda word: ask_to_remember(site, content=word), ["w3", "w4"] * 6)
+        assert sorted(names) == [f"talk/{number:04d}" for number in range(1, 13)]
+
+
 def test_an_answer_is_given_though_its_turn_cannot_be_written(site, caplog):
     with write_lock(site.folder / "store"):
         assert ask_to_remember(site) is None
