@@ -289,6 +289,7 @@ def test_neutral_values_of_unsupported_fields_are_accepted(client):
         ([[]], ""),
         ([5, 97], "0 to 96; got 97"),
         ([[5], [-1]], ""),
+        ([[True]], ""),
         (["w3"] * 9, "may ask for 8 answers"),
         ("w3 " * 4100, "must fit 4096 tokens"),
     ],
