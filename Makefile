@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 GEMMA := $(VENV)/.gemma
 JOBS ?= auto
 
-.PHONY: demo test test-slow torture lint bench bench-store clean
+.PHONY: demo docs test test-slow torture lint bench bench-store gpu-check clean
 
 # what users install, and the demo's model
 $(BASE): pyproject.toml constraints.txt
@@ -37,6 +37,11 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
+
+# the site, in site/; a broken link or reference is an error
+docs: $(READY)
+	$(BIN)/mkdocs build --strict
 
 # JOBS processes at once; a file's tests stay together, see tests/conftest.py
 test: lint $(GEMMA)
@@ -57,5 +62,9 @@ bench: $(READY)
 bench-store: $(READY)
 	$(BIN)/python scripts/bench_store.py $(if $(STORES),--folder $(STORES))
 
+# on a machine with a GPU, with torch for it and emt[gpu]; some minutes
+gpu-check: $(READY)
+	$(BIN)/python scripts/gpu_check.py
+
 clean:
-	rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .demo build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

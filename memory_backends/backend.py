@@ -264,6 +264,8 @@ class MemoryBackend:
     def add(self, document: Document, rows: Iterable[Rows], *, replace: bool = False) -> range:
         """Store a document and its rows, all or nothing.
 
+        Whatever is raised, by `rows` too, the memory is as it was before.
+
         Args:
             document: its name must be new, or `replace` True.
             rows: runs of consecutive rows, in order; read one at a time, so a generator that
@@ -277,7 +279,6 @@ class MemoryBackend:
             DocumentError: the name is taken, there are no rows, or ids and offsets do not fit.
             MemoryMismatchError: rows of another shape or dtype, or of tokens that the document does
                 not have; a key or value that is NaN or infinite, or a key that is zero.
-            Whatever is raised, by `rows` too, the memory is as it was before.
         """
         ((_, ids),) = self.add_many([(document, rows)], replace=replace)
         return ids
@@ -293,7 +294,9 @@ class MemoryBackend:
 
         Nothing is written before the first step of the iterator, and the memory is locked for
         writing until its end. Each document is all or nothing. Searches of this object find the new
-        rows when the iterator has ended, or is closed.
+        rows when the iterator has ended, or is closed. It raises what `add` raises, and whatever
+        `documents` raises; the documents complete before the one that failed are committed, and
+        yielded before the error is raised.
 
         Args:
             documents: each with its rows, as for `add`.
@@ -302,10 +305,6 @@ class MemoryBackend:
 
         Yields:
             Name and row ids of each document, after it was committed.
-
-        Raises:
-            As `add`, and whatever `documents` raises. The documents complete before the one that
-            failed are committed, and yielded before the error is raised.
         """
         committed = False
         with self._writing(), contextlib.ExitStack() as at_end:

@@ -5,6 +5,7 @@ EMTError
 ├── DocumentError         ValueError           a document that is already there, or is not there
 ├── IndexFactoryError     ValueError           a FAISS factory string that cannot be used
 └── StoreError            OSError              a store directory that is damaged, locked or full
+    ├── StoreLockedError                       a store that somebody else is writing to
     ├── StoreVersionError                      a store of another format version
     └── StoreReplacedError                     a store that is not the one that was opened any more
 
@@ -36,6 +37,10 @@ class IndexFactoryError(EMTError, ValueError):
 
 class StoreError(EMTError, OSError):
     """A store directory that cannot be read or written."""
+
+
+class StoreLockedError(StoreError):
+    """A store that another process, or another thread, is writing to."""
 
 
 class StoreVersionError(StoreError):

@@ -1,11 +1,11 @@
-"""Write which model families work: README.md's short table, and docs/families.md with all of them.
+"""Write which model families work: docs/families.md.
 
-    python scripts/families_table.py                 # print both
-    python scripts/families_table.py --write         # put them where they belong
+    python scripts/families_table.py                 # print the page
+    python scripts/families_table.py --write         # put it where it belongs
     python scripts/families_table.py llama mamba     # try some families and print what came out
 
-The short table runs the prefix oracle on the tiny models of `tests/families.py`, with both
-backends and a left-padded batch. The long one builds every family that `AutoModelForCausalLM`
+Its first table runs the prefix oracle on the tiny models of `tests/families.py`, with both
+backends and a left-padded batch. The other one builds every family that `AutoModelForCausalLM`
 knows, each in a process of its own, and runs the forgetting oracle of `tests/forgetting.py`.
 """
 
@@ -29,7 +29,6 @@ from tests.families import FAMILIES, REFUSED, oracle_error  # noqa: E402
 from tests.tiny_models import causal_families  # noqa: E402
 from tests.verdicts import Verdict, verdict_on  # noqa: E402
 
-BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
 TIME_LIMIT = 150.0  # seconds for one family; most take less than one
 MADE_BY = (
     "Made by `python scripts/families_table.py --write` with transformers "
@@ -37,6 +36,15 @@ MADE_BY = (
 )
 INTRODUCTION = """\
 # Model families
+
+`attach` proves itself: it runs one token and refuses a model when a layer was not reached, or
+when it cannot bring a layer's keys back to position 0. The first table is the *prefix oracle*:
+the keys and values of a text's first 40 tokens become memories at their true positions, every
+layer reads all of them, and the rest must get the logits of the full-context run (float32, both
+backends, a left-padded batch of three).
+"""
+ALL_FAMILIES = """\
+## Every family of transformers
 
 Every model type that transformers' `AutoModelForCausalLM` knows, built tiny (about four layers,
 random weights, float32) and attached.
@@ -72,24 +80,48 @@ def walk(families: Sequence[str]) -> Iterator[Verdict]:
                 yield Verdict(family, "wrong", f"no answer after {TIME_LIMIT:.0f} s")
 
 
-def long_table(verdicts: Sequence[Verdict]) -> str:
+def page(verdicts: Sequence[Verdict]) -> str:
     """Return docs/families.md."""
     # Imported here, for only the page needs them.
     from tests.forgetting import NUM_PREFIX, NUM_REST
     from tests.verdicts import TOLERANCE
 
-    introduction = INTRODUCTION.format(prefix=NUM_PREFIX, rest=NUM_REST, tolerance=TOLERANCE)
-    lines = [introduction, counted(verdicts), ""]
+    every = ALL_FAMILIES.format(prefix=NUM_PREFIX, rest=NUM_REST, tolerance=TOLERANCE)
+    parts = [INTRODUCTION, *prefix_oracle(), "", every, counted(verdicts), ""]
+    return "\n".join([*parts, *forgetting(verdicts), "", MADE_BY, ""])
+
+
+def prefix_oracle() -> Iterator[str]:
+    """Yield the lines of the table of `FAMILIES`."""
+    yield "| family | what is special | prefix oracle, largest logit difference |"
+    yield "|---|---|---|"
+    for family in FAMILIES:
+        model = family.build()
+        layers = list(range(model.config.num_hidden_layers))
+        errors = []
+        for kind in ("manual", "vector_db"):
+            config = emt.MemoryConfig.published(memory_type=kind, index="Flat", layers=layers)
+            memory = emt.attach(model, config)
+            errors.append(oracle_error(model, memory, lengths=(12, 7, 3)))
+            emt.detach(model)
+        yield f"| {family.model_type} | {family.note} | {max(errors):.1e} |"
+    for family in REFUSED:
+        try:
+            emt.attach(family.build())
+        except UnsupportedModelError as error:
+            yield f"| {family.model_type} | {family.note} | refused: {error} |"
+
+
+def forgetting(verdicts: Sequence[Verdict]) -> Iterator[str]:
+    """Yield the lines of the table of every family."""
     names = ("family", "outcome", "layers, keys", "error", "forgotten", "carries")
-    lines += [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    yield f"| {' | '.join(names)} |"
+    yield "|---" * len(names) + "|"
     for verdict in verdicts:
         what = verdict.layers or verdict.detail.replace("|", "\\|")
         figures = ("", "") if verdict.found is None else (f"{x:.1e}" for x in verdict.found)
         carries = {True: "yes", False: "no", None: ""}[verdict.carries]
-        lines.append(
-            f"| {' | '.join((verdict.family, verdict.outcome, what, *figures, carries))} |"
-        )
-    return "\n".join([*lines, "", MADE_BY, ""])
+        yield f"| {' | '.join((verdict.family, verdict.outcome, what, *figures, carries))} |"
 
 
 def counted(verdicts: Sequence[Verdict]) -> str:
@@ -102,52 +134,22 @@ def counted(verdicts: Sequence[Verdict]) -> str:
     return sentence + (f"; {counts['wrong']} are wrong." if counts["wrong"] else ".")
 
 
-def short_table(verdicts: Sequence[Verdict]) -> str:
-    """Return what stands between README.md's markers."""
-    lines = [
-        "| family | what is special | prefix oracle, largest logit difference |",
-        "|---|---|---|",
-    ]
-    for family in FAMILIES:
-        model = family.build()
-        layers = list(range(model.config.num_hidden_layers))
-        errors = []
-        for kind in ("manual", "vector_db"):
-            config = emt.MemoryConfig.published(memory_type=kind, index="Flat", layers=layers)
-            memory = emt.attach(model, config)
-            errors.append(oracle_error(model, memory, lengths=(12, 7, 3)))
-            emt.detach(model)
-        lines.append(f"| {family.model_type} | {family.note} | {max(errors):.1e} |")
-    for family in REFUSED:
-        try:
-            emt.attach(family.build())
-        except UnsupportedModelError as error:
-            lines.append(f"| {family.model_type} | {family.note} | refused: {error} |")
-    page = "[docs/families.md](docs/families.md)"
-    lines += ["", f"{counted(verdicts)[:-1]}; the whole table: {page}.", "", MADE_BY]
-    return "\n".join(lines)
-
-
 def main() -> None:
-    """Print the tables, or put them where they belong."""
+    """Print the page, or put it where it belongs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("families", nargs="*", help="try only these, and print what came out")
-    parser.add_argument("--write", action="store_true", help="into README.md and docs/families.md")
+    parser.add_argument("--write", action="store_true", help="into docs/families.md")
     asked = parser.parse_args()
     if asked.families:
         for verdict in walk(asked.families):
             print(verdict)
         return
     verdicts = list(walk(causal_families()))
-    long, short = long_table(verdicts), short_table(verdicts)
-    if not asked.write:
-        print(long, short, sep="\n")
+    written = page(verdicts)
+    if asked.write:
+        (ROOT / "docs" / "families.md").write_text(written, encoding="utf-8")
     else:
-        (ROOT / "docs" / "families.md").write_text(long, encoding="utf-8")
-        readme = ROOT / "README.md"
-        before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
-        _, _, after = rest.partition(END)
-        readme.write_text(f"{before}{BEGIN}\n{short}\n{END}{after}", encoding="utf-8")
+        print(written)
     wrong = [verdict for verdict in verdicts if verdict.outcome == "wrong"]
     if wrong:
         sys.exit("\n".join(f"{verdict.family}: {verdict.detail}" for verdict in wrong))

@@ -1,6 +1,7 @@
 """The model families emt is tested with: tiny random models, built in code, and the prefix oracle.
 
-`scripts/families_table.py` prints the README's table from `FAMILIES`, so the two cannot disagree.
+`scripts/families_table.py` writes the first table of docs/families.md from `FAMILIES`, so the two
+cannot disagree.
 """
 
 from __future__ import annotations

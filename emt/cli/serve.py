@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from emt.cli.model_options import add_model_options
 from emt.cli.printing import count, one_line, say
+from emt.cli.profile import profile_if_needed
 from emt.cli.session import Session
 from emt.errors import ConfigError
+from memory_backends.errors import StoreLockedError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -44,7 +46,7 @@ def serve(options: argparse.Namespace) -> None:
     import uvicorn
 
     from emt.serving.app import create_app
-    from emt.serving.hosts import OnlyLocalHosts, is_loopback
+    from emt.serving.hosts import is_loopback
     from emt.serving.keys import Keys
     from emt.serving.limits import Limits
 
@@ -62,10 +64,16 @@ def serve(options: argparse.Namespace) -> None:
         if session.is_new:
             session.remember()
             session.memory.backend.save()  # makes the store, with these settings
+        _profile(session)
         name = options.served_model_name or _name_of(session.source)
-        app = create_app(session.model, session.memory, keys=keys, limits=limits, model_name=name)
-        if keys is None:
-            app.add_middleware(OnlyLocalHosts)
+        app = create_app(
+            session.model,
+            session.memory,
+            keys=keys,
+            limits=limits,
+            model_name=name,
+            only_local_hosts=keys is None,
+        )
         _say_where(app, listener, options)
         config = uvicorn.Config(
             app,
@@ -76,6 +84,14 @@ def serve(options: argparse.Namespace) -> None:
             timeout_graceful_shutdown=_DRAIN_SECONDS,
         )
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _profile(session: Session) -> None:
+    """Make the head profile that `emt index` would make: documents may only come over the API."""
+    try:
+        profile_if_needed(session.memory)
+    except StoreLockedError:
+        say("another process is writing to the store: the head profile is not kept in it")
 
 
 def _check_installed() -> None:

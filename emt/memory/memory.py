@@ -143,8 +143,6 @@ class Memory:
         Raises:
             DocumentError: as `write`, or a name comes twice.
             MemoryUseError, ConfigError, StoreError: as `write`.
-
-            Documents before the one that failed stay.
         """
         encoder = self.encoder
         with self._alone("write"):
@@ -222,14 +220,13 @@ class Memory:
     ) -> tuple[Document, Rows]:
         """Return what `remember` would write, for `add`; write nothing. May run while generating.
 
+        It raises what `remember` raises.
+
         Args:
             cache: as for `remember`, and so are the others.
             token_ids: of the cache.
             document: its name.
             **options: spans, sequence, attention_mask, metadata.
-
-        Raises:
-            As `remember`.
         """
         self._check_open("remember")
         return self._cache_reader.read(cache, token_ids, document, self.encoder, **options)
@@ -250,13 +247,12 @@ class Memory:
     ) -> Iterator[Rows]:
         """Read text or token ids as `write` does, and remember nothing; special ids have rows.
 
+        It raises what `write` raises.
+
         Args:
             source: as in `write`.
             stride: instead of the setting.
             max_length: instead of the setting.
-
-        Raises:
-            As `write`.
         """
         config = self.config.replace(
             stride=self.config.stride if stride is None else stride,

@@ -20,6 +20,7 @@ from emt.serving.bodies import LimitBodies
 from emt.serving.engine import Engine
 from emt.serving.errors import add_handlers
 from emt.serving.generation import Generator
+from emt.serving.hosts import OnlyLocalHosts
 from emt.serving.keys import Access, Keys, unscoped_access_of
 from emt.serving.limits import Limits
 from emt.serving.metrics import CountRequests, Metrics
@@ -36,6 +37,7 @@ def create_app(
     keys: Keys | None = None,
     limits: Limits | None = None,
     model_name: str = "emt",
+    only_local_hosts: bool = False,
 ) -> FastAPI:
     """Return an application that answers the OpenAI API.
 
@@ -45,6 +47,7 @@ def create_app(
         keys: who may see and write what; None if everybody may everything.
         limits: of requests; None for the defaults.
         model_name: as clients know the model.
+        only_local_hosts: refuse requests to other host names than this machine's.
 
     Raises:
         MemoryUseError: the memory has no tokenizer.
@@ -79,6 +82,8 @@ def create_app(
     add_handlers(app)
     app.add_middleware(LimitBodies, limits=limits)
     app.add_middleware(CountRequests, metrics=metrics)
+    if only_local_hosts:
+        app.add_middleware(OnlyLocalHosts)
     for routes in (completions, models, documents, search, store):
         app.include_router(routes.router)
     _add_operations(app, engine, metrics)

@@ -79,10 +79,10 @@ async def _respond(
     try:
         if not body.stream:
             answered = await unless_gone(request, asking.answered())
-            await _remember(served, prompts, answered)
+            remembered = await _remember(served, prompts, answered)
             usage = _usage(served, prompts, answered)
             answers = [answer for each in answered for answer in each.answers]
-            return JSONResponse(shape.response(answers, usage))
+            return JSONResponse(shape.response(answers, usage, **remembered))
         chunks = _chunks(asking, shape, served, body, prompts)
         # An error that comes before the first text has its status.
         first = await unless_gone(request, anext(chunks))
@@ -142,9 +142,11 @@ async def _chunks(
             piece = shape.piece(number * num_each + event.number, event.text)
             yield shape.chunk(piece, **more)
     settled = [answered[number] for number in range(len(prompts))]
-    await _remember(served, prompts, settled)
+    remembered = await _remember(served, prompts, settled)
     answers = [answer for each in settled for answer in each.answers]
-    sources = [{"index": i, **each.sources.to_json()} for i, each in enumerate(answers)]
+    sources = [
+        {"index": i, **each.sources.to_json(), **remembered} for i, each in enumerate(answers)
+    ]
     for index, answer in enumerate(answers):
         memory = {"memory": sources} if index == len(answers) - 1 else {}
         yield shape.chunk(shape.ended(index, answer), **more, **memory)
@@ -155,12 +157,19 @@ async def _chunks(
 
 async def _remember(
     served: Served, prompts: Sequence[Prompt], answered: Sequence[Answered]
-) -> None:
-    """Write turns before their answers end, so that the next request finds them."""
-    for prompt, each in zip(prompts, answered, strict=True):
-        turn = each.answers[0].turn
-        if turn is not None and prompt.conversation is not None:
-            await served.writer.remember(turn, prompt.conversation, prompt.access)
+) -> dict[str, str | None]:
+    """Write a turn before its answer ends, so that the next request finds it.
+
+    Returns:
+        What an answer says of it, `remembered`: the name of the document, or None if it is not
+        written, or not yet. Nothing if the request did not ask for it.
+    """
+    prompt, turn = prompts[0], answered[0].answers[0].turn  # a chat, which is one prompt
+    if prompt.conversation is None:
+        return {}
+    if turn is None:  # it only asks for what is known
+        return {"remembered": None}
+    return {"remembered": await served.writer.remember(turn, prompt.conversation, prompt.access)}
 
 
 def _usage(

@@ -11,8 +11,10 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from emt.errors import ConfigError, DocumentError, EMTError
+from memory_backends.errors import StoreLockedError
 
 _logger = logging.getLogger(__name__)
 _OF_TYPE = re.compile(r"^(str|int|bool|float|dict|constrained-.*)$|\[")  # one of a field's types
@@ -84,6 +86,13 @@ def as_serving_error(error: BaseException) -> ServingError:
         return _of_validation(error)
     if isinstance(error, HTTPException):
         return ServingError(error.status_code, str(error.detail), headers=error.headers)
+    if isinstance(error, StoreLockedError):  # its own message has paths and processes
+        return ServingError(
+            503,
+            "Another process is writing to the store. Try again when it has ended.",
+            code="locked",
+            headers={"Retry-After": "5"},
+        )
     _logger.error("a request failed", exc_info=error)
     kind = type(error).__name__ if isinstance(error, EMTError) else "internal error"
     return ServingError(500, f"The server failed: {kind}. Its log says more.")
@@ -96,8 +105,37 @@ def add_handlers(app: FastAPI) -> None:
         told = as_serving_error(error)
         return JSONResponse(told.body, told.status, told.headers)
 
-    for kind in (ServingError, RequestValidationError, HTTPException, EMTError, Exception):
+    for kind in (ServingError, RequestValidationError, HTTPException, EMTError):
         app.add_exception_handler(kind, respond)
+    app.add_middleware(_AnswerOthers)
+
+
+class _AnswerOthers:
+    """Answers errors that no handler expects.
+
+    A handler of all exceptions would stand around the whole application: what it answers would have
+    no headers of other middleware, and would not be counted.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on; what fails after its answer has begun cannot be told."""
+        has_begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            if has_begun or scope["type"] != "http":
+                raise
+            told = as_serving_error(error)
+            await JSONResponse(told.body, told.status, told.headers)(scope, receive, send)
 
 
 def _of_validation(error: RequestValidationError) -> ServingError:

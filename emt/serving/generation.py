@@ -23,9 +23,10 @@ from emt.memory.memory import Memory
 from emt.model.devices import input_device
 from emt.serving.limits import Limits
 from emt.serving.progress import Progress
-from emt.serving.prompt import PendingPrompt
+from emt.serving.prompt import PendingPrompt, Prompt
 from emt.serving.remembering import hidden
 from emt.serving.sampling import Sampler
+from memory_backends.catalog import Catalog
 
 _logger = logging.getLogger(__name__)
 
@@ -55,22 +56,29 @@ class Generator:
     def together(self, waiting: Sequence[PendingPrompt]) -> list[PendingPrompt]:
         """Return which of the prompts that wait are answered in the next batch."""
         batch: list[PendingPrompt] = []
-        group, num_rows, width = None, 0, 0
+        group, num_rows, longest, most_new = None, 0, 0, 0
         for pending in waiting:
             if pending.is_cancelled:  # taken out of the queue, and left out of the batch
                 batch.append(pending)
                 continue
             prompt = pending.prompt
-            rows, widest = num_rows + prompt.n, max(width, prompt.width)
-            limits = self._limits
-            fits = rows <= limits.max_batch and rows * widest <= limits.max_batch_tokens
+            rows, limits = num_rows + prompt.n, self._limits
+            length = max(longest, len(prompt.token_ids))
+            num_new = max(most_new, prompt.max_new_tokens)
+            fits = rows <= limits.max_batch and rows * (length + num_new) <= limits.max_batch_tokens
             if group is None or (fits and prompt.group == group):
                 batch.append(pending)
-                group, num_rows, width = prompt.group, rows, widest
+                group, num_rows, longest, most_new = prompt.group, rows, length, num_new
         return batch
 
     def answer(self, batch: Sequence[PendingPrompt]) -> None:
         """Answer prompts, or tell them why not. What one of them does wrong harms no other."""
+        try:
+            self._memory.refresh()  # what another process has written
+        except Exception as error:
+            for pending in batch:
+                pending.fail(error)
+            return
         batch = [each for each in batch if not each.is_cancelled and self._checked(each)]
         if not batch:
             return
@@ -126,12 +134,8 @@ class Generator:
             DocumentError: a document is unknown, or not to be seen; `where` is not a filter.
         """
         prompts, catalog = [pending.prompt for pending in batch], self._memory.backend.catalog
-        scopes = [each.access.scope(catalog, each.documents, each.where) for each in prompts]
-        for prompt, scope in zip(prompts, scopes, strict=True):
-            if prompt.conversation is not None:  # what the prompt has is not recalled as well
-                names = scope.get("documents", catalog.document_names())
-                out = hidden(catalog, prompt.access, prompt.conversation)
-                scope["documents"] = [name for name in names if name not in out]
+        with catalog.snapshot():
+            scopes = [_scope_of(prompt, catalog) for prompt in prompts]
         settings = dict(prompts[0].settings)
         for name in ("documents", "where"):
             wanted = [scope.get(name) for scope in scopes]
@@ -141,6 +145,16 @@ class Generator:
                 of_rows = zip(prompts, wanted, strict=True)
                 settings[name] = [one for prompt, one in of_rows for _ in range(prompt.n)]
         return settings
+
+
+def _scope_of(prompt: Prompt, catalog: Catalog) -> dict[str, Any]:
+    """Return the documents that a prompt may read, as settings of `Memory.using`."""
+    scope = prompt.access.scope(catalog, prompt.documents, prompt.where)
+    if prompt.conversation is not None:  # what the prompt has is not recalled as well
+        seen = prompt.access.documents(catalog).values()
+        out = hidden(catalog, prompt.access, prompt.conversation)
+        scope["documents"] = [name for name in scope.get("documents", seen) if name not in out]
+    return scope
 
 
 def padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -55,11 +55,6 @@ class Prompt:
         """Prompts of one group can be answered together: their settings are equal."""
         return json.dumps(dict(self.settings), sort_keys=True)
 
-    @property
-    def width(self) -> int:
-        """Tokens that an answer has in all, its prompt included."""
-        return len(self.token_ids) + self.max_new_tokens
-
     def sampling_of(self, number: int) -> Sampling:
         """Return how the tokens of one of the answers are chosen."""
         seed = self.sampling.seed

@@ -35,8 +35,6 @@ async def prompts_of_chat(served: Served, body: ChatRequest, access: Access) -> 
         for message in body.messages
     ]
     _check_text("messages", *(text for _, text in messages))
-    if not any(text.strip() for _, text in messages):
-        raise bad_request("The messages are empty. Ask something.", param="messages")
 
     def encode() -> list[int]:
         if not served.tokenizer.chat_template:  # as `emt generate`: a plain text
@@ -48,6 +46,8 @@ async def prompts_of_chat(served: Served, body: ChatRequest, access: Access) -> 
         token_ids = await _encoded(served, encode)
     except ConfigError as error:
         raise bad_request(str(error), param="messages") from error
+    if not token_ids:  # a model without a template, or one that begins with nothing
+        raise bad_request("The messages are empty. Ask something.", param="messages")
     conversation = None
     if body.memory.conversation is not None:
         said = [text for role, text in messages if role == "user"]
@@ -88,8 +88,6 @@ async def prompts_of_texts(served: Served, body: CompletionRequest, access: Acce
     for text in texts:
         if isinstance(text, str):
             _check_text("prompt", text)
-            if not text:
-                raise bad_request("The prompt is empty. Give a text to go on from.", "prompt")
 
             def encode(text: str = text) -> list[int]:
                 return list(prompt_ids(served.tokenizer, text, chat=False).tolist())
@@ -146,7 +144,7 @@ def _check_remembering(body: GenerationRequest, access: Access, *, is_chat: bool
     """Refuse to remember what is no turn of a conversation.
 
     Raises:
-        ServingError: 400; 403, the key may only read.
+        ServingError: 400; 403, the key may only read, or not see the turn.
     """
     memory = body.memory
     if memory.remember != (memory.conversation is not None):
@@ -161,6 +159,7 @@ def _check_remembering(body: GenerationRequest, access: Access, *, is_chat: bool
         raise bad_request("Only one answer of a chat can be remembered.", "memory.remember")
     if not access.can_write:
         raise ServingError(403, "This key may not write documents.", code="read_only")
+    access.stamped({"conversation": str(memory.conversation), "turn": 1, "time": 0.0})
 
 
 def _sampling(body: GenerationRequest) -> Sampling:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 Text = Annotated[str, Field(max_length=2**21)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+TokenIds = Annotated[list[Annotated[StrictInt, Field(ge=0)]], Field(min_length=1)]
 Value = bool | int | float | str
+NewText = Annotated[str, Field(min_length=1, max_length=2**21)]
 
 
 class _Strict(BaseModel):
@@ -30,7 +31,9 @@ class MemoryOptions(_Strict):
     ] = None
     mode: Literal["token", "passage", "auto"] | None = None
     tokens: Annotated[bool, Field(description="Tell the sources of each token.")] = False
-    remember: bool = False
+    remember: Annotated[
+        bool, Field(description="Keep the turn as a document of the `conversation`.")
+    ] = False
     conversation: Annotated[str, Field(max_length=256)] | None = None
 
 
@@ -116,8 +119,8 @@ class CompletionRequest(GenerationRequest):
     """Texts, or token ids, to go on from."""
 
     prompt: (
-        Text
-        | Annotated[list[Text], Field(min_length=1)]
+        NewText
+        | Annotated[list[NewText], Field(min_length=1)]
         | TokenIds
         | Annotated[list[TokenIds], Field(min_length=1)]
     )
@@ -190,6 +193,9 @@ class ChatChoice(_Choice):
     """One answer to a chat."""
 
     message: AssistantMessage
+    remembered: Annotated[
+        str | None, Field(description="the document of the turn; null: not written, or not yet")
+    ] = None
 
 
 class CompletionChoice(_Choice):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
@@ -65,7 +65,13 @@ async def search(
 
 def _search(served: Served, access: Access, wanted: SearchRequest) -> SearchResult:
     memory = served.memory
-    settings = wanted.model_dump(include={"max_passages", "passage_rows"}, exclude_none=True)
+    memory.refresh()  # what another process has written
+    num_rows = wanted.passage_rows or memory.config.passage_rows
+    num_passages = wanted.max_passages or memory.config.max_passages
+    settings: dict[str, Any] = {
+        "passage_rows": num_rows,
+        "max_passages": min(num_passages, num_rows),  # each has a row
+    }
     try:
         settings |= access.scope(memory.backend.catalog, wanted.documents, wanted.where)
     except DocumentError as error:

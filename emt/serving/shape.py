@@ -26,10 +26,12 @@ class Shape:
             "model": model,
         }
 
-    def response(self, answers: Sequence[Answer], usage: Mapping[str, int]) -> dict[str, Any]:
-        """Return all answers at once."""
+    def response(
+        self, answers: Sequence[Answer], usage: Mapping[str, int], **fields: Any
+    ) -> dict[str, Any]:
+        """Return all answers at once, each with further fields."""
         kind = "chat.completion" if self._is_chat else "text_completion"
-        choices = [self._whole(index, answer) for index, answer in enumerate(answers)]
+        choices = [self._whole(index, answer) | fields for index, answer in enumerate(answers)]
         return {**self._head, "object": kind, "choices": choices, "usage": dict(usage)}
 
     def chunk(self, choices: Sequence[Mapping[str, Any]], **fields: Any) -> dict[str, Any]:

@@ -19,9 +19,10 @@ _INDEX_FACTS = ("factory", "num_rows", "recall")
 
 
 class StoreObject(BaseModel):
-    """Figures of the memory: of the documents that the key sees."""
+    """Figures of the memory, of the documents that the key sees; and whether it may write."""
 
     object: Literal["store"] = "store"
+    can_write: bool
     model: str
     model_type: str | None
     num_documents: int
@@ -48,6 +49,7 @@ def figures(
         index = catalog.setting("index") or {}
         path = None if catalog.path is None else catalog.path.parent
         return StoreObject(
+            can_write=access.can_write,
             model=served.model_name,
             model_type=catalog.identity.get("model_type"),
             num_documents=len(sizes),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
@@ -29,6 +30,9 @@ from memory_backends.layout import Metadata
 Status = Literal["added", "replaced", "skipped"]
 T = TypeVar("T")
 
+_logger = logging.getLogger(__name__)
+_REMEMBER_SECONDS = 5.0  # that an answer waits for its turn to be written
+_MOST_TURNS = 32  # that wait, with their rows in memory
 _BUSY_SECONDS = 0.05  # until the next try, while the engine's queue is full
 
 
@@ -60,6 +64,7 @@ class Writer:
         self._num_waiting = 0
         self._lock = asyncio.Lock()
         self._has_written = False
+        self._turns: set[asyncio.Task[str | None]] = set()
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[None]:
@@ -124,16 +129,31 @@ class Writer:
             status = "replaced"
         return Written(len(document.token_ids), status)
 
-    async def remember(self, turn: Turn, conversation: Conversation, access: Access) -> str:
-        """Write a turn of a conversation; return its name.
+    async def remember(self, turn: Turn, conversation: Conversation, access: Access) -> str | None:
+        """Write a turn; return its name, or None if it is not written, or not yet.
 
-        Raises:
-            ServingError: as `Access.new_name` and `Access.stamped`.
-            StoreError: the store cannot be written.
+        Its answer is there, and must not be lost nor wait until something long is written: the turn
+        is written then, and what goes wrong is logged.
         """
-        async with self._lock:
-            self._has_written = True
-            return await self._run(self._remember, turn, conversation, access)
+        if len(self._turns) >= _MOST_TURNS:
+            _logger.warning("a turn was not remembered: %d wait to be written", _MOST_TURNS)
+            return None
+        writing = asyncio.create_task(self._remember_alone(turn, conversation, access))
+        self._turns.add(writing)  # a loop does not keep its tasks
+        writing.add_done_callback(self._turns.discard)
+        await asyncio.wait((writing,), timeout=_REMEMBER_SECONDS)
+        return writing.result() if writing.done() else None
+
+    async def _remember_alone(
+        self, turn: Turn, conversation: Conversation, access: Access
+    ) -> str | None:
+        try:
+            async with self._lock:
+                self._has_written = True
+                return await self._run(self._remember, turn, conversation, access)
+        except Exception:
+            _logger.warning("a turn was not remembered", exc_info=True)
+            return None
 
     def _remember(self, turn: Turn, conversation: Conversation, access: Access) -> str:
         self._memory.refresh()

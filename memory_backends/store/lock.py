@@ -19,7 +19,7 @@ from pathlib import Path
 
 import filelock
 
-from memory_backends.errors import StoreError, refuse_link
+from memory_backends.errors import StoreLockedError, refuse_link
 
 LOCK_FILE_NAME = "write.lock"
 OWNER_FILE_NAME = "writer.json"
@@ -30,14 +30,14 @@ _LONGEST_FILE = 4096
 
 @contextlib.contextmanager
 def write_lock(path: Path) -> Iterator[None]:
-    """Hold the write lock of the store at `path`; a StoreError names the process that has it."""
+    """Hold the write lock of the store at `path`; a StoreLockedError names who has it."""
     refuse_link(path / LOCK_FILE_NAME)
     # An iterator that writes may be closed by another thread than began it.
     lock = filelock.FileLock(path / LOCK_FILE_NAME, timeout=0, thread_local=False)
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise StoreError(_refusal(path)) from None
+        raise StoreLockedError(_refusal(path)) from None
     with contextlib.ExitStack() as at_end:
         at_end.callback(lock.release)
         at_end.callback(_remove_owner, path)

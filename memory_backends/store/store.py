@@ -20,7 +20,7 @@ import torch
 
 from memory_backends.catalog import Catalog
 from memory_backends.catalog.database import FILE_NAME as CATALOG_FILE_NAME
-from memory_backends.errors import StoreError, StoreReplacedError, reported
+from memory_backends.errors import StoreLockedError, StoreReplacedError, reported
 from memory_backends.layout import MemoryLayout
 from memory_backends.rows import files as row_files
 from memory_backends.rows import query_samples as queries
@@ -118,9 +118,9 @@ class Store:
         )
 
     def check_idle(self) -> None:
-        """Raise a StoreError if a thread is writing."""
+        """Raise a StoreLockedError if a thread is writing."""
         if self._thread_writes.locked():
-            raise StoreError(_IS_WRITING)
+            raise StoreLockedError(_IS_WRITING)
 
     def open_if_made(self) -> bool:
         """Open the store if there was none, and another process has made one since."""
@@ -155,7 +155,7 @@ class Store:
     def writing(self) -> Iterator[None]:
         """Let one thread of one process write, to a store that is there; refuse others."""
         if not self._thread_writes.acquire(blocking=False):
-            raise StoreError(_IS_WRITING)
+            raise StoreLockedError(_IS_WRITING)
         with contextlib.ExitStack() as locks:
             locks.callback(self._thread_writes.release)
             if self.path is not None:

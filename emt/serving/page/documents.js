@@ -73,7 +73,7 @@ export class Documents {
       ? counted(numShown, "document") + (hasMore ? ", and more" : "")
       : isSearch
         ? "No document is like this."
-        : "No documents yet. Drop text files above.";
+        : "No documents yet.";
   }
 
   #row({ name, num_tokens, num_characters, metadata }) {
@@ -81,7 +81,7 @@ export class Documents {
       click: () => this.#callbacks.read(name) }, isolated(name));
     const ask = element("button", { type: "button", class: "quiet", "aria-label": `Ask only ${name}`,
       click: () => this.#callbacks.toggle(name) }, "Ask only this");
-    const remove = element("button", { type: "button", class: "quiet", "aria-label": `Remove ${name}`,
+    const remove = element("button", { type: "button", class: "quiet remove", "aria-label": `Remove ${name}`,
       click: () => this.#remove(name) }, "Remove");
     const chips = Object.entries(metadata ?? {}).map(([key, value]) =>
       element("button", { type: "button", "aria-label": `Show only ${key}=${value}`,
@@ -117,7 +117,8 @@ export class Documents {
 /** Show the figures of the store, the most telling ones in the page's header. */
 async function showFigures(signal) {
   try {
-    const figures = await store(signal);
+    const { can_write: canWrite, ...figures } = await store(signal);
+    document.body.classList.toggle("read-only", !canWrite);
     byId("summary").textContent =
       `${counted(figures.num_documents, "document")}, ${counted(figures.num_tokens, "token")}`;
     byId("figures").replaceChildren(

@@ -100,6 +100,27 @@ def test_what_fails_inside_is_not_told(client, monkeypatch, caplog):
     assert response.json()["error"]["type"] == "server_error"
     assert "secret" not in response.text
     assert "a secret of the server" in caplog.text
+    assert 'completions",status="500"} 1.0' in client.get("/metrics").text
+
+
+def test_every_answer_has_the_headers_that_keep_scripts_out(monkeypatch):
+    """Refused hosts, refused bodies, and what fails inside, too."""
+    limits = Limits(max_body_bytes=2000)
+    app = create_app(*make_memory(), model_name="tiny", limits=limits, only_local_hosts=True)
+    monkeypatch.setattr("emt.serving.completions.prompts_of_chat", None)
+    body = {"model": "tiny", "messages": user("w3")}
+    with TestClient(app, base_url="http://localhost") as client:
+        for status, response in (
+            (200, client.get("/health")),
+            (200, client.get("/")),
+            (403, client.get("/health", headers={"host": "evil.example"})),
+            (404, client.get("/nothing")),
+            (413, client.post("/v1/chat/completions", content=b" " * 3000)),
+            (500, client.post("/v1/chat/completions", json=body)),
+        ):
+            assert response.status_code == status
+            assert "default-src 'self'" in response.headers["content-security-policy"]
+            assert response.headers["x-content-type-options"] == "nosniff"
 
 
 @pytest.mark.parametrize(

@@ -272,7 +272,10 @@ def test_a_store_with_documents_is_served_again(tmp_path):
 def test_figures_are_of_the_documents_that_a_key_sees(site):
     site.put("ann", "a", TEXT)
     site.put("bob", "b", TEXT + " w10")
-    hers, all_ = (site(who, "GET", "/v1/store").json() for who in ("ann", "root"))
+    hers, read, all_ = (site(who, "GET", "/v1/store").json() for who in ("ann", "reader", "root"))
+    assert read == {**hers, "can_write": False}
+    assert hers["can_write"]
+    assert all_["can_write"]
     assert (hers["num_documents"], hers["num_tokens"], hers["num_rows"]) == (1, 8, 7)
     assert (all_["num_documents"], all_["num_tokens"], all_["num_rows"]) == (2, 17, 15)
     assert (hers["bytes"], hers["index"]) == (None, None)

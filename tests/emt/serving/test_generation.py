@@ -124,6 +124,17 @@ def test_pieces_are_the_texts(remembering):
             assert "".join(own) == got.text == run.answers(number)[of_answer].text
 
 
+def test_padding_counts_in_the_size_of_a_batch(remembering):
+    """A long prompt with a short answer, and the other way round, are longer together."""
+    _, memory = remembering
+    prompts = [prompt(memory, "w10 " * 60, 2), prompt(memory, "w33", 60)]
+    pending = [PendingPrompt(each, lambda _: None) for each in prompts]
+    for max_batch_tokens, num_together in ((242, 2), (241, 1)):
+        limits = Limits(max_batch_tokens=max_batch_tokens)
+        batch = Generator(*remembering, limits, lambda _: None).together(pending)
+        assert batch == pending[:num_together]
+
+
 def test_a_short_answer_does_not_wait_for_a_long_one(remembering):
     _, memory = remembering
     order = []

@@ -36,7 +36,7 @@ def write_until_killed(address, key):
     with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {key}"}) as client:
         while True:
             name, text = f"d{generator.randrange(4)}", generator.choice(TEXTS)
-            is_removed = name in kept and generator.random() < 0.3
+            is_removed = kept.get(name) is not None and generator.random() < 0.3
             try:
                 if is_removed:
                     response = client.delete(url(name))

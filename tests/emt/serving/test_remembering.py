@@ -1,5 +1,7 @@
 """Turns that clients ask to be remembered: written as they were run, and recalled later."""
 
+import json
+
 import torch
 import openai
 import pytest
@@ -139,6 +141,24 @@ def test_what_cannot_be_remembered_is_refused(memory, client, options, message):
             model="tiny", messages=[{"role": "user", "content": "w5"}], extra_body=options
         )
     assert memory[1].documents == []
+
+
+@pytest.mark.parametrize(
+    ("where", "status"), [({"user": ["ann", "bob"]}, 400), ({"conversation": "other"}, 403)]
+)
+def test_a_turn_that_a_key_could_not_see_is_refused_before_it_is_answered(
+    memory, tmp_path, where, status
+):
+    path = tmp_path / "keys.json"
+    entry = {"name": "ann", "key": "ann-ann-ann-ann-ann", "where": where, "write": True}
+    path.write_text(json.dumps([entry]))
+    app_options = {"keys": Keys.read(path), "limits": Limits(max_new_tokens=50)}
+    with official_client(*memory, **app_options) as client:
+        client.api_key = "ann-ann-ann-ann-ann"
+        with pytest.raises(openai.APIStatusError, match="his key writes") as told:
+            say(client, SAID[0])
+        assert told.value.status_code == status
+        assert b"emt_batch_answers_sum 0.0\n" in client.app.state.served.metrics.text()
 
 
 def test_turns_of_a_scoped_key_are_its_own(memory, tmp_path):

@@ -59,6 +59,13 @@ def test_passages_are_those_of_the_memory(site, settings):
     assert bool(expected) == (settings.get("documents") != [])
 
 
+def test_no_more_passages_are_found_than_rows_are_asked_for(site):
+    for settings in ({"passage_rows": 1}, {"passage_rows": 2, "max_passages": 5}):
+        found = ask(site, query="w31 w32", **settings)
+        assert found.status_code == 200, found.text
+        assert 0 < len(found.json()["data"]) <= settings["passage_rows"]
+
+
 @pytest.mark.parametrize(
     ("body", "status", "param"),
     [

@@ -14,7 +14,9 @@ from emt.errors import StoreError
 from emt.ingest.rows import RowReader
 from emt.serving import writer
 from emt.serving.limits import Limits
+from emt.serving.progress import Progress
 from memory_backends.store.batch import Batch
+from memory_backends.store.lock import write_lock
 from memory_backends.store.verify import verify
 from tests.emt.serving.site import open_site, url
 from tests.emt.serving.tiny_server import serving
@@ -82,6 +84,45 @@ def test_questions_are_answered_while_a_document_is_read(site, gate):
     assert ask(site) == {"long"}
 
 
+def ask_to_remember(site, who="root", content="w3 w4"):
+    memory = {"remember": True, "conversation": "talk"}
+    messages = [{"role": "user", "content": content}]
+    body = {"model": "emt", "messages": messages, "max_tokens": 2, "memory": memory}
+    response = site(who, "POST", "/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    (choice,) = response.json()["choices"]
+    return choice["remembered"]
+
+
+def test_an_answer_does_not_wait_until_a_long_document_is_read(site, gate, monkeypatch):
+    """Its turn is written after the document."""
+    monkeypatch.setattr(writer, "_REMEMBER_SECONDS", 0.1)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        written = pool.submit(site.put, "root", "long", LONG)
+        assert gate.is_reached.wait(20)
+        assert ask_to_remember(site) is None
+        gate.is_open.set()
+        written.result()
+    site.put("root", "last", "w9")
+    assert site.names("root") == ["before", "last", "long", "talk/0001"]
+    assert ask_to_remember(site, content="w5") == "talk/0002"
+
+
+def test_turns_that_end_together_are_all_remembered(tmp_path):
+    limits = Limits(max_waiting_documents=1)
+    with open_site(tmp_path, limits, **SMALL_WINDOWS) as site:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            names = pool.map(lambda word: ask_to_remember(site, content=word), ["w3", "w4"] * 6)
+        assert sorted(names) == [f"talk/{number:04d}" for number in range(1, 13)]
+
+
+def test_an_answer_is_given_though_its_turn_cannot_be_written(site, caplog):
+    with write_lock(site.folder / "store"):
+        assert ask_to_remember(site) is None
+    assert "a turn was not remembered" in caplog.text
+    assert ask_to_remember(site) == "talk/0001"
+
+
 def test_a_client_that_goes_away_leaves_nothing(site, gate):
     num_rows = site.memory.backend.catalog.num_rows
     head = "PUT /v1/documents/long HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n"
@@ -136,20 +177,71 @@ def test_what_fails_leaves_nothing_and_the_server_goes_on(site, monkeypatch, wha
         assert "disk" not in response.text
     if what != "the last step":
         assert site.names("root") == ["before"]
-    assert ask(site) == {"before"}
+    assert ask(site) == set(site.names("root"))
     assert site.put("root", "long", LONG)["status"] in ("added", "skipped")
     assert {passage["document"] for passage in found(site, "w4 w10 w17")} == {"before", "long"}
     assert verify(site.folder / "store") == []
 
 
-def test_another_process_has_written_meanwhile(site):
+@contextlib.contextmanager
+def other_process(site):
+    """Yield a backend on the store's files that is not the memory's."""
     with contextlib.closing(site.memory.second_backend()) as other:
-        (rows,) = site.memory.read([3, 4, 5])
-        document = site.memory.encoder.document([3, 4, 5], "theirs")
-        other.add(document, [rows])
-    assert site.names("root") == ["before", "theirs"]
+        yield other
+
+
+def write_theirs(site, other, name="theirs"):
+    (rows,) = site.memory.read([3, 4, 5])
+    other.add(site.memory.encoder.document([3, 4, 5], name), [rows])
+
+
+def test_what_another_process_writes_is_seen_at_once(site):
+    with other_process(site) as other:
+        write_theirs(site, other)
+        assert ask(site) == {"before", "theirs"}
+        write_theirs(site, other, "more")
+        assert {passage["document"] for passage in found(site, "w3 w4")} == set(site.names("root"))
+        other.remove_document("before")
+        assert ask(site) == {"theirs", "more"}
     assert site("root", "DELETE", url("theirs")).status_code == 200
-    assert site.names("root") == ["before"]
+    assert site.names("root") == ["more"]
+
+
+@pytest.mark.parametrize("mode", ["passage", "token"])
+def test_what_another_process_removes_while_an_answer_is_given_is_still_cited(
+    site, monkeypatch, mode
+):
+    own, count = Progress.__call__, itertools.count()
+
+    def removing(*args, **options):
+        if next(count) == 1:
+            with other_process(site) as other:
+                other.remove_document("before")
+        return own(*args, **options)
+
+    monkeypatch.setattr(Progress, "__call__", removing)
+    body = {
+        "model": "emt",
+        "messages": [{"role": "user", "content": "w3 w4"}],
+        "max_tokens": 4,
+        "memory": {"mode": mode, "tokens": True},
+    }
+    response = site("root", "POST", "/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    assert ask(site) == set()
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+def test_another_process_holds_the_lock(site, method):
+    """It is waited for by the client: the server is not broken, and tells no path."""
+    options = {"json": {"text": "w7"}} if method == "PUT" else {}
+    with write_lock(site.folder / "store"):
+        response = site("root", method, url("before"), **options)
+        assert response.status_code == 503, response.text
+        assert int(response.headers["retry-after"]) > 0
+        assert str(site.folder) not in response.text
+        assert ask(site) == {"before"}
+    assert site("root", method, url("before"), **options).status_code == 200
 
 
 def test_a_crowd_that_writes_removes_and_asks(site):

@@ -29,6 +29,7 @@ class FakeServer:
         documents: by name, in the order of the list.
         answers: question -> {tokens, passages, citations}; the streamed text is that of the tokens.
         key: what requests must show; empty for none.
+        can_write: whether documents may be written and removed.
         refusal: (status, message) for every question, or None.
         gate: an answer waits for it after its first token.
         asked: bodies of the questions.
@@ -38,6 +39,7 @@ class FakeServer:
     documents: dict[str, Document] = field(default_factory=dict)
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)
     key: str = ""
+    can_write: bool = True
     refusal: tuple[int, str] | None = None
     gate: threading.Event = field(default_factory=threading.Event)
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -85,6 +87,7 @@ def make_app(fake: FakeServer) -> FastAPI:
         documents = map(fake.described, fake.documents)
         return {
             "object": "store",
+            "can_write": fake.can_write,
             "model": "tiny",
             "num_documents": len(fake.documents),
             "num_tokens": sum(document["num_tokens"] for document in documents),

@@ -105,3 +105,14 @@ def test_a_key_is_asked_for_kept_for_the_tab_and_sent(
     expect(empty_tab.locator("#key-dialog")).to_be_hidden()
     assert empty_tab.evaluate("[localStorage.length, document.cookie, location.href]") == [
         0, "", served[1] + "/#documents"]  # fmt: skip
+
+
+def test_who_may_only_read_is_offered_nothing_else(tab: Any, fake: FakeServer) -> None:
+    tab.get_by_role("link", name="Documents").click()
+    expect(tab.get_by_role("button", name="Remove tides.txt")).to_be_visible()
+    expect(tab.locator("#drop")).to_be_visible()
+    fake.can_write = False
+    tab.reload()
+    expect(tab.get_by_role("button", name="Ask only tides.txt")).to_be_visible()
+    expect(tab.get_by_role("button", name="Remove tides.txt")).to_be_hidden()
+    expect(tab.locator("#drop")).to_be_hidden()
