@@ -99,7 +99,7 @@ class _Bench:
 
         def prompt() -> torch.Tensor:
             ids = prompt_ids(self._tokenizer, question)
-            with self._memory.using(routing="words"):
+            with self._memory.using(routing="words", candidates=0):
                 passages = self._memory.route(ids).passages
             texts = [text_of(self._memory, routed.passage) for routed in reversed(passages)]
             ids = prompt_ids(self._tokenizer, "\n\n".join([*texts, question]))[None]
