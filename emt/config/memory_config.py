@@ -173,7 +173,7 @@ class MemoryConfig:
     )
     passage_rows: int = setting(
         384,
-        "Rows of all passages of a prompt together, at most; the share of one, where only one of "
+        "Rows of all passages of a prompt together, at most; half of them where only one of "
         "several places is likely.",
         group="passage",
         changeable=True,

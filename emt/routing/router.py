@@ -152,8 +152,8 @@ class Router:
                 best, num_needed = together(
                     best, num_likely, asked.gains, budget, self._follower(asked)
                 )
-                if len(best) == 1:  # no more rows than beside others: what is around it distracts
-                    budget = Budget(share, 1)
+                if len(best) == 1:
+                    budget = Budget(num_rows // 2, 1)
             windows = best
         passages = choose_passages(windows, backend, budget, num_needed=num_needed)
         return Routed(question, tuple(passages), score, gain)

@@ -194,5 +194,7 @@ def _is_of_this_version():
 
 
 def _table():
-    rows = re.findall(r"^\| (\S+) \| ([a-z ]+) \|", TABLE.read_text(encoding="utf-8"), re.MULTILINE)
-    return {family: outcome for family, outcome in rows if family != "family"}
+    rows = re.findall(
+        r"^\| (\S+) \| (works|refused|not built) \|", TABLE.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    return dict(rows)
