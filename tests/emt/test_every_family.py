@@ -195,6 +195,8 @@ def _is_of_this_version():
 
 def _table():
     rows = re.findall(
-        r"^\| (\S+) \| (works|refused|not built) \|", TABLE.read_text(encoding="utf-8"), re.MULTILINE
+        r"^\| (\S+) \| (works|refused|not built) \|",
+        TABLE.read_text(encoding="utf-8"),
+        re.MULTILINE,
     )
     return dict(rows)
