@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from fastapi import Request
@@ -39,7 +40,7 @@ class Asking:
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._pending = [
-            PendingPrompt(prompt, lambda event, number=number: self._tell(number, event))  # type: ignore[misc]
+            PendingPrompt(prompt, partial(self._tell, number))
             for number, prompt in enumerate(prompts)
         ]
         self._num_unsettled = len(prompts)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from emt.serving.access import Access
 from emt.serving.errors import as_serving_error
-from emt.serving.remembering import Conversation, Turn
+from emt.serving.remembering import ConversationRequest, UnwrittenTurn
 from emt.serving.sampling import Sampling
 from emt.serving.sources import AnswerSources
 
@@ -48,7 +48,7 @@ class Prompt:
     where: Mapping[str, Any] | None = None
     access: Access = field(default_factory=Access)
     by_token: bool = False
-    conversation: Conversation | None = None
+    conversation: ConversationRequest | None = None
 
     @cached_property
     def group(self) -> str:
@@ -87,7 +87,7 @@ class Answer:
     reason: FinishReason
     num_tokens: int
     sources: AnswerSources
-    turn: Turn | None = None
+    turn: UnwrittenTurn | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from emt.serving.documents import check_name
 from emt.serving.errors import ServingError, bad_request
 from emt.serving.keys import Access
 from emt.serving.prompt import Prompt
-from emt.serving.remembering import Conversation
+from emt.serving.remembering import ConversationRequest
 from emt.serving.sampling import Sampling
 from emt.serving.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from emt.serving.served import Served
@@ -54,7 +54,7 @@ async def prompts_of_chat(served: Served, body: ChatRequest, access: Access) -> 
         if messages[-1][0] != "user":
             raise bad_request("The last message must be the user's to be remembered.", "messages")
         check_name(body.memory.conversation, "memory.conversation")
-        conversation = Conversation(body.memory.conversation, said)
+        conversation = ConversationRequest(body.memory.conversation, said)
     return [
         _prompt(
             served,
@@ -117,7 +117,7 @@ def _prompt(
     param: str,
     *,
     is_chat: bool,
-    conversation: Conversation | None = None,
+    conversation: ConversationRequest | None = None,
 ) -> Prompt:
     memory, n = body.memory, body.n or 1
     if n > served.limits.max_batch:

@@ -19,7 +19,7 @@ from memory_backends.layout import Metadata
 
 
 @dataclass(frozen=True)
-class Conversation:
+class ConversationRequest:
     """What a request says of the conversation that its turn is remembered in.
 
     Attributes:
@@ -32,7 +32,7 @@ class Conversation:
 
 
 @dataclass(frozen=True)
-class Turn:
+class UnwrittenTurn:
     """A turn to be written.
 
     Attributes:
@@ -46,13 +46,13 @@ class Turn:
 
 def turn_in_batch(
     memory: Memory,
-    conversation: Conversation,
+    conversation: ConversationRequest,
     answer: str,
     input_ids: Tensor,
     row: int,
     lengths: Sequence[int],
     num_new: int,
-) -> Turn:
+) -> UnwrittenTurn:
     """Take a turn from the cache of the batch that is being generated.
 
     Args:
@@ -72,15 +72,17 @@ def turn_in_batch(
     ids = input_ids[row].tolist()
     said = Said(message, answer, ids, width, cache, row, mask)
     read = read_turn(memory, said, conversation.name, {})
-    return Turn(f"{message}\n{answer}".strip(), read)
+    return UnwrittenTurn(f"{message}\n{answer}".strip(), read)
 
 
-def says_something(conversation: Conversation, recalled: Sequence[object]) -> bool:
+def says_something(conversation: ConversationRequest, recalled: Sequence[object]) -> bool:
     """Tell whether a turn is worth remembering; see `only_asks`."""
     return not (recalled and only_asks(conversation.messages[-1]))
 
 
-def named(catalog: Catalog, access: Access, conversation: Conversation) -> tuple[str, Metadata]:
+def named(
+    catalog: Catalog, access: Access, conversation: ConversationRequest
+) -> tuple[str, Metadata]:
     """Return name and metadata of the next turn of a conversation, of those that are seen."""
     every, names = catalog.all_metadata(), access.documents(catalog)
     turns = [
@@ -99,7 +101,7 @@ def named(catalog: Catalog, access: Access, conversation: Conversation) -> tuple
     return name, access.stamped(about)
 
 
-def hidden(catalog: Catalog, access: Access, conversation: Conversation) -> set[str]:
+def hidden(catalog: Catalog, access: Access, conversation: ConversationRequest) -> set[str]:
     """Return the remembered turns, as the store calls them, whose messages the prompt has."""
     said, names = set(conversation.messages), set()
     every = catalog.all_metadata()

@@ -23,7 +23,7 @@ from emt.memory.memory import Memory
 from emt.serving.access import Access
 from emt.serving.engine import Engine
 from emt.serving.errors import ServingError
-from emt.serving.remembering import Conversation, Turn, named, renamed
+from emt.serving.remembering import ConversationRequest, UnwrittenTurn, named, renamed
 from memory_backends import Document, Rows
 from memory_backends.layout import Metadata
 
@@ -129,7 +129,9 @@ class Writer:
             status = "replaced"
         return Written(len(document.token_ids), status)
 
-    async def remember(self, turn: Turn, conversation: Conversation, access: Access) -> str | None:
+    async def remember(
+        self, turn: UnwrittenTurn, conversation: ConversationRequest, access: Access
+    ) -> str | None:
         """Write a turn; return its name, or None if it is not written, or not yet.
 
         Its answer is there, and must not be lost nor wait until something long is written: the turn
@@ -145,7 +147,7 @@ class Writer:
         return writing.result() if writing.done() else None
 
     async def _remember_alone(
-        self, turn: Turn, conversation: Conversation, access: Access
+        self, turn: UnwrittenTurn, conversation: ConversationRequest, access: Access
     ) -> str | None:
         try:
             async with self._lock:
@@ -155,7 +157,9 @@ class Writer:
             _logger.warning("a turn was not remembered", exc_info=True)
             return None
 
-    def _remember(self, turn: Turn, conversation: Conversation, access: Access) -> str:
+    def _remember(
+        self, turn: UnwrittenTurn, conversation: ConversationRequest, access: Access
+    ) -> str:
         self._memory.refresh()
         catalog = self._memory.backend.catalog
         name, metadata = named(catalog, access, conversation)

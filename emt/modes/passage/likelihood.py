@@ -99,7 +99,7 @@ class QuestionLikelihood:
         with no_autocast(input_device(alive(self._model.decoder, "route"))):
             last = self._last
             if last is None or last.asking is not asking:
-                last = _Asked(asking, self._cache(asking.token_ids[: asking.at]), None)
+                last = _Asked(asking, self._cache_before(asking), None)
             if last.after_none is not None:
                 found = self._after(placements, last, chosen, backend)
                 return torch.cat([found, last.after_none])
@@ -167,6 +167,13 @@ class QuestionLikelihood:
         with watching(forward.decoder, compute):
             logits: Tensor = model(**options, return_dict=True).logits
         return logits if takes else logits[:, kept.to(logits.device)]
+
+    def _cache_before(self, asking: Asking) -> DynamicCache | None:
+        """Return the cache of the tokens before the passages; prompts of a batch often share it."""
+        before, last = asking.token_ids[: asking.at], self._last
+        if last is not None and torch.equal(last.asking.token_ids[: last.asking.at], before):
+            return last.cache
+        return self._cache(before)
 
     def _cache(self, before: Tensor) -> DynamicCache | None:
         """Return the keys and values of the tokens before the passages, (t,) int64.

@@ -10,7 +10,7 @@ from emt.model.chat import chat_ids
 from emt.serving.keys import Keys
 from emt.serving.limits import Limits
 from emt.serving.prompt import Prompt
-from emt.serving.remembering import Conversation
+from emt.serving.remembering import ConversationRequest
 from tests.emt.conversation.test_conversation import chatting
 from tests.emt.memory.test_from_cache import read, rows_in
 from tests.emt.serving.test_generation import Run
@@ -80,7 +80,7 @@ def test_turns_of_one_batch_are_read_each_from_its_row(memory):
             token_ids=chat_ids(memory.tokenizer, [("user", text)]).tolist(),
             max_new_tokens=length,
             settings={"enabled": False},
-            conversation=Conversation("c", [text]),
+            conversation=ConversationRequest("c", [text]),
         )
         for text, length in zip(("w5 w6 w7 w8 w9", "w50 w51"), (3, 6), strict=True)
     ]

@@ -131,6 +131,23 @@ def test_what_does_not_depend_on_passages_is_computed_once(model_type):
     assert torch.equal(likelihood(question, [], memory.backend), first[2:])
 
 
+def test_prompts_of_one_template_read_it_once():
+    model = build("llama")
+    memory = remembering(model, tokens(NUM_ROWS, 1))
+    prompts = [torch.cat([PROMPT[:AT], tokens(12, seed)]) for seed in (3, 4)]
+    prompts.append(torch.cat([tokens(AT, 5), prompts[0][AT:]]))  # of another template
+    questions = [Asking(prompt, AT, list(range(AT, len(prompt)))) for prompt in prompts]
+    likelihood = QuestionLikelihood(memory._attached("test"))
+    lengths = []
+    model.model.embed_tokens.register_forward_hook(lambda *call: lengths.append(call[2].shape[1]))
+    found = [likelihood(question, PASSAGES, memory.backend) for question in questions]
+    lengths = [length for length in lengths if length > 1]  # one token shows how keys are turned
+    assert lengths == [AT, 12, 12, AT, 12]
+    for one, prompt in zip(found, prompts, strict=True):
+        expected = asking(memory)(prompt=prompt)
+        assert (one - expected).abs().max() <= TOLERANCE
+
+
 def test_only_tokens_that_ask_are_returned():
     memory = remembering(build("llama"), tokens(NUM_ROWS, 1))
     ask = asking(memory)

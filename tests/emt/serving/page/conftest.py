@@ -60,7 +60,7 @@ def served() -> Iterator[tuple[FakeServer, str]]:
 def fake(served: tuple[FakeServer, str]) -> FakeServer:
     """The server as every test finds it: three documents and some answers."""
     fake = served[0]
-    fake.__init__()  # type: ignore[misc]
+    vars(fake).update(vars(FakeServer()))
     fake.gate.set()
     fake.documents = {
         "tides.txt": Document(TIDES, {"year": 1999, "kind": "book"}),
