@@ -78,7 +78,8 @@ class Routed:
         passages: best first; empty if nothing in the memory is relevant.
         score: the best such score of a place; even of what is not relevant.
         relevance: by how much a passage makes the question likelier, in nats a token (see the
-            setting of that name); None if no passage was judged.
+            setting of that name); at most so much, of what is not relevant; None if no passage was
+            judged.
     """
 
     question: Question

@@ -29,7 +29,7 @@ from memory_backends import MemoryBackend
 _NUM_TELLING = 3  # tokens
 _FAR = 8.0  # nats
 _NUM_FIRST = 4  # places that are judged before the others,
-_SURE = 4.0  # which are left out if one of these gains so many nats: few gain as much by chance
+SURE = 4.0  # which are left out if one of these gains so many nats: few gain as much by chance
 
 
 class Judge(Protocol):
@@ -112,7 +112,7 @@ def judged(
 
 def _leave_no_doubt(gains: Tensor) -> bool:
     """Tell whether a passage makes the question so much likelier that others need not be tried."""
-    return gains.shape[1] > 0 and float(telling(gains).max()) >= _SURE
+    return gains.shape[1] > 0 and float(telling(gains).max()) >= SURE
 
 
 def gains_of(log_probs: Tensor) -> Tensor:

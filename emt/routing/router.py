@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -18,8 +19,9 @@ from emt.routing.evidence import Window
 from emt.routing.fusion import Place, fuse_rankings
 from emt.routing.head_profile import HeadProfile
 from emt.routing.head_search import HeadSearch
-from emt.routing.judging import Judge, gains_of, judged
+from emt.routing.judging import SURE, Judge, gains_of, judged
 from emt.routing.links import LinkIndex
+from emt.routing.neutral import gain_over_neutral
 from emt.routing.question import Asking, question_of
 from emt.routing.together import Follower, together
 from memory_backends import MemoryBackend, Scope
@@ -75,6 +77,16 @@ class _Asked:
         if beside is None:
             self.gains.update(zip(passages, gains_of(log_probs), strict=True))
         return log_probs
+
+    def gain_over_neutral(self) -> float:
+        """Return by how much the passages judged so far help more than neutral ones, in nats."""
+
+        def gains_after(passages: Sequence[Passage]) -> Tensor:
+            assert self.judge is not None
+            return gains_of(self.judge(self.asking, passages, self.backend))
+
+        gains = torch.stack(list(self.gains.values()))
+        return gain_over_neutral(gains, list(self.gains), gains_after, self.backend, self.scope)
 
 
 class Router:
@@ -144,6 +156,8 @@ class Router:
             share, count = num_rows // budget.num_passages, config.candidates
             best, num_likely, gain = judged(places[:count], asked.ask_back, backend, share)
             least = -math.inf if config.relevance is None else config.relevance
+            if gain is not None and least <= gain < SURE:
+                gain = asked.gain_over_neutral()
             if gain is not None and gain < least:
                 return Routed(question, (), score, gain)
             if gain is None:

@@ -91,7 +91,8 @@ def test_what_is_not_relevant_is_the_plain_model():
     memory.config = memory.config.replace(relevance=sum(gains) / 2)
     assert torch.equal(model(other[None]).logits, plain)
     routed = memory.route(other)
-    assert (routed.relevance, routed.passages) == (gains[1], ())
+    assert gains[1] <= routed.relevance < memory.config.relevance
+    assert routed.passages == ()
     mixed = model(torch.stack([relevant, other])).logits
     assert torch.equal(model(relevant[None]).logits[0], mixed[0])
     assert (mixed[1] - plain[0]).abs().max() <= 2e-5
