@@ -1,12 +1,12 @@
-"""Check what is published: sdist and wheel, in empty environments with each extra and other versions.
+"""Check what is published: sdist and wheel, in empty environments with extras and other versions.
 
     python scripts/check_package.py [--keep DIR] [NAME ...]
 
-Without names all environments of `ENVIRONMENTS` are tried, one after the other; each takes a minute or
-two, and 1 to 2 GB of disk while it is tried. In each, a tiny random model reads a document from a folder
-of its own and answers, and `emt --help` runs. One line says how each went; the exit status is 1 if any
-failed. torch comes from where pip finds it: name an index with a CPU build in pip's configuration, or
-gigabytes of CUDA come with it.
+Without names all of `ENVIRONMENTS` are tried, one after the other; each takes a minute or two, and
+1 to 2 GB of disk while it is tried. In each, a tiny random model reads a document and answers, and
+`emt --help` runs. One line says how each went; the exit status is 1 if any failed. torch comes from
+where pip finds it: name an index with a CPU build in pip's configuration, or gigabytes of CUDA come
+with it.
 """
 
 from __future__ import annotations
