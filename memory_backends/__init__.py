@@ -19,7 +19,8 @@ from memory_backends.registry import memory_types, option_names, register_search
 from memory_backends.scope import Scope
 from memory_backends.search.scores import SearchResult
 from memory_backends.search.searcher import Searcher
-from memory_backends.store.verify import Damage, verify
+from memory_backends.sharded.verify import verify
+from memory_backends.store.verify import Damage
 
 __all__ = [
     "Damage",

@@ -12,7 +12,7 @@ from memory_backends.catalog.records import NewDocument
 from memory_backends.errors import DocumentError, EMTError, reported
 from memory_backends.layout import Document, Rows
 from memory_backends.store.checks import check_document, check_queries, check_rows
-from memory_backends.store.store import Store
+from memory_backends.store.store import DocumentBatch, Store
 
 
 class Batch:
@@ -98,17 +98,15 @@ class Batch:
 
 
 def written(
-    store: Store,
+    batch: DocumentBatch,
     documents: Iterable[tuple[Document, Iterable[Rows]]],
     rows_per_commit: int,
-    *,
-    replace: bool,
 ) -> Iterator[list[tuple[str, range]]]:
-    """Write documents in batches, as `MemoryBackend.add_many` says.
+    """Write documents in batches of a store that is `writing`, as `MemoryBackend.add_many` says.
 
     Yields name and row ids of the documents of each batch, after it was committed.
     """
-    batch, waiting = Batch(store, replace=replace), iter(documents)
+    waiting = iter(documents)
     failure: BaseException | None = None
     is_more = True
     while is_more:
