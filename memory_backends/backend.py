@@ -163,6 +163,10 @@ class MemoryBackend:
         """The shards of a sharded store that are not there, and whose rows nothing finds."""
         return self._store.missing_shards
 
+    def readable(self, scope: Scope | None) -> Scope:
+        """Return the rows of a scope, or of all rows, that are in no missing shard."""
+        return Scope.of_rows(self._store.searchable_rows("all", scope))
+
     @property
     def is_read_only(self) -> bool:
         """Whether there is a store, and this process has no permission to write to it."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import numpy as np
 
 from memory_backends.layout import Heads, Int64Array, MemoryLayout
 from memory_backends.scope import Scope
@@ -108,7 +107,7 @@ class ShardedSearcher(Searcher):
         scopes = self._scopes.get(search.scope)
         if scopes is None:
             ids = placements.by_shard(self.rows.ids_in(search.scope))
-            scopes = [Scope(_runs(own)) for own in ids]
+            scopes = [Scope.of_rows(own) for own in ids]
             if len(self._scopes) >= _MAX_SCOPES:
                 self._scopes.clear()
             self._scopes[search.scope] = scopes
@@ -207,9 +206,3 @@ def _search(shard: Shard, searches: Sequence[Search]) -> list[SearchResult | Non
     """Do the searches in which a shard has something to find, in one message."""
     hits = iter(shard.search([each for each in searches if each.k]))
     return [next(hits) if each.k else None for each in searches]
-
-
-def _runs(ids: Int64Array) -> tuple[tuple[int, int], ...]:
-    """Return ascending ids as spans (first, stop)."""
-    runs = np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1)
-    return tuple((int(run[0]), int(run[-1]) + 1) for run in runs if len(run))
