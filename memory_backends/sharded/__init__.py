@@ -8,8 +8,9 @@ lost, doubled, or half there: the next write adopts what the shards have.
 """
 
 from memory_backends.sharded.making import adopt, make_sharded
+from memory_backends.sharded.moving import merge, split
 from memory_backends.sharded.options import ShardedOptions, ShardSettings
-from memory_backends.sharded.placements import Placements, shard_of
+from memory_backends.sharded.placements import Placements, shard_of, shards_at
 from memory_backends.sharded.shard import LocalShard, Shard, ShardMissingError
 from memory_backends.sharded.store import Adopted, ShardedStore
 from memory_backends.store.directory import is_sharded
@@ -26,5 +27,8 @@ __all__ = [
     "adopt",
     "is_sharded",
     "make_sharded",
+    "merge",
     "shard_of",
+    "shards_at",
+    "split",
 ]

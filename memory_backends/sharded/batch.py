@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
 
 from memory_backends.layout import Document, Rows
 from memory_backends.store.store import DocumentBatch
@@ -32,7 +34,12 @@ class ShardedBatch:
         self._committed: list[tuple[str, range]] = []
         self.num_rows = 0
 
-    def append(self, document: Document, runs: Iterable[Rows]) -> None:
+    def append(
+        self,
+        document: Document,
+        runs: Iterable[Rows],
+        samples: Mapping[int, torch.Tensor] | None = None,
+    ) -> None:
         """Append a document to the batch of its shard; errors as `Batch.append`."""
         if document.name in self._waiting:  # is there twice, one after the other
             self._committed += self.commit()
@@ -41,7 +48,7 @@ class ShardedBatch:
             self._batches[number] = self._begin(number)
         batch = self._batches[number]
         before = batch.num_rows
-        batch.append(document, runs)
+        batch.append(document, runs, samples)
         self.num_rows += batch.num_rows - before
         self._waiting[document.name] = number
 

@@ -20,7 +20,7 @@ from memory_backends.catalog.database import as_store_error, connect_to, transac
 from memory_backends.catalog.records import damaged, record_crc32
 from memory_backends.errors import StoreError, StoreVersionError, refuse_link
 from memory_backends.layout import Int64Array
-from memory_backends.store.directory import SHARDS_FILE_NAME
+from memory_backends.store.directory import SHARDS_FILE_NAME, is_sharded
 
 _VERSION = 1
 _SCHEMA = (
@@ -218,3 +218,11 @@ def _checked(record: tuple[Any, ...], what: str) -> tuple[Any, ...]:
     if record_crc32(values) != crc32:
         raise damaged(f"the record of {what} in {SHARDS_FILE_NAME}")
     return tuple(values)
+
+
+def shards_at(path: Path) -> list[Path]:
+    """Return the directories of the stores that have the rows of a store: itself, or its shards."""
+    if not is_sharded(path):
+        return [path]
+    with contextlib.closing(Placements(path)) as placements:
+        return [path / shard.location for shard in placements.shards]

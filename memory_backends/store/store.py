@@ -49,8 +49,16 @@ class DocumentBatch(Protocol):
 
     num_rows: int
 
-    def append(self, document: Document, runs: Iterable[Rows]) -> None:
-        """Put a document and its rows after those before it, all or nothing."""
+    def append(
+        self,
+        document: Document,
+        runs: Iterable[Rows],
+        samples: Mapping[int, torch.Tensor] | None = None,
+    ) -> None:
+        """Put a document and its rows after those before it, all or nothing.
+
+        With it come query samples of another store, layer -> (s, H, head_dim) float16, if any.
+        """
 
     def commit(self) -> list[tuple[str, range]]:
         """Commit the documents, and empty the batch; return names and row ids."""
