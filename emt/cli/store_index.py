@@ -54,9 +54,12 @@ def _indexes(shards: Sequence[Path]) -> list[tuple[dict[str, Any], MemoryLayout]
     """Return what the catalogues say of the indexes that are there, and of the rows' shape."""
     indexes = []
     for shard in shards:
-        with contextlib.suppress(StoreError):  # `emt verify` says what is wrong with a shard
-            with contextlib.closing(Catalog.open(shard)) as catalog:
-                setting = catalog.setting("index")
-                if setting:
-                    indexes.append((setting, catalog.layout))
+        try:
+            catalog = Catalog.open(shard)
+        except StoreError:  # `emt info` names such a shard, and `emt verify` what is wrong with it
+            continue
+        with contextlib.closing(catalog):
+            setting = catalog.setting("index")
+            if setting:
+                indexes.append((setting, catalog.layout))
     return indexes

@@ -10,8 +10,9 @@ lost, doubled, or half there: the next write adopts what the shards have.
 from memory_backends.sharded.making import adopt, make_sharded
 from memory_backends.sharded.moving import merge, split
 from memory_backends.sharded.options import ShardedOptions, ShardSettings
-from memory_backends.sharded.placements import Placements, shard_of, shards_at
+from memory_backends.sharded.placements import Placements, ShardRecord, shard_of, shards_at
 from memory_backends.sharded.shard import LocalShard, Shard, ShardMissingError
+from memory_backends.sharded.shards import open_shard
 from memory_backends.sharded.store import Adopted, ShardedStore
 from memory_backends.store.directory import is_sharded
 
@@ -21,6 +22,7 @@ __all__ = [
     "Placements",
     "Shard",
     "ShardMissingError",
+    "ShardRecord",
     "ShardSettings",
     "ShardedOptions",
     "ShardedStore",
@@ -28,6 +30,7 @@ __all__ = [
     "is_sharded",
     "make_sharded",
     "merge",
+    "open_shard",
     "shard_of",
     "shards_at",
     "split",

@@ -18,6 +18,8 @@ from memory_backends.catalog.database import transaction
 from memory_backends.errors import DocumentError, MemoryMismatchError, StoreError, reported
 from memory_backends.layout import Document, Rows, StoredDocument
 from memory_backends.registry import SHARDED
+from memory_backends.rows.coding import RowCoding
+from memory_backends.rows.files import RowFiles
 from memory_backends.sharded.placements import shards_at
 from memory_backends.sharded.shards import FINGERPRINT
 from memory_backends.sharded.store import ShardedStore
@@ -45,8 +47,8 @@ def merge(stores: Sequence[Path], into: Path) -> int:
 
     Documents come in the order of the stores, and of each store. What they derive from their rows,
     indexes among it, is left behind. Settings are the first store's; where those of several are
-    mappings, they are joined. A codec that learns encodes rows again, unless all stores have
-    learned the same.
+    mappings, they are joined. Rows are the same bit for bit, unless a codec quantises them and the
+    stores have learned differently what is usual: then they are quantised again.
 
     Raises:
         MemoryMismatchError: the stores have other models, layouts or codecs than the first.
@@ -91,7 +93,8 @@ def _moved(stores: Sequence[Path], into: Path, sharded: Mapping[str, Any]) -> in
             _write_states(directory, states)
         target = MemoryBackend.open(partial)
         with contextlib.closing(target), reported(into):
-            _copy(sources, target)
+            learns = RowCoding(first.catalog.layout, first.catalog.row_codec).must_learn
+            _copy(sources, target, is_same_coding=bool(states) or not learns)
             for key, value in _settings(sources).items():
                 target.set_setting(key, value)
             num_documents = len(target.catalog.document_names())
@@ -132,7 +135,7 @@ def _check(sources: Sequence[MemoryBackend]) -> None:
         raise StoreError(f"'{missing[0].path}' lacks shards {missing[0].missing_shards}.")
 
 
-def _copy(sources: Sequence[MemoryBackend], target: MemoryBackend) -> None:
+def _copy(sources: Sequence[MemoryBackend], target: MemoryBackend, *, is_same_coding: bool) -> None:
     """Copy documents with their rows, and the rows that are removed singly."""
     gone: dict[str, np.ndarray[Any, np.dtype[np.int64]]] = {}
     with target.batch() as batch:
@@ -148,7 +151,8 @@ def _copy(sources: Sequence[MemoryBackend], target: MemoryBackend) -> None:
                 if len(removed):
                     gone[name] = removed
                 samples = _samples(source, last[name], len(ids)) if name in last else {}
-                batch.append(_plain(document), _runs(source, document), samples)
+                runs = _runs(source, document, is_same_coding=is_same_coding)
+                batch.append(_plain(document), runs, samples)
                 if batch.num_rows >= _ROWS_PER_COMMIT:
                     batch.commit()
         batch.commit()
@@ -156,7 +160,9 @@ def _copy(sources: Sequence[MemoryBackend], target: MemoryBackend) -> None:
         target.remove((target.catalog.document(name).first_row + places).tolist())
 
 
-def _runs(source: MemoryBackend, document: StoredDocument) -> Iterator[Rows]:
+def _runs(
+    source: MemoryBackend, document: StoredDocument, *, is_same_coding: bool
+) -> Iterator[Rows]:
     """Yield the rows of a document, some at a time."""
     is_sink = np.zeros(len(document.row_tokens), dtype=bool)
     is_sink[document.sink_rows] = True
@@ -169,7 +175,20 @@ def _runs(source: MemoryBackend, document: StoredDocument) -> Iterator[Rows]:
             {idx: values for idx, (_, values) in layers.items()},
             document.row_tokens[first:stop],
             is_sink[first:stop],
+            records=_records(source, int(ids[0]), len(ids)) if is_same_coding else {},
         )
+
+
+def _records(source: MemoryBackend, first: int, num_rows: int) -> dict[int, torch.Tensor]:
+    """Return consecutive rows of one document as they are stored; {} if they wait to be coded."""
+    store = source.store
+    if isinstance(store, ShardedStore) and store.sharded_rows is not None:
+        shards, firsts = store.sharded_rows.placements.locate(np.array([first]))
+        store, first = store.shards.local(int(shards[0])).store, int(firsts[0])
+    rows = store.rows
+    if not isinstance(rows, RowFiles) or not rows.is_learned:
+        return {}
+    return {idx: rows.records(idx, first, first + num_rows) for idx in store.layout.layers}
 
 
 def _plain(document: StoredDocument) -> Document:
@@ -184,7 +203,7 @@ def _last_of_each_shard(names: Sequence[str], target: MemoryBackend) -> dict[str
     if not isinstance(store, ShardedStore):
         return {name: slice(None) for name in names[-1:]}
     last = {store.shard_of(name): name for name in names}
-    return {name: slice(number, None, store.num_shards) for number, name in last.items()}
+    return {name: slice(part, None, len(last)) for part, name in enumerate(last.values())}
 
 
 def _samples(source: MemoryBackend, share: slice, num_rows: int) -> dict[int, torch.Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from memory_backends.layout import MemoryLayout
+from memory_backends.sharded.placements import ShardRecord
 from memory_backends.sharded.shard import Shard
 
 OnMissing = Literal["error", "warn"]
@@ -29,8 +30,8 @@ class ShardSettings:
     options: Mapping[str, Any]
 
 
-# (number, location, settings) -> the opened shard. A location is an absolute path.
-Connect = Callable[[int, str, ShardSettings], Shard]
+# Opens a shard; the record's location is an absolute path.
+Connect = Callable[[ShardRecord, ShardSettings], Shard]
 
 
 @dataclass(frozen=True)

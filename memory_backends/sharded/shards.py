@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -65,7 +66,7 @@ class Shards:
     def __getitem__(self, number: int) -> Shard:
         """Return a shard; raise a ShardMissingError if it is not there."""
         if number in self.missing:
-            raise self._error(number)
+            raise self._error(number, self.missing[number])
         return self._opened[number]
 
     def __iter__(self) -> Iterator[Shard]:
@@ -107,22 +108,25 @@ class Shards:
             return {number: questions[number](self[number]) for number in wanted}
         pool = self._threads()
         asked = {number: pool.submit(questions[number], self[number]) for number in wanted}
-        answers = {}
+        answers, deadline = {}, None if limit is None else time.monotonic() + limit
         for number, answer in asked.items():
             try:
-                answers[number] = answer.result(limit)
+                left = None if deadline is None else max(deadline - time.monotonic(), 0)
+                answers[number] = answer.result(left)
             except (FutureTimeoutError, ShardMissingError) as error:
                 late = isinstance(error, FutureTimeoutError)
-                self.miss(number, f"no answer within {limit} s" if late else str(error))
+                reason = f"no answer within {limit} s." if late else str(error)
+                if self._options.missing_shards == "warn":
+                    self.miss(number, reason)
                 if not may_miss:
-                    raise self._error(number) from error
+                    raise self._error(number, reason) from error
         return answers
 
     def miss(self, number: int, reason: str) -> None:
         """Do without a shard until the next `refresh`, which looks for it again."""
         self.missing[number] = reason
         _logger.warning(
-            "shard %d of '%s' is missing: %s. Its documents are not found.",
+            "shard %d of '%s' is missing: %s Its documents are not found.",
             number,
             self._path,
             reason,
@@ -164,10 +168,10 @@ class Shards:
                 self.missing.pop(record.number, None)
 
     def _open(self, record: ShardRecord) -> Shard:
-        location, settings = self._path / record.location, self._settings
+        record = record._replace(location=str(self.location(record.number).absolute()))
         if self._options.connect is not None:
-            return self._options.connect(record.number, str(location.absolute()), settings)
-        return LocalShard(open_shard(location, record.fingerprint, settings))
+            return self._options.connect(record, self._settings)
+        return LocalShard(open_shard(record, self._settings))
 
     def _lose(self, number: int, error: Exception) -> None:
         """Do without a shard, if that is allowed."""
@@ -175,13 +179,12 @@ class Shards:
             if self.missing.get(number) != str(error):
                 self.miss(number, str(error))
             return
-        self.missing[number] = str(error)
-        raise self._error(number) from error
+        raise self._error(number, str(error)) from error
 
-    def _error(self, number: int) -> ShardMissingError:
+    def _error(self, number: int, reason: str) -> ShardMissingError:
         return ShardMissingError(
             f"shard {number} of '{self._path}', at '{self.location(number)}', cannot be used: "
-            f"{self.missing[number]} Put the shard back or restore it from a copy; with "
+            f"{reason} Put the shard back or restore it from a copy; with "
             "missing_shards 'warn', the other shards answer."
         )
 
@@ -192,13 +195,14 @@ class Shards:
         return self._pool
 
 
-def open_shard(location: Path, fingerprint: str, settings: ShardSettings) -> MemoryBackend:
+def open_shard(record: ShardRecord, settings: ShardSettings) -> MemoryBackend:
     """Open a shard in this process.
 
     Raises:
-        StoreError: it is not there, damaged, or another store than the one of this fingerprint.
+        StoreError: it is not there, damaged, or another store than the record says.
         MemoryMismatchError: it has another layout or identity.
     """
+    location = Path(record.location)
     Catalog.open(location).close()  # says so if there is none
     backend = MemoryBackend(
         settings.layout,
@@ -207,7 +211,7 @@ def open_shard(location: Path, fingerprint: str, settings: ShardSettings) -> Mem
         identity=settings.identity,
         **settings.options,
     )
-    if backend.catalog.setting(FINGERPRINT) != fingerprint:
+    if backend.catalog.setting(FINGERPRINT) != record.fingerprint:
         backend.close()
         raise StoreError(
             f"the store at '{location}' is not the shard that is expected there. Put that back."

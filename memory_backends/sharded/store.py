@@ -310,7 +310,11 @@ class ShardedStore(Store):
         """See what is committed by now; tell whether anything may have changed."""
         changed = super().refresh() or self._has_adopted
         self._has_adopted = False
-        return changed
+        missing = self.missing_shards
+        if missing and not changed:  # else they were looked for
+            with self.catalog.snapshot():
+                self.shards.refresh()
+        return changed or missing != self.missing_shards
 
     def show_committed(self, *, anew: bool = False) -> None:
         """Show the rows that the catalogue has, and forget others."""
