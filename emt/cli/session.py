@@ -9,8 +9,10 @@ from typing import Any
 
 from emt.attach import attach
 from emt.cli.model_options import load_model
+from emt.cli.printing import say
 from emt.config import MemoryConfig
 from emt.errors import StoreError
+from emt.memory.memory import Memory
 from memory_backends.catalog import FILE_NAME as CATALOG_FILE_NAME
 from memory_backends.catalog import Catalog
 from memory_backends.registry import SHARDED
@@ -49,6 +51,9 @@ class Session:
         self.source = loaded.source
         self.model = loaded.model
         self.memory = attach(loaded.model, self.config, tokenizer=loaded.tokenizer)
+        if self.memory.missing_shards:
+            numbers = ", ".join(map(str, self.memory.missing_shards))
+            say(f"missing shards, whose documents are not found: {numbers}. See `emt info`.")
 
     def remember(self) -> None:
         """Keep the model's name and the settings in the store, for `generate`."""
@@ -85,6 +90,11 @@ def _with_shards(
                 f"{wanted}. Leave out --shards, or `emt merge` it and `emt split` that."
             )
     return config
+
+
+def missing_shards(memory: Memory) -> dict[str, Any]:
+    """Return what JSON says of shards that were not asked; nothing if there are none."""
+    return {"missing_shards": list(memory.missing_shards)} if memory.missing_shards else {}
 
 
 def existing(store: str) -> Path:

@@ -328,6 +328,14 @@ class Memory:
         return self.backend.catalog.document_names()
 
     @property
+    def missing_shards(self) -> tuple[int, ...]:
+        """The shards of a sharded store that are not there, and whose documents are not found.
+
+        None are missing unless the setting `missing_shards` is "warn".
+        """
+        return self.backend.missing_shards
+
+    @property
     def layers(self) -> list[int]:
         """The layers that read memories now, ascending; the setting `heads` may leave some out."""
         return sorted(self._layers)

@@ -136,7 +136,7 @@ def test_nothing_is_left_of_a_merge_that_fails(
 ) -> None:
     store(tmp_path / "a")
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("memory_backends.sharded.moving._copy", fail)
