@@ -220,8 +220,9 @@ def _checked(record: tuple[Any, ...], what: str) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def shards_at(path: Path) -> list[Path]:
+def shards_at(path: Path | str) -> list[Path]:
     """Return the directories of the stores that have the rows of a store: itself, or its shards."""
+    path = Path(path)
     if not is_sharded(path):
         return [path]
     with contextlib.closing(Placements(path)) as placements:
