@@ -1,5 +1,7 @@
 """Sharded stores of 64k tokens of a real model answer what one store does."""
 
+import shutil
+
 import pytest
 
 from emt import MemoryConfig, attach, detach
@@ -55,12 +57,11 @@ def test_answers_are_those_of_one_store(smollm2, tmp_path, num_tokens, shards, q
         memory.write_all(texts(num_tokens, tokenizer))
         detach(model)
         memory.close()
-        paths = [tmp_path / "one"]
-        for num_shards in shards:
-            paths.append(tmp_path / str(num_shards))
-            split(paths[0], paths[-1], num_shards)
         expected = {}
-        for path in paths:
+        for num_shards in (*shards, 0):  # the store itself comes last: it is changed
+            path = tmp_path / "many" if num_shards else tmp_path / "one"
+            if num_shards:
+                split(tmp_path / "one", path, num_shards)
             for mode in ("passage", "token"):
                 memory = attach(
                     model, config.replace(path=str(path), mode=mode), tokenizer=tokenizer
@@ -75,3 +76,4 @@ def test_answers_are_those_of_one_store(smollm2, tmp_path, num_tokens, shards, q
                 detach(model)
                 memory.close()
                 assert found == expected.setdefault(mode, found)
+            shutil.rmtree(path)
