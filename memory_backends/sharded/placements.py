@@ -191,7 +191,7 @@ class Placements:
     def _of_shard(self, shard: int) -> tuple[Int64Array, Int64Array, Int64Array]:
         """Return first row, first row in the shard, and rows, in the order of the shard."""
         if shard not in self._by_shard:
-            own = self._table[self._table[:, 1] == shard]
+            own = _without_overwritten(self._table[self._table[:, 1] == shard])
             own = own[np.argsort(own[:, 2], kind="stable")]
             self._by_shard[shard] = own[:, 0], own[:, 2], own[:, 3]
         return self._by_shard[shard]
@@ -206,6 +206,22 @@ class Placements:
         query = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL"
         if sorted(str(sql) for (sql,) in self._connection.execute(query)) != sorted(_SCHEMA):
             raise damaged(f"'{self.path}'", "it has other tables than expected")
+
+
+def _without_overwritten(table: Int64Array) -> Int64Array:
+    """Leave out placements whose rows in the shard were written again, after an older copy of it
+    was restored. The table is in the order of writing."""
+    starts, stops = table[:, 2], table[:, 2] + table[:, 3]
+    if (starts[1:] >= stops[:-1]).all():
+        return table
+    is_covered = np.zeros(int(stops.max()), dtype=bool)
+    kept = []
+    for at in reversed(range(len(table))):
+        span = slice(int(starts[at]), int(stops[at]))
+        if not is_covered[span].any():
+            kept.append(at)
+        is_covered[span] = True
+    return table[kept[::-1]]
 
 
 def location_of(shard: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,6 +39,11 @@ from memory_backends.store.derived import copy_derived, remove_derived
 from memory_backends.store.directory import SHARDS_FILE_NAME, SHARDS_PARTIAL
 from memory_backends.store.store import DocumentBatch
 
+_logger = logging.getLogger(__name__)
+_IS_OLDER = (
+    "shard %d of '%s' is an older copy of the one that was written to: %d documents that it does "
+    "not have are removed. Index them again."
+)
 _DOCUMENTS_AT_ONCE = 256  # adopted in one transaction
 
 
@@ -138,58 +144,73 @@ class ShardedStore(Store):
             return Adopted(0, 0)
         super().refresh()
         num_new = num_removed = 0
+        changed = []
         for number in range(self.num_shards):
             shard = self.shards.local(number)
             if number in self._changed_shards:
                 shard.refresh()
-            elif not shard.store.refresh():
-                continue
-            new, gone = self._compared(number, shard)
+                changed.append((number, shard))
+            elif shard.store.refresh():
+                changed.append((number, shard))
+        own_rows = self._rows_in_shards() if changed else []
+        metadata = self.catalog.all_metadata() if changed else {}
+        for number, shard in changed:
+            new, gone = self._compared(number, shard, own_rows[number])
             for names in _batched(new):
                 self._take_over([(number, name) for name in names])
+            if max(own_rows[number].values(), default=-1) >= shard.catalog.num_rows:
+                _logger.warning(_IS_OLDER, number, self.path, len(gone))
             for name in gone:
                 self.catalog.remove_document(name)
-            self._adopt_changes(number, shard)
+            self._adopt_changes(number, shard, metadata, set(new))
             self._changed_shards.discard(number)
             num_new, num_removed = num_new + len(new), num_removed + len(gone)
         self._has_adopted |= bool(num_new or num_removed)
         return Adopted(num_new, num_removed)
 
-    def _compared(self, number: int, shard: MemoryBackend) -> tuple[list[str], list[str]]:
-        """Return documents that only the shard has, by row, and those that only the memory has."""
-        placements = cast(ShardedRows, self.rows).placements
+    def _rows_in_shards(self) -> list[dict[str, int]]:
+        """Return for each shard the memory's documents in it, with their first rows there."""
         spans = list(self.catalog.record_spans())
-        shards, firsts = placements.locate(np.array([span.first for span in spans], np.int64))
-        own = {
-            span.name: int(first)
-            for span, at, first in zip(spans, shards, firsts, strict=True)
-            if at == number
-        }
+        firsts = np.array([span.first for span in spans], dtype=np.int64)
+        located = cast(ShardedRows, self.rows).placements.locate(firsts)
+        own_rows: list[dict[str, int]] = [{} for _ in range(self.num_shards)]
+        for span, number, row in zip(spans, *located, strict=True):
+            if number >= 0:  # else its placement is lost, and what its shard has is adopted anew
+                own_rows[number][span.name] = int(row)
+        return own_rows
+
+    def _compared(
+        self, number: int, shard: MemoryBackend, own: Mapping[str, int]
+    ) -> tuple[list[str], list[str]]:
+        """Return documents that only the shard has, by row, and those that only the memory has."""
         there = {span.name: span.first for span in shard.catalog.record_spans()}
         for name in there:
             if self.shard_of(name) != number:
                 raise StoreError(
                     f"document '{name}' is in shard {number} of '{self.path}'; it belongs to shard "
-                    f"{self.shard_of(name)}. Remove it with `emt remove '{shard.path}'`, and index "
-                    "it into the sharded store."
+                    f"{self.shard_of(name)}. Remove it with `emt remove` from '{shard.path}', and "
+                    "index it into the sharded store."
                 )
         new = [name for name, first in there.items() if own.get(name) != first]
         return new, [name for name in own if name not in there]
 
-    def _adopt_changes(self, number: int, shard: MemoryBackend) -> None:
-        """Take over metadata and single removed rows of documents that the memory has already."""
-        metadata, own = shard.catalog.all_metadata(), self.catalog.all_metadata()
+    def _adopt_changes(
+        self, number: int, shard: MemoryBackend, own: Mapping[str, Metadata], new: set[str]
+    ) -> None:
+        """Take over metadata and single removed rows of documents that the memory had already."""
+        metadata = shard.catalog.all_metadata()
         for name in shard.catalog.document_names():
-            if metadata.get(name, {}) != own.get(name, {}):
+            if name not in new and metadata.get(name, {}) != own.get(name, {}):
                 self.catalog.set_metadata(name, metadata.get(name, {}))
         placements = cast(ShardedRows, self.rows).placements
         with shard.catalog.snapshot():
             spans = list(schema.read_removed(shard.catalog.connection))
         gone = [placements.rows_of(number, np.arange(*span, dtype=np.int64)) for span in spans]
         rows = np.concatenate([np.empty(0, dtype=np.int64), *gone])
-        here = np.intersect1d(rows[rows >= 0], self.catalog.searchable_rows("all"))
-        if len(here):
-            self.catalog.remove_rows(here.tolist())
+        if len(rows):
+            rows = np.intersect1d(rows[rows >= 0], self.catalog.searchable_rows("all"))
+        if len(rows):
+            self.catalog.remove_rows(rows.tolist())
             self._has_adopted = True
 
     def _take_over(self, documents: Sequence[tuple[int, str]]) -> list[range]:

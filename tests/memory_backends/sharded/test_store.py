@@ -150,8 +150,8 @@ def test_a_write_that_was_cut_between_its_two_steps_is_ended_by_the_next(
             many.add(document("d1"), rows, replace=True)
     reader = MemoryBackend.open(tmp_path)
     assert_same(one, reader)
+    one.add(document("d1"), rows, replace=True)  # which the other's next write adopts
     for memory in (one, many):
-        memory.add(document("d1"), rows, replace=True) if memory is one else None
         memory.add(document("d2"), [make_rows(7, 3)])
     assert_same(one, many)
     reader.refresh()
@@ -179,6 +179,45 @@ def test_a_store_whose_making_was_cut_is_made_by_the_next(tmp_path: Path) -> Non
     filled(sharded(tmp_path / "cut", 3)).close()
     assert verify(tmp_path / "cut") == []
     assert len(shards_at(tmp_path / "cut")) == 3
+
+
+def test_documents_that_an_older_copy_of_a_shard_has_not_are_removed_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second, *_ = own_names(1)
+    store = tmp_path / "store"
+    with contextlib.closing(sharded(store, 2)) as memory:
+        filled(memory, [first])
+    shutil.copytree(store / "shards/00001", tmp_path / "older")
+    with contextlib.closing(MemoryBackend.open(store)) as memory:
+        filled(memory, [second, own_names(0)[0]])
+    shutil.rmtree(store / "shards/00001")
+    (tmp_path / "older").rename(store / "shards/00001")
+    with caplog.at_level(logging.WARNING):
+        assert adopt(store) == (0, 1)
+    assert "is an older copy" in caplog.text
+    with contextlib.closing(MemoryBackend.open(store)) as memory:
+        assert sorted(memory.catalog.document_names()) == sorted([first, own_names(0)[0]])
+        filled(memory, ["a longer name", *own_names(1)[3:5], second], seed=9)
+        names = memory.catalog.document_names()
+        assert second in names
+        one = MemoryBackend(LAYOUT)
+        filled(one, [first])
+        filled(one, [own_names(0)[0]], seed=1)
+        filled(one, names[2:], seed=9)
+        for search in searches():  # rows of the shard that are written again are the new ones
+            hits, expected = found(memory, search), found(one, search)
+            torch.testing.assert_close(hits.scores, expected.scores)
+            owners = [
+                each.catalog.document_of_rows(ids.flatten().tolist())
+                for each, ids in ((memory, hits.ids), (one, expected.ids))
+            ]
+            ranked = [
+                [of[row] for row in ids.flatten().tolist()]
+                for of, ids in zip(owners, (hits.ids, expected.ids), strict=True)
+            ]
+            assert ranked[0] == ranked[1]
+    assert verify(store) == []
 
 
 # -- missing shards -----------------------------------------------------------------------------
