@@ -17,9 +17,10 @@ from memory_backends.errors import (
 from memory_backends.layout import Document, LayerLayout, MemoryLayout, Rows, StoredDocument
 from memory_backends.registry import memory_types, option_names, register_searcher
 from memory_backends.scope import Scope
-from memory_backends.search.scores import SearchResult
+from memory_backends.search.scores import Search, SearchResult
 from memory_backends.search.searcher import Searcher
-from memory_backends.store.verify import Damage, verify
+from memory_backends.sharded.verify import verify
+from memory_backends.store.verify import Damage
 
 __all__ = [
     "Damage",
@@ -33,6 +34,7 @@ __all__ = [
     "MemoryMismatchError",
     "Rows",
     "Scope",
+    "Search",
     "SearchResult",
     "Searcher",
     "StoreError",

@@ -25,20 +25,27 @@ import torch
 
 from memory_backends.catalog import Catalog
 from memory_backends.errors import MemoryMismatchError, StoreError, reported
-from memory_backends.layout import Document, Heads, MemoryLayout, Rows
-from memory_backends.registry import make_options, searcher_class
+from memory_backends.layout import (
+    Document,
+    Heads,
+    Int64Array,
+    LayerLayout,
+    MemoryLayout,
+    Metadata,
+    Rows,
+)
+from memory_backends.registry import SHARDED, make_options, searcher_class
 from memory_backends.rows.codecs import CODEC_NAMES
 from memory_backends.scope import Scope
 from memory_backends.search.checks import check_heads, check_ids, check_search, checked_layer
-from memory_backends.search.scores import Retrieval, SearchResult
+from memory_backends.search.scores import Retrieval, Search, SearchResult
 from memory_backends.search.searchable import SearchableRows, Sinks
 from memory_backends.search.searcher import Searcher
 from memory_backends.store import Store
 from memory_backends.store.batch import written
-from memory_backends.store.compaction import compact
-from memory_backends.store.copying import copy_store
 from memory_backends.store.derived import read_derived, remove_derived, write_derived
-from memory_backends.store.directory import check_directory, check_free
+from memory_backends.store.directory import check_directory, check_free, is_sharded
+from memory_backends.store.store import DocumentBatch
 
 _ROWS_PER_COMMIT = 8192
 
@@ -50,7 +57,8 @@ class MemoryBackend:
         layout: the shape of the rows. A store that is opened must have the same shape; rows of
             another dtype are converted, which a log record says.
         memory_type: how rows are searched: "manual", "vector_db", or a name that was given to
-            `register_searcher`.
+            `register_searcher`. A sharded store is opened as such whatever is given here, which is
+            how its shards are searched then.
         path: the store's directory. It is opened if it exists; else the first `add` creates it.
             None for a memory that is not kept.
         identity: what the model that writes these rows looks like, as plain JSON types; a store
@@ -90,6 +98,9 @@ class MemoryBackend:
         row_codec: str = "exact",
         **options: Any,
     ) -> None:
+        if path is not None and memory_type != SHARDED and is_sharded(Path(path)):
+            options = {"shard_type": memory_type, "shard_options": options}
+            memory_type = SHARDED
         kind = searcher_class(memory_type)
         search_options = make_options(memory_type, options)
         if sinks not in get_args(Sinks):
@@ -109,8 +120,7 @@ class MemoryBackend:
         self.path = None if path is None else Path(path)
         # Through JSON once, so that what is compared later is what a store gives back.
         identity = json.loads(json.dumps(dict(identity or {})))
-        device = kind.rows_device(search_options)
-        self._store = Store(layout, self.path, identity, device, row_codec)
+        self._store: Store = kind.open_store(layout, self.path, identity, row_codec, search_options)
         with contextlib.ExitStack() as on_error:
             on_error.callback(self._store.close)
             self._rows = SearchableRows(self._store, sinks)
@@ -142,6 +152,20 @@ class MemoryBackend:
     def catalog(self) -> Catalog:
         """The memory's documents and settings."""
         return self._store.catalog
+
+    @property
+    def store(self) -> Store:
+        """The parts that the memory consists of."""
+        return self._store
+
+    @property
+    def missing_shards(self) -> tuple[int, ...]:
+        """The shards of a sharded store that are not there, and whose rows nothing finds."""
+        return self._store.missing_shards
+
+    def readable(self, scope: Scope | None) -> Scope:
+        """Return the rows of a scope, or of all rows, that are in no missing shard."""
+        return Scope.of_rows(self._store.searchable_rows("all", scope))
 
     @property
     def is_read_only(self) -> bool:
@@ -184,6 +208,14 @@ class MemoryBackend:
         """
         chosen = self._checked(layer_idx, queries, k, heads)
         return self.searcher.search(layer_idx, queries, k, chosen, scope)
+
+    def search_many(self, searches: Sequence[Search]) -> list[SearchResult]:
+        """Do several searches at once, as `search` does each: one message a shard, if there are."""
+        checked = []
+        for each in searches:
+            heads = self._checked(each.layer_idx, each.queries, each.k, each.heads)
+            checked.append(each._replace(heads=heads))
+        return self.searcher.search_many(checked)
 
     def retrieve(
         self,
@@ -236,6 +268,25 @@ class MemoryBackend:
         rows = self.searcher.gather(layer_idx, ids)
         return rows[..., : layer.head_dim], rows[..., layer.head_dim :]
 
+    def fetch_layers(self, ids: torch.Tensor) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """Return the keys and values of rows at every layer, with one message a shard.
+
+        Args:
+            ids: (...) int64, the same for all KV heads; -1 as for `fetch`.
+
+        Returns:
+            Layer -> keys (Hkv, ..., head_dim) and values (Hkv, ..., value_head_dim).
+
+        Raises:
+            MemoryMismatchError: an id that was never given out.
+        """
+        check_ids(LayerLayout(1, 1, 1), ids[None], self._store.rows.num_rows)
+        parts = {}
+        for layer_idx, rows in self.searcher.gather_layers(ids).items():
+            head_dim = self.layout.layers[layer_idx].head_dim
+            parts[layer_idx] = rows[..., :head_dim], rows[..., head_dim:]
+        return parts
+
     def sampled_queries(self, layer_idx: int) -> torch.Tensor:
         """Return the kept sample of the stored tokens' queries.
 
@@ -258,6 +309,17 @@ class MemoryBackend:
     def num_searchable(self, scope: Scope | None = None) -> int:
         """Return how many rows a search of a scope may find."""
         return self._rows.count(scope)
+
+    def choose_rows(self, ids: Int64Array) -> None:
+        """Let searches find these rows and no others from now on, whatever the catalogue says.
+
+        It is for a shard, whose rows that can be found are those of a memory with other shards.
+
+        Args:
+            ids: (n,) int64, ascending.
+        """
+        self._rows.choose(ids)
+        self._rows_changed()
 
     # -- writing --------------------------------------------------------------------------------
 
@@ -306,12 +368,24 @@ class MemoryBackend:
         Yields:
             Name and row ids of each document, after it was committed.
         """
-        committed = False
-        with self._writing(), contextlib.ExitStack() as at_end:
-            at_end.callback(lambda: self._changed() if committed else None)
-            for added in written(self._store, documents, rows_per_commit, replace=replace):
-                committed = True
+        with self.batch(replace=replace) as batch:
+            for added in written(batch, documents, rows_per_commit):
                 yield from added
+
+    @contextlib.contextmanager
+    def batch(self, *, replace: bool = False) -> Iterator[DocumentBatch]:
+        """Lock the memory for a `with` block, and yield a batch, which may be committed many times.
+
+        Searches of this object find the new rows when the block has ended. The batch raises what
+        `add` raises.
+        """
+        with self._writing():
+            num_rows = self.catalog.num_rows
+            try:
+                yield self._store.batch(replace=replace)
+            finally:
+                if self.catalog.num_rows != num_rows:
+                    self._changed()
 
     def remove(self, ids: Iterable[int]) -> None:
         """Remove single rows; no other row changes its id.
@@ -320,7 +394,7 @@ class MemoryBackend:
             MemoryMismatchError: an id that was never given out.
         """
         with self._writing():
-            self.catalog.remove_rows(ids)
+            self._store.remove_rows(ids)
             self._changed()
 
     def remove_document(self, name: str) -> int:
@@ -330,14 +404,22 @@ class MemoryBackend:
             DocumentError: there is no document of that name.
         """
         with self._writing():
-            removed = self.catalog.remove_document(name)
+            removed = self._store.remove_document(name)
             self._changed()
         return removed
+
+    def set_metadata(self, name: str, metadata: Metadata) -> None:
+        """Give a document metadata, in place of what it has; also while documents are added.
+
+        Raises:
+            DocumentError: there is no document of that name, or this is no metadata.
+        """
+        self._store.set_metadata(name, metadata)
 
     def clear(self) -> None:
         """Remove everything. Ids are not used again."""
         with self._writing():
-            self.catalog.remove_all()
+            self._store.remove_all()
             self._changed()
 
     def set_setting(self, key: str, value: Any) -> None:
@@ -406,7 +488,7 @@ class MemoryBackend:
         if self.catalog.path is None:
             return 0
         with self._writing(), reported(self.path):
-            return compact(self._store)
+            return self._store.compact()
 
     # -- index files ----------------------------------------------------------------------------
 
@@ -511,7 +593,7 @@ class MemoryBackend:
 
     def _save_copy(self, directory: Path) -> None:
         with self._unchanging(), reported(directory):
-            copy_store(self._store, directory)
+            self._store.copy_to(directory)
         if self.searcher.keeps_files:
             options = self.searcher.options_of_copy()
             names = [field.name for field in dataclasses.fields(options)]

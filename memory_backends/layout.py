@@ -99,6 +99,8 @@ class Rows:
         queries: layer -> (H, n, head_dim), the same tokens' queries as the model compares them with
             keys, all query heads; empty if not known. A store keeps a sample of them to find out
             how hard its index must search.
+        records: layer -> (n, record_bytes) uint8, the same rows as a store with the same coding has
+            them, from which they are copied; empty if they come from a model.
     """
 
     keys: Mapping[int, torch.Tensor]
@@ -106,6 +108,7 @@ class Rows:
     tokens: Int32Array
     sinks: npt.NDArray[np.bool_]
     queries: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    records: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, keys: Mapping[int, torch.Tensor], values: Mapping[int, torch.Tensor]) -> Rows:

@@ -11,9 +11,11 @@ from memory_backends.errors import MemoryMismatchError
 from memory_backends.search.searcher import Searcher
 
 # Imported when they are first asked for: "vector_db" needs FAISS, which takes long to import.
+SHARDED = "sharded"
 _BUILT_IN = {
     "manual": ("memory_backends.search.manual", "ManualSearcher"),
     "vector_db": ("memory_backends.faiss.searcher", "FaissSearcher"),
+    SHARDED: ("memory_backends.sharded.searcher", "ShardedSearcher"),
 }
 _registered: dict[str, type[Searcher]] = {}
 

@@ -48,6 +48,12 @@ class Scope:
                 )
         return cls(tuple(joined(span for span in ordered if span[0] < span[1])))
 
+    @classmethod
+    def of_rows(cls, ids: Int64Array) -> Scope:
+        """Make a scope of row ids, ascending, (n,) int64."""
+        runs = np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1)
+        return cls(tuple((int(run[0]), int(run[-1]) + 1) for run in runs if len(run)))
+
     def __len__(self) -> int:
         """Row ids in it, those of removed rows included."""
         return sum(stop - first for first, stop in self.spans)

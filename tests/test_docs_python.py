@@ -100,6 +100,7 @@ def check_researcher(names: Names) -> None:
 
 
 def check_cluster(names: Names) -> None:
+    assert names["adopted"] == (2, 0)
     assert names["before"] == ["first.txt"]
     assert names["after"] == ["first.txt", "second.txt"]
 

@@ -9,7 +9,18 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
-from emt.cli import chat, documents, generate, index, info, profile, search, serve, store
+from emt.cli import (
+    chat,
+    documents,
+    generate,
+    index,
+    info,
+    profile,
+    search,
+    serve,
+    shards,
+    store,
+)
 from emt.cli.printing import prepare_streams, say
 from emt.errors import EMTError
 
@@ -69,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(interrupted="")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for subcommand in (index, generate, chat, serve, search, documents, profile, info, store):
+    modules = (index, generate, chat, serve, search, documents, profile, info, store, shards)
+    for subcommand in modules:
         subcommand.add_to(commands)
     return parser

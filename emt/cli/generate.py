@@ -12,7 +12,7 @@ from emt.cli.model_options import add_model_options
 from emt.cli.printing import count, one_line, print_json, printable, say
 from emt.cli.prompt import add_prompt, read_prompt
 from emt.cli.scope_options import add_scope_options, using_settings
-from emt.cli.session import Session
+from emt.cli.session import Session, missing_shards
 from emt.errors import ConfigError
 from emt.memory.memory import Memory
 from emt.model.chat import in_template
@@ -101,7 +101,8 @@ def generate(options: argparse.Namespace) -> None:
         raise
     if options.json:
         timings = {"open_seconds": round(opened - started, 3), **answered.timings}
-        print_json({**answered.to_json(), "timings": timings})
+        described = {**answered.to_json(), "timings": timings}
+        print_json({**described, **missing_shards(session.memory)})
         return
     print()
     if options.citations:

@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from emt.cli.generate import positive
 from emt.cli.model_options import add_model_options
 from emt.cli.printing import bytes_used, count, duration, say, size
 from emt.cli.profile import profile_if_needed
@@ -45,6 +46,12 @@ def add_to(commands: Any) -> None:
         "source", nargs="+", help=f"{', '.join(SUFFIXES)} files, or folders of them"
     )
     parser.add_argument("--store", required=True, metavar="DIR", help="the store; made if missing")
+    parser.add_argument(
+        "--shards",
+        type=positive,
+        metavar="N",
+        help="make a sharded store of so many shards, which are searched at the same time",
+    )
     parser.add_argument(
         "--skip-errors",
         action="store_true",

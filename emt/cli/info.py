@@ -11,15 +11,15 @@ from typing import Any
 from emt.cli.documents import document_line
 from emt.cli.printing import bytes_used, count, index_in_words, one_line, print_json, size
 from emt.cli.session import existing
-from emt.errors import ConfigError
+from emt.cli.store_index import index_files_of, index_of
+from emt.errors import ConfigError, StoreError
 from emt.profiles.choice import PROFILE, known_profiles, shipped_profiles
 from emt.routing.head_profile import HeadProfile
 from memory_backends.catalog import Catalog
-from memory_backends.faiss.coverage import coverage_of
-from memory_backends.layout import MemoryLayout
+from memory_backends.sharded import shards_at
+from memory_backends.store.directory import is_sharded
 from memory_backends.store.identity import SKETCH, sketch_in
 
-_INDEX_FACTS = ("factory", "num_rows", "recall", "attention", "scanned")
 _LAYERS_NAMED = 8
 _DOCUMENTS_NAMED = 20
 
@@ -47,9 +47,8 @@ def _describe(store: Path, catalog: Catalog) -> dict[str, Any]:
     """Return what a store has, as plain JSON types."""
     documents = catalog.document_sizes()
     identity = {key: value for key, value in catalog.identity.items() if key != SKETCH}
-    index = catalog.setting("index") or {}
-    kept_facts = {key: index[key] for key in _INDEX_FACTS if key in index}
-    return {
+    shards = shards_at(store)
+    described = {
         "store": str(store),
         "format_version": catalog.setting("format_version"),
         "model": {"source": catalog.setting("model"), **identity},
@@ -61,27 +60,29 @@ def _describe(store: Path, catalog: Catalog) -> dict[str, Any]:
         "rows": len(catalog.searchable_rows("all")),
         "layers": len(catalog.layout.layers),
         "row_codec": catalog.row_codec,
-        "index": {**kept_facts, **_coverage(index, catalog.layout)} if index else {},
+        "index": {**index_of(shards), **index_files_of(shards)},
         "profile": _profile(catalog),
         "bytes": {
-            "rows": bytes_used(store / "rows"),
-            "index": bytes_used(store / "index"),
+            "rows": sum(bytes_used(shard / "rows") for shard in shards),
+            "index": sum(bytes_used(shard / "index") for shard in shards),
             "total": bytes_used(store),
             "per_row": catalog.bytes_per_row,
         },
     }
+    if is_sharded(store):
+        described["shards"] = [_shard(shard) for shard in shards]
+    return described
 
 
-def _coverage(index: dict[str, Any], layout: MemoryLayout) -> dict[str, Any]:
-    """Return which heads have FAISS files, the bytes of these, and about how many that saves."""
-    heads, num_bytes, all_bytes = coverage_of(index, layout)
-    return {
-        "heads": {str(layer_idx): list(of_layer) for layer_idx, of_layer in heads.items()},
-        "num_heads": sum(map(len, heads.values())),
-        "all_heads": sum(layer.num_key_value_heads for layer in layout.layers.values()),
-        "file_bytes": num_bytes,
-        "saved_bytes_estimate": max(all_bytes - num_bytes, 0),
-    }
+def _shard(path: Path) -> dict[str, Any]:
+    """Return what one shard has; null for one that is not there or cannot be read."""
+    try:
+        with contextlib.closing(Catalog.open(path)) as catalog:
+            sizes = catalog.document_sizes()
+    except StoreError as error:
+        return {"path": str(path), "documents": None, "rows": None, "error": str(error)}
+    rows = sum(rows for *_, rows in sizes)
+    return {"path": str(path), "documents": len(sizes), "rows": rows, "bytes": bytes_used(path)}
 
 
 def _profile(catalog: Catalog) -> dict[str, Any] | None:
@@ -112,6 +113,9 @@ def _print(described: dict[str, Any]) -> None:
     print(f"documents  {len(described['documents']):,}")
     print(f"tokens     {described['tokens']:,}")
     print(f"rows       {described['rows']:,} in each of {described['layers']} layers")
+    shards = described.get("shards", [])
+    if shards:
+        print(f"shards     {len(shards):,}{_missing_in_words(shards)}")
     print(f"index      {index_in_words(index)}")
     if index:
         print(f"heads      {_heads_in_words(index)}")
@@ -126,6 +130,13 @@ def _print(described: dict[str, Any]) -> None:
         print(f"  {document_line(document)}")
     if len(documents) > _DOCUMENTS_NAMED:
         print(f"  and {len(documents) - _DOCUMENTS_NAMED:,} more; `emt list` lists them")
+
+
+def _missing_in_words(shards: list[dict[str, Any]]) -> str:
+    missing = [str(number) for number, shard in enumerate(shards) if "error" in shard]
+    if not missing:
+        return ""
+    return f"; cannot be read: {', '.join(missing)} (--json says why)"
 
 
 def _heads_in_words(index: dict[str, Any]) -> str:

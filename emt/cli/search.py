@@ -11,7 +11,7 @@ from emt.cli.model_options import add_model_options
 from emt.cli.printing import one_line, print_json, printable
 from emt.cli.prompt import add_prompt, read_prompt
 from emt.cli.scope_options import add_scope_options, using_settings
-from emt.cli.session import Session
+from emt.cli.session import Session, missing_shards
 from emt.errors import ConfigError
 from emt.memory.memory import Memory
 from emt.model.chat import prompt_ids
@@ -42,7 +42,8 @@ def add_to(commands: Any) -> None:
         action="store_true",
         help="print one object: query; passages, best first, each with document, start and end (of "
         "characters; null for a document of token ids), first and stop (of rows), score and text; "
-        "and relevance, in nats a token that the query gains by them (null: not judged)",
+        "and relevance, in nats a token that the query gains by them (null: not judged); and "
+        "missing_shards, if there are some",
     )
 
 
@@ -50,13 +51,15 @@ def search(options: argparse.Namespace) -> None:
     """Find the passages that a query is about."""
     query = read_prompt(options)
     check_prompt(query, "query")
-    memory = Session(options, writing=False).memory
+    session = Session(options, writing=False)  # has the model, which the memory does not keep
+    memory = session.memory
     with memory.using(**using_settings(options, "max_passages", "passage_rows")):
         if not options.json:
             print_passages(memory, query, options.store)
             return
         relevance, passages = _passages(memory, query)
-    print_json({"query": query, "passages": passages, "relevance": relevance})
+    found = {"query": query, "passages": passages, "relevance": relevance}
+    print_json({**found, **missing_shards(memory)})
 
 
 def print_passages(memory: Memory, query: str, store: str) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 import memory_backends
 from emt.cli.printing import bytes_used, count, index_in_words, print_json, say, size
 from emt.cli.session import existing
+from emt.cli.store_index import index_of
 from emt.config import MemoryConfig
 from emt.errors import DocumentError, StoreError
 from memory_backends import MemoryBackend
 from memory_backends.catalog import Catalog
 from memory_backends.faiss.coverage import IndexedHeads, coverage_of
+from memory_backends.sharded import shards_at
 
 _WHOLE = "The store is whole; run it again."
 
@@ -79,7 +81,7 @@ def verify(options: argparse.Namespace) -> int:
 def compact(options: argparse.Namespace) -> None:
     """Give back the space of what was removed."""
     store = existing(options.store)
-    with contextlib.closing(_opened(store)) as backend:
+    with contextlib.closing(opened(store)) as backend:
         given_back = backend.compact()
     print(f"gave back {size(given_back)}; '{store}' has {size(bytes_used(store))}")
 
@@ -87,16 +89,23 @@ def compact(options: argparse.Namespace) -> None:
 def rebuild(options: argparse.Namespace) -> None:
     """Make the FAISS files anew from the rows."""
     store = existing(options.store)
-    with contextlib.closing(_opened(store)) as backend:
+    with contextlib.closing(opened(store)) as backend:
         backend.rebuild()
-        index = backend.catalog.setting("index") or {}
-    print(f"rebuilt {index_in_words(index)}; the index has {size(bytes_used(store / 'index'))}")
+    shards = shards_at(store)
+    used = sum(bytes_used(shard / "index") for shard in shards)
+    print(f"rebuilt {index_in_words(index_of(shards))}; the index has {size(used)}")
 
 
-def _opened(store: Path) -> MemoryBackend:
-    """Open a store as it was indexed: with the settings and for the heads it has."""
+def opened(store: Path, *, like: Path | None = None) -> MemoryBackend:
+    """Open a store as it was indexed: with the settings and for the heads it has.
+
+    Args:
+        store: its directory.
+        like: the directory of another store, for whose heads it is opened instead.
+    """
     with contextlib.closing(Catalog.open(store)) as catalog:
         config = catalog.setting("config") or {}
+    with contextlib.closing(Catalog.open(like or shards_at(store)[0])) as catalog:
         heads = _heads_to_index(catalog)
     return MemoryBackend.open(
         store,

@@ -42,10 +42,12 @@ class MemoryConfig:
     memory_type: str = setting(
         "manual",
         "'manual' keeps rows as tensors and searches them exactly; 'vector_db' keeps them in a "
-        "store on disk, searched by FAISS. Others can be registered with "
+        "store on disk, searched by FAISS; 'sharded' makes a store of several such, which are "
+        "searched at the same time. A sharded store is opened as such whatever is said here: "
+        "'manual' or 'vector_db' is how its shards are searched. Others can be registered with "
         "memory_backends.register_searcher.",
         published=("memory_type",),
-        values="'manual', 'vector_db' or the name of a registered searcher",
+        values="'manual', 'vector_db', 'sharded' or the name of a registered searcher",
         accepts=lambda name: name in memory_types(),
     )
     path: str | None = setting(
@@ -280,6 +282,25 @@ class MemoryConfig:
         "added since the last save, are in RAM whatever the limit. null for no limit.",
         group="store",
         values="a number of bytes of at least 1",
+    )
+    num_shards: int = setting(
+        4,
+        "For 'sharded': how many shards a new store has. It never changes. "
+        "The command line sets it with --shards.",
+        group="store",
+    )
+    missing_shards: Literal["error", "warn"] = setting(
+        "error",
+        "What to do when a shard of a sharded store is not there, is damaged, or does not answer: "
+        "'error', or 'warn' to answer from the others and say which are missing.",
+        group="store",
+    )
+    shard_seconds: float | None = setting(
+        None,
+        "Seconds that a shard has to answer before it counts as missing; null for no limit.",
+        group="store",
+        values="a number of seconds above 0",
+        accepts=lambda seconds: 0 < seconds < math.inf,
     )
 
     def __post_init__(self) -> None:

@@ -50,7 +50,7 @@ class Changes:
             if catalog.content_hash(name) == content_hash(document):
                 metadata = document.metadata
                 if metadata is not None and catalog.metadata(name) != metadata:
-                    catalog.set_metadata(name, metadata)
+                    self._backend.set_metadata(name, metadata)
                 self._skipped += 1
                 continue
             if catalog.has_document(name):

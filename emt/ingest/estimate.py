@@ -94,7 +94,7 @@ def estimate(
     sampled = sum(work_of.forward(len(document.token_ids)) for document in sample)
     seconds = work / sampled * _timed(reader, backend, sample, windows)
     num_bytes = rows * backend.catalog.bytes_per_row
-    if encoder.config.memory_type == "vector_db":
+    if encoder.config.memory_type in ("vector_db", "sharded"):
         factory = factory_for(encoder.config.index, rows, backend.layout.largest_head_dim)
         num_bytes += rows * _bytes_of_keys(factory, backend.layout, heads)
         if factory.startswith("IVF"):

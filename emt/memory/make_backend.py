@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 
 from emt.config import MemoryConfig
 from emt.model.attached import AttachedModel, reading_layers
 from memory_backends import MemoryBackend, option_names
+from memory_backends.registry import SHARDED
+from memory_backends.store.directory import is_sharded
 
 
 def make_backend(model: AttachedModel, config: MemoryConfig) -> MemoryBackend:
@@ -17,6 +22,32 @@ def make_backend(model: AttachedModel, config: MemoryConfig) -> MemoryBackend:
         MemoryMismatchError: another model wrote the store, or there is no such device.
         StoreError: the store is damaged.
     """
+    memory_type, options = config.memory_type, _options(config.memory_type, model, config)
+    if memory_type == SHARDED or (config.path is not None and is_sharded(Path(config.path))):
+        shard_type = "vector_db" if memory_type == SHARDED else memory_type
+        memory_type, options = (
+            SHARDED,
+            {
+                "num_shards": config.num_shards,
+                "shard_type": shard_type,
+                "shard_options": _options(shard_type, model, config),
+                "missing_shards": config.missing_shards,
+                "time_limit": config.shard_seconds,
+            },
+        )
+    return MemoryBackend(
+        model.layout,
+        memory_type,
+        path=config.path,
+        identity=model.identity,
+        sinks=config.sinks,
+        row_codec=_codec(config, model.layout.dtype),
+        **options,
+    )
+
+
+def _options(memory_type: str, model: AttachedModel, config: MemoryConfig) -> dict[str, Any]:
+    """Return those of the options of a searcher that the settings have."""
     settings = {
         "device": config.memory_device,
         "index": config.index,
@@ -25,15 +56,7 @@ def make_backend(model: AttachedModel, config: MemoryConfig) -> MemoryBackend:
         "cache_bytes": config.cache_bytes,
         "indexed_layers": reading_layers(model, config),
     }
-    return MemoryBackend(
-        model.layout,
-        config.memory_type,
-        path=config.path,
-        identity=model.identity,
-        sinks=config.sinks,
-        row_codec=_codec(config, model.layout.dtype),
-        **{name: settings[name] for name in option_names(config.memory_type) if name in settings},
-    )
+    return {name: settings[name] for name in option_names(memory_type) if name in settings}
 
 
 def _codec(config: MemoryConfig, dtype: torch.dtype) -> str:

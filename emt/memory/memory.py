@@ -38,6 +38,7 @@ from emt.turn import Turn, begun_turn, set_turn
 from memory_backends import Document, MemoryBackend, Rows
 from memory_backends.errors import StoreReplacedError
 from memory_backends.layout import Metadata
+from memory_backends.registry import SHARDED
 from memory_backends.store.directory import check_directory, has_no_store
 
 _logger = logging.getLogger(__name__)
@@ -326,6 +327,14 @@ class Memory:
         """
         self._check_open("list documents")
         return self.backend.catalog.document_names()
+
+    @property
+    def missing_shards(self) -> tuple[int, ...]:
+        """The shards of a sharded store that are not there, and whose documents are not found.
+
+        None are missing unless the setting `missing_shards` is "warn".
+        """
+        return self.backend.missing_shards
 
     @property
     def layers(self) -> list[int]:
@@ -698,7 +707,9 @@ class Memory:
         """
         if self.backend.path is None:
             raise StoreError("a memory in RAM has one backend. Give it a path.")
-        config = self._attached_config.replace(path=str(self.backend.path), memory_type="manual")
+        config = self._attached_config.replace(path=str(self.backend.path))
+        if config.memory_type != SHARDED:  # else it makes a store with shards, too
+            config = config.replace(memory_type="manual")
         return self._make_backend(self._attached("write"), config)
 
     def forget_model(self) -> None:

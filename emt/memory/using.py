@@ -25,7 +25,8 @@ class UsingBlocks:
 
     def __init__(self) -> None:
         self._open: list[Mapping[str, Any]] = []
-        self._last: tuple[MemoryBackend, int, Scopes] | None = None  # scopes, and of which state
+        # Scopes, and of which state of the memory.
+        self._last: tuple[MemoryBackend, tuple[object, ...], Scopes] | None = None
 
     def check(self, settings: Mapping[str, Any], config: MemoryConfig) -> MemoryConfig:
         """Return a config as a block would change it.
@@ -79,17 +80,20 @@ class UsingBlocks:
         """Return the rows that may be read: for all alike, or for each prompt; None for all rows.
 
         Documents are looked up again when the memory has changed. One that was removed meanwhile
-        has no rows.
+        has no rows, nor has one in a shard that is missing.
 
         Raises:
             StoreError: the catalogue cannot be read.
         """
-        if not self._open:
+        missing = backend.missing_shards
+        if not self._open and not missing:
             return None
-        last, num_changes = self._last, backend.num_changes
-        if last is None or last[0] is not backend or last[1] != num_changes:
+        last, state = self._last, (backend.num_changes, missing)
+        if last is None or last[0] is not backend or last[1] != state:
             scopes = _scopes_of(self._choice(), backend, missing_ok=True)
-            self._last = last = backend, num_changes, scopes
+            if missing:
+                scopes = _without_missing(scopes, backend)
+            self._last = last = backend, state, scopes
         return last[2]
 
     def forget_scopes(self) -> None:
@@ -129,6 +133,13 @@ def _scopes_of(choice: Mapping[str, Any], backend: MemoryBackend, *, missing_ok:
             catalog.scope(names, wanted, missing_ok=missing_ok)
             for names, wanted in zip(lists, filters, strict=True)
         )
+
+
+def _without_missing(scopes: Scopes, backend: MemoryBackend) -> Scopes:
+    """Leave out rows of missing shards, which the catalogue has."""
+    if isinstance(scopes, tuple):
+        return tuple(backend.readable(scope) for scope in scopes)
+    return backend.readable(scopes)
 
 
 def documents_without(documents: Any, hidden: Collection[str], every: Sequence[str]) -> Any:

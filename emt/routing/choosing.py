@@ -49,7 +49,7 @@ def choose_passages(
             passages leave more rows to each. None for as many as there may be.
     """
     num_needed = budget.num_passages if num_needed is None else num_needed
-    searchable = backend.catalog.searchable_rows("all")
+    searchable = backend.store.searchable_rows("all")
     owners = backend.catalog.document_of_rows(window.peak for window in windows)
     windows = [window for window in windows if window.peak in owners]
     peaks = np.array([window.peak for window in windows], dtype=np.int64)

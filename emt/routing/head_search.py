@@ -12,7 +12,7 @@ from emt.model.attached import AttachedModel
 from emt.routing.evidence import Hits
 from emt.routing.head_profile import HeadProfile
 from emt.routing.queries import unit_queries
-from memory_backends import MemoryBackend, Scope
+from memory_backends import MemoryBackend, Scope, Search
 from memory_backends.layout import Int64Array
 
 TOPK = 64  # rows that each query retrieves
@@ -49,18 +49,18 @@ class HeadSearch:
         profile, prompt = self.profile, token_ids[: tokens[-1] + 1]
         of_layers = unit_queries(self._model, prompt, profile.layers, distance=profile.distance)
         k = min(TOPK, backend.num_searchable(scope))
-        ids, scores = [], []
+        searches, lengths = [], []
         groups = profile.groups(self._model.query_heads, backend.layout)
         for (layer_idx, kv_head), group in groups.items():
             queries = torch.cat(
                 [of_layers[layer_idx][head, tokens] - mean for head, mean in group]
             )  # (G' * T', D): G' profiled heads share the KV head
-            lengths = queries.norm(dim=-1, keepdim=True).numpy()
-            hits = backend.search(layer_idx, queries[None], k, heads=[kv_head], scope=scope)
-            ids.append(hits.ids[0].cpu().numpy())
-            scores.append(hits.scores[0].float().cpu().numpy() * lengths)
-        first_rows = self._first_rows(backend)
-        return Hits.of_search(np.concatenate(ids), np.concatenate(scores), first_rows)
+            lengths.append(queries.norm(dim=-1, keepdim=True).numpy())
+            searches.append(Search(layer_idx, queries[None], k, [kv_head], scope))
+        hits = backend.search_many(searches)  # one message to each shard, if there are
+        ids = np.concatenate([each.ids[0].cpu().numpy() for each in hits])
+        scores = np.concatenate([each.scores[0].float().cpu().numpy() for each in hits])
+        return Hits.of_search(ids, scores * np.concatenate(lengths), self._first_rows(backend))
 
     def _first_rows(self, backend: MemoryBackend) -> Int64Array:
         """Return the first row of each document, read again when documents came or went."""

@@ -49,6 +49,7 @@ class SearchResult(BaseModel):
     object: Literal["list"] = "list"
     data: list[PassageObject]
     relevance: float | None
+    missing_shards: list[int] = Field([], description="of the memory's, that did not answer")
 
 
 @router.post("", responses=errors(400, 401, 404, 413, 500, 503))
@@ -79,7 +80,11 @@ def _search(served: Served, access: Access, wanted: SearchRequest) -> SearchResu
     with memory.using(**settings):
         routed = memory.route(prompt_ids(served.tokenizer, wanted.query).tolist())
     passages = [_described(served, access, each) for each in routed.passages]
-    return SearchResult(data=passages, relevance=routed.relevance)
+    return SearchResult(
+        data=passages,
+        relevance=routed.relevance,
+        missing_shards=list(memory.missing_shards),
+    )
 
 
 def _described(served: Served, access: Access, routed: RoutedPassage) -> PassageObject:

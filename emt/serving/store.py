@@ -35,6 +35,7 @@ class StoreObject(BaseModel):
     bytes_per_row: int
     bytes: int | None = Field(description="of all files; null for a key that does not see all")
     index: dict[str, Any] | None = Field(description="likewise")
+    missing_shards: list[int] = Field([], description="of a sharded store, that do not answer")
 
 
 @router.get("", responses=errors(401, 500))
@@ -64,6 +65,7 @@ def figures(
             index=None
             if access.is_scoped
             else {fact: index[fact] for fact in _INDEX_FACTS if fact in index},
+            missing_shards=list(memory.missing_shards),
         )
 
 

@@ -226,6 +226,11 @@ class CatalogReader:
                     owners[row] = str(name)
         return owners
 
+    def row_crc32(self, name: str) -> tuple[int, ...]:
+        """Return the checksums of a document's records, layers ascending; () if there is none."""
+        records = self._visible("row_crc32", "AND name = ?", name)
+        return unpack_crc32(records[0][0]) if records else ()
+
     def record_spans(self) -> Iterator[RecordSpan]:
         """Yield where each document's rows are, ascending, with the checksums of their records."""
         for name, first, rows, crc32 in self._visible(

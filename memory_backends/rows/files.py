@@ -76,6 +76,10 @@ class RowFiles:
             MemoryMismatchError: a number that the codec's records cannot hold.
             StoreError: the codec's committed state is damaged.
         """
+        if rows.records and not self.coding.must_learn:
+            for idx, records in rows.records.items():
+                self.append_records(idx, records)
+            return
         self._waiting[-1].append({idx: interleave(rows, idx).cpu() for idx in self._layout.layers})
         if not self.coding.must_learn:
             self._write_waiting()

@@ -6,11 +6,24 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from memory_backends.layout import Heads
+from memory_backends.scope import Scope
+
 # "exact": right but for the rounding of float32; "half": good to 1e-3; "coarse": a rough guide.
 Precision = Literal["exact", "half", "coarse"]
 
 _ROUNDING = 1e-6  # of a float32 cosine, with room to spare
 _TINY = 1e-300
+
+
+class Search(NamedTuple):
+    """What `MemoryBackend.search` is asked, as `search_many` takes several."""
+
+    layer_idx: int
+    queries: torch.Tensor  # (Hkv, N, head_dim), or (len(heads), N, head_dim)
+    k: int
+    heads: Heads = None
+    scope: Scope | None = None
 
 
 class SearchResult(NamedTuple):
@@ -49,10 +62,15 @@ def ranked(queries: torch.Tensor, keys: torch.Tensor, ids: torch.Tensor) -> Sear
 
     For queries (Hkv, N, D), of keys (Hkv, N, c, D) with ids (Hkv, N, c); -1 is ranked last.
     """
+    scores = cosines(queries, keys, ids)
+    scores, order = scores.sort(dim=-1, descending=True, stable=True)
+    return SearchResult(scores.float(), ids.gather(-1, order))
+
+
+def cosines(queries: torch.Tensor, keys: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Return float64 cosines (Hkv, N, c) of queries and candidates as for `ranked`; -inf for -1."""
     keys = keys.double()
     query = queries.to(keys.device).double().unsqueeze(-1)
     norms = keys.norm(dim=-1) * query.norm(dim=-2)
-    scores = (keys @ query).squeeze(-1) / norms.clamp(min=_TINY)
-    scores = scores.masked_fill(ids < 0, -torch.inf)
-    scores, order = scores.sort(dim=-1, descending=True, stable=True)
-    return SearchResult(scores.float(), ids.gather(-1, order))
+    scores: torch.Tensor = (keys @ query).squeeze(-1) / norms.clamp(min=_TINY)
+    return scores.masked_fill(ids < 0, -torch.inf)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import numpy as np
 
 from memory_backends.layout import Int64Array
 from memory_backends.rows.base import RowStorage
@@ -33,11 +34,20 @@ class SearchableRows:
         self.layout = store.layout
         self.scopes = ScopeCache(_SCOPED_KEY_BYTES)
         self._sinks = sinks
+        self._chosen: Int64Array | None = None
         self.read()
 
     def read(self) -> None:
         """Read anew which rows may be found."""
-        self.ids: Int64Array = self.store.catalog.searchable_rows(self._sinks)
+        chosen = self._chosen
+        self.ids: Int64Array = self.store.searchable_rows(self._sinks) if chosen is None else chosen
+
+    def choose(self, ids: Int64Array) -> None:
+        """Let searches find these rows, ascending, from now on, whatever the store says.
+
+        Of a scope, all rows are found then: whoever chooses knows which of its rows may be.
+        """
+        self.ids = self._chosen = ids
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -51,8 +61,10 @@ class SearchableRows:
         """Return the ids that a search of a scope may find, ascending, (n,) int64."""
 
         def read() -> Int64Array:
+            if self._chosen is not None:
+                return np.flatnonzero(scope.mask(self.stored.num_rows))
             if self._sinks == "one":  # of another document than those of the whole memory
-                return self.store.catalog.searchable_rows(self._sinks, scope)
+                return self.store.searchable_rows(self._sinks, scope)
             return scope.among(self.ids)
 
         return self.scopes.rows(scope, read)

@@ -15,15 +15,24 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
-from memory_backends.layout import Heads, Int64Array
+from memory_backends.layout import Heads, Int64Array, MemoryLayout
 from memory_backends.scope import Scope
 from memory_backends.search.exact import best_rows
-from memory_backends.search.scores import Precision, Retrieval, SearchResult, ranked, tied_queries
+from memory_backends.search.scores import (
+    Precision,
+    Retrieval,
+    Search,
+    SearchResult,
+    ranked,
+    tied_queries,
+)
 from memory_backends.search.searchable import SearchableRows, unit_length
+from memory_backends.store import SingleStore, Store
 
 _SPARE_CANDIDATES = 4  # near neighbours of the k-th, among which rounding may have chosen wrongly
 
@@ -62,6 +71,18 @@ class Searcher(ABC):
     def rows_device(cls, options: Any) -> torch.device:
         """Return the device of rows without files; a MemoryMismatchError if there is no such."""
         return torch.device("cpu")
+
+    @classmethod
+    def open_store(
+        cls,
+        layout: MemoryLayout,
+        path: Path | None,
+        identity: Mapping[str, Any],
+        row_codec: str,
+        options: Any,
+    ) -> Store:
+        """Open or begin the store that is searched; arguments and errors as for `Store`."""
+        return SingleStore(layout, path, identity, cls.rows_device(options), row_codec)
 
     # -- finding candidates ---------------------------------------------------------------------
 
@@ -151,6 +172,17 @@ class Searcher(ABC):
         """Return keys and values without scores, in any order; see `MemoryBackend.nearest`."""
         hits = self.retrieve(layer_idx, queries, k, heads, scope)
         return None if bool((hits.ids < 0).any()) else (hits.keys, hits.values)
+
+    def search_many(self, searches: Sequence[Search]) -> list[SearchResult]:
+        """Do several searches; see `MemoryBackend.search_many`."""
+        return [self.search(*each) for each in searches]
+
+    def gather_layers(self, ids: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Return rows of all heads at every layer: (...) int64 to layer -> (Hkv, ..., D + Dv)."""
+        return {
+            layer_idx: self.gather(layer_idx, ids.expand(layer.num_key_value_heads, *ids.shape))
+            for layer_idx, layer in self.layout.layers.items()
+        }
 
     def gather(self, layer_idx: int, ids: torch.Tensor, heads: Heads = None) -> torch.Tensor:
         """Return rows by id: (h, ...) int64 to (h, ..., head_dim + value_head_dim); any for -1."""

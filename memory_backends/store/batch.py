@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
+import torch
 import numpy as np
 
 from memory_backends.catalog.documents import name_taken
@@ -12,7 +13,7 @@ from memory_backends.catalog.records import NewDocument
 from memory_backends.errors import DocumentError, EMTError, reported
 from memory_backends.layout import Document, Rows
 from memory_backends.store.checks import check_document, check_queries, check_rows
-from memory_backends.store.store import Store
+from memory_backends.store.store import DocumentBatch, Store
 
 
 class Batch:
@@ -27,7 +28,12 @@ class Batch:
         self._documents: list[NewDocument] = []
         self.num_rows = 0
 
-    def append(self, document: Document, runs: Iterable[Rows]) -> None:
+    def append(
+        self,
+        document: Document,
+        runs: Iterable[Rows],
+        samples: Mapping[int, torch.Tensor] | None = None,
+    ) -> None:
         """Put a document and its rows after those before it, all or nothing; errors as `add`."""
         check_document(document)
         if not self._replace:
@@ -35,7 +41,7 @@ class Batch:
             if waiting or self._store.catalog.has_document(document.name):
                 raise name_taken(document.name)
         try:
-            new = self._appended(document, runs)
+            new = self._appended(document, runs, samples or {})
         except BaseException:
             with contextlib.suppress(OSError):  # `commit` cuts off what is not committed
                 self._store.rows.rewind()
@@ -69,7 +75,9 @@ class Batch:
             store.show_committed()
         return [(new.document.name, rows) for new, rows in zip(documents, ids, strict=True)]
 
-    def _appended(self, document: Document, runs: Iterable[Rows]) -> NewDocument:
+    def _appended(
+        self, document: Document, runs: Iterable[Rows], samples: Mapping[int, torch.Tensor]
+    ) -> NewDocument:
         store, first = self._store, self._store.catalog.num_rows + self.num_rows
         tokens, sinks = [], []
         num_rows = 0
@@ -87,6 +95,9 @@ class Batch:
                 f"document '{document.name}' has no rows to remember. "
                 "Give it at least one token that is not a special id."
             )
+        with reported(store.path):
+            for layer_idx, of_layer in samples.items():
+                store.samples.append_samples(layer_idx, of_layer)
         store.rows.seal()
         return NewDocument(
             document,
@@ -98,17 +109,15 @@ class Batch:
 
 
 def written(
-    store: Store,
+    batch: DocumentBatch,
     documents: Iterable[tuple[Document, Iterable[Rows]]],
     rows_per_commit: int,
-    *,
-    replace: bool,
 ) -> Iterator[list[tuple[str, range]]]:
-    """Write documents in batches, as `MemoryBackend.add_many` says.
+    """Write documents in batches of a store that is `writing`, as `MemoryBackend.add_many` says.
 
     Yields name and row ids of the documents of each batch, after it was committed.
     """
-    batch, waiting = Batch(store, replace=replace), iter(documents)
+    waiting = iter(documents)
     failure: BaseException | None = None
     is_more = True
     while is_more:

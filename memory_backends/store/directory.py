@@ -10,6 +10,8 @@ from memory_backends.errors import StoreError
 from memory_backends.store.lock import LOCK_FILE_NAME, OWNER_FILE_NAME
 
 INDEX_FOLDER = "index"
+SHARDS_FILE_NAME = "shards.sqlite3"
+SHARDS_PARTIAL = "shards.partial"  # a folder of shards that no document was written to yet
 
 
 def has_no_store(path: Path) -> bool:
@@ -20,10 +22,16 @@ def has_no_store(path: Path) -> bool:
     if not path.exists():
         return True
     locks = (LOCK_FILE_NAME, OWNER_FILE_NAME, OWNER_FILE_NAME + ".partial")
-    partial = CATALOG_FILE_NAME + ".partial"  # and SQLite's journal of it
+    # And SQLite's journals of files.
+    partial = (CATALOG_FILE_NAME + ".partial", SHARDS_FILE_NAME, SHARDS_PARTIAL)
     return path.is_dir() and all(
         entry.name in locks or entry.name.startswith(partial) for entry in path.iterdir()
     )
+
+
+def is_sharded(path: Path) -> bool:
+    """Return whether there is a sharded store at `path`: one whose rows are in other stores."""
+    return (path / SHARDS_FILE_NAME).is_file() and (path / CATALOG_FILE_NAME).exists()
 
 
 def check_directory(path: Path) -> Path:

@@ -12,16 +12,17 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from memory_backends.catalog import Catalog
 from memory_backends.catalog.database import FILE_NAME as CATALOG_FILE_NAME
 from memory_backends.errors import StoreLockedError, StoreReplacedError, reported
-from memory_backends.layout import MemoryLayout
+from memory_backends.layout import Document, Int64Array, MemoryLayout, Metadata, Rows
 from memory_backends.rows import files as row_files
 from memory_backends.rows import query_samples as queries
 from memory_backends.rows.append_files import sync_path
@@ -30,6 +31,7 @@ from memory_backends.rows.coding import CODECS_WITH_FINE_HEADS, RowCoding
 from memory_backends.rows.files import RowFiles
 from memory_backends.rows.query_samples import QuerySamples
 from memory_backends.rows.tensors import RowTensors
+from memory_backends.scope import Scope
 from memory_backends.store.directory import check_directory, has_no_store
 from memory_backends.store.identity import check_identity, check_layout
 from memory_backends.store.lock import LOCK_FILE_NAME, write_lock
@@ -42,8 +44,30 @@ _CONVERTS = (
 _IS_WRITING = "this memory is being written to already. Let that end first."
 
 
-class Store:
+class DocumentBatch(Protocol):
+    """Documents that are committed together. `num_rows` are the rows that wait to be committed."""
+
+    num_rows: int
+
+    def append(
+        self,
+        document: Document,
+        runs: Iterable[Rows],
+        samples: Mapping[int, torch.Tensor] | None = None,
+    ) -> None:
+        """Put a document and its rows after those before it, all or nothing.
+
+        With it come query samples of another store, layer -> (s, H, head_dim) float16, if any.
+        """
+
+    def commit(self) -> list[tuple[str, range]]:
+        """Commit the documents, and empty the batch; return names and row ids."""
+
+
+class Store(ABC):
     """The parts of one memory, and the right to write to them.
+
+    What changes the memory, the abstract methods, is called while the store is `writing`.
 
     Args:
         layout: the shape of the rows. A store that is opened must have the same. If its rows have
@@ -79,6 +103,47 @@ class Store:
         except BaseException:
             self.catalog.close()
             raise
+
+    # -- changing -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def batch(self, *, replace: bool) -> DocumentBatch:
+        """Return an empty batch; with `replace`, its documents take the place of namesakes."""
+
+    @abstractmethod
+    def remove_document(self, name: str) -> int:
+        """Remove a document; return how many rows it had. A DocumentError if there is none."""
+
+    @abstractmethod
+    def remove_rows(self, ids: Iterable[int]) -> None:
+        """Remove single rows; a MemoryMismatchError if one never was."""
+
+    @abstractmethod
+    def remove_all(self) -> None:
+        """Remove every document and row."""
+
+    @abstractmethod
+    def set_metadata(self, name: str, metadata: Metadata) -> None:
+        """Give a document metadata, in place of what it has; a DocumentError if there is none."""
+
+    @abstractmethod
+    def compact(self) -> int:
+        """Make holes of the rows that no document has; return the bytes given back."""
+
+    @abstractmethod
+    def copy_to(self, directory: Path) -> None:
+        """Write a copy of the memory to an empty directory, without index files."""
+
+    # -- what is there --------------------------------------------------------------------------
+
+    def searchable_rows(self, sinks: str, scope: Scope | None = None) -> Int64Array:
+        """Return the ids that a search may find; see `CatalogReader.searchable_rows`."""
+        return self.catalog.searchable_rows(sinks, scope)
+
+    @property
+    def missing_shards(self) -> tuple[int, ...]:
+        """The shards of a sharded store that are not there; see `ShardedStore`."""
+        return ()
 
     @property
     def is_read_only(self) -> bool:

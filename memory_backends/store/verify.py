@@ -21,7 +21,12 @@ from memory_backends.rows.append_files import CODED, FIRST, layer_file_name, nex
 from memory_backends.rows.coding import RowCoding, record_bytes
 from memory_backends.store.catalog_check import CatalogCheck
 from memory_backends.store.compaction import PARTIAL
-from memory_backends.store.directory import INDEX_FOLDER, check_directory, check_generation
+from memory_backends.store.directory import (
+    INDEX_FOLDER,
+    check_directory,
+    check_generation,
+    is_sharded,
+)
 
 
 class Damage(NamedTuple):
@@ -73,7 +78,7 @@ def verify(path: Path | str) -> list[Damage]:
                 check = CatalogCheck(catalog)
                 reading = _Reading(directory, catalog, at_end)
                 opened = [
-                    *reading.row_files(check.spans),
+                    *([] if is_sharded(directory) else reading.row_files(check.spans)),
                     *reading.sample_files(),
                     *reading.index_files(),
                 ]

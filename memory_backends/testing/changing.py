@@ -11,7 +11,7 @@ import pytest
 from memory_backends.backend import MemoryBackend
 from memory_backends.errors import DocumentError
 from memory_backends.layout import Document, Rows
-from memory_backends.store.verify import verify
+from memory_backends.sharded.verify import verify
 from memory_backends.testing.base import Make, Suite
 from memory_backends.testing.checks import assert_fetches, assert_finds
 from memory_backends.testing.rows import IDENTITY, LAYOUT, make_document, make_rows

@@ -39,6 +39,9 @@ VALUES = {  # setting: its default, another value, and wrong ones
     "row_codec": ("auto", "int4", ["int2", "fp16", None]),
     "memory_device": (None, "cuda:1", ["", "gpu", "cuda:x", 0, True]),
     "cache_bytes": (None, 2**30, [0, -1, 1e9, True]),
+    "num_shards": (4, 2, [0, 1.5, None, True]),
+    "missing_shards": ("error", "warn", ["ignore", None, True]),
+    "shard_seconds": (None, 0.5, [0.0, -1.0, float("inf"), "1", True]),
 }
 CHANGED = {name: changed for name, (_, changed, _) in VALUES.items()}
 

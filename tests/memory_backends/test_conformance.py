@@ -42,6 +42,28 @@ class TestFlatOverRowsForPassages(BackendConformance):
     options: ClassVar = {"index": "Flat", "row_codec": "int5.5"}
 
 
+class TestOneShard(BackendConformance):
+    memory_type = "sharded"
+    options: ClassVar = {"num_shards": 1, "shard_options": {"index": "Flat"}}
+
+
+class TestTwoShards(BackendConformance):
+    memory_type = "sharded"
+    options: ClassVar = {"num_shards": 2, "shard_type": "manual"}
+    other_type = "vector_db"
+    has_path = True
+
+
+class TestFiveShards(BackendConformance):
+    memory_type = "sharded"
+    options: ClassVar = {"num_shards": 5, "shard_options": {"index": "Flat"}}
+
+
+class TestTwoShardsOfCodedRows(BackendConformance):
+    memory_type = "sharded"
+    options: ClassVar = {"num_shards": 2, "row_codec": "int8", "shard_type": "manual"}
+
+
 class Selected(ScopeConformance):
     """Scopes that FAISS selects in the index, of which all lists are searched."""
 

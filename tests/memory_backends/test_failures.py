@@ -239,7 +239,7 @@ def test_a_store_that_cannot_be_written_is_copied_as_it_is_by_now(
         other.close()
         copy_store(memory, directory)
 
-    monkeypatch.setattr("memory_backends.backend.copy_store", copy_while_another_commits)
+    monkeypatch.setattr("memory_backends.store.single.copy_store", copy_while_another_commits)
     with monkeypatch.context() as patch:
         forbid_writing(patch, store)
         assert reader.is_read_only

@@ -21,6 +21,7 @@ FLOORS = [
     "faiss",
     "registry",
     "backend",
+    "sharded",
     "",
     "testing",
 ]

@@ -91,7 +91,7 @@ def locate(
             were removed.
     """
     documents: dict[str, StoredDocument] = {}
-    stored_rows = backend.catalog.searchable_rows("all")
+    stored_rows = backend.store.searchable_rows("all")
     placements = []
     for passages, at in zip(prompts, places, strict=True):
         if at < 0:

@@ -73,8 +73,9 @@ class PlacedRows:
         positions = positions.minimum((at + lengths - 1).clamp(min=0)[:, None])
         embeddings = model.angles.at(positions)
         keys, values = {}, {}
-        for layer_idx, layer in backend.layout.layers.items():
-            key, value = backend.fetch(layer_idx, ids.expand(layer.num_key_value_heads, -1, -1))
+        of_layers = backend.fetch_layers(ids)
+        for layer_idx in list(of_layers):
+            key, value = of_layers.pop(layer_idx)  # so that no layer is kept twice
             key, value = key.transpose(0, 1), value.transpose(0, 1)  # (n, Hkv, R, D)
             unrotation = model.unrotations[layer_idx]
             if unrotation is not None:

@@ -11,9 +11,10 @@ TEXTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    with open_site(tmp_path_factory.mktemp("search"), relevance=None) as site:
+@pytest.fixture(scope="module", params=["vector_db", "sharded"])
+def site(tmp_path_factory, request):
+    folder = tmp_path_factory.mktemp("search")
+    with open_site(folder, relevance=None, memory_type=request.param) as site:
         for number, (name, text) in enumerate(TEXTS.items()):
             site.put("root", name, text, number=number)
         yield site

@@ -124,13 +124,13 @@ def test_documents_narrow_what_is_recalled(memory_type):
     memory = routing(model, memory_type)
     prompt = asked(0)
     fetched = []
-    own = memory.backend.fetch
+    own = memory.backend.fetch_layers
 
-    def fetch(layer_idx, ids):
+    def fetch_layers(ids):
         fetched.extend(ids[ids >= 0].tolist())
-        return own(layer_idx, ids)
+        return own(ids)
 
-    memory.backend.fetch = fetch
+    memory.backend.fetch_layers = fetch_layers
     spans = {}
     for name in NAMES:
         stored = memory.backend.catalog.document(name)
