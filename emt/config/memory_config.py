@@ -198,7 +198,7 @@ class MemoryConfig:
         accepts=lambda count: count >= 0,
     )
     relevance: float | None = setting(
-        2.5,
+        2.0,
         "Recall passages only for prompts that one of them makes likelier by at least so much, in "
         "nats a token, as the mean of the three tokens that gain most. Below 4, what passages of "
         "other documents explain as well is taken off. Other prompts are answered by the plain "

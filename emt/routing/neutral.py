@@ -2,7 +2,7 @@
 
 Parts of a prompt are likelier after any text at all than after none: instructions on how to answer,
 phrases of politeness, the language itself. So a gain over no passage that is neither small nor
-large says little; a gain over two neutral passages, which nothing has found, says what the passage
+large says little; a gain over neutral passages, which nothing has found, says what the passage
 itself explains.
 """
 
@@ -18,6 +18,8 @@ from emt.routing.choosing import Budget, choose_passages
 from emt.routing.evidence import Window
 from emt.routing.judging import telling
 from memory_backends import MemoryBackend, Scope
+
+_NUM_NEUTRAL = 4  # one alone may be odd, and explain nothing
 
 
 def gain_over_neutral(
@@ -51,7 +53,7 @@ def gain_over_neutral(
 def neutral_passages(
     passages: Sequence[Passage], most: int, backend: MemoryBackend, scope: Scope | None
 ) -> list[Passage]:
-    """Return up to two passages, far from each other, of documents that have none of `passages`.
+    """Return up to four passages, far from each other, of documents with none of `passages`.
 
     They are as long as the longest of these. If every document has one, they are of all documents
     but that of `passages[most]`; there are none if it is the only one: all of its passages may be
@@ -68,8 +70,8 @@ def neutral_passages(
         return []
     budget = Budget(max(passage.stop - passage.first for passage in passages), 1)
     chosen: dict[Passage, None] = {}
-    for quarter in (1, 3):
-        peak = int(others[len(others) * quarter // 4])
+    for part in range(_NUM_NEUTRAL):
+        peak = int(others[len(others) * (2 * part + 1) // (2 * _NUM_NEUTRAL)])
         around = choose_passages([Window(peak, 0.0)], backend, budget)
         chosen |= {routed.passage: None for routed in around}
     return list(chosen)

@@ -29,7 +29,7 @@ VALUES = {  # setting: its default, another value, and wrong ones
     "passage_rows": (384, 96, [0, -1, 1.5, "9", None, True]),
     "max_passages": (3, 2, [0, 2.0, None, True]),
     "candidates": (12, 0, [-1, 2.0, "3", None, True]),
-    "relevance": (2.5, -1.5, ["0.5", True, float("nan"), float("inf")]),
+    "relevance": (2.0, -1.5, ["0.5", True, float("nan"), float("inf")]),
     "reroute": (None, 16, [0, -1, 2.5, "3", True]),
     "profile": (None, "heads.json", ["", 3, True]),
     "index": ("auto", "IVF64,Flat", ["", None, 5]),

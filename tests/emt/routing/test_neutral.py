@@ -27,7 +27,7 @@ def of(name, first=0):
 @pytest.mark.parametrize("name", NAMES)
 def test_neutral_passages_are_of_other_documents(memory, name):
     found = neutral_passages([of(name), of(name, 20)], 0, memory.backend, None)
-    assert len(found) == 2
+    assert len(found) == 4
     assert {each.stop - each.first for each in found} == {LENGTH}
     assert not {each.document for each in found} & {name}
 
@@ -48,14 +48,16 @@ def test_neutral_passages_are_in_the_scope(memory):
 
 def test_what_tokens_gain_after_any_passage_is_taken_off(memory):
     gains = torch.tensor([[3.0, 2.0, 1.0, 0.0], [0.5, 0.5, 0.5, 5.0]])
-    after = torch.tensor([[2.0, -1.0, 1.0, 0.5], [1.0, -3.0, 1.0, 0.0]])
+    after = torch.tensor(
+        [[2.0, -1.0, 1.0, 0.5], [1.0, -3.0, 1.0, 0.0], [1.0, -1.0, 1.0, 0.0], [0.0, -1.0, 0.5, 0.0]]
+    )
 
     def gains_after(passages):
         return after[: len(passages)]
 
     passages = [of("one"), of("one", 20)]
     found = gain_over_neutral(gains, passages, gains_after, memory.backend, None)
-    mixed = [max(math.log((math.exp(a) + math.exp(b)) / 2), 0) for a, b in after.T.tolist()]
+    mixed = [max(math.log(sum(map(math.exp, token)) / 4), 0) for token in after.T.tolist()]
     left = [[gain - off for gain, off in zip(row, mixed, strict=True)] for row in gains.tolist()]
     expected = max(sum(sorted(row)[-3:]) / 3 for row in left)
     assert found == pytest.approx(expected, abs=1e-6)
