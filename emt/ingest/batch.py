@@ -6,6 +6,7 @@ the right of them, so no mask is needed. At most `BATCH_TOKENS` tokens are held 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -70,13 +71,17 @@ def encode_group(
         yield document, rows(number)
 
 
-def batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Put documents of similar lengths together, as lists of indices: little is padding then."""
+def batches(lengths: Sequence[int], most_tokens: float = math.inf) -> list[list[int]]:
+    """Put documents of similar lengths together, as lists of indices: little is padding then.
+
+    A list of more than one has at most `most_tokens` tokens, with padding.
+    """
     result: list[list[int]] = []
     longest = tokens = 0  # of the last batch
     for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
         length = lengths[number]
-        if result and (len(result[-1]) + 1) * longest <= _MAX_PADDING * (tokens + length):
+        padded = (len(result[-1]) + 1) * longest if result else math.inf
+        if padded <= min(_MAX_PADDING * (tokens + length), most_tokens):
             result[-1].append(number)
             tokens += length
         else:

@@ -16,8 +16,10 @@ import torch
 import numpy as np
 from torch import Tensor
 from torch.nn.functional import max_pool1d, normalize, pad
+from torch.nn.utils.rnn import pad_sequence
 
 from emt.errors import ConfigError, MemoryUseError
+from emt.ingest.batch import batches
 from emt.model.attached import AttachedModel
 from emt.model.chat import prompt_ids
 from emt.profiles.examples import Example
@@ -34,6 +36,7 @@ MAX_CHARACTERS = 8000  # of a text
 _NEAR = 48  # rows between the middle of a window and the answer, at most
 _BLOCKS_PER_HIT = 4  # a query retrieves a quarter of all blocks of rows, at most 64 blocks
 _BATCH = 256  # queries searched at once
+_TOKENS_AT_ONCE = 1024  # of prompts that share a forward
 _MIN_DEVIATION = 0.05  # of the best window's evidence
 _NOT_FOUND = -4.0  # below all similarities
 
@@ -81,11 +84,13 @@ class HeadReader:
         asked = question_of(ids, self.tokenizer)
         return ids[: asked.stop], asked.first
 
-    def queries(self, token_ids: Tensor, first: int) -> dict[int, Tensor]:
-        """Return the unit queries of a prompt's tokens from `first` on: layer -> (H, T, D)."""
-        layers = self.model.full_attention_layers
-        of_layers = unit_queries(self.model, token_ids, layers, distance=DISTANCE)
-        return {layer: queries[:, first:] for layer, queries in of_layers.items()}
+    def queries(self, prompts: Sequence[Tensor]) -> dict[int, Tensor]:
+        """Return the unit queries of prompts, each (T,), from one forward: layer -> (B, H, T, D).
+
+        T is that of the longest; what comes after the end of another one is of padding.
+        """
+        padded = pad_sequence(list(prompts), batch_first=True)
+        return unit_queries(self.model, padded, self.model.full_attention_layers, distance=DISTANCE)
 
 
 @dataclass(frozen=True)
@@ -225,13 +230,24 @@ def _read_texts(
 def _read_prompts(
     reader: HeadReader, prompts: Sequence[tuple[Tensor, int]], progress: _Progress
 ) -> dict[int, Tensor]:
-    """Return layer -> unit queries (H, T, D) of what asks in all prompts, one after another."""
-    queries: dict[int, list[Tensor]] = {layer: [] for layer in reader.model.full_attention_layers}
-    for token_ids, first in prompts:
-        for layer, of_prompt in reader.queries(token_ids, first).items():
-            queries[layer].append(of_prompt)
-        progress.add(len(token_ids))
-    return {layer: torch.cat(of_layer, 1) for layer, of_layer in queries.items()}
+    """Return layer -> unit queries (H, T, D) of what asks in all prompts, one after another.
+
+    Prompts of similar lengths share a forward.
+    """
+    lengths = [len(ids) for ids, _ in prompts]
+    of_prompts: dict[int, dict[int, Tensor]] = {}
+    for batch in batches(lengths, _TOKENS_AT_ONCE):
+        together = reader.queries([prompts[number][0] for number in batch])
+        for place, number in enumerate(batch):
+            asking = slice(prompts[number][1], lengths[number])
+            of_prompts[number] = {
+                layer: queries[place, :, asking].clone() for layer, queries in together.items()
+            }
+            progress.add(lengths[number])
+    return {
+        layer: torch.cat([of_prompts[number][layer] for number in range(len(prompts))], 1)
+        for layer in reader.model.full_attention_layers
+    }
 
 
 def _middle_row(example: Example, first_row: int, offsets: np.ndarray) -> float:

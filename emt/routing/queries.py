@@ -31,12 +31,12 @@ def unit_queries(
 
     Args:
         model: its memories are not read.
-        token_ids: (T,) int64.
+        token_ids: (T,) int64; or (B, T), texts that may be padded on the right.
         layers: whose queries are returned.
         distance: tokens; every query is rotated to this position.
 
     Returns:
-        layer -> (H, T, D) float32 of unit length, on the CPU.
+        layer -> (H, T, D), or (B, H, T, D), float32 of unit length, on the CPU.
 
     Raises:
         ConfigError: the text is longer than the table of the model's learned positions.
@@ -44,9 +44,10 @@ def unit_queries(
     """
     positions = max_positions(model.config)
     is_rotated = any(unrotation is not None for unrotation in model.unrotations.values())
-    if positions is not None and len(token_ids) > positions and not is_rotated:
+    num_tokens = token_ids.shape[-1]
+    if positions is not None and num_tokens > positions and not is_rotated:
         raise ConfigError(
-            f"passages cannot be found by heads: the prompt's {len(token_ids):,} tokens must fit "
+            f"passages cannot be found by heads: the prompt's {num_tokens:,} tokens must fit "
             f"the model's {positions:,} positions. Shorten the prompt."
         )
     decoder, deepest = alive(model.decoder, "route"), max(layers)
@@ -59,8 +60,8 @@ def unit_queries(
     device = input_device(decoder)
     stopping = contextlib.suppress(_StopForwardError)
     with watching(decoder, compute) as seen, no_autocast(device), stopping:
-        decoder(input_ids=token_ids[None].to(device), use_cache=False)
-    at_distance = model.angles.at(torch.full((1, len(token_ids)), distance))
+        decoder(input_ids=token_ids.view(-1, num_tokens).to(device), use_cache=False)
+    at_distance = model.angles.at(torch.full((1, num_tokens), distance))
     queries = {}
     for call in seen.calls:
         layer_idx = call.layer_idx
@@ -70,6 +71,6 @@ def unit_queries(
         if unrotation is not None:
             rotated_by = as_cos_sin(seen.position_embeddings[call.module])
             query = unrotation.redo(unrotation(query, rotated_by), at_distance[layer_idx])
-        query = query[0].to("cpu")  # (H, T, D)
+        query = query.view(*token_ids.shape[:-1], *query.shape[1:]).to("cpu")
         queries[layer_idx] = functional.normalize(query, dim=-1)
     return queries

@@ -68,5 +68,6 @@ def test_a_profile_reads_at_most_6000_tokens_whatever_the_tokenizer():
     assert ranked.num_questions >= 18  # of bytes, a third fits
     num_read, total = counts[-1]
     assert num_read == total <= 6000
-    assert sum(tokens_run) <= total + 1  # one tells how positions are rotated
+    # Prompts of similar lengths share a forward: little is padding, and nothing is run twice.
+    assert total <= sum(tokens_run) <= 1.05 * total
     assert ranked.profile.source == "texts of emt"

@@ -3,7 +3,13 @@
 import torch
 import pytest
 
-from emt.profiles.trial import Trial
+from emt import attach
+from emt.profiles import trial
+from emt.profiles.trial import DISTANCE, HeadReader, Trial, _Progress, _read_prompts
+from emt.routing.queries import unit_queries
+from tests.emt.routing.worlds import attached_model
+from tests.emt.words import word_tokenizer
+from tests.families import build
 
 
 def trial_of(num_rows=200, lengths=(3, 5), answers=(20.0, 150.0), seed=0):
@@ -89,3 +95,26 @@ def test_texts_shorter_than_a_window():
     evidence = trial.evidence([(0, 0)])
     assert evidence.shape == (2, 1)
     assert torch.isfinite(trial.deviations(evidence)[0]).all()
+
+
+def test_queries_of_prompts_stand_in_their_order_whatever_forwards_they_share(monkeypatch):
+    monkeypatch.setattr(trial, "_TOKENS_AT_ONCE", 24)
+    memory = attach(build("llama"), tokenizer=word_tokenizer())
+    model, shapes = attached_model(memory), []
+    reader = HeadReader(model, word_tokenizer(), memory.read)
+    prompts = [(torch.arange(4, 4 + length), length // 2) for length in (5, 11, 12, 4, 12)]
+    hook = model.decoder().register_forward_pre_hook(
+        lambda module, args, options: shapes.append(tuple(options["input_ids"].shape)),
+        with_kwargs=True,
+    )
+    counts = []
+    queries = _read_prompts(reader, prompts, _Progress(lambda *count: counts.append(count), 44))
+    hook.remove()
+    assert [shape for shape in shapes if shape != (1, 1)] == [(2, 12), (1, 11), (2, 5)]
+    assert counts[-1] == (44, 44)
+    for layer, of_layer in queries.items():
+        alone = [
+            unit_queries(model, ids, [layer], distance=DISTANCE)[layer][:, first:]
+            for ids, first in prompts
+        ]
+        torch.testing.assert_close(of_layer, torch.cat(alone, 1))

@@ -28,3 +28,15 @@ def test_a_model_too_short_for_the_questions_of_a_profile_has_none(tmp_path):
     assert memory.profile is None
     assert memory.mode == "passage"
     assert len(memory) == 40
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "bloom", "mpt"])
+def test_texts_that_share_a_forward_have_the_queries_of_each_alone(family):
+    attached = attached_model(attach(build(family)))
+    layers = attached.full_attention_layers
+    texts = [torch.arange(5, 5 + length) for length in (12, 3, 9)]
+    padded = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+    together = unit_queries(attached, padded, layers, distance=16)
+    for place, ids in enumerate(texts):
+        for layer, alone in unit_queries(attached, ids, layers, distance=16).items():
+            torch.testing.assert_close(together[layer][place, :, : len(ids)], alone)
