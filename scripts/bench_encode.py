@@ -2,8 +2,9 @@
 
 Times `Memory.write_all` with the index built (`vector_db`, "auto") against a plain prefill of the
 same tokens: the decoder alone, without its language-model head, in windows of `max_length` tokens,
-or document by document. All are timed in turns in one run, so that ratios hold on a noisy machine.
-Writes `benchmarks/encode.md`.
+or document by document. Making a head profile is timed against a plain prefill of 6,000 tokens. All
+are timed in turns in one run, so that ratios hold on a noisy machine; `--cpu` counts the process's
+CPU seconds instead, where others share the machine. Writes `benchmarks/encode.md`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import faiss
 from bench_decode import ROOT, machine, token_ids
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import emt
 from emt.cli import quiet
@@ -26,6 +28,7 @@ from emt.model.loading import load
 
 STRIDE, MAX_LENGTH = 512, 1024
 DOCUMENT_TOKENS = 200
+PROFILE_TOKENS = 6000
 
 Documents = list[tuple[str, torch.Tensor]]
 Run = Callable[[Documents], object]
@@ -72,16 +75,28 @@ def write_one_by_one(model: PreTrainedModel, documents: Documents) -> None:
             emt.detach(model)
 
 
-def measure(runs: dict[str, Run], documents: Documents, rounds: int) -> dict[str, list[float]]:
+def rank(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a head profile, and keep it nowhere."""
+    memory = emt.attach(model, emt.MemoryConfig(), tokenizer=tokenizer)
+    try:
+        memory.rank_heads()
+        memory.close()
+    finally:
+        emt.detach(model)
+
+
+def measure(
+    runs: dict[str, Run], documents: Documents, rounds: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
     """Time all runs in turns; return seconds, round by round."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():  # warm up
         run([(name, ids[:64]) for name, ids in documents[:2]])
     for _ in range(rounds):
         for name, run in runs.items():
-            started = time.perf_counter()
+            started = clock()
             run(documents)
-            times[name].append(time.perf_counter() - started)
+            times[name].append(clock() - started)
     return times
 
 
@@ -101,10 +116,17 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "encode.md")
+    parser.add_argument("--cpu", action="store_true", help="count CPU seconds, of one thread")
     options = parser.parse_args()
+    if options.cpu:
+        torch.set_num_threads(1)
+        faiss.omp_set_num_threads(1)
     with quiet():
-        model = load().model
-    ids = token_ids(options.tokens)
+        loaded = load()
+    model = loaded.model
+    ids = token_ids(max(options.tokens, PROFILE_TOKENS))
+    profiled, ids = ids[:PROFILE_TOKENS], ids[: options.tokens]
+    clock = time.process_time if options.cpu else time.perf_counter
     plain: Run = functools.partial(prefill, model)
     book: dict[str, Run] = {
         f"plain prefill, windows of {MAX_LENGTH:,}": plain,
@@ -121,19 +143,26 @@ def main() -> None:
         "write_all": lambda documents: write(model, documents),
         "write, one by one": lambda documents: write_one_by_one(model, documents),
     }
+    profile: dict[str, Run] = {
+        f"plain prefill of {PROFILE_TOKENS:,} tokens": plain,
+        "head profile": lambda documents: rank(model, loaded.tokenizer),
+    }
     lines = [
         "# Reading documents",
         "",
         f"`python scripts/bench_encode.py` on {machine()}; SmolLM2-135M in float32, max_length "
-        f"{MAX_LENGTH:,}, {options.tokens:,} tokens of a book, medians of {options.rounds} rounds. "
+        f"{MAX_LENGTH:,}, {options.tokens:,} tokens of a book, "
+        f"{'CPU' if options.cpu else 'wall'} time, medians of {options.rounds} rounds. "
         "Tokens count once, however often they are read; the store is on disk, and building its "
         "index is part of the time. Ratios are measured in the same round.",
     ]
     for title, runs, documents in (
         ("One book", book, cut(ids, len(ids))),
         (f"Documents of {DOCUMENT_TOKENS} tokens", short, cut(ids, DOCUMENT_TOKENS)),
+        ("A head profile", profile, cut(profiled, PROFILE_TOKENS)),
     ):
-        found = table(measure(runs, documents, options.rounds), options.tokens)
+        tokens = sum(len(document) for _, document in documents)
+        found = table(measure(runs, documents, options.rounds, clock), tokens)
         lines += ["", f"## {title}", "", *found]
         print("\n".join([title, *found]), flush=True)
     options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
