@@ -6,18 +6,19 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from emt.cli.generate import positive
-from emt.cli.model_options import add_model_options
+from emt.cli.model_options import add_model_options, named_model
 from emt.cli.printing import bytes_used, count, duration, say, size
 from emt.cli.profile import profile_if_needed
 from emt.cli.session import Session
-from emt.errors import CorpusError
+from emt.errors import ConfigError, CorpusError, StoreError
 from emt.ingest.changes import Written
 from emt.ingest.corpus import Corpus
 from emt.ingest.estimate import estimate
@@ -26,8 +27,11 @@ from emt.ingest.reading import SUFFIXES
 from emt.memory.memory import Memory
 from emt.profiles.ranking import MAX_BUILT_IN
 from memory_backends.layout import Metadata
+from memory_backends.sharded import adopt, is_sharded
+from memory_backends.store.directory import has_no_store
 
 _SHOWN = 10  # names in a list
+_SHARDS_OF_A_WORKER = 2  # in a new store: more workers can be of use later
 
 
 def add_to(commands: Any) -> None:
@@ -69,12 +73,24 @@ def add_to(commands: Any) -> None:
         help="replace documents of the same name that came from other files, as after a move "
         "(default: both are kept, and a part of the path comes before the new one's name)",
     )
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="read with so many models at once, each in a process of Ray's, into a sharded store",
+    )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="with --workers: the Ray cluster that they run on, or auto (default: this machine)",
+    )
     add_model_options(parser)
     parser.add_argument("--config", metavar="FILE", help="memory settings in YAML")
 
 
 def index(options: argparse.Namespace) -> None:
     """Read documents into a store; skip those that it has, replace those that have changed."""
+    _check_workers(options)
     names = DocumentNames.of_store(Path(options.store), replace=options.replace)
     with _bad_files_named(options):
         corpus = Corpus(
@@ -105,7 +121,7 @@ def index(options: argparse.Namespace) -> None:
         session.remember()
     started = time.perf_counter()
     try:
-        written = _write(memory, corpus, expected.rows, gone)
+        written = _write(session, options, corpus, expected.rows, gone)
     finally:  # what was written before an error has its files, too
         names.keep(memory.backend.catalog)
     seconds = time.perf_counter() - started
@@ -116,20 +132,76 @@ def index(options: argparse.Namespace) -> None:
     print(f"{_in_words(written, len(gone), memory, seconds)}; '{options.store}' has {used}")
 
 
-def _write(memory: Memory, corpus: Corpus, num_rows: int, gone: list[str]) -> Written:
+def _check_workers(options: argparse.Namespace) -> None:
+    """Refuse workers where there are none to be had; choose how many shards a new store has.
+
+    Raises:
+        ConfigError: Ray is not installed, or an address is given without workers.
+        StoreError: the store has no shards.
+    """
+    if options.workers is None:
+        if options.ray is not None:
+            raise ConfigError("--ray says where workers run. Say how many with --workers.")
+        return
+    if find_spec("ray") is None:
+        raise ConfigError(
+            "--workers needs the package ray. Install it with `pip install 'emt[ray]'`."
+        )
+    store = Path(options.store)
+    if not is_sharded(store) and options.shards is None:
+        if not has_no_store(store):
+            raise StoreError(
+                f"'{store}' is one store without shards, which has one writer. Make another of it "
+                f"with `emt split {store} --shards N --into DIR`, or leave out --workers."
+            )
+        options.shards = max(_SHARDS_OF_A_WORKER * options.workers, 4)
+
+
+def _write(
+    session: Session, options: argparse.Namespace, corpus: Corpus, num_rows: int, gone: list[str]
+) -> Written:
     """Write documents, about `num_rows` rows, and remove those that are gone, with a bar."""
+    memory = session.memory
 
     def before_save() -> None:
         bar.set_description("making the index")
         memory.remove(*filter(memory.backend.catalog.has_document, gone))
         profile_if_needed(memory)
 
+    documents = _to_write(corpus, memory)
     with tqdm(total=num_rows, unit="tok", disable=None, smoothing=0.05) as bar:
-        written = memory.write_all(
-            _to_write(corpus, memory), on_rows=bar.update, before_save=before_save
-        )
+        if options.workers is None:
+            written = memory.write_all(documents, on_rows=bar.update, before_save=before_save)
+        else:
+            written = _by_workers(session, options, documents, bar.update, before_save)
         bar.total = bar.n  # what was there already took no time
         bar.refresh()
+    return written
+
+
+def _by_workers(
+    session: Session,
+    options: argparse.Namespace,
+    documents: Iterator[tuple[str, str, Metadata | None]],
+    on_rows: Callable[[int], object],
+    before_save: Callable[[], object],
+) -> Written:
+    """Do what `Memory.write_all` does, with workers that read into the shards."""
+    from emt.cluster.indexing import index_workers
+
+    memory, store = session.memory, Path(options.store)
+    if session.is_new:
+        memory.backend.save()  # makes the store
+    _, how = named_model(options)
+    with index_workers(session.source, how, memory.config, options.workers, options.ray) as workers:
+        try:
+            written = workers.write(documents, on_rows)
+        finally:  # also what was read before an error
+            adopt(store)
+            memory.refresh()
+        before_save()
+        workers.write_files(memory.heads_to_index)
+    memory.save()
     return written
 
 

@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from typing import Any
 
 from emt.cli.printing import say
 from emt.config import MODEL_SETTINGS, ModelConfig
@@ -40,6 +41,16 @@ def load_model(options: argparse.Namespace, stored: str | None = None) -> Loaded
     Raises:
         ConfigError: a setting of the model is wrong, or what `load` refuses.
     """
+    source, how = named_model(options, stored)
+    stderr = sys.stderr
+    with quiet():
+        return load(source, **how, on_message=lambda message: say(message, stderr))
+
+
+def named_model(
+    options: argparse.Namespace, stored: str | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Return the model that `load_model` loads, and keywords of `load`; errors as there."""
     config = ModelConfig() if options.config is None else ModelConfig.from_yaml(options.config)
     given = {
         "name": options.model,
@@ -49,10 +60,7 @@ def load_model(options: argparse.Namespace, stored: str | None = None) -> Loaded
     }
     config = replace(config, **{name: value for name, value in given.items() if value is not None})
     how = asdict(config)
-    source = how.pop("name") or stored or DEFAULT_MODEL
-    stderr = sys.stderr
-    with quiet():
-        return load(source, **how, on_message=lambda message: say(message, stderr))
+    return how.pop("name") or stored or DEFAULT_MODEL, how
 
 
 @contextlib.contextmanager

@@ -302,6 +302,19 @@ class MemoryConfig:
         values="a number of seconds above 0",
         accepts=lambda seconds: 0 < seconds < math.inf,
     )
+    ray: str | None = setting(
+        None,
+        "Search the shards of a sharded store in Ray actors: 'local' starts Ray on this machine, "
+        "'auto' or an address joins a cluster. null opens them in this process. Needs emt[ray].",
+        group="store",
+        values="an address, 'auto' or 'local'",
+    )
+    remote_token_mode: bool = setting(
+        False,
+        "Allow token mode over shards in Ray actors, which sends messages at every layer of every "
+        "step.",
+        group="store",
+    )
 
     def __post_init__(self) -> None:
         for name, each in SETTINGS.items():
@@ -316,6 +329,11 @@ class MemoryConfig:
                 f"max_length ({self.max_length}) must be at least stride ({self.stride}): "
                 "shorter windows would leave out the tokens in between. "
                 "Raise max_length or lower stride."
+            )
+        if self.ray is not None and self.mode == "token" and not self.remote_token_mode:
+            raise ConfigError(
+                "token mode over shards in Ray actors (`ray`) waits for messages at every layer of "
+                "every step. Use passage mode, or set remote_token_mode to true."
             )
         topk = 0 if isinstance(self.topk, str) else self.topk
         if self.uncertainty is not None and self.uncertainty.topk <= topk:

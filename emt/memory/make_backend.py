@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from emt.config import MemoryConfig
+from emt.errors import ConfigError
 from emt.model.attached import AttachedModel, reading_layers
 from memory_backends import MemoryBackend, option_names
 from memory_backends.registry import SHARDED
+from memory_backends.sharded.options import Connect
 from memory_backends.store.directory import is_sharded
 
 
@@ -33,6 +36,7 @@ def make_backend(model: AttachedModel, config: MemoryConfig) -> MemoryBackend:
                 "shard_options": _options(shard_type, model, config),
                 "missing_shards": config.missing_shards,
                 "time_limit": config.shard_seconds,
+                "connect": _connect(config),
             },
         )
     return MemoryBackend(
@@ -44,6 +48,17 @@ def make_backend(model: AttachedModel, config: MemoryConfig) -> MemoryBackend:
         row_codec=_codec(config, model.layout.dtype),
         **options,
     )
+
+
+def _connect(config: MemoryConfig) -> Connect | None:
+    """Return what opens shards somewhere else; None for shards in this process."""
+    if config.ray is None:
+        return None
+    if find_spec("ray") is None:
+        raise ConfigError("`ray` is not installed. Install it with `pip install 'emt[ray]'`.")
+    from memory_backends.sharded.remote import connect_remotely
+
+    return connect_remotely(config.ray, config.shard_seconds)
 
 
 def _options(memory_type: str, model: AttachedModel, config: MemoryConfig) -> dict[str, Any]:

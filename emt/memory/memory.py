@@ -124,6 +124,7 @@ class Memory:
         on_rows: Callable[[int], object] | None = None,
         before_save: Callable[[], object] | None = None,
         on_tokens: Callable[[int, int], object] | None = None,
+        save: bool = True,
     ) -> Written:
         """Remember many documents, each read on its own, and bring the store's index up to date.
 
@@ -137,6 +138,7 @@ class Memory:
             on_rows: called with the number of new rows, for a progress bar.
             before_save: called when all documents are there, before indexes are made of them.
             on_tokens: as in `save`.
+            save: bring the index up to date; else a later `save` does it.
 
         Returns:
             How many documents were added, replaced and skipped.
@@ -161,7 +163,7 @@ class Memory:
         self._using.forget_scopes()
         if before_save is not None:
             before_save()
-        if self.config.path is not None:  # else nothing is kept
+        if save and self.config.path is not None:  # else nothing is kept
             self.save(on_tokens=on_tokens)
         return changes.counts
 

@@ -33,6 +33,7 @@ FLOORS = [
     "attach",
     "published",
     "answer",
+    "cluster",
     "conversation",
     "serving",
     "cli",

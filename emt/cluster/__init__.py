@@ -1,0 +1,1 @@
+"""Reading documents on several machines, with Ray."""
