@@ -42,8 +42,9 @@ def gain_over_neutral(
         The mean of the three tokens that gain most, as `telling`. No passage is credited with what
         a token gains after one of the neutral passages, taken at random.
     """
-    most = int(telling(gains).argmax())
-    neutral = neutral_passages(passages, most, backend, scope)
+    best = passages[int(telling(gains).argmax())]
+    num_rows = max(passage.stop - passage.first for passage in passages)
+    neutral = neutral_passages(best, num_rows, backend, scope)
     if neutral:
         after_one = gains_after(neutral).logsumexp(dim=0) - math.log(len(neutral))
         gains = gains - after_one.clamp(min=0)
@@ -51,27 +52,18 @@ def gain_over_neutral(
 
 
 def neutral_passages(
-    passages: Sequence[Passage], most: int, backend: MemoryBackend, scope: Scope | None
+    best: Passage, num_rows: int, backend: MemoryBackend, scope: Scope | None
 ) -> list[Passage]:
-    """Return up to four passages, far from each other, of documents with none of `passages`.
+    """Return up to four passages of other documents than `best` is of, far from each other.
 
-    They are as long as the longest of these. If every document has one, they are of all documents
-    but that of `passages[most]`; there are none if it is the only one: all of its passages may be
-    about what is asked.
+    There are none if it is of the only one: all of its passages may be about what is asked.
     """
     rows = backend.catalog.searchable_rows("all", scope)
-    of_all = {passage.document for passage in passages}
-    for documents in (of_all, {passages[most].document}):
-        taken = backend.catalog.scope(documents, missing_ok=True)
-        others = rows[~taken.mask(backend.catalog.num_rows)[rows]]
-        if len(others):
-            break
-    else:
-        return []
-    budget = Budget(max(passage.stop - passage.first for passage in passages), 1)
+    taken = backend.catalog.scope([best.document], missing_ok=True)
+    others = rows[~taken.mask(backend.catalog.num_rows)[rows]]
     chosen: dict[Passage, None] = {}
-    for part in range(_NUM_NEUTRAL):
+    for part in range(_NUM_NEUTRAL if len(others) else 0):
         peak = int(others[len(others) * (2 * part + 1) // (2 * _NUM_NEUTRAL)])
-        around = choose_passages([Window(peak, 0.0)], backend, budget)
+        around = choose_passages([Window(peak, 0.0)], backend, Budget(num_rows, 1))
         chosen |= {routed.passage: None for routed in around}
     return list(chosen)

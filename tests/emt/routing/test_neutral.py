@@ -26,24 +26,18 @@ def of(name, first=0):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_neutral_passages_are_of_other_documents(memory, name):
-    found = neutral_passages([of(name), of(name, 20)], 0, memory.backend, None)
+    found = neutral_passages(of(name), LENGTH, memory.backend, None)
     assert len(found) == 4
     assert {each.stop - each.first for each in found} == {LENGTH}
-    assert not {each.document for each in found} & {name}
-
-
-def test_where_all_documents_have_passages_those_of_the_best_are_left_out(memory):
-    for most, best in enumerate(NAMES):
-        found = neutral_passages([of(name) for name in NAMES], most, memory.backend, None)
-        assert {each.document for each in found} == set(NAMES) - {best}
+    assert {each.document for each in found} == set(NAMES) - {name}
 
 
 def test_neutral_passages_are_in_the_scope(memory):
     two = memory.backend.catalog.scope(["one", "two"])
-    found = neutral_passages([of("one")], 0, memory.backend, two)
+    found = neutral_passages(of("one"), LENGTH, memory.backend, two)
     assert {each.document for each in found} == {"two"}
     alone = memory.backend.catalog.scope(["one"])
-    assert neutral_passages([of("one")], 0, memory.backend, alone) == []
+    assert neutral_passages(of("one"), LENGTH, memory.backend, alone) == []
 
 
 def test_what_tokens_gain_after_any_passage_is_taken_off(memory):
