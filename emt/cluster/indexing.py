@@ -71,6 +71,7 @@ class IndexWorkers:
         Raises:
             StoreError: some could not be read, and which; all others are there.
         """
+        self._reads, self._failed = [], {}
         for shard, batch in _batches(documents, self.num_shards):
             worker = shard % len(self.workers)
             while self._num_queued(worker) >= _MAX_QUEUED:

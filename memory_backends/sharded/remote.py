@@ -23,6 +23,7 @@ from memory_backends.sharded.shards import open_shard
 
 _UNTOLD = "untold"
 _MAX_CONCURRENCY = 8  # messages that an actor answers at a time
+_START_SECONDS = 300  # at most, for an actor to start and open its shard
 
 
 def start_ray(address: str | None) -> None:
@@ -81,7 +82,7 @@ class RemoteShard:
         self, record: ShardRecord, settings: ShardSettings, time_limit: float | None = None
     ) -> None:
         self._number = record.number
-        self._time_limit = time_limit
+        self._time_limit: float | None = _START_SECONDS
         self._version = 1
         self._ids: Int64Array | None = None
         self._heads: Mapping[int, Sequence[int]] | None = None
@@ -97,6 +98,7 @@ class RemoteShard:
         except BaseException:
             self.close()
             raise
+        self._time_limit = time_limit
 
     def search(self, searches: Sequence[Search]) -> list[SearchResult]:
         """See `Shard.search`."""
