@@ -38,6 +38,7 @@ def create_app(
     limits: Limits | None = None,
     model_name: str = "emt",
     only_local_hosts: bool = False,
+    can_write: bool = True,
 ) -> FastAPI:
     """Return an application that answers the OpenAI API.
 
@@ -48,6 +49,8 @@ def create_app(
         limits: of requests; None for the defaults.
         model_name: as clients know the model.
         only_local_hosts: refuse requests to other host names than this machine's.
+        can_write: whether documents can be written, by keys that may; False for one of several
+            servers of a store.
 
     Raises:
         MemoryUseError: the memory has no tokenizer.
@@ -74,6 +77,7 @@ def create_app(
         engine=engine,
         writer=writer,
         keys=keys,
+        can_write=can_write,
         limits=limits,
         model_name=model_name,
         created=int(time.time()),

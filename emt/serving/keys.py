@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -86,9 +87,10 @@ async def access_of(request: Request) -> Access:
     Raises:
         ServingError: 401, there are keys, and the request has none of them.
     """
-    keys: Keys | None = request.app.state.served.keys
+    served = request.app.state.served
+    keys: Keys | None = served.keys
     if keys is None:
-        return Access()
+        return Access(can_write=served.can_write)
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     access = keys.access(key.strip()) if scheme.lower() == "bearer" else None
     if access is None:
@@ -99,7 +101,7 @@ async def access_of(request: Request) -> Access:
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
-    return access
+    return access if served.can_write else replace(access, can_write=False)
 
 
 async def writing_access_of(access: Annotated[Access, Depends(access_of)]) -> Access:

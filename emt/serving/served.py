@@ -31,6 +31,7 @@ class Served:
         engine: the thread that owns both.
         writer: writes documents while questions are answered.
         keys: who may ask for what; None if everybody may everything.
+        can_write: whether anybody may write documents.
         limits: of requests.
         model_name: as clients know the model.
         created: when the server began, in seconds since 1970.
@@ -44,6 +45,7 @@ class Served:
     engine: Engine[PendingPrompt]
     writer: Writer
     keys: Keys | None
+    can_write: bool
     limits: Limits
     model_name: str
     created: int

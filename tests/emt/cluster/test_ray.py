@@ -3,9 +3,11 @@
 import contextlib
 import os
 import signal
+import socket
 import time
 
 import torch
+import httpx
 import pytest
 
 from emt import MemoryConfig, attach, detach
@@ -24,6 +26,8 @@ ray = pytest.importorskip("ray", reason="needs `pip install 'emt[ray]'`")
 
 from emt.cluster.indexing import index_workers  # noqa: E402 - needs Ray
 from memory_backends.sharded.remote import connect_remotely  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own models
 
 SHARDS, WORKERS = 4, 2
 COUNTED = ("num_messages", "num_bytes")
@@ -298,6 +302,46 @@ def test_a_model_answers_from_shards_in_actors(tmp_path):
         memory.write(document(9), document="9")
     detach(model)
     memory.close()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_replicas_serve_one_store(memory, folder):
+    from ray import serve
+
+    from emt.integrations.ray_serve import app
+
+    for name, text in TEXTS.items():
+        memory.write(text, document=name, metadata={"name": name})
+    memory.backend.catalog.set_setting("model", str(folder))
+    memory.save()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    try:
+        serve.run(app({"store": memory.config.path, "replicas": "2", "cpus": "0.5"}))
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            listed = [client.get("/v1/documents").json() for _ in range(6)]
+            assert [len(each["data"]) for each in listed] == [len(TEXTS)] * 6
+            body = {"prompt": TEXTS["text 1"][:30], "model": folder.name, "max_tokens": 2}
+            answered = client.post("/v1/completions", json=body)
+            assert answered.json()["usage"]["completion_tokens"] >= 1
+            refused = client.put("/v1/documents/new", json={"text": "w5"})
+            assert refused.status_code == 403
+        status = serve.status().applications["default"].deployments["emt"]
+        assert status.replica_states == {"RUNNING": 2}
+    finally:
+        serve.shutdown()
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"store": "there", "port": "1"}, {"store": "there", "replicas": "two"}]
+)
+def test_arguments_of_the_application_are_checked(arguments):
+    from emt.integrations.ray_serve import app
+
+    with pytest.raises(ConfigError):
+        app(arguments)
 
 
 def test_token_mode_over_actors_has_to_be_asked_for():
