@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 GEMMA := $(VENV)/.gemma
 JOBS ?= auto
 
-.PHONY: demo docs test test-slow torture lint bench bench-store gpu-check clean
+.PHONY: demo docs pictures test test-slow torture lint bench bench-store gpu-check clean
 
 # what users install, and the demo's model
 $(BASE): pyproject.toml constraints.txt
@@ -42,6 +42,10 @@ lint: $(READY)
 # the site, in site/; a broken link or reference is an error
 docs: $(READY)
 	$(BIN)/mkdocs build --strict
+
+# the pictures of docs/benchmarks.md, from results that are in the repository
+pictures: $(READY)
+	$(BIN)/python scripts/pictures.py
 
 # JOBS processes at once; a file's tests stay together, see tests/conftest.py
 test: lint $(GEMMA)
