@@ -104,6 +104,12 @@ class Rereader:
             )
         return joined
 
+    def forget(self) -> None:
+        """Let go of all rows that are kept; they are read again when they are asked for."""
+        with self._lock:
+            self._kept.clear()
+            self.num_bytes = 0
+
     def _blocks(self, owners: dict[int, StoredDocument]) -> dict[int, _LayerParts]:
         """Return the rows of blocks, by their first rows, which `owners` has documents of."""
         found: dict[int, _LayerParts] = {}
