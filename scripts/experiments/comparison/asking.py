@@ -79,9 +79,10 @@ class _Asked:
 
         Returns:
             `found` and `found_any`, whether what was put has all of the evidence or some piece of
-            it; `bytes_per_token` that the memory's rows take; `first_document`, whether the first passage or chunk is of a document with evidence;
-            `recalled`, how many tokens were put; `is_relevant`, whether any were; what `_answered`
-            returns; and seconds, to find what is put, and to the first token.
+            it; `first_document`, whether the first passage or chunk is of a document with evidence;
+            `bytes_per_token`, what a row of the memory takes; `recalled`, how many tokens were put;
+            `is_relevant`, whether any were; what `_answered` returns; and seconds, to find what is
+            put, and to the first token.
         """
         started = time.perf_counter()
         prompt, put = self._prompt()
