@@ -8,6 +8,7 @@ import pytest
 from emt import MemoryConfig, attach, detach
 from emt.errors import ConfigError, MemoryMismatchError, StoreError
 from emt.ingest.rereading import BLOCK
+from memory_backends.sharded import merge, split
 from memory_backends.store.verify import verify
 from tests.emt.modes.generation import GREEDY
 from tests.emt.routing.worlds import asked, build, document, profile_of, tokens
@@ -136,6 +137,41 @@ def test_kept_blocks_are_bounded(tmp_path):
             torch.testing.assert_close(keys, expected[layer_idx][0], **TOLERANCE)
             torch.testing.assert_close(values, expected[layer_idx][1], **TOLERANCE)
         assert source.num_bytes == 2 * of_block
+
+
+def test_copies_are_alike(tmp_path):
+    """A copy, shards of a store and the store of shards find the same, and read the same rows."""
+    model = build("llama")
+    profile = profile_of(model)
+    with opened(model, tmp_path / "one", row_codec="text") as memory:
+        filled(memory, profile)
+        expected = passages(memory), answers(model)
+        memory.save(tmp_path / "copy")
+    split(tmp_path / "one", tmp_path / "shards", 2)
+    merge([tmp_path / "shards"], tmp_path / "merged")
+    for name in ("copy", "shards", "merged"):
+        assert verify(tmp_path / name) == []
+        with opened(model, tmp_path / name) as memory:
+            assert not memory.backend.keeps_rows
+            assert (passages(memory), answers(model)) == expected, name
+
+
+def test_a_memory_in_ram_is_saved_without_rows(tmp_path):
+    """In RAM it has rows; the copy has the keys of the heads that were searched."""
+    model = build("llama")
+    profile = profile_of(model)
+    options = {"path": None, "memory_type": "manual", "row_codec": "text"}
+    config = {**options, "mode": "passage", "routing": "heads", "relevance": None}
+    memory = attach(model, MemoryConfig.published(**config, passage_rows=24))
+    for number, name in enumerate(NAMES):
+        memory.write(document(number), document=name)
+    memory.keep_profile(profile)
+    assert memory.backend.keeps_rows
+    memory.save(tmp_path / "copy")
+    detach(model)
+    with opened(model, tmp_path / "copy", max_passages=3) as memory:
+        assert not memory.backend.keeps_rows
+        assert any(passages(memory))
 
 
 def test_files_have_the_keys_of_the_profile_alone(tmp_path):
