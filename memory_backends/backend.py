@@ -17,7 +17,7 @@ import json
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -35,7 +35,7 @@ from memory_backends.layout import (
     Rows,
 )
 from memory_backends.registry import SHARDED, make_options, searcher_class
-from memory_backends.rows.codecs import CODEC_NAMES
+from memory_backends.rows.codecs import CODEC_NAMES, TEXT
 from memory_backends.scope import Scope
 from memory_backends.search.checks import check_heads, check_ids, check_search, checked_layer
 from memory_backends.search.scores import Retrieval, Search, SearchResult
@@ -48,6 +48,8 @@ from memory_backends.store.directory import check_directory, check_free, is_shar
 from memory_backends.store.store import DocumentBatch
 
 _ROWS_PER_COMMIT = 8192
+
+LayerParts = dict[int, tuple[torch.Tensor, torch.Tensor]]  # layer -> keys and values
 
 
 class MemoryBackend:
@@ -65,10 +67,11 @@ class MemoryBackend:
             that another model wrote is refused.
         sinks: which rows a search may find: "all", or all with only "one" set of attention sinks,
             those of the first document that has some.
-        row_codec: how a new store keeps rows: "exact", "float16", "bfloat16", "int8", "int5.5" or
-            "int4". A store that is opened keeps the codec it has. Rows that are not in files are
-            exact, and so are those of a store with fewer than 512, too few to learn from for a
-            codec that quantises.
+        row_codec: how a new store keeps rows: "exact", "float16", "bfloat16", "int8", "int5.5",
+            "int4", or "text" for none: such a store has the keys of the heads that `index_heads`
+            chose before its first write, and searches these alone. A store that is opened keeps the
+            codec it has. Rows that are not in files are exact, and so are those of a store with
+            fewer than 512, too few to learn from for a codec that quantises.
         **options: of the searcher: see `ManualOptions` and `FaissOptions`.
 
     Attributes:
@@ -77,6 +80,7 @@ class MemoryBackend:
         num_changes: how often the rows that a search may find have changed, as far as this object
             knows.
         is_closed: whether it has let go of its files.
+        row_source: gives `fetch_layers` the rows that a store of codec "text" does not have.
 
     Raises:
         MemoryMismatchError: the store at `path` has another layout or identity; there is no such
@@ -112,6 +116,7 @@ class MemoryBackend:
         self.sinks: Sinks = sinks
         self.num_changes = 0
         self.is_closed = False
+        self.row_source: Callable[[MemoryBackend, torch.Tensor], LayerParts] | None = None
         self._heads: Mapping[int, Sequence[int]] | None = None
         self._is_temporary = path is None and kind.keeps_files
         if self._is_temporary:
@@ -157,6 +162,11 @@ class MemoryBackend:
     def store(self) -> Store:
         """The parts that the memory consists of."""
         return self._store
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether keys and values are kept, or only text, tokens and the searched heads' keys."""
+        return self.path is None or self.catalog.row_codec != TEXT
 
     @property
     def missing_shards(self) -> tuple[int, ...]:
@@ -226,7 +236,8 @@ class MemoryBackend:
         heads: Heads = None,
         scope: Scope | None = None,
     ) -> Retrieval:
-        """Search, and fetch the rows; arguments and errors as for `search`."""
+        """Search, and fetch the rows; arguments and errors as for `search` and `fetch`."""
+        self._check_keeps_rows()
         chosen = self._checked(layer_idx, queries, k, heads)
         return self.searcher.retrieve(layer_idx, queries, k, chosen, scope)
 
@@ -247,6 +258,7 @@ class MemoryBackend:
             Keys (Hkv, N, k, head_dim) and values (Hkv, N, k, value_head_dim), of `heads` if they
             are given; None if there are fewer than k rows for some query.
         """
+        self._check_keeps_rows()
         chosen = self._checked(layer_idx, queries, k, heads)
         return self.searcher.nearest(layer_idx, queries, k, chosen, scope)
 
@@ -262,13 +274,15 @@ class MemoryBackend:
 
         Raises:
             MemoryMismatchError: an id that was never given out, or a wrong shape.
+            StoreError: the store keeps no rows.
         """
+        self._check_keeps_rows()
         layer = checked_layer(self.layout, layer_idx)
         check_ids(layer, ids, self._store.rows.num_rows)
         rows = self.searcher.gather(layer_idx, ids)
         return rows[..., : layer.head_dim], rows[..., layer.head_dim :]
 
-    def fetch_layers(self, ids: torch.Tensor) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    def fetch_layers(self, ids: torch.Tensor) -> LayerParts:
         """Return the keys and values of rows at every layer, with one message a shard.
 
         Args:
@@ -279,8 +293,12 @@ class MemoryBackend:
 
         Raises:
             MemoryMismatchError: an id that was never given out.
+            StoreError: the store keeps no rows, and there is no `row_source`.
         """
         check_ids(LayerLayout(1, 1, 1), ids[None], self._store.rows.num_rows)
+        if not self.keeps_rows and self.row_source is not None:
+            return self.row_source(self, ids)
+        self._check_keeps_rows()
         parts = {}
         for layer_idx, rows in self.searcher.gather_layers(ids).items():
             head_dim = self.layout.layers[layer_idx].head_dim
@@ -501,8 +519,11 @@ class MemoryBackend:
             heads: layer -> KV heads; None for all that the options name.
 
         Raises:
-            MemoryMismatchError: the layout has no such layer or head.
+            MemoryMismatchError: the layout has no such layer or head, or a store of codec "text"
+                keeps no keys of one.
         """
+        if not self.keeps_rows and self.catalog.path is not None:
+            self._check_kept(heads)
         self.searcher.index_heads(heads)
         self._heads = heads
         self._store.choose_fine_heads(heads or {})
@@ -533,7 +554,31 @@ class MemoryBackend:
         layer = checked_layer(self.layout, layer_idx)
         chosen = None if heads is None else check_heads(layer, layer_idx, heads)
         check_search(layer, queries, k, chosen)
+        if not self.keeps_rows:
+            self._check_kept(None if chosen is None else {layer_idx: chosen})
         return chosen
+
+    def _check_keeps_rows(self) -> None:
+        if not self.keeps_rows:
+            raise StoreError(
+                f"the store at '{self.path}' keeps text and no rows (row_codec 'text'), so nothing "
+                "can read single memories of it. Recall passages (mode 'passage'), which the model "
+                "reads again, or index the documents with another row_codec."
+            )
+
+    def _check_kept(self, heads: Mapping[int, Sequence[int]] | None) -> None:
+        """Refuse heads of which a store without rows keeps no keys."""
+        kept = self.catalog.fine_heads
+        if heads is not None and all(
+            set(of_layer) <= set(kept.get(layer_idx, ())) for layer_idx, of_layer in heads.items()
+        ):
+            return
+        asked = "all" if heads is None else _plain(heads)
+        raise MemoryMismatchError(
+            f"a store without rows (row_codec 'text') searches the KV heads {_plain(kept)}, whose "
+            f"keys it keeps; got {asked}. Use the head profile that it was made with, or index the "
+            "documents again."
+        )
 
     def _refresh(self) -> None:
         changed = self._store.open_if_made()
@@ -602,3 +647,7 @@ class MemoryBackend:
             copy = MemoryBackend(self.layout, self.memory_type, **given)
             with contextlib.closing(copy):
                 copy.save()
+
+
+def _plain(heads: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
+    return {layer_idx: list(of_layer) for layer_idx, of_layer in heads.items()}

@@ -123,12 +123,18 @@ def check_published(names: Names) -> None:
     assert (logits - plain).abs().max() > 1e-4
 
 
+def check_scale(names: Names) -> None:
+    assert [each.metadata["source"] for each in names["documents"]] == ["article.txt"]
+    assert not names["memory"].backend.keeps_rows
+
+
 CHECKS: dict[str, Callable[[Names], None]] = {
     "README.md": check_readme,
     "docs/quickstart.md": check_readme,
     "docs/guides/folder-of-documents.md": check_folder,
     "docs/guides/researcher.md": check_researcher,
     "docs/guides/cluster.md": check_cluster,
+    "docs/scale.md": check_scale,
     "docs/settings.md": check_settings,
     "docs/published.md": check_published,
 }

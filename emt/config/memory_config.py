@@ -18,6 +18,8 @@ from emt.config.uncertainty import Uncertainty
 from emt.errors import ConfigError
 from memory_backends import memory_types
 
+_RowCodec = Literal["auto", "exact", "float16", "bfloat16", "int8", "int5.5", "int4", "text"]
+
 
 def _is_device(name: str) -> bool:
     try:
@@ -254,15 +256,34 @@ class MemoryConfig:
         as_published="all",
     )
 
-    row_codec: Literal["auto", "exact", "float16", "bfloat16", "int8", "int5.5", "int4"] = setting(
+    row_codec: _RowCodec = setting(
         "auto",
         "How a new store keeps keys and values: in the model's own dtype ('exact'), as 'float16' "
         "or 'bfloat16', or quantised to so many bits a number ('int8', 'int4'; 'int5.5' for mode "
-        "passage). 'auto' is 'float16' for a model in float32, else 'exact'. A store that exists "
+        "passage). 'text' keeps none of them, only text, tokens and the keys of the heads that are "
+        "searched, some 1 to 3 % of the bytes: the model reads recalled passages again, which "
+        "takes longer before the first token; it needs mode passage, and does not find by "
+        "'values'. 'auto' is 'float16' for a model in float32, else 'exact'. A store that exists "
         "keeps its codec. 'manual' without a path keeps rows exactly, and save writes them with "
         "this codec.",
         group="store",
         as_published="exact",
+    )
+    reread_context: int = setting(
+        128,
+        "For a 'text' store: tokens before a part of a passage that are read with it, besides its "
+        "document's first four. More is slower, and nearer to what a store that keeps rows has.",
+        group="store",
+        values="a whole number of at least 0",
+        accepts=lambda count: count >= 0,
+    )
+    reread_bytes: int = setting(
+        2**30,
+        "For a 'text' store: bytes of RAM for the rows of passages that were read again, those "
+        "that were used last. They need not be read when they are asked for once more.",
+        group="store",
+        values="a number of bytes of at least 0",
+        accepts=lambda count: count >= 0,
     )
     memory_device: str | None = setting(
         None,

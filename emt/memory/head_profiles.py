@@ -29,6 +29,11 @@ _MAKES_PROFILE = (
     "mode to token and heads to all."
 )
 
+_WITHOUT_HEADS = (
+    "no head profile can be made of this model, so this store, which keeps no rows (row_codec "
+    "'text'), will always find passages by words alone."
+)
+
 
 class HeadProfiles:
     """Makes and keeps head profiles; `Memory` documents what its methods raise.
@@ -77,7 +82,12 @@ class HeadProfiles:
     def keep(self, profile: HeadProfile, config: MemoryConfig, backend: MemoryBackend) -> None:
         """Keep a profile in a memory's store."""
         profile.check(self._model.query_heads, self._model.layout)
-        backend.set_setting(PROFILE, profile.to_json())
+        if not backend.keeps_rows:  # refused if it keeps the keys of other heads
+            backend.index_heads(profile.key_value_heads(self._model.query_heads, backend.layout))
+        if backend.keeps_rows or backend.catalog.path is not None:
+            backend.set_setting(PROFILE, profile.to_json())
+        else:  # to set it in a store would make the store, whose heads are not chosen yet
+            backend.catalog.set_setting(PROFILE, profile.to_json())
         self._modes.profiles.look_again(config, backend)
 
     def keep_made(self, profile: HeadProfile, config: MemoryConfig, backend: MemoryBackend) -> None:
@@ -100,23 +110,40 @@ class HeadProfiles:
         if backend.is_read_only or not self._recalls(config):
             return
         if self._modes.profiles.find(config, backend) is None:
-            self._make(config, backend, on_tokens)
+            made = self._made(on_tokens)
+            if made is not None:
+                self.keep_made(made, config, backend)
         profile = self._modes.profiles.find(config, backend)
         if profile is None or config.profile is not None or profile in shipped_profiles():
             return
         if backend.catalog.setting(PROFILE) != profile.to_json():
             self.keep(profile, config, backend)
 
-    def _make(
+    def before_first_write(
         self,
         config: MemoryConfig,
         backend: MemoryBackend,
-        on_tokens: Callable[[int, int], object] | None,
+        on_tokens: Callable[[int, int], object] | None = None,
     ) -> None:
-        """Make a profile of the model and keep it, if that is possible."""
+        """Let a store that will keep no rows have a profile before it is made.
+
+        It keeps the keys of the profile's heads alone, whichever the model has later.
+        """
+        if backend.keeps_rows or backend.catalog.path is not None or not self._recalls(config):
+            return
+        profile = self._modes.profiles.find(config, backend) or self._made(on_tokens)
+        if profile is None:
+            _logger.warning(_WITHOUT_HEADS)
+        elif config.profile is None:
+            if profile not in shipped_profiles():
+                cache_profile(profile)
+            self.keep(profile, config, backend)
+
+    def _made(self, on_tokens: Callable[[int, int], object] | None) -> HeadProfile | None:
+        """Make a profile of the model, if that is possible; keep it nowhere."""
         decoder = self._model.decoder()
         if decoder is None or decoder.training or self._tokenizer is None:
-            return
+            return None
 
         def count(num_read: int, total: int) -> None:
             if not num_read:  # ranking begins, so nothing is missing
@@ -125,8 +152,8 @@ class HeadProfiles:
                 on_tokens(num_read, total)
 
         with contextlib.suppress(ConfigError, MemoryUseError):  # it goes without
-            profile = self.rank(None, on_tokens=count).profile
-            self.keep_made(profile, config, backend)
+            return self.rank(None, on_tokens=count).profile
+        return None
 
     def _recalls(self, config: MemoryConfig) -> bool:
         """Tell whether a profile's heads find passages or read memories, if there is one."""

@@ -10,6 +10,7 @@ import torch
 
 from emt.config import MemoryConfig
 from emt.errors import ConfigError
+from emt.ingest.rereading import Rereader
 from emt.model.attached import AttachedModel, reading_layers
 from memory_backends import MemoryBackend, option_names
 from memory_backends.registry import SHARDED
@@ -39,7 +40,7 @@ def make_backend(model: AttachedModel, config: MemoryConfig) -> MemoryBackend:
                 "connect": _connect(config),
             },
         )
-    return MemoryBackend(
+    backend = MemoryBackend(
         model.layout,
         memory_type,
         path=config.path,
@@ -48,6 +49,8 @@ def make_backend(model: AttachedModel, config: MemoryConfig) -> MemoryBackend:
         row_codec=_codec(config, model.layout.dtype),
         **options,
     )
+    backend.row_source = Rereader(model, config.reread_context, config.reread_bytes)
+    return backend
 
 
 def _connect(config: MemoryConfig) -> Connect | None:

@@ -115,6 +115,7 @@ class Memory:
         tokenized = encoder.document(source, document, metadata=metadata)
         rows = encoder.encode(tokenized)
         with self._alone("write"):
+            self.before_first_write(self.backend)
             return self.backend.add(tokenized, rows, replace=replace)
 
     def write_all(
@@ -149,6 +150,7 @@ class Memory:
         """
         encoder = self.encoder
         with self._alone("write"):
+            self.before_first_write(self.backend, on_tokens)
             changes = Changes(
                 self.backend,
                 (
@@ -243,6 +245,7 @@ class Memory:
             StoreError: the store cannot be written; it is as it was before.
         """
         with self._alone("remember"):
+            self.before_first_write(self.backend)
             return self.backend.add(document, [rows], replace=replace)
 
     def read(
@@ -696,6 +699,15 @@ class Memory:
             MemoryUseError: the model was detached.
         """
         return Encoder(self._attached("write"), self.config, self.tokenizer)
+
+    def before_first_write(
+        self, backend: MemoryBackend, on_tokens: Callable[[int, int], object] | None = None
+    ) -> None:
+        """Choose the heads of a store that will keep no rows, which it cannot change later."""
+        if backend.keeps_rows or backend.catalog.path is not None:
+            return
+        self._profiles.before_first_write(self.config, backend, on_tokens)
+        self._index_heads(backend, self.config)
 
     def second_backend(self) -> MemoryBackend:
         """Return another backend over this memory's store, to close when it is not needed.

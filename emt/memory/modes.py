@@ -9,7 +9,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from emt.config import MemoryConfig
-from emt.errors import MemoryUseError
+from emt.errors import ConfigError, MemoryUseError
 from emt.model.attached import AttachedModel
 from emt.modes.passage.by_routing import ByRouting
 from emt.modes.passage.locate import by_prompt, locate
@@ -51,8 +51,19 @@ class Modes:
         """Return the mode of the settings; "auto" is passage mode if heads or words find passages.
 
         Raises:
-            ConfigError: the settings name a head profile that cannot be used.
+            ConfigError: the settings name a head profile that cannot be used, or token mode over a
+                store that keeps no rows.
         """
+        name = self._name(config, backend)
+        if name == "token" and not backend.keeps_rows:
+            raise ConfigError(
+                "mode 'token' reads single rows, and a store of row_codec 'text' keeps none. Use "
+                "mode 'passage', which needs a tokenizer or a head profile, or index the documents "
+                "with another row_codec."
+            )
+        return name
+
+    def _name(self, config: MemoryConfig, backend: MemoryBackend) -> Literal["token", "passage"]:
         if config.mode != "auto":
             return config.mode
         by_words = self._reads_words and config.routing != "heads"

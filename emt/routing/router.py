@@ -89,6 +89,11 @@ class _Asked:
         return gain_over_neutral(gains, list(self.gains), gains_after, self.backend, self.scope)
 
 
+def voices_in(config: MemoryConfig, backend: MemoryBackend) -> frozenset[str]:
+    """Return what finds passages in a memory: values do not where none are kept."""
+    return config.voices if backend.keeps_rows else config.voices - {"values"}
+
+
 class Router:
     """Finds passages by words, by values and by a model's own retrieval heads.
 
@@ -147,7 +152,8 @@ class Router:
             return Routed(question, (), 0.0)
         budget = Budget(num_rows, min(config.max_passages, num_rows))
         asking = Asking.of(token_ids, question, num_generated)
-        asked = _Asked(asking, backend, scope, budget, self._candidates, config.voices, judge)
+        voices = voices_in(config, backend)
+        asked = _Asked(asking, backend, scope, budget, self._candidates, voices, judge)
         places = asked.places()
         windows = [place.window for place in places]
         score = max((window.score for window in windows), default=0.0)

@@ -268,6 +268,7 @@ class _Writing:
             source = (document.name, document.text or "", document.metadata)
             return self._in_engine(memory.write_all, [source])
         with contextlib.closing(self._in_engine(memory.second_backend)) as backend:
+            self._in_engine(memory.before_first_write, backend)
             changes = Changes(backend, [document])
             try:
                 rows = ((each, self._rows(each)) for each in changes)

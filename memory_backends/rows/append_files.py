@@ -54,6 +54,8 @@ class AppendFile:
 
     def append(self, data: bytes | memoryview) -> None:
         """Put whole records after everything appended so far; they reach the disk at `flush`."""
+        if not self.record_bytes:  # there is no file
+            return
         file = self._opened()
         rest = memoryview(data).cast("B")
         self._crc32 = zlib.crc32(rest, self._crc32)
@@ -63,6 +65,8 @@ class AppendFile:
 
     def skip(self, num_records: int) -> None:
         """Leave room for records that nobody reads, without taking space on the disk."""
+        if not self.record_bytes:
+            return
         file = self._opened()
         self._end += num_records * self.record_bytes
         file.truncate(self._end)
@@ -123,7 +127,7 @@ class AppendFile:
 
     def _mapped(self) -> torch.Tensor:
         shape = (self.num_records, self.record_bytes)
-        if not self.num_records:
+        if not self.num_records or not self.record_bytes:
             return torch.empty(shape, dtype=torch.uint8)
         self._check_size()
         try:

@@ -14,13 +14,14 @@ import torch
 
 from memory_backends.errors import MemoryMismatchError
 from memory_backends.layout import MemoryLayout
-from memory_backends.rows.codecs import row_codec
+from memory_backends.rows.codecs import TEXT, row_codec
 from memory_backends.rows.records import LayerRecords, rest_bytes
 
 FineHeads = Mapping[int, Sequence[int]]  # layer -> ascending KV heads, of some layers
 
 # Of codecs beside these: "exact" and "float16" have nothing to add, the others are as they were.
-CODECS_WITH_FINE_HEADS = ("int5.5",)
+# "text" has nothing else: the rest of a key is the key, in 8 bits a number.
+CODECS_WITH_FINE_HEADS = ("int5.5", TEXT)
 
 
 def record_bytes(

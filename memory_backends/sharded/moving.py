@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import numpy as np
 
-from memory_backends.backend import MemoryBackend
+from memory_backends.backend import LayerParts, MemoryBackend
 from memory_backends.catalog import Catalog, schema
 from memory_backends.catalog.database import transaction
 from memory_backends.errors import DocumentError, MemoryMismatchError, StoreError, reported
@@ -169,7 +169,7 @@ def _runs(
     for first in range(0, len(is_sink), _ROWS_AT_ONCE):
         stop = min(first + _ROWS_AT_ONCE, len(is_sink))
         ids = torch.arange(document.first_row + first, document.first_row + stop)
-        layers = source.fetch_layers(ids)
+        layers = source.fetch_layers(ids) if source.keeps_rows else _no_rows(source, len(ids))
         yield Rows(
             {idx: keys for idx, (keys, _) in layers.items()},
             {idx: values for idx, (_, values) in layers.items()},
@@ -177,6 +177,16 @@ def _runs(
             is_sink[first:stop],
             records=_records(source, int(ids[0]), len(ids)) if is_same_coding else {},
         )
+
+
+def _no_rows(source: MemoryBackend, num_rows: int) -> LayerParts:
+    """Return what stands for rows that a store does not keep: its records are all there is."""
+    parts: LayerParts = {}
+    for idx, layer in source.layout.layers.items():
+        shape = layer.num_key_value_heads, num_rows
+        key = torch.ones(*shape, layer.head_dim, dtype=source.layout.dtype)
+        parts[idx] = key, torch.ones(*shape, layer.value_head_dim, dtype=source.layout.dtype)
+    return parts
 
 
 def _records(source: MemoryBackend, first: int, num_rows: int) -> dict[int, torch.Tensor]:

@@ -52,7 +52,7 @@ def compact(store: Store) -> int:
 
 def _rewrite(file: AppendFile, live: Iterable[tuple[int, int]]) -> None:
     """Write a file anew with its `live` records, (first, stop) ascending, and holes for others."""
-    if not file.num_records:
+    if not file.num_records or not file.record_bytes:
         return
     size = file.record_bytes
     partial = file.path.with_name(file.path.name + PARTIAL)

@@ -37,6 +37,8 @@ VALUES = {  # setting: its default, another value, and wrong ones
     "overfetch": (4, 8, [0, 1.5, True]),
     "sinks": ("one", "all", ["none", None, 4, True]),
     "row_codec": ("auto", "int4", ["int2", "fp16", None]),
+    "reread_context": (128, 0, [-1, 1.5, "9", None, True]),
+    "reread_bytes": (2**30, 0, [-1, 1e9, None, True]),
     "memory_device": (None, "cuda:1", ["", "gpu", "cuda:x", 0, True]),
     "cache_bytes": (None, 2**30, [0, -1, 1e9, True]),
     "num_shards": (4, 2, [0, 1.5, None, True]),

@@ -178,6 +178,20 @@ def test_answers_are_scored_as_the_model_gives_them(world, tmp_path):
     assert len({round(by[name]["log_prob"], 3) for name in names}) == len(names)
 
 
+def test_rows_that_are_read_again_answer_as_kept_ones(world, tmp_path):
+    """They are read for the answer once more, so that the time of the first token has it in."""
+    loaded, settings, _ = world
+    folder = write_set(tmp_path / "text", [asking_about("two", 50)], documents_of_words())
+    names = ["passages_heads", "passages_text"]
+    settings = {**settings, "routing": "heads", "reread_context": 10**6}
+    asked = comparison([folder], settings, conditions=names)
+    kept, text = run(asked, loaded, tmp_path / "out").values()
+    assert text["bytes_per_token"] < kept["bytes_per_token"]
+    for key in ("text", "found", "recalled", "right"):
+        assert text[key] == kept[key]
+    assert text["log_prob"] == pytest.approx(kept["log_prob"], abs=1e-3)
+
+
 def test_a_right_answer_s_first_citation_is_judged(world, tmp_path):
     loaded, settings, _ = world
     with remembered(loaded, mode="passage", routing="heads", **settings) as memory:

@@ -36,7 +36,7 @@ from emt.passage import Passage, Recalled, Routed
 from emt.profiles.choice import ProfileChoice
 from emt.routing.head_profile import HeadProfile
 from emt.routing.question import has_message
-from emt.routing.router import Router
+from emt.routing.router import Router, voices_in
 from emt.turn import Turn
 from memory_backends import MemoryBackend
 
@@ -112,7 +112,7 @@ class ByRouting(PassageSource):
 
     def keep(self, config: MemoryConfig, backend: MemoryBackend) -> None:
         """Keep in a memory's store what finds passages by values, if they do."""
-        if "values" in config.voices:
+        if "values" in voices_in(config, backend):
             self.router(config, backend).keep(backend)
 
     # -- routing --------------------------------------------------------------------------------
@@ -171,10 +171,15 @@ class ByRouting(PassageSource):
             profile: HeadProfile | None = self._profiles.required(config, backend)
         else:
             profile = self._profiles.find(config, backend)
-        usable = set(config.voices)
+        usable = set(voices_in(config, backend))
         usable -= {"words"} if self._tokenizer is None else set()
         usable -= {"heads"} if profile is None else set()
         if not usable:
+            if config.routing == "values":
+                raise ConfigError(
+                    "routing 'values' needs stored values, and this store keeps text and no rows "
+                    "(row_codec 'text'). Set routing to 'all', 'both', 'words' or 'heads'."
+                )
             needs = "a tokenizer" + (" or a head profile" if "heads" in config.voices else "")
             raise ConfigError(
                 f"routing '{config.routing}' needs {needs}, and this memory has none. Give "

@@ -8,8 +8,10 @@ from memory_backends.errors import MemoryMismatchError
 from memory_backends.rows.codecs.base import RowCodec
 from memory_backends.rows.codecs.plain import PlainCodec
 from memory_backends.rows.codecs.quantised import QuantisedCodec
+from memory_backends.rows.codecs.text import NAME as TEXT
+from memory_backends.rows.codecs.text import TextCodec
 
-CODEC_NAMES = ("exact", "float16", "bfloat16", "int8", "int5.5", "int4")
+CODEC_NAMES = ("exact", "float16", "bfloat16", "int8", "int5.5", "int4", TEXT)
 
 
 def row_codec(name: str, dtype: torch.dtype, decoded: torch.dtype | None = None) -> RowCodec:
@@ -27,4 +29,6 @@ def row_codec(name: str, dtype: torch.dtype, decoded: torch.dtype | None = None)
         return PlainCodec(name, stored[name], decoded)
     if name in bits:
         return QuantisedCodec(name, bits[name], decoded, for_passages=name == "int5.5")
+    if name == TEXT:
+        return TextCodec(decoded)
     raise MemoryMismatchError(f"row_codec must be one of {CODEC_NAMES}; got {name!r}.")

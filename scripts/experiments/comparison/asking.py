@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from emt.ingest.rereading import Rereader
 from emt.memory.memory import Memory
 from emt.passage import Routed
 from experiments.comparison.library import Library
@@ -45,6 +46,16 @@ def _scope(
     return memory.using(**choice) if memory is not None and choice else contextlib.nullcontext()
 
 
+def _bytes_per_token(memory: Memory | None) -> int | None:
+    return None if memory is None else memory.backend.catalog.bytes_per_row
+
+
+def _forget_what_was_read(memory: Memory) -> None:
+    """Let the next prompt read its passages as if it was the first to be asked."""
+    if isinstance(memory.backend.row_source, Rereader):
+        memory.backend.row_source.forget()
+
+
 class _Asked:
     """One question under one condition."""
 
@@ -69,8 +80,9 @@ class _Asked:
         Returns:
             `found` and `found_any`, whether what was put has all of the evidence or some piece of
             it; `first_document`, whether the first passage or chunk is of a document with evidence;
-            `recalled`, how many tokens were put; `is_relevant`, whether any were; what `_answered`
-            returns; and seconds, to find what is put, and to the first token.
+            `bytes_per_token`, what a row of the memory takes; `recalled`, how many tokens were put;
+            `is_relevant`, whether any were; what `_answered` returns; and seconds, to find what is
+            put, and to the first token.
         """
         started = time.perf_counter()
         prompt, put = self._prompt()
@@ -81,6 +93,7 @@ class _Asked:
             put = [*(span_of(self._memory, part.passage) for part in routed.passages), *put]
         record = {
             **self._judged(prompt, put),
+            "bytes_per_token": _bytes_per_token(self._memory),
             "recalled": self._num_put(prompt, routed),
             "is_relevant": None if routed is None else bool(routed.passages),
             "told_without_document": self._told_without_document(prompt),
@@ -167,6 +180,8 @@ class _Asked:
             of a right answer from memory, whether its first citation has a piece of the evidence.
         """
         question, memory = self._question, self._memory
+        if memory is not None:
+            _forget_what_was_read(memory)
         with contextlib.ExitStack() as stack:
             recording = None if memory is None else stack.enter_context(memory.recording())
             if memory is not None and self._condition.mode == "passage_and_token" and routed:

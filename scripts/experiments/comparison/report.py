@@ -85,6 +85,7 @@ def _tables_of_set(records: Sequence[Record]) -> list[str]:
         interval("told, %", _told, ".0f", 100),
         interval("told without document, %", "told_without_document", ".0f", 100),
         average("tokens", "recalled", ".0f"),
+        average("bytes a token", "bytes_per_token", ",.0f"),
         average("s routing", "routing_seconds", ".2f"),
         average("s first token", "first_token_seconds", ".2f"),
     ]

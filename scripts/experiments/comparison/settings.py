@@ -29,6 +29,7 @@ STANDARD: dict[str, dict[str, Any]] = {
     "passages_words": {"mode": "passage", "memory": {"routing": "words"}},
     "passages_heads": {"mode": "passage", "memory": {"routing": "heads"}},
     "passages": {"mode": "passage"},
+    "passages_text": {"mode": "passage", "memory": {"row_codec": "text"}},
     "chunks_and_passages": {"prompt": "chunks", "retriever": "bm25", "mode": "passage"},
     "passages_and_tokens": {"mode": "passage_and_token"},
     "tokens": {"mode": "token", "memory": {"topk": 4, "sinks": "one"}},
