@@ -191,6 +191,7 @@ def _by_workers(
 
     memory, store = session.memory, Path(options.store)
     if session.is_new:
+        memory.before_first_write(memory.backend)
         memory.backend.save()  # makes the store
     _, how = named_model(options)
     with index_workers(session.source, how, memory.config, options.workers, options.ray) as workers:

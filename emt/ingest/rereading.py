@@ -53,7 +53,8 @@ class Rereader:
 
     Args:
         model: the attached model, in evaluation mode.
-        context: tokens before a block that are read with it.
+        context: tokens before a block that are read with it, as far as there is room.
+        max_length: tokens that are read at once of one document, at most.
         cache_bytes: how many bytes of rows are kept in RAM; the block used last always is, while
             it is in use.
 
@@ -62,9 +63,12 @@ class Rereader:
         num_bytes: of the rows that are kept now.
     """
 
-    def __init__(self, model: AttachedModel, context: int, cache_bytes: int) -> None:
+    def __init__(
+        self, model: AttachedModel, context: int, max_length: int, cache_bytes: int
+    ) -> None:
         self._model = model
         self._context = context
+        self._max_length = max_length
         self._cache_bytes = cache_bytes
         self._kept: OrderedDict[int, _LayerParts] = OrderedDict()  # by first row; last used last
         self._lock = threading.Lock()
@@ -133,7 +137,8 @@ class Rereader:
         """Return what is read for the block that begins with a row."""
         start = first - document.first_row
         own = document.row_tokens[start : start + BLOCK].astype(np.int64)
-        begin = max(int(own[0]) - self._context, 0)
+        room = max(self._max_length - FIRST_ROWS - (int(own[-1]) + 1 - int(own[0])), 0)
+        begin = max(int(own[0]) - min(self._context, room), 0)
         kept = min(FIRST_ROWS, begin)
         token_ids = np.concatenate(
             [document.token_ids[:kept], document.token_ids[begin : int(own[-1]) + 1]]

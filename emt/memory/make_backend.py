@@ -11,6 +11,7 @@ import torch
 from emt.config import MemoryConfig
 from emt.errors import ConfigError
 from emt.ingest.rereading import Rereader
+from emt.ingest.windows import Windows
 from emt.model.attached import AttachedModel, reading_layers
 from memory_backends import MemoryBackend, option_names
 from memory_backends.registry import SHARDED
@@ -49,7 +50,8 @@ def make_backend(model: AttachedModel, config: MemoryConfig) -> MemoryBackend:
         row_codec=_codec(config, model.layout.dtype),
         **options,
     )
-    backend.row_source = Rereader(model, config.reread_context, config.reread_bytes)
+    max_length = Windows.of(config, model.config).max_length
+    backend.row_source = Rereader(model, config.reread_context, max_length, config.reread_bytes)
     return backend
 
 

@@ -139,6 +139,18 @@ def test_kept_blocks_are_bounded(tmp_path):
         assert source.num_bytes == 2 * of_block
 
 
+def test_no_more_is_read_at_once_than_a_window(tmp_path):
+    """However much context is asked for."""
+    model = build("llama")
+    profile, window = profile_of(model), 2 * BLOCK
+    settings = {"row_codec": "text", "stride": BLOCK, "max_length": window}
+    with opened(model, tmp_path, **settings) as memory:
+        memory.keep_profile(profile)
+        memory.write(tokens(5 * BLOCK, 3), document="long")
+        all_rows(memory)
+        assert memory.backend.row_source.num_read == BLOCK + 4 * window
+
+
 def test_copies_are_alike(tmp_path):
     """A copy, shards of a store and the store of shards find the same, and read the same rows."""
     model = build("llama")

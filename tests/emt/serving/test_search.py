@@ -92,3 +92,14 @@ def test_half_a_surrogate_pair(site):
     for body in ('{"query": "\\ud800"}', '{"query": "w3", "documents": ["\\ud800"]}'):
         response = site("root", "POST", "/v1/search", content=body)
         assert response.status_code in (400, 404)
+
+
+def test_a_store_without_rows_is_written_and_searched(tmp_path):
+    with open_site(tmp_path, relevance=None, row_codec="text") as site:
+        for name, text in TEXTS.items():
+            site.put("root", name, text)
+        found = ask(site, query="w31 w32 w33").json()["data"]
+        assert not site.memory.backend.keeps_rows
+        assert site.memory.backend.catalog.fine_heads
+        assert found[0]["document"] in ("a", "b", "c")
+        assert all(each["text"] in TEXTS[each["document"]] for each in found)
