@@ -66,6 +66,9 @@ ENVIRONMENTS = {
     "documents": Environment(
         "cpu,documents", _CONSTRAINED, "import pypdfium2, mammoth, markdownify, lxml"
     ),
+    "ray": Environment("cpu,ray,serve", _CONSTRAINED, "import emt.integrations.ray_serve"),
+    "langchain": Environment("cpu,langchain", _CONSTRAINED, "import emt.integrations.langchain"),
+    "llamaindex": Environment("cpu,llamaindex", _CONSTRAINED, "import emt.integrations.llamaindex"),
     "harness": Environment("cpu,harness", _CONSTRAINED, "import emt.integrations.lm_eval_model"),
 }
 
