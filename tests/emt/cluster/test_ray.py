@@ -2,14 +2,17 @@
 
 import contextlib
 import os
+import random
 import signal
 import socket
+import threading
 import time
 
 import torch
 import httpx
 import pytest
 
+import memory_backends
 from emt import MemoryConfig, attach, detach
 from emt.cli import main
 from emt.errors import ConfigError, StoreError
@@ -185,6 +188,45 @@ def test_workers_need_shards(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*words, "--ray", "auto"])
     assert "--workers" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("seed", range(20))
+def test_whenever_a_worker_is_killed_nothing_is_lost_or_doubled(memory, folder, seed):
+    chosen = random.Random(seed)
+    texts = {f"{name} {n}": text for name, text in TEXTS.items() for n in range(9)}
+    with workers_of(memory, folder) as workers:
+        pids = [pid_of(actor) for actor in workers.workers]
+        killer = threading.Timer(chosen.uniform(0, 1.5), kill, [chosen.choice(pids)])
+        killer.start()
+        workers.write(entries(texts))
+        killer.join()
+        assert workers.write(entries(texts)) == (0, 0, len(texts))
+    assert sorted(memory.documents) == sorted(texts)
+    assert len(memory) == sum(len(text.split()) for text in texts.values())
+    assert memory_backends.verify(memory.config.path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_whenever_an_actor_is_killed_searches_are_right_or_say_what_is_missing(
+    stored, remote, seed
+):
+    chosen = random.Random(seed)
+    pids = [pid_of(actor) for actor in actors_of(remote)]
+    killer = threading.Timer(chosen.uniform(0, 0.5), kill, [chosen.choice(pids)])
+    killer.start()
+    for _ in range(40):
+        with contextlib.suppress(ShardMissingError):
+            assert_same(stored, remote)
+    killer.join()
+    deadline = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(ShardMissingError):
+            assert_same(stored, remote)
+            break
+        assert time.monotonic() < deadline
 
 
 # -- searching --------------------------------------------------------------------------------
