@@ -43,9 +43,9 @@ VALUES = {  # setting: its default, another value, and wrong ones
     "cache_bytes": (None, 2**30, [0, -1, 1e9, True]),
     "num_shards": (4, 2, [0, 1.5, None, True]),
     "missing_shards": ("error", "warn", ["ignore", None, True]),
+    "shard_seconds": (None, 0.5, [0.0, -1.0, float("inf"), "1", True]),
     "ray": (None, "auto", [1, True, ["auto"]]),
     "remote_token_mode": (False, True, [0, None, "yes"]),
-    "shard_seconds": (None, 0.5, [0.0, -1.0, float("inf"), "1", True]),
 }
 CHANGED = {name: changed for name, (_, changed, _) in VALUES.items()}
 
