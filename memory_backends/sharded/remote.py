@@ -24,6 +24,7 @@ from memory_backends.sharded.shards import open_shard
 _UNTOLD = "untold"
 _MAX_CONCURRENCY = 8  # messages that an actor answers at a time
 _START_SECONDS = 300  # at most, for an actor to start and open its shard
+_MAX_RETRIES = 3  # of a message whose actor died; all of them may be sent again
 
 
 def start_ray(address: str | None) -> None:
@@ -89,6 +90,7 @@ class RemoteShard:
         self._telling = threading.Lock()
         self.num_messages = self.num_bytes = 0
         options = {"num_cpus": 0, "max_restarts": -1, "max_concurrency": _MAX_CONCURRENCY}
+        options["max_task_retries"] = _MAX_RETRIES  # else what is asked while it restarts fails
         actor: Any = ray.remote(_Actor)
         self._actor = actor.options(scheduling_strategy="SPREAD", **options).remote(
             record, settings
@@ -161,11 +163,14 @@ class RemoteShard:
 
     def _ask(self, name: str, *given: Any) -> Any:
         """Send a question, after what the actor has to be told, if it does not know that yet."""
-        answer = self._sent(self._actor.ask, self._version, name, *given)
-        if isinstance(answer, str) and answer == _UNTOLD:
+        for _ in range(1 + _MAX_RETRIES):
+            answer = self._sent(self._actor.ask, self._version, name, *given)
+            if not (isinstance(answer, str) and answer == _UNTOLD):
+                break
             with self._telling:
                 self._sent(self._actor.tell, self._version, self._ids, self._heads)
-            answer = self._sent(self._actor.ask, self._version, name, *given)
+        else:  # it dies each time before it can be asked
+            raise ShardMissingError(f"shard {self._number}: its actor dies again and again.")
         self.num_bytes += _num_bytes(given) + _num_bytes(answer)
         return answer
 

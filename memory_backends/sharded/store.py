@@ -274,12 +274,15 @@ class ShardedStore(Store):
     def remove_rows(self, ids: Iterable[int]) -> None:
         """Remove single rows from the memory, and from their shards."""
         wanted = np.unique(np.fromiter((int(row) for row in ids), dtype=np.int64))
-        rows = self.sharded_rows
+        rows, changed = self.sharded_rows, set()
         if rows is not None and len(wanted) and 0 <= wanted[0] <= wanted[-1] < rows.num_rows:
             for number, own in enumerate(rows.placements.by_shard(wanted)):
                 if len(own):
+                    changed.add(number)
+                    self._changed_shards.add(number)
                     self.shards.local(number).remove(own.tolist())
         self.catalog.remove_rows(wanted.tolist())
+        self._changed_shards -= changed
 
     def remove_all(self) -> None:
         """Remove everything from the shards, then from the memory."""
@@ -291,8 +294,10 @@ class ShardedStore(Store):
 
     def set_metadata(self, name: str, metadata: Metadata) -> None:
         """Give a document metadata, in its shard and in the memory."""
+        number = self.shard_of(name)
         if self.sharded_rows is not None and self.catalog.has_document(name):
-            self.shards.local(self.shard_of(name)).set_metadata(name, metadata)
+            self._changed_shards.add(number)
+            self.shards.local(number).set_metadata(name, metadata)
         self.catalog.set_metadata(name, metadata)
 
     def compact(self) -> int:

@@ -17,6 +17,13 @@ def check_document(document: Document) -> None:
     """Raise a DocumentError if the parts of a document do not fit together."""
     if not document.name:
         raise DocumentError("a document needs a name; got ''. Give it one, such as its file's.")
+    try:
+        document.name.encode()
+    except UnicodeEncodeError as error:
+        raise DocumentError(
+            f"the name of document {document.name!a} has characters that are not Unicode, as of a "
+            "file whose name is not UTF-8. Give it another name."
+        ) from error
     ids = np.shape(document.token_ids)
     if len(ids) != 1:
         raise DocumentError(

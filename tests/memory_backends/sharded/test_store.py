@@ -16,6 +16,7 @@ import pytest
 
 from memory_backends import MemoryBackend, StoreError, verify
 from memory_backends.catalog import Catalog
+from memory_backends.errors import DocumentError
 from memory_backends.search.scores import Search, SearchResult
 from memory_backends.sharded import (
     LocalShard,
@@ -29,7 +30,7 @@ from memory_backends.sharded import (
     shard_of,
     shards_at,
 )
-from memory_backends.testing.rows import IDENTITY, LAYOUT, make_rows
+from memory_backends.testing.rows import IDENTITY, LAYOUT, make_document, make_rows
 from tests.memory_backends.sharded.worlds import (
     SIZES,
     assert_same,
@@ -157,6 +158,43 @@ def test_a_write_that_was_cut_between_its_two_steps_is_ended_by_the_next(
     reader.refresh()
     assert_same(one, reader)
     assert verify(tmp_path) == []
+
+
+@pytest.mark.parametrize("change", ["remove_rows", "set_metadata"])
+def test_a_change_that_was_cut_between_its_two_steps_is_ended_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """By the same object, too, whose shard has seen its own change already."""
+    many = sharded(tmp_path, 2)
+    filled(many, ["d0", "d1"])
+    row = many.catalog.document("d1").first_row + 1
+    many.add(document("d2"), [make_rows(7, 3)])
+    with monkeypatch.context() as patch:
+
+        def fail(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(many.catalog, change, fail)
+        given: Any = ([row],) if change == "remove_rows" else ("d1", {"k": "v"})
+        with pytest.raises(KeyboardInterrupt):
+            getattr(many, {"remove_rows": "remove"}.get(change, change))(*given)
+    many.add(document("d3"), [make_rows(8, 4)])
+    if change == "remove_rows":
+        assert row not in many.catalog.searchable_rows("all").tolist()
+    else:
+        assert many.catalog.metadata("d1") == {"k": "v"}
+
+
+def test_a_name_that_cannot_be_stored_is_refused_and_those_before_it_are_kept(
+    tmp_path: Path,
+) -> None:
+    """In one store and in several, whatever shards the documents belong to."""
+    names = ["d0", "d1", "d2", "\udce9.txt", "d3"]
+    entries = [(make_document(name, 9), [make_rows(9, at)]) for at, name in enumerate(names)]
+    for memory in (MemoryBackend(LAYOUT, identity=IDENTITY), sharded(tmp_path, 3)):
+        with pytest.raises(DocumentError, match="not Unicode"):
+            list(memory.add_many(entries))
+        assert memory.catalog.document_names() == names[:3]
 
 
 def test_a_document_in_a_wrong_shard_is_refused(tmp_path: Path) -> None:

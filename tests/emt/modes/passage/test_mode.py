@@ -81,7 +81,8 @@ def test_a_batch_is_routed_prompt_by_prompt():
 
 
 @torch.no_grad()
-def test_what_is_not_relevant_is_the_plain_model():
+def test_what_is_not_relevant_is_the_plain_model(monkeypatch):
+    monkeypatch.setattr(router, "SURE", 0.0)  # gains of a random model are over no passage
     model = build("llama")
     relevant, other = document(0)[10:30], tokens(20, 99)
     plain = model(other[None]).logits
@@ -91,8 +92,7 @@ def test_what_is_not_relevant_is_the_plain_model():
     memory.config = memory.config.replace(relevance=sum(gains) / 2)
     assert torch.equal(model(other[None]).logits, plain)
     routed = memory.route(other)
-    assert gains[1] <= routed.relevance < memory.config.relevance
-    assert routed.passages == ()
+    assert (routed.relevance, routed.passages) == (gains[1], ())
     mixed = model(torch.stack([relevant, other])).logits
     assert torch.equal(model(relevant[None]).logits[0], mixed[0])
     assert (mixed[1] - plain[0]).abs().max() <= 2e-5
