@@ -9,6 +9,8 @@ that dies is started again by Ray, and is given its batch again: what it had com
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,10 +30,16 @@ _MAX_QUEUED = 2  # batches of one worker that it has not yet written
 _MAX_CHARACTERS = 100_000  # of a batch, but for one that has a single longer document
 _MAX_DOCUMENTS = 64  # of a batch
 _MAX_RESTARTS = 3  # of a worker
+_LOOK_SECONDS = 10  # without a batch, after which it is seen whether nodes were lost
 _LEFT_OUT = (
     "%d documents were not read: %s. Documents that were read are kept; the same command goes on "
     "with the others."
 )
+_NO_ROOM = (
+    "Ray has room for %d of %d workers. The documents of the others wait until it has more; or "
+    "stop this command, and give it again with --workers %d."
+)
+_logger = logging.getLogger(__name__)
 
 
 class _Batch(NamedTuple):
@@ -50,11 +58,14 @@ class IndexWorkers:
         config: settings of the memory, with the path of the store, which is there.
         workers: Ray actors of `ShardReader`.
         num_shards: of the store.
+        resources: what each worker asks of Ray.
     """
 
     config: MemoryConfig
     workers: list[Any]
     num_shards: int
+    resources: Mapping[str, float]
+    _lacked_room: bool = False
     _running: dict[Any, _Batch] = field(default_factory=dict)
     _reads: list[Read] = field(default_factory=list)
     _failed: dict[str, list[str]] = field(default_factory=dict)  # reason -> documents
@@ -107,7 +118,12 @@ class IndexWorkers:
 
     def _wait(self, on_rows: Callable[[int], object] | None) -> None:
         """Wait for a batch to be written, and count it."""
-        (task, *_), _ = ray.wait(list(self._running))
+        done: list[Any] = []
+        while not done:
+            done, _ = ray.wait(list(self._running), timeout=_LOOK_SECONDS)
+            if not done:
+                self._warn_without_room()
+        (task,) = done
         batch = self._running.pop(task)
         try:
             with _told_plainly():
@@ -118,6 +134,14 @@ class IndexWorkers:
         self._reads.append(read)
         if on_rows is not None:
             on_rows(read.num_rows)
+
+    def _warn_without_room(self) -> None:
+        """Say once that workers wait for a node, as after one was lost."""
+        room = _room(_nodes(), self.resources)
+        lacks_room = room < len(self.workers)
+        if lacks_room and not self._lacked_room:
+            _logger.warning(_NO_ROOM, room, len(self.workers), max(room, 1))
+        self._lacked_room = lacks_room
 
 
 @contextlib.contextmanager
@@ -131,6 +155,7 @@ def index_workers(
     """Start workers, which load the model once each, for a `with` block.
 
     A worker has a GPU of its own where the cluster has enough of them, else its share of the CPUs.
+    Workers of a lost node start on another that has room, or wait for one.
 
     Args:
         source: of the model, as `load` takes it; a path must be there on every machine.
@@ -144,23 +169,53 @@ def index_workers(
     with contextlib.closing(Placements(Path(config.path))) as placements:
         num_shards = len(placements.shards)
     num_workers = min(num_workers, num_shards)
-    there = ray.cluster_resources()
-    options: dict[str, Any] = {"num_cpus": max(int(there.get("CPU", 1)) // num_workers, 1)}
-    if there.get("GPU", 0) >= num_workers:
-        options = {"num_cpus": 1, "num_gpus": 1}
+    resources = _resources(_nodes(), num_workers)
+    if "num_gpus" in resources:
         how = {"device": "cuda", **{key: value for key, value in how.items() if value is not None}}
     actor: Any = ray.remote(ShardReader)
-    options |= {"max_restarts": _MAX_RESTARTS, "max_task_retries": _MAX_RESTARTS}
+    # A batch is tried again until its worker is given up: while a lost node is not yet known to be
+    # lost, tries fail within moments.
+    options = {**resources, "max_restarts": _MAX_RESTARTS, "max_task_retries": -1}
     # A batch is a task of its own worker, one after the other: a shard has one writer.
     workers = [
         actor.options(scheduling_strategy="SPREAD", **options).remote(source, how, config)
         for _ in range(num_workers)
     ]
     try:
-        yield IndexWorkers(config, workers, num_shards)
+        yield IndexWorkers(config, workers, num_shards, resources)
     finally:
         for worker in workers:
             ray.kill(worker)
+
+
+def _nodes() -> list[dict[str, float]]:
+    """Return what each node of the cluster has, in Ray's words."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _resources(nodes: Sequence[Mapping[str, float]], num_workers: int) -> dict[str, float]:
+    """Return what each worker asks of Ray, so that all have room.
+
+    A worker is on one node, so it gets a share of a node's CPUs and not of the cluster's.
+    """
+    on_gpus: dict[str, float] = {"num_cpus": 0, "num_gpus": 1}
+    if _room(nodes, on_gpus) >= num_workers:
+        return on_gpus
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    for share in range(max(cpus), 0, -1):
+        if _room(nodes, {"num_cpus": share}) >= num_workers:
+            return {"num_cpus": share}
+    workers_of_a_cpu = math.ceil(num_workers / max(sum(cpus), 1))
+    return {"num_cpus": math.floor(10_000 / workers_of_a_cpu) / 10_000}  # Ray counts so finely
+
+
+def _room(nodes: Sequence[Mapping[str, float]], resources: Mapping[str, float]) -> int:
+    """Return how many workers have room on the nodes."""
+    needs = {"CPU": resources["num_cpus"], "GPU": resources.get("num_gpus", 0)}
+    return sum(
+        min(int(node.get(name, 0) / need + 1e-9) for name, need in needs.items() if need)
+        for node in nodes
+    )
 
 
 def _batches(documents: Iterable[ToRead], num_shards: int) -> Iterator[tuple[int, list[ToRead]]]:
