@@ -11,6 +11,7 @@ import pytest
 
 from emt import MemoryConfig, attach, detach
 from emt.errors import ConfigError, MemoryUseError
+from emt.routing import router
 from tests.emt.routing.worlds import (
     BACKENDS,
     NAMES,
