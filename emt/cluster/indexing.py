@@ -240,8 +240,11 @@ def _told_plainly() -> Iterator[None]:
         yield
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
-        if isinstance(cause, EMTError):
+        if isinstance(cause, EMTError | OSError):
             raise StoreError(str(cause)) from error
         raise
     except ray.exceptions.RayActorError as error:
         raise StoreError(f"a worker died {_MAX_RESTARTS + 1} times, or cannot start") from error
+    except ray.exceptions.RayError as error:  # as when a machine's memory is full
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise StoreError(f"a worker failed: {lines[0]}") from error

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import ray
 
+from memory_backends.errors import EMTError
 from memory_backends.layout import Heads, Int64Array
 from memory_backends.search.scores import Search, SearchResult
 from memory_backends.sharded.options import ShardSettings
@@ -181,7 +182,11 @@ class RemoteShard:
         except ray.exceptions.GetTimeoutError as error:
             reason = f"no answer within {self._time_limit} s"
             raise ShardMissingError(f"shard {self._number}: {reason}.") from error
-        except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError) as error:
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, EMTError):  # without the other process's traceback
+                raise error.cause from error
+            raise
+        except ray.exceptions.RayError as error:  # the actor died, or its answer was lost
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise ShardMissingError(f"shard {self._number}: {lines[-1]}") from error
 

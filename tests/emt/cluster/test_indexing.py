@@ -4,10 +4,14 @@ import logging
 
 import pytest
 
-pytest.importorskip("ray", reason="needs `pip install 'emt[ray]'`")
+from emt.errors import StoreError
 
-from emt.cluster import indexing
-from emt.cluster.indexing import IndexWorkers, _resources, _room
+ray = pytest.importorskip("ray", reason="needs `pip install 'emt[ray]'`")
+
+from emt.cluster import indexing  # noqa: E402 - needs Ray
+from emt.cluster.indexing import IndexWorkers, _resources, _room  # noqa: E402
+from emt.cluster.reader import Read  # noqa: E402
+from emt.ingest.changes import Written  # noqa: E402
 
 
 def nodes(*each, **more):
@@ -56,3 +60,38 @@ def test_workers_without_room_are_told_of_once(monkeypatch, caplog):
         there.pop()
         pool._warn_without_room()
     assert len(caplog.messages) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            ray.exceptions.RayTaskError("write", "a traceback", OSError(28, "No space left")),
+            "space",
+        ),
+        (ray.exceptions.OutOfMemoryError("the machine's memory is full"), "memory is full"),
+    ],
+)
+def test_a_batch_that_fails_is_named_and_the_others_go_on(monkeypatch, error, told):
+    def get(task):
+        if task == "second":
+            raise error
+        return Read(Written(1, 0, 0), 3)
+
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "wait", lambda tasks, timeout: (tasks[:1], tasks[1:]))
+    pool = IndexWorkers(None, [FakeWorker(["first", "second", "third"])], 1, {"num_cpus": 1})
+    monkeypatch.setattr(indexing, "_MAX_DOCUMENTS", 1)
+    rows = []
+    with pytest.raises(StoreError, match=rf"1 documents were not read: 'b' \(.*{told}"):
+        pool.write([("a", "", None), ("b", "", None), ("c", "", None)], rows.append)
+    assert rows == [3, 3]
+
+
+class FakeWorker:
+    def __init__(self, tasks):
+        self.write = self
+        self._tasks = iter(tasks)
+
+    def remote(self, shard, documents):
+        return next(self._tasks)

@@ -287,6 +287,30 @@ def test_an_actor_that_died_is_started_again_and_knows_which_rows_may_be_found(s
             time.sleep(0.2)
 
 
+@pytest.mark.parametrize("name", ["ObjectLostError", "OutOfMemoryError", "NodeDiedError"])
+def test_an_answer_that_is_lost_is_a_missing_shard(remote, monkeypatch, name):
+    kind = getattr(ray.exceptions, name)
+    made = kind("ab" * 14, None, "") if name == "ObjectLostError" else kind("the reason")
+
+    def lose(*_, **__):
+        raise made
+
+    monkeypatch.setattr("memory_backends.sharded.remote.ray.get", lose)
+    with pytest.raises(ShardMissingError, match=r"shard [01]"):
+        remote.search_many(searches())
+
+
+def test_an_error_in_an_actor_is_told_in_its_own_words(remote, monkeypatch):
+    cause = StoreError("a file is damaged.")
+
+    def fail(*_, **__):
+        raise ray.exceptions.RayTaskError("ask", "Traceback of a process", cause)
+
+    monkeypatch.setattr("memory_backends.sharded.remote.ray.get", fail)
+    with pytest.raises(StoreError, match=r"^a file is damaged\.$"):
+        next(iter(remote.store.shards)).searches_exactly  # noqa: B018 - it asks
+
+
 def test_a_slow_shard_is_missing(stored, remote):
     slow, _ = remote.store.shards
     slow._time_limit = 1.0
