@@ -15,7 +15,9 @@ VOICES = ("words", "values", "heads")
 
 @pytest.fixture(scope="module")
 def memory():
-    return routing(build("llama"), tokenizer=word_tokenizer())
+    model = build("llama")
+    yield routing(model, tokenizer=word_tokenizer())
+    del model  # which the memory does not keep
 
 
 def rankings_of(memory, question, voices=VOICES, *, tokenizer=True, heads=True, **options):
