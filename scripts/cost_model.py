@@ -81,10 +81,10 @@ class Assumptions:
     """Prices and speeds, which nobody has measured for you."""
 
     gpu_dollars: float = assumed(
-        2.69, "dollars of one H100 SXM and hour (RunPod Secure Cloud, as listed on 22 May 2026)"
+        2.69, "dollars of one H100 SXM and hour (assumed; RunPod's by a blog of 22 May 2026)"
     )
     gpu_flops: float = assumed(
-        989e12, "operations a second of it, dense bfloat16 (NVIDIA's data sheet, 2023)"
+        989e12, "operations a second of it, dense bfloat16 (NVIDIA's figure, by secondary pages)"
     )
     utilisation: float = assumed(
         0.4, "share of them that reading long documents reaches (usual for 8B and more; assumed)"
@@ -96,7 +96,7 @@ class Assumptions:
         1e9, "bytes that one machine writes a second (a local NVMe disk; assumed)"
     )
     disk_dollars: float = assumed(
-        0.08, "dollars of a gigabyte and month (AWS EBS gp3 in us-east-1, 2026)"
+        0.08, "dollars of a gigabyte and month (assumed, as for cloud block storage)"
     )
     disk_bytes: float = assumed(8e12, "bytes of the disk of a machine (assumed)")
     ram_bytes: float = assumed(256e9, "bytes of its RAM that FAISS files may take (assumed)")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,13 +54,11 @@ class IndexWorkers:
     """A pool of models that read documents into one sharded store.
 
     Attributes:
-        config: settings of the memory, with the path of the store, which is there.
         workers: Ray actors of `ShardReader`.
         num_shards: of the store.
         resources: what each worker asks of Ray.
     """
 
-    config: MemoryConfig
     workers: list[Any]
     num_shards: int
     resources: Mapping[str, float]
@@ -114,7 +111,7 @@ class IndexWorkers:
             ray.get(tasks)
 
     def _num_queued(self, worker: int) -> int:
-        return Counter(batch.worker for batch in self._running.values())[worker]
+        return sum(batch.worker == worker for batch in self._running.values())
 
     def _wait(self, on_rows: Callable[[int], object] | None) -> None:
         """Wait for a batch to be written, and count it."""
@@ -182,7 +179,7 @@ def index_workers(
         for _ in range(num_workers)
     ]
     try:
-        yield IndexWorkers(config, workers, num_shards, resources)
+        yield IndexWorkers(workers, num_shards, resources)
     finally:
         for worker in workers:
             ray.kill(worker)

@@ -35,8 +35,7 @@ def start_ray(address: str | None) -> None:
         address: of the cluster, or "auto"; None or "local" to start Ray on this machine.
     """
     if not ray.is_initialized():
-        where = None if address in (None, "local") else address
-        ray.init(address=where or "local", log_to_driver=False, configure_logging=False)
+        ray.init(address=address or "local", log_to_driver=False, configure_logging=False)
 
 
 class _Actor:

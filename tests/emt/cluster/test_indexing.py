@@ -3,15 +3,13 @@
 import logging
 
 import pytest
+import ray
 
+from emt.cluster import indexing
+from emt.cluster.indexing import IndexWorkers, _resources, _room
+from emt.cluster.reader import Read
 from emt.errors import StoreError
-
-ray = pytest.importorskip("ray", reason="needs `pip install 'emt[ray]'`")
-
-from emt.cluster import indexing  # noqa: E402 - needs Ray
-from emt.cluster.indexing import IndexWorkers, _resources, _room  # noqa: E402
-from emt.cluster.reader import Read  # noqa: E402
-from emt.ingest.changes import Written  # noqa: E402
+from emt.ingest.changes import Written
 
 
 def nodes(*each, **more):
@@ -45,7 +43,7 @@ def test_a_worker_gets_a_gpu_where_all_can_have_one():
 def test_workers_without_room_are_told_of_once(monkeypatch, caplog):
     there = nodes(1, 1)
     monkeypatch.setattr(indexing, "_nodes", lambda: there)
-    pool = IndexWorkers(None, [None, None], 4, {"num_cpus": 1})
+    pool = IndexWorkers([None, None], 4, {"num_cpus": 1})
     with caplog.at_level(logging.WARNING):
         pool._warn_without_room()
         assert not caplog.messages
@@ -80,7 +78,7 @@ def test_a_batch_that_fails_is_named_and_the_others_go_on(monkeypatch, error, to
 
     monkeypatch.setattr(ray, "get", get)
     monkeypatch.setattr(ray, "wait", lambda tasks, timeout: (tasks[:1], tasks[1:]))
-    pool = IndexWorkers(None, [FakeWorker(["first", "second", "third"])], 1, {"num_cpus": 1})
+    pool = IndexWorkers([FakeWorker(["first", "second", "third"])], 1, {"num_cpus": 1})
     monkeypatch.setattr(indexing, "_MAX_DOCUMENTS", 1)
     rows = []
     with pytest.raises(StoreError, match=rf"1 documents were not read: 'b' \(.*{told}"):
